@@ -1,0 +1,27 @@
+//! The words that every crate of Trireme shares: identifiers, log addresses, key ranges, commands
+//! and cohort configurations.
+//!
+//! Nothing here does I/O, reads a clock or knows a protocol. `docs/glossary.md` gives each word
+//! its one meaning.
+
+mod command;
+mod config;
+mod entry;
+mod id;
+pub mod limits;
+mod lsn;
+mod range;
+mod range_map;
+
+pub use command::{
+    BatchDecodeError, Command, CommandBatch, Condition, Operation, Outcome, RequestId, Version,
+};
+pub use config::{
+    CohortConfig, Consistency, Durability, Engine, PlacementError, Protocol, UnknownName,
+    chained_placement,
+};
+pub use entry::{Entry, EntryKind};
+pub use id::{ClientId, ClusterId, CohortId, NodeId, ParseIdError};
+pub use lsn::{Epoch, Lsn};
+pub use range::{KeyRange, printable};
+pub use range_map::{RangeDescriptor, RangeMap, RangeMapError, even_splits};
