@@ -38,13 +38,13 @@ pub enum RangeMapError {
     TooMany(usize),
     /// A range that can hold no key.
     #[error("the range {0} holds no key: its start is not below its end")]
-    EmptyRange(KeyRange),
+    EmptyRange(String),
     /// Two ranges hold the same keys.
     #[error("the ranges {0} and {1} overlap")]
-    Overlap(KeyRange, KeyRange),
+    Overlap(String, String),
     /// Keys that no range holds.
     #[error("no range holds the keys {0}")]
-    Gap(KeyRange),
+    Gap(String),
     /// Split keys out of order, or one given twice.
     #[error("split keys must rise: '{}' is followed by '{}'", printable(.0), printable(.1))]
     SplitsOutOfOrder(Bytes, Bytes),
@@ -143,30 +143,32 @@ fn validate(ranges: &[RangeDescriptor]) -> Result<(), RangeMapError> {
         return Err(RangeMapError::TooMany(ranges.len()));
     }
     if let Some(empty) = ranges.iter().find(|entry| entry.range.is_empty()) {
-        return Err(RangeMapError::EmptyRange(empty.range.clone()));
+        return Err(RangeMapError::EmptyRange(empty.range.to_string()));
     }
     let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else {
         return Err(RangeMapError::NoRange);
     };
     if !first.range.start.is_empty() {
-        let end = Some(first.range.start.clone());
-        return Err(RangeMapError::Gap(KeyRange { start: Bytes::new(), end }));
+        return Err(gap(&Bytes::new(), Some(&first.range.start)));
     }
     for pair in ranges.windows(2) {
         let (low, high) = (&pair[0].range, &pair[1].range);
         match &low.end {
             Some(end) if *end == high.start => {}
             Some(end) if *end < high.start => {
-                let end_of_gap = Some(high.start.clone());
-                return Err(RangeMapError::Gap(KeyRange { start: end.clone(), end: end_of_gap }));
+                return Err(gap(end, Some(&high.start)));
             }
-            _ => return Err(RangeMapError::Overlap(low.clone(), high.clone())),
+            _ => return Err(RangeMapError::Overlap(low.to_string(), high.to_string())),
         }
     }
     match &last.range.end {
-        Some(end) => Err(RangeMapError::Gap(KeyRange { start: end.clone(), end: None })),
+        Some(end) => Err(gap(end, None)),
         None => Ok(()),
     }
+}
+
+fn gap(start: &Bytes, end: Option<&Bytes>) -> RangeMapError {
+    RangeMapError::Gap(KeyRange { start: start.clone(), end: end.cloned() }.to_string())
 }
 
 #[cfg(test)]
