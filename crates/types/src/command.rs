@@ -8,7 +8,7 @@ use crate::limits::{BATCH_COMMANDS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// The version of a value: the number of the write that made it, counted through all writes of its
 /// cohort. It rises with every write, also across the deletion of a key and its return, so that a
-/// version once seen never comes back with another value (papers.md S13). 0 is no version.
+/// version once seen never comes back with another value (S13). 0 is no version.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -22,7 +22,7 @@ impl std::fmt::Display for Version {
 }
 
 /// Names one write of one client, however often it is sent, so that it is applied once
-/// (papers.md C1).
+/// (C1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId {
     /// Whose write it is.

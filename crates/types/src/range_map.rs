@@ -15,7 +15,7 @@ pub struct RangeDescriptor {
     pub cohort: CohortId,
     /// Rises whenever the range's borders or its cohort change. A request names the epoch that
     /// it was routed by, and one routed by another epoch is answered with the newer route
-    /// (papers.md C5; TiKV's region epoch).
+    /// (C5; TiKV's region epoch).
     pub epoch: u64,
 }
 
