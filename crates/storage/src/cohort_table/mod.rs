@@ -1,0 +1,335 @@
+//! One cohort's table: what its log amounts to.
+//!
+//! # What is guaranteed
+//!
+//! * **One order, one outcome.** Commands are judged when they are applied, in log order, each
+//!   against the rows as all earlier commands left them, those of the same call included. So every
+//!   replica comes to the same outcome, and of two conditional writes that await the same version
+//!   only the first passes, however close they follow (S12).
+//! * **Versions never repeat.** A write's version is the cohort's write counter at that write. The
+//!   counter goes on across deletions, so a version once seen never returns with another value
+//!   (S13). A deletion of a row takes a number too; a command that changes nothing takes none.
+//! * **Retries do not apply twice** (C1). The outcome of each request is kept with the rows, and a
+//!   request that comes again gets the recorded outcome.
+//! * **All or nothing.** The changes of one call of [`CohortTable::apply`] reach the engine in one
+//!   batch together with the applied point, so readers and restarts see whole calls.
+//!
+//! # The outcome of a deletion
+//!
+//! | condition | row there | row absent |
+//! |---|---|---|
+//! | none | deleted, existed | deleted, did not exist; no number |
+//! | version matches | deleted, existed | condition failed, no current version |
+//! | version differs | condition failed, current version | condition failed, no current version |
+//! | absent | condition failed, current version | deleted, did not exist; no number |
+//!
+//! # Sessions
+//!
+//! Every request that carries a [`trireme_types::RequestId`] is recorded with its outcome, a failed
+//! condition included: whoever wants to try again after a definite answer takes a new sequence.
+//! Only [`Outcome::WrongRange`] is not recorded, since the write may yet be applied by the cohort
+//! that its key belongs to. A request below the highest `first_incomplete` that its client has named, or below
+//! what could be kept of a client with too much under way, is not applied; its outcome is
+//! [`Outcome::ConditionFailed`] without a current version, which says truly that nothing was
+//! changed, and which the client does not await any more.
+//!
+//! # Generations
+//!
+//! A snapshot is installed beside the rows in force, under the next generation number, and then
+//! takes their place by one write of the meta row. A crash leaves the old rows or the new ones.
+//!
+//! # What is left out
+//!
+//! The range is not replicated state here: [`CohortTable::set_range`] is told it. For replicas to
+//! agree, it must be told at the same point of the log on each of them, and a restart that applies
+//! entries from before that point must first be told the range of that time.
+
+mod apply;
+pub(crate) mod install;
+mod sessions;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use trireme_types::limits::{SCAN_BYTES_MAX, SCAN_ROWS_MAX};
+use trireme_types::{CohortId, Entry, KeyRange, Lsn, Outcome, Version};
+
+use crate::cohort_table::apply::Apply;
+use crate::cohort_table::sessions::Sessions;
+use crate::snapshot::{SnapshotHeader, SnapshotReader};
+use crate::table::keys::{self, Meta, PREFIX_BYTES, Place};
+use crate::table::{Core, Points, TableError, WriteBatch};
+
+/// What became of one entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The entry.
+    pub lsn: Lsn,
+    /// One outcome per command, in order; empty for an entry without commands.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// A row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its key.
+    pub key: Bytes,
+    /// Its value.
+    pub value: Bytes,
+    /// The version of the value.
+    pub version: Version,
+}
+
+/// A part of a scan's answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScanPage {
+    /// The rows, in the order asked for.
+    pub rows: Vec<Row>,
+    /// Whether a limit ended the page and more rows follow. The next page starts after the last
+    /// row of this one.
+    pub more: bool,
+}
+
+/// One cohort's rows, versions and sessions. A clone is another handle of the same table.
+///
+/// Reads run beside [`CohortTable::apply`]; calls of apply, [`CohortTable::install`] and the start
+/// of a snapshot run one at a time.
+#[derive(Clone)]
+pub struct CohortTable {
+    state: Arc<State>,
+}
+
+struct State {
+    id: CohortId,
+    core: Arc<Core>,
+    points: Arc<Points>,
+    /// Held for reading while rows are looked up, so that a generation is not removed under a
+    /// reader.
+    serving: RwLock<Serving>,
+    /// Taken before `serving` where both are needed.
+    writer: Mutex<Writer>,
+    protocol: RwLock<Option<(Lsn, Bytes)>>,
+}
+
+/// Where reads go.
+struct Serving {
+    generation: u32,
+    range: KeyRange,
+    is_dropped: bool,
+}
+
+/// What an apply works on beside the rows.
+#[derive(Debug, Default)]
+pub(crate) struct Writer {
+    applied: Lsn,
+    /// The version of the last write.
+    writes: u64,
+    protocol: Option<(Lsn, Bytes)>,
+    /// Whether `protocol` is newer than its row.
+    protocol_changed: bool,
+    sessions: Sessions,
+}
+
+impl CohortTable {
+    /// Opens a cohort's table: reads its sessions and its protocol state. Without a meta row there
+    /// is nothing yet.
+    pub(crate) fn open(
+        core: Arc<Core>,
+        id: CohortId,
+        range: KeyRange,
+        meta: Option<Meta>,
+    ) -> Result<Self, TableError> {
+        let meta = meta.unwrap_or(Meta { generation: 1, applied: Lsn::ZERO, writes: 0 });
+        let place = Place { cohort: id, generation: meta.generation };
+        let mut writer = Writer { applied: meta.applied, writes: meta.writes, ..Writer::default() };
+        if let Some(value) = core.get(&place.prefix(keys::KIND_PROTOCOL))? {
+            writer.protocol = Some(keys::decode_protocol(id, &value)?);
+        }
+        for row in core.view(&place.kind(keys::KIND_SESSION))? {
+            let (key, value) = row?;
+            writer.sessions.load(id, key.get(PREFIX_BYTES..).unwrap_or_default(), &value)?;
+        }
+        let points = Points::new(meta.applied);
+        core.add_points(id, Arc::clone(&points));
+        let serving = Serving { generation: meta.generation, range, is_dropped: false };
+        let state = State {
+            id,
+            core,
+            points,
+            serving: RwLock::new(serving),
+            protocol: RwLock::new(writer.protocol.clone()),
+            writer: Mutex::new(writer),
+        };
+        Ok(Self { state: Arc::new(state) })
+    }
+
+    /// Applies entries in order, as one batch: the outcomes are returned when all of it is visible.
+    ///
+    /// The entries must rise from [`CohortTable::applied`] on. Nothing has changed after
+    /// [`TableError::OutOfOrder`] and [`TableError::Batch`]; any other error has made the tables
+    /// fail. May wait for a flush if memory is full.
+    pub fn apply(&self, entries: &[Entry]) -> Result<Vec<Applied>, TableError> {
+        let state = &*self.state;
+        state.core.check_usable()?;
+        let mut writer = state.writer.lock();
+        let serving = state.serving.read();
+        serving.check(state.id)?;
+        let place = Place { cohort: state.id, generation: serving.generation };
+        let entries = apply::decode(place, writer.applied, entries)?;
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut apply = Apply::new(&state.core, place, &serving.range, &mut writer);
+        // The sessions in memory are ahead of the disk after a failure, so it must be the end.
+        let applied = apply.run(entries).map_err(|error| state.core.fail(error))?;
+        state.core.write(apply.into_batch())?;
+        if std::mem::take(&mut writer.protocol_changed) {
+            state.protocol.write().clone_from(&writer.protocol);
+        }
+        state.points.set_applied(writer.applied);
+        Ok(applied)
+    }
+
+    /// Returns the last entry that was applied; [`Lsn::ZERO`] if there was none.
+    pub fn applied(&self) -> Lsn {
+        self.state.points.applied()
+    }
+
+    /// Returns the last entry that was applied when the last completed flush began: the log up to
+    /// it is not needed for this table any more.
+    pub fn persisted(&self) -> Lsn {
+        self.state.points.persisted()
+    }
+
+    /// Returns the newest protocol entry that was applied, with its payload.
+    pub fn protocol_state(&self) -> Option<(Lsn, Bytes)> {
+        self.state.protocol.read().clone()
+    }
+
+    /// Returns the cohort.
+    pub fn id(&self) -> CohortId {
+        self.state.id
+    }
+
+    /// Returns the row of a key; `None` if there is none or if the key is not in the range.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Row>, TableError> {
+        let state = &*self.state;
+        let serving = state.serving.read();
+        serving.check(state.id)?;
+        if !serving.range.contains(key) {
+            return Ok(None);
+        }
+        let place = Place { cohort: state.id, generation: serving.generation };
+        let Some(value) = state.core.get(&place.row_key(key))? else {
+            return Ok(None);
+        };
+        let (version, value) = keys::decode_row(state.id, &value)?;
+        Ok(Some(Row { key: Bytes::copy_from_slice(key), value, version }))
+    }
+
+    /// Returns the rows of `range` that lie in the cohort's own range, as of one moment, from the
+    /// lowest key upwards or from the highest downwards. A page holds at most `limit` rows, at most
+    /// [`SCAN_ROWS_MAX`], and ends after the row that passes [`SCAN_BYTES_MAX`].
+    pub fn scan(
+        &self,
+        range: &KeyRange,
+        limit: usize,
+        reverse: bool,
+    ) -> Result<ScanPage, TableError> {
+        let state = &*self.state;
+        let serving = state.serving.read();
+        serving.check(state.id)?;
+        let place = Place { cohort: state.id, generation: serving.generation };
+        let mut span = place.rows(&serving.range.intersection(range));
+        span.reverse = reverse;
+        let limit = limit.min(SCAN_ROWS_MAX);
+        let mut page = ScanPage::default();
+        let mut bytes = 0;
+        let mut damaged = None;
+        state.core.scan(&span, &mut |key, value| {
+            if page.rows.len() >= limit || bytes >= SCAN_BYTES_MAX {
+                page.more = true;
+                return ControlFlow::Break(());
+            }
+            match decode_entry(state.id, &key, &value) {
+                Ok(row) => {
+                    bytes += row.key.len() + row.value.len();
+                    page.rows.push(row);
+                    ControlFlow::Continue(())
+                }
+                Err(error) => {
+                    damaged = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        damaged.map_or(Ok(page), Err)
+    }
+
+    /// Has the table serve `range` from now on. Rows outside it stay on disk but are not served,
+    /// and commands on them have the outcome [`Outcome::WrongRange`].
+    pub fn set_range(&self, range: KeyRange) {
+        self.state.serving.write().range = range;
+    }
+
+    /// Begins a snapshot of the table as of this call: the rows in the range, the sessions and the
+    /// protocol state.
+    pub fn snapshot(&self) -> Result<SnapshotReader, TableError> {
+        let state = &*self.state;
+        // Nothing is applied while the view is taken, so it fits the header.
+        let writer = state.writer.lock();
+        let serving = state.serving.read();
+        serving.check(state.id)?;
+        let place = Place { cohort: state.id, generation: serving.generation };
+        let header = SnapshotHeader {
+            cohort: state.id,
+            applied: writer.applied,
+            writes: writer.writes,
+            range: serving.range.clone(),
+            protocol: writer.protocol.clone(),
+        };
+        let sessions = state.core.view(&place.kind(keys::KIND_SESSION))?;
+        let rows = state.core.view(&place.rows(&serving.range))?;
+        Ok(SnapshotReader::new(header, sessions, rows))
+    }
+
+    /// Refuses everything from now on.
+    pub(crate) fn set_dropped(&self) {
+        self.state.serving.write().is_dropped = true;
+    }
+}
+
+impl Serving {
+    fn check(&self, id: CohortId) -> Result<(), TableError> {
+        if self.is_dropped { Err(TableError::Dropped(id)) } else { Ok(()) }
+    }
+}
+
+impl Writer {
+    /// Counts a write and returns its version.
+    fn next_version(&mut self) -> Version {
+        // Counting cannot reach the end; a damaged counter must not panic there.
+        self.writes = self.writes.saturating_add(1);
+        Version(self.writes)
+    }
+
+    /// Adds what an apply changes beside the rows: sessions, protocol state, meta row.
+    fn write_own_rows(&mut self, place: Place, batch: &mut WriteBatch) {
+        self.sessions.write_changed(place, batch);
+        if let (true, Some((lsn, payload))) = (self.protocol_changed, &self.protocol) {
+            let key = place.prefix(keys::KIND_PROTOCOL);
+            batch.put(&[&key], &[&keys::protocol_header(*lsn), payload]);
+        }
+        let meta =
+            Meta { generation: place.generation, applied: self.applied, writes: self.writes };
+        batch.put(&[&keys::meta_key(place.cohort)], &[&meta.encode()]);
+    }
+}
+
+fn decode_entry(cohort: CohortId, key: &Bytes, value: &Bytes) -> Result<Row, TableError> {
+    let (version, value) = keys::decode_row(cohort, value)?;
+    // The span that was scanned holds no shorter key.
+    Ok(Row { key: key.slice(PREFIX_BYTES.min(key.len())..), value, version })
+}

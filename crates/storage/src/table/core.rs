@@ -1,0 +1,332 @@
+//! The engine with what surrounds it: the bound on memory, failure, flushes and their listeners.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use trireme_types::{CohortId, Lsn};
+
+use crate::table::engine::{Span, TableEngine, View, Visit};
+use crate::table::{TableError, WriteBatch};
+
+/// How many memtables' worth of writes may be in memory and not on disk before writers wait: one
+/// being flushed and one being filled.
+pub const MEMTABLES_MAX: u64 = 2;
+
+/// The most keys that one batch of [`Core::remove_span`] removes.
+const REMOVE_BATCH_KEYS: usize = 1024;
+
+/// What the tables have done and hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableMetrics {
+    /// Completed flushes.
+    pub flushes: u64,
+    /// Steps of compaction that changed something.
+    pub compactions: u64,
+    /// Bytes of keys and values written, sessions and meta rows included.
+    pub written_bytes: u64,
+    /// Writes that had to wait for a flush.
+    pub stalls: u64,
+    /// About how many bytes the files hold.
+    pub disk_bytes: u64,
+    /// Bytes written and not flushed yet.
+    pub memtable_bytes: u64,
+}
+
+/// The engine, shared by the handles of all cohorts and the maintenance threads.
+pub(crate) struct Core {
+    engine: Box<dyn TableEngine>,
+    memtable_bytes: u64,
+    failed: AtomicBool,
+    tasks: Mutex<Tasks>,
+    /// Woken when something in `tasks` changes.
+    changed: Condvar,
+    /// Held through a flush, so that persisted points move in order.
+    flushing: Mutex<()>,
+    points: Mutex<BTreeMap<CohortId, Arc<Points>>>,
+    flush_listeners: Mutex<Vec<FlushListener>>,
+    failure_listeners: Mutex<Vec<FailureListener>>,
+    counters: Counters,
+}
+
+pub(crate) type FlushListener = Arc<dyn Fn() + Send + Sync>;
+pub(crate) type FailureListener = Arc<dyn Fn(&TableError) + Send + Sync>;
+
+/// What is to be done and what has become of it.
+#[derive(Default)]
+pub(crate) struct Tasks {
+    pub(crate) flush_wanted: bool,
+    pub(crate) compaction_wanted: bool,
+    pub(crate) compacting: bool,
+    pub(crate) stopping: bool,
+    failure: Option<String>,
+}
+
+/// How far one cohort's table has come.
+#[derive(Debug)]
+pub(crate) struct Points {
+    /// Applied, then persisted. The second never passes the first.
+    values: Mutex<(Lsn, Lsn)>,
+}
+
+#[derive(Default)]
+struct Counters {
+    flushes: AtomicU64,
+    compactions: AtomicU64,
+    written_bytes: AtomicU64,
+    stalls: AtomicU64,
+}
+
+impl Points {
+    /// Returns the points of a table that was just opened: all that it has is on disk.
+    pub(crate) fn new(applied: Lsn) -> Arc<Self> {
+        Arc::new(Self { values: Mutex::new((applied, applied)) })
+    }
+
+    pub(crate) fn applied(&self) -> Lsn {
+        self.values.lock().0
+    }
+
+    pub(crate) fn persisted(&self) -> Lsn {
+        self.values.lock().1
+    }
+
+    pub(crate) fn set_applied(&self, lsn: Lsn) {
+        self.values.lock().0 = lsn;
+    }
+
+    fn raise_persisted(&self, lsn: Lsn) {
+        let mut values = self.values.lock();
+        values.1 = values.1.max(lsn);
+    }
+}
+
+impl Core {
+    pub(crate) fn new(engine: Box<dyn TableEngine>, memtable_bytes: u64) -> Self {
+        Self {
+            engine,
+            memtable_bytes,
+            failed: AtomicBool::new(false),
+            tasks: Mutex::default(),
+            changed: Condvar::new(),
+            flushing: Mutex::new(()),
+            points: Mutex::default(),
+            flush_listeners: Mutex::default(),
+            failure_listeners: Mutex::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Writes a batch, after waiting for memory if too much is unflushed.
+    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), TableError> {
+        self.check_usable()?;
+        if self.is_full() {
+            self.wait_for_memory()?;
+        }
+        self.counters.written_bytes.fetch_add(batch.bytes() as u64, Ordering::Relaxed);
+        self.engine.write(batch).map_err(|error| self.fail(error))?;
+        if self.engine.unflushed_bytes() >= self.memtable_bytes {
+            self.want_flush(&mut self.tasks());
+        }
+        Ok(())
+    }
+
+    /// Makes everything written so far durable, and moves every cohort's persisted point.
+    pub(crate) fn flush(&self) -> Result<(), TableError> {
+        {
+            let _flushing = self.flushing.lock();
+            self.check_usable()?;
+            // Taken before the flush begins, so that all of it is in what the flush covers.
+            let applied: Vec<_> = self.points.lock().values().cloned().collect();
+            let applied: Vec<_> = applied.into_iter().map(|p| (p.applied(), p)).collect();
+            self.engine.flush().map_err(|error| self.fail(error))?;
+            for (lsn, points) in applied {
+                points.raise_persisted(lsn);
+            }
+            self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        }
+        {
+            let mut tasks = self.tasks();
+            tasks.flush_wanted = self.engine.unflushed_bytes() >= self.memtable_bytes;
+            tasks.compaction_wanted = true;
+            self.changed.notify_all();
+        }
+        let listeners = self.flush_listeners.lock().clone();
+        listeners.iter().for_each(|listener| listener());
+        Ok(())
+    }
+
+    /// Does one step of compaction; says whether there may be more to do.
+    pub(crate) fn compact(&self) -> Result<bool, TableError> {
+        let changed = self.engine.compact().map_err(|error| self.fail(error))?;
+        self.counters.compactions.fetch_add(changed.into(), Ordering::Relaxed);
+        Ok(changed)
+    }
+
+    /// Removes every row of the span, in several batches.
+    pub(crate) fn remove_span(&self, span: &Span) -> Result<(), TableError> {
+        let mut rest = span.clone();
+        loop {
+            let mut keys = Vec::with_capacity(REMOVE_BATCH_KEYS);
+            self.scan(&rest, &mut |key, _| {
+                keys.push(key);
+                match keys.len() {
+                    REMOVE_BATCH_KEYS => ControlFlow::Break(()),
+                    _ => ControlFlow::Continue(()),
+                }
+            })?;
+            let Some(last) = keys.last() else {
+                return Ok(());
+            };
+            // Right after the last key, so that no removed row is passed over again.
+            rest.start = [&last[..], &[0]].concat();
+            let mut batch = WriteBatch::default();
+            keys.into_iter().for_each(|key| batch.remove_key(key));
+            self.write(batch)?;
+        }
+    }
+
+    /// Returns the first row of the span.
+    pub(crate) fn first(&self, span: &Span) -> Result<Option<(Bytes, Bytes)>, TableError> {
+        let mut first = None;
+        self.engine.scan(span, &mut |key, value| {
+            first = Some((key, value));
+            ControlFlow::Break(())
+        })?;
+        Ok(first)
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        self.engine.get(key)
+    }
+
+    pub(crate) fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
+        self.engine.scan(span, visit)
+    }
+
+    pub(crate) fn view(&self, span: &Span) -> Result<View, TableError> {
+        self.engine.view(span)
+    }
+
+    /// Has every flush from now on move these points.
+    pub(crate) fn add_points(&self, cohort: CohortId, points: Arc<Points>) {
+        self.points.lock().insert(cohort, points);
+    }
+
+    pub(crate) fn remove_points(&self, cohort: CohortId) {
+        self.points.lock().remove(&cohort);
+    }
+
+    pub(crate) fn on_flush(&self, listener: FlushListener) {
+        self.flush_listeners.lock().push(listener);
+    }
+
+    pub(crate) fn on_failure(&self, listener: FailureListener) {
+        self.failure_listeners.lock().push(Arc::clone(&listener));
+        // A failure that came first has told nobody who comes now.
+        if let Err(error @ TableError::Failed { .. }) = self.check_usable() {
+            listener(&error);
+        }
+    }
+
+    /// Lets go of the listeners, which may hold handles of this very table.
+    pub(crate) fn forget_listeners(&self) {
+        self.flush_listeners.lock().clear();
+        self.failure_listeners.lock().clear();
+    }
+
+    /// Takes note of a failure after which the disk's content is not known: nothing is written any
+    /// more. Returns the error for the caller to pass on.
+    pub(crate) fn fail(&self, error: TableError) -> TableError {
+        {
+            let mut tasks = self.tasks();
+            if tasks.failure.is_some() {
+                return error;
+            }
+            tracing::error!(%error, "the tables have failed and take no more writes");
+            tasks.failure = Some(error.to_string());
+            self.failed.store(true, Ordering::Release);
+            self.changed.notify_all();
+        }
+        let listeners = std::mem::take(&mut *self.failure_listeners.lock());
+        listeners.iter().for_each(|listener| listener(&error));
+        error
+    }
+
+    /// Fails unless the tables take writes.
+    pub(crate) fn check_usable(&self) -> Result<(), TableError> {
+        if !self.failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Self::check_tasks(&self.tasks())
+    }
+
+    /// Refuses everything from now on and has the maintenance threads end.
+    pub(crate) fn stop(&self) {
+        self.tasks().stopping = true;
+        self.failed.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn metrics(&self) -> TableMetrics {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        TableMetrics {
+            flushes: count(&self.counters.flushes),
+            compactions: count(&self.counters.compactions),
+            written_bytes: count(&self.counters.written_bytes),
+            stalls: count(&self.counters.stalls),
+            disk_bytes: self.engine.disk_bytes(),
+            memtable_bytes: self.engine.unflushed_bytes(),
+        }
+    }
+
+    pub(crate) fn is_behind(&self) -> bool {
+        self.engine.is_behind()
+    }
+
+    pub(crate) fn tasks(&self) -> MutexGuard<'_, Tasks> {
+        self.tasks.lock()
+    }
+
+    /// Waits until something in the tasks may have changed.
+    pub(crate) fn wait(&self, tasks: &mut MutexGuard<'_, Tasks>) {
+        self.changed.wait(tasks);
+    }
+
+    pub(crate) fn notify(&self) {
+        self.changed.notify_all();
+    }
+
+    fn is_full(&self) -> bool {
+        self.engine.unflushed_bytes() >= self.memtable_bytes.saturating_mul(MEMTABLES_MAX)
+    }
+
+    fn wait_for_memory(&self) -> Result<(), TableError> {
+        self.counters.stalls.fetch_add(1, Ordering::Relaxed);
+        let mut tasks = self.tasks();
+        while self.is_full() {
+            Self::check_tasks(&tasks)?;
+            self.want_flush(&mut tasks);
+            self.wait(&mut tasks);
+        }
+        Self::check_tasks(&tasks)
+    }
+
+    fn want_flush(&self, tasks: &mut Tasks) {
+        if !tasks.flush_wanted {
+            tasks.flush_wanted = true;
+            self.changed.notify_all();
+        }
+    }
+
+    fn check_tasks(tasks: &Tasks) -> Result<(), TableError> {
+        match &tasks.failure {
+            Some(reason) => Err(TableError::Failed { reason: reason.clone() }),
+            None if tasks.stopping => Err(TableError::Closed),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What a storage engine must do to hold the tables.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::table::{TableError, WriteBatch};
+
+/// An ordered map from byte strings to byte strings that outlives its process.
+///
+/// An engine keeps no log. What was written is visible at once and durable after the next
+/// [`TableEngine::flush`]. After a crash the map is as it was after some whole number of batches:
+/// at least those before the last completed flush, perhaps more, never a batch in part and never a
+/// later batch without the earlier ones.
+pub trait TableEngine: Send + Sync {
+    /// Makes the changes of `batch`, all at once: no reader sees some of them without the others.
+    /// They are visible when the call returns.
+    fn write(&self, batch: WriteBatch) -> Result<(), TableError>;
+
+    /// Returns the value of `key`.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError>;
+
+    /// Shows the rows of the span to `visit`, as of one moment, until it breaks off. Meant for
+    /// pages: an engine may hold writers up meanwhile.
+    fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError>;
+
+    /// Returns the rows of the span as of this call, in ascending order, however long it takes to
+    /// read them.
+    fn view(&self, span: &Span) -> Result<View, TableError>;
+
+    /// Makes everything durable that was written before the call. It is so when the call returns.
+    fn flush(&self) -> Result<(), TableError>;
+
+    /// Does one step of the work that keeps reads fast and the disk tidy; says whether it did
+    /// anything, in which case there may be more to do.
+    fn compact(&self) -> Result<bool, TableError>;
+
+    /// Says whether so much of that work waits that no flush should add to it.
+    fn is_behind(&self) -> bool;
+
+    /// Returns how many bytes were written since what the last completed flush has made durable.
+    fn unflushed_bytes(&self) -> u64;
+
+    /// Returns about how many bytes the files hold.
+    fn disk_bytes(&self) -> u64;
+}
+
+/// Takes a row of a scan and says whether to go on.
+pub type Visit<'a> = &'a mut dyn FnMut(Bytes, Bytes) -> ControlFlow<()>;
+
+/// The rows of a span as of one moment.
+pub type View = Box<dyn Iterator<Item = Result<(Bytes, Bytes), TableError>> + Send>;
+
+/// The engine keys `[start, end)`, and from which side to read them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The first key.
+    pub start: Vec<u8>,
+    /// The first key past the span.
+    pub end: Vec<u8>,
+    /// Whether to begin with the highest key.
+    pub reverse: bool,
+}
+
+impl Span {
+    /// Returns the span `[start, end)`, read upwards.
+    pub fn new(start: Vec<u8>, end: Vec<u8>) -> Self {
+        Self { start, end, reverse: false }
+    }
+
+    /// Says whether no key lies in the span.
+    pub fn is_empty(&self) -> bool {
+        self.start >= self.end
+    }
+}

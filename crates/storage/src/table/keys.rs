@@ -1,0 +1,273 @@
+//! How rows of all cohorts lie in one keyspace.
+//!
+//! ```text
+//! cohort: u64 | generation: u32 | kind: u8 | the rest, by kind        (integers big-endian)
+//! ```
+//!
+//! Generation 0 holds only the cohort's meta row, which names the generation that is in force.
+//! Every other generation belongs to a snapshot that was installed, is being installed or was
+//! replaced by a later one.
+
+use bytes::Bytes;
+use trireme_types::{ClientId, CohortId, KeyRange, Lsn, Version};
+
+use crate::table::{Span, TableError};
+
+/// A cohort's meta row, in generation 0.
+pub(crate) const KIND_META: u8 = 1;
+/// The newest protocol entry.
+pub(crate) const KIND_PROTOCOL: u8 = 2;
+/// One client's session.
+pub(crate) const KIND_SESSION: u8 = 3;
+/// One user row.
+pub(crate) const KIND_ROW: u8 = 4;
+
+/// The length of everything before the part of a key that depends on its kind.
+pub(crate) const PREFIX_BYTES: usize = 13;
+
+/// The format of rows, meta rows, protocol rows and sessions; the first byte of each.
+pub(crate) const FORMAT: u8 = 1;
+
+/// The bytes of a row's value before the user's value: format and version.
+pub(crate) const ROW_HEADER_BYTES: usize = 9;
+
+const META_BYTES: usize = 29;
+const PROTOCOL_HEADER_BYTES: usize = 17;
+
+/// The part of the keyspace that one generation of one cohort fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) cohort: CohortId,
+    pub(crate) generation: u32,
+}
+
+impl Place {
+    /// Returns what every key of this kind begins with.
+    pub(crate) fn prefix(self, kind: u8) -> [u8; PREFIX_BYTES] {
+        let mut prefix = [0; PREFIX_BYTES];
+        prefix[..8].copy_from_slice(&self.cohort.0.to_be_bytes());
+        prefix[8..12].copy_from_slice(&self.generation.to_be_bytes());
+        prefix[12] = kind;
+        prefix
+    }
+
+    /// Returns the engine key of a user key.
+    pub(crate) fn row_key(self, key: &[u8]) -> Vec<u8> {
+        [&self.prefix(KIND_ROW)[..], key].concat()
+    }
+
+    /// Returns the engine key of a client's session.
+    pub(crate) fn session_key(self, client: ClientId) -> Vec<u8> {
+        [&self.prefix(KIND_SESSION)[..], &client.0.to_be_bytes()].concat()
+    }
+
+    /// Returns the span of the rows whose user keys lie in `range`.
+    pub(crate) fn rows(self, range: &KeyRange) -> Span {
+        let end = match &range.end {
+            Some(end) => self.row_key(end),
+            None => self.prefix(KIND_ROW + 1).to_vec(),
+        };
+        Span::new(self.row_key(&range.start), end)
+    }
+
+    /// Returns the span of everything of one kind.
+    pub(crate) fn kind(self, kind: u8) -> Span {
+        Span::new(self.prefix(kind).to_vec(), self.prefix(kind + 1).to_vec())
+    }
+
+    /// Returns the span of the whole generation.
+    pub(crate) fn all(self) -> Span {
+        let end = match self.generation.checked_add(1) {
+            Some(generation) => Self { generation, ..self }.prefix(0).to_vec(),
+            None => cohort_span(self.cohort).end,
+        };
+        Span::new(self.prefix(0).to_vec(), end)
+    }
+}
+
+/// Returns the span of everything that a cohort has, its meta row included.
+pub(crate) fn cohort_span(cohort: CohortId) -> Span {
+    let end = match cohort.0.checked_add(1) {
+        Some(next) => next.to_be_bytes().to_vec(),
+        None => END_OF_KEYS.to_vec(),
+    };
+    Span::new(cohort.0.to_be_bytes().to_vec(), end)
+}
+
+/// A key above every key of every cohort.
+pub(crate) const END_OF_KEYS: [u8; PREFIX_BYTES + 1] = [0xff; PREFIX_BYTES + 1];
+
+/// Returns the engine key of a cohort's meta row.
+pub(crate) fn meta_key(cohort: CohortId) -> [u8; PREFIX_BYTES] {
+    Place { cohort, generation: 0 }.prefix(KIND_META)
+}
+
+/// Reads the place that an engine key begins with; `None` if it is too short to have one.
+pub(crate) fn place_of(key: &[u8]) -> Option<Place> {
+    let (cohort, rest) = key.split_first_chunk::<8>()?;
+    let (generation, _) = rest.split_first_chunk::<4>()?;
+    Some(Place {
+        cohort: CohortId(u64::from_be_bytes(*cohort)),
+        generation: u32::from_be_bytes(*generation),
+    })
+}
+
+/// A cohort's meta row: where its table stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Meta {
+    /// The generation in force; at least 1.
+    pub(crate) generation: u32,
+    /// The last entry that was applied.
+    pub(crate) applied: Lsn,
+    /// The version of the last write.
+    pub(crate) writes: u64,
+}
+
+impl Meta {
+    pub(crate) fn encode(&self) -> [u8; META_BYTES] {
+        let mut bytes = [0; META_BYTES];
+        bytes[0] = FORMAT;
+        bytes[1..5].copy_from_slice(&self.generation.to_be_bytes());
+        bytes[5..13].copy_from_slice(&self.applied.epoch.to_be_bytes());
+        bytes[13..21].copy_from_slice(&self.applied.seq.to_be_bytes());
+        bytes[21..].copy_from_slice(&self.writes.to_be_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(cohort: CohortId, bytes: &[u8]) -> Result<Self, TableError> {
+        let what = "the meta row";
+        let rest = check_format(cohort, what, bytes)?;
+        let (generation, rest) =
+            rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
+        let (epoch, rest) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
+        let (seq, rest) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
+        let writes = rest.try_into().map_err(|_| cut(cohort, what, bytes))?;
+        let generation = u32::from_be_bytes(*generation);
+        if generation == 0 {
+            return Err(corrupt(cohort, what, "it names generation 0".to_owned()));
+        }
+        let applied = Lsn::new(u64::from_be_bytes(*epoch), u64::from_be_bytes(*seq));
+        Ok(Self { generation, applied, writes: u64::from_be_bytes(writes) })
+    }
+}
+
+/// Returns what a row's value begins with.
+pub(crate) fn row_header(version: Version) -> [u8; ROW_HEADER_BYTES] {
+    let mut header = [0; ROW_HEADER_BYTES];
+    header[0] = FORMAT;
+    header[1..].copy_from_slice(&version.0.to_be_bytes());
+    header
+}
+
+/// Reads the version of a row's value.
+pub(crate) fn row_version(cohort: CohortId, bytes: &[u8]) -> Result<Version, TableError> {
+    let what = "a row";
+    let rest = check_format(cohort, what, bytes)?;
+    let (version, _) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
+    Ok(Version(u64::from_be_bytes(*version)))
+}
+
+/// Reads a row's version and value, without copying the value.
+pub(crate) fn decode_row(cohort: CohortId, bytes: &Bytes) -> Result<(Version, Bytes), TableError> {
+    let version = row_version(cohort, bytes)?;
+    Ok((version, bytes.slice(ROW_HEADER_BYTES..)))
+}
+
+/// Returns what the protocol row's value begins with.
+pub(crate) fn protocol_header(lsn: Lsn) -> [u8; PROTOCOL_HEADER_BYTES] {
+    let mut header = [0; PROTOCOL_HEADER_BYTES];
+    header[0] = FORMAT;
+    header[1..9].copy_from_slice(&lsn.epoch.to_be_bytes());
+    header[9..].copy_from_slice(&lsn.seq.to_be_bytes());
+    header
+}
+
+/// Reads the protocol row.
+pub(crate) fn decode_protocol(cohort: CohortId, bytes: &Bytes) -> Result<(Lsn, Bytes), TableError> {
+    let what = "the protocol row";
+    let rest = check_format(cohort, what, bytes)?;
+    let (epoch, rest) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
+    let (seq, _) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
+    let lsn = Lsn::new(u64::from_be_bytes(*epoch), u64::from_be_bytes(*seq));
+    Ok((lsn, bytes.slice(PROTOCOL_HEADER_BYTES..)))
+}
+
+/// Returns what follows the format byte, if the format is the one that this build reads.
+pub(crate) fn check_format<'a>(
+    cohort: CohortId,
+    what: &'static str,
+    bytes: &'a [u8],
+) -> Result<&'a [u8], TableError> {
+    match bytes.split_first() {
+        Some((&FORMAT, rest)) => Ok(rest),
+        Some((&found, _)) => {
+            Err(TableError::Format { what, found: found.into(), known: FORMAT.into() })
+        }
+        None => Err(cut(cohort, what, bytes)),
+    }
+}
+
+/// Returns the error for something on disk that is not what was written there.
+pub(crate) fn corrupt(cohort: CohortId, what: &'static str, reason: String) -> TableError {
+    TableError::Corrupt { what, cohort, reason }
+}
+
+fn cut(cohort: CohortId, what: &'static str, bytes: &[u8]) -> TableError {
+    corrupt(cohort, what, format!("it cannot be {} bytes long", bytes.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COHORT: CohortId = CohortId(7);
+
+    #[test]
+    fn spans_hold_their_own_keys_and_no_others() {
+        let place = Place { cohort: COHORT, generation: 3 };
+        let inside = |span: &Span, key: &[u8]| key >= &span.start[..] && key < &span.end[..];
+        let rows = place.rows(&KeyRange::all());
+        assert!(inside(&rows, &place.row_key(b"")) && inside(&rows, &place.row_key(&[0xff; 99])));
+        assert!(!inside(&rows, &place.session_key(ClientId(u128::MAX))));
+        let part = place.rows(&KeyRange::new("b", Some("d")));
+        assert!(inside(&part, &place.row_key(b"c")) && !inside(&part, &place.row_key(b"d")));
+        assert!(inside(&place.all(), &place.row_key(&[0xff; 99])));
+        let next = Place { generation: 4, ..place };
+        assert!(!inside(&place.all(), &next.prefix(0)));
+        assert!(!inside(&place.all(), &meta_key(COHORT)));
+        assert!(inside(&cohort_span(COHORT), &meta_key(COHORT)));
+        assert!(inside(&cohort_span(COHORT), &next.row_key(&[0xff; 99])));
+        assert!(!inside(&cohort_span(COHORT), &meta_key(CohortId(8))));
+        let last = Place { cohort: CohortId(u64::MAX), generation: u32::MAX };
+        assert!(inside(&last.all(), &last.row_key(&[0xff; 3])));
+    }
+
+    #[test]
+    fn meta_rows_read_back_and_damaged_ones_are_refused() {
+        let meta = Meta { generation: 2, applied: Lsn::new(5, 1 << 40), writes: u64::MAX };
+        let bytes = meta.encode();
+        assert_eq!(Meta::decode(COHORT, &bytes).unwrap(), meta);
+        for len in 0..bytes.len() {
+            assert!(Meta::decode(COHORT, &bytes[..len]).is_err(), "cut to {len} bytes");
+        }
+        assert!(Meta::decode(COHORT, &[&bytes[..], &[0]].concat()).is_err());
+        let mut future = bytes;
+        future[0] = FORMAT + 1;
+        let refused = Meta::decode(COHORT, &future).unwrap_err();
+        assert!(matches!(refused, TableError::Format { found: 2, known: 1, .. }), "{refused}");
+    }
+
+    #[test]
+    fn rows_read_back_and_damaged_ones_are_refused() {
+        let bytes = Bytes::from([&row_header(Version(9))[..], b"value"].concat());
+        let row = decode_row(COHORT, &bytes).unwrap();
+        assert_eq!(row, (Version(9), Bytes::from_static(b"value")));
+        for len in 0..ROW_HEADER_BYTES {
+            assert!(decode_row(COHORT, &bytes.slice(..len)).is_err(), "cut to {len} bytes");
+        }
+        let lsn = Lsn::new(3, 4);
+        let bytes = Bytes::from([&protocol_header(lsn)[..], b"x"].concat());
+        assert_eq!(decode_protocol(COHORT, &bytes).unwrap(), (lsn, Bytes::from_static(b"x")));
+        assert!(decode_protocol(COHORT, &bytes.slice(..16)).is_err());
+    }
+}

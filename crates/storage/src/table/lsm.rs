@@ -1,0 +1,210 @@
+//! The default engine: the log-structured merge tree of the crate `lsm-tree`.
+//!
+//! The crate gives memtables, sorted files and their merging, and leaves sequence numbers,
+//! visibility, flushing and compaction to its user. This is how they are used here:
+//!
+//! * **One batch, one sequence number.** A writer takes the next number under `writer`, inserts
+//!   every change under it, and only then raises `visible`. A reader sees numbers below `visible`,
+//!   so it sees all of a batch or nothing. Batches are inserted one at a time.
+//! * **No batch is split over two memtables.** A memtable is sealed under `writer` too. Sealed
+//!   memtables reach the disk in order, and the tree's manifest takes up all files of one flush
+//!   in one step, so what a crash leaves is a prefix of the batches.
+//! * **`visible` is ours alone.** The tree raises the counter that it is given whenever it installs
+//!   files, which may be in the middle of a batch; it is given one that nobody reads. Its versions
+//!   take their numbers from the shared counter, so that each reader finds the version of the tree
+//!   that fits its number.
+//! * **Old versions.** Flushes and compactions may forget what no reader can ask for any more: the
+//!   watermark is the value of `visible`, once every reader that holds an older one is done with
+//!   its look-up (`readers`). A view that goes on for long holds its files by itself.
+//! * **After a restart** the numbers go on above the highest one found on disk. A merge into the
+//!   last level writes 0 in place of numbers, which is below every later one, so that is enough.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use lsm_tree::compaction::Leveled;
+use lsm_tree::{AbstractTree, AnyTree, Cache, Config, Guard, SeqNo, SequenceNumberCounter, Slice};
+use parking_lot::{Mutex, RwLock};
+use trireme_types::Engine;
+
+use crate::table::engine::{Span, TableEngine, View, Visit};
+use crate::table::{TableError, WriteBatch};
+
+/// The sorted runs in the first level at which flushes wait for compaction. Each run is one more
+/// place for a read to look; the tree begins to merge them at 4.
+const FIRST_LEVEL_RUNS_MAX: usize = 20;
+
+/// The levels of a tree.
+const LEVELS: usize = 7;
+
+/// A log-structured merge tree.
+pub(crate) struct LsmEngine {
+    tree: AnyTree,
+    /// Gives every batch and every version of the tree its number.
+    numbers: SequenceNumberCounter,
+    /// Numbers below it are visible. Raised only under `writer`, so never amid a batch.
+    visible: AtomicU64,
+    /// Held while a batch is inserted and while a memtable is sealed.
+    writer: Mutex<()>,
+    /// Held for reading from the moment a reader takes its number until it has found its version
+    /// of the tree; taken for writing to wait for those who came before.
+    readers: RwLock<()>,
+    strategy: Arc<Leveled>,
+    /// Bytes in the memtable that is written to. Changed only under `writer`.
+    active_bytes: AtomicU64,
+    /// Bytes in the memtables that wait for the disk.
+    sealed_bytes: AtomicU64,
+}
+
+impl LsmEngine {
+    /// Opens the tree in the folder `path`, or begins one there.
+    pub(crate) fn open(path: &Path, cache_bytes: u64) -> Result<Self, TableError> {
+        let numbers = SequenceNumberCounter::default();
+        let config = Config::new(path, numbers.clone(), SequenceNumberCounter::default())
+            .use_cache(Arc::new(Cache::with_capacity_bytes(cache_bytes)));
+        let tree = super::folder::catch_panic(Engine::Lsm, path, || {
+            config.open().map_err(|error| error.to_string())
+        })?;
+        // 0 is never visible and 1 always is, so that every reader finds a version of the tree.
+        let next = tree.get_highest_seqno().map_or(1, |highest| highest + 1).max(1);
+        numbers.set(next);
+        Ok(Self {
+            tree,
+            numbers,
+            visible: AtomicU64::new(next),
+            writer: Mutex::new(()),
+            readers: RwLock::new(()),
+            strategy: Arc::new(Leveled::default()),
+            active_bytes: AtomicU64::new(0),
+            sealed_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// Calls `read` with the number below which it may see. `read` must find its version of the
+    /// tree before it returns; what it reads from that version may come later.
+    fn with_visible<T>(&self, read: impl FnOnce(SeqNo) -> T) -> T {
+        let _reading = self.readers.read();
+        read(self.visible.load(Ordering::Acquire))
+    }
+
+    /// Returns a number at or below that of every reader to come and of every reader still about.
+    fn watermark(&self) -> SeqNo {
+        let visible = self.visible.load(Ordering::Acquire);
+        // Readers that took an older number hold the lock; those after this hold a newer number.
+        drop(self.readers.write());
+        visible
+    }
+
+    /// Lets readers use the newest version of the tree: between batches every number that was
+    /// given out belongs to something complete.
+    fn show_newest_version(&self) {
+        let _writing = self.writer.lock();
+        self.visible.store(self.numbers.get().max(1), Ordering::Release);
+    }
+
+    /// Returns what changes with every compaction that changes anything.
+    fn shape(&self) -> (u64, [Option<usize>; LEVELS]) {
+        (self.tree.disk_space(), std::array::from_fn(|level| self.tree.level_table_count(level)))
+    }
+
+    fn rows(&self, span: &Span) -> impl DoubleEndedIterator<Item = RowResult> + Send + use<> {
+        let range = &span.start[..]..&span.end[..];
+        self.with_visible(|visible| self.tree.range(range, visible, None)).map(|row| {
+            let (key, value) = row.into_inner().map_err(|e| failed("read rows", e))?;
+            Ok((Bytes::from(key), Bytes::from(value)))
+        })
+    }
+}
+
+type RowResult = Result<(Bytes, Bytes), TableError>;
+
+impl TableEngine for LsmEngine {
+    fn write(&self, batch: WriteBatch) -> Result<(), TableError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let _writing = self.writer.lock();
+        let number = self.numbers.next();
+        let mut memtable_bytes = 0;
+        for change in batch.into_changes() {
+            let key = Slice::from(change.key);
+            (_, memtable_bytes) = match change.value {
+                Some(value) => self.tree.insert(key, Slice::from(value), number),
+                None => self.tree.remove(key, number),
+            };
+        }
+        self.active_bytes.store(memtable_bytes, Ordering::Release);
+        self.visible.store(number + 1, Ordering::Release);
+        Ok(())
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        let value = self.with_visible(|visible| self.tree.get(key, visible));
+        Ok(value.map_err(|e| failed("read a row", e))?.map(Bytes::from))
+    }
+
+    fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
+        if span.is_empty() {
+            return Ok(());
+        }
+        let mut rows = self.rows(span);
+        while let Some(row) = if span.reverse { rows.next_back() } else { rows.next() } {
+            let (key, value) = row?;
+            if visit(key, value) == ControlFlow::Break(()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn view(&self, span: &Span) -> Result<View, TableError> {
+        if span.is_empty() {
+            return Ok(Box::new(std::iter::empty()));
+        }
+        Ok(Box::new(self.rows(span)))
+    }
+
+    fn flush(&self) -> Result<(), TableError> {
+        let flushing = self.tree.get_flush_lock();
+        {
+            let _writing = self.writer.lock();
+            if self.tree.rotate_memtable().is_some() {
+                let sealed = self.active_bytes.swap(0, Ordering::AcqRel);
+                self.sealed_bytes.fetch_add(sealed, Ordering::AcqRel);
+            }
+        }
+        let watermark = self.watermark();
+        // The tree writes and forces the files, then its manifest, then the folders of both.
+        self.tree.flush(&flushing, watermark).map_err(|e| failed("flush", e))?;
+        self.sealed_bytes.store(0, Ordering::Release);
+        self.show_newest_version();
+        Ok(())
+    }
+
+    fn compact(&self) -> Result<bool, TableError> {
+        let before = self.shape();
+        let strategy = Arc::clone(&self.strategy);
+        self.tree.compact(strategy, self.watermark()).map_err(|e| failed("compact", e))?;
+        self.show_newest_version();
+        Ok(self.shape() != before)
+    }
+
+    fn is_behind(&self) -> bool {
+        self.tree.l0_run_count() >= FIRST_LEVEL_RUNS_MAX
+    }
+
+    fn unflushed_bytes(&self) -> u64 {
+        self.active_bytes.load(Ordering::Acquire) + self.sealed_bytes.load(Ordering::Acquire)
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.tree.disk_space()
+    }
+}
+
+fn failed(doing: &'static str, source: lsm_tree::Error) -> TableError {
+    TableError::Engine { engine: Engine::Lsm, doing, source: Box::new(source) }
+}

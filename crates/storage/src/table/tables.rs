@@ -1,0 +1,222 @@
+//! One node's tables: a keyspace that all its cohorts share.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use trireme_types::{CohortId, Engine, KeyRange};
+
+use crate::cohort_table::CohortTable;
+use crate::table::engine::{Span, TableEngine};
+use crate::table::keys::{self, Meta, Place};
+use crate::table::maintenance::Maintenance;
+use crate::table::{Core, TableError, TableMetrics, WriteBatch, folder};
+
+/// How a node keeps its tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableOptions {
+    /// The storage engine. A folder can only be opened by the engine that made it.
+    pub engine: Engine,
+    /// Bytes written after which a flush starts. Larger means fewer and larger files and less
+    /// merging; memory holds up to [`crate::table::MEMTABLES_MAX`] times this much, for a moment
+    /// one more, and the log is cut in steps of it. 64 MiB is what the tree's own files aim at.
+    pub memtable_bytes: usize,
+    /// Bytes of file content kept in memory for reads. Larger means fewer reads from disk.
+    pub cache_bytes: usize,
+}
+
+impl Default for TableOptions {
+    fn default() -> Self {
+        Self {
+            engine: Engine::default(),
+            memtable_bytes: 64 * 1024 * 1024,
+            cache_bytes: 128 * 1024 * 1024,
+        }
+    }
+}
+
+/// All tables of one node. A clone is another handle of the same tables.
+///
+/// When the last handle of the tables and of their cohorts is dropped, the threads end and nothing
+/// is flushed: that is what a crash leaves. [`Tables::close`] is the orderly end.
+#[derive(Clone)]
+pub struct Tables {
+    shared: Arc<Shared>,
+}
+
+/// What all handles share. Dropping it ends the maintenance threads.
+struct Shared {
+    core: Arc<Core>,
+    maintenance: Mutex<Option<Maintenance>>,
+    cohorts: Mutex<Cohorts>,
+}
+
+/// The cohorts that have rows on disk or a handle. The lock is held while one is opened or
+/// dropped, so that nobody opens what is being removed.
+struct Cohorts {
+    /// The meta rows found when the tables were opened, of cohorts without a handle yet.
+    on_disk: BTreeMap<CohortId, Meta>,
+    open: BTreeMap<CohortId, CohortTable>,
+}
+
+impl Tables {
+    /// Opens the tables in the folder `dir`, or begins some there if it is empty or absent; removes
+    /// what interrupted snapshots and removals have left; starts the maintenance threads.
+    ///
+    /// Fails if the folder belongs to another engine or to a later format, or if the engine cannot
+    /// open its files ([`TableError::WillNotOpen`]).
+    pub fn open(dir: &Path, options: TableOptions) -> Result<Self, TableError> {
+        let engine = folder::open_engine(dir, options.engine, options.cache_bytes as u64)?;
+        Self::with_engine(dir, engine, &options)
+    }
+
+    /// Opens tables over an engine that is open already.
+    pub(crate) fn with_engine(
+        dir: &Path,
+        engine: Box<dyn TableEngine>,
+        options: &TableOptions,
+    ) -> Result<Self, TableError> {
+        let core = Arc::new(Core::new(engine, options.memtable_bytes as u64));
+        let maintenance = Maintenance::start(&core, options.engine)
+            .map_err(TableError::io("start the maintenance threads of", dir))?;
+        let on_disk = find_cohorts(&core)?;
+        tracing::info!(
+            dir = %dir.display(),
+            engine = %options.engine,
+            cohorts = on_disk.len(),
+            disk_bytes = core.metrics().disk_bytes,
+            "opened the tables"
+        );
+        let cohorts = Mutex::new(Cohorts { on_disk, open: BTreeMap::new() });
+        let maintenance = Mutex::new(Some(maintenance));
+        Ok(Self { shared: Arc::new(Shared { core, maintenance, cohorts }) })
+    }
+
+    /// Returns the table of a cohort, which holds nothing if the cohort is not known here. Every
+    /// call for the same cohort returns a handle of the same table; `range` counts for the first.
+    pub fn cohort(&self, id: CohortId, range: KeyRange) -> Result<CohortTable, TableError> {
+        let mut cohorts = self.shared.cohorts.lock();
+        if let Some(table) = cohorts.open.get(&id) {
+            return Ok(table.clone());
+        }
+        let meta = cohorts.on_disk.get(&id).copied();
+        let table = CohortTable::open(Arc::clone(&self.shared.core), id, range, meta)?;
+        cohorts.on_disk.remove(&id);
+        cohorts.open.insert(id, table.clone());
+        Ok(table)
+    }
+
+    /// Returns the cohorts that have a table here, in ascending order.
+    pub fn cohorts(&self) -> Vec<CohortId> {
+        let cohorts = self.shared.cohorts.lock();
+        let mut ids: Vec<_> = cohorts.on_disk.keys().chain(cohorts.open.keys()).copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Removes everything that a cohort has here. Durable when it returns; after a crash before
+    /// that, the cohort is there as it was or not at all. Its handles answer
+    /// [`TableError::Dropped`] from now on.
+    pub fn drop_cohort(&self, id: CohortId) -> Result<(), TableError> {
+        let core = &self.shared.core;
+        let mut cohorts = self.shared.cohorts.lock();
+        if let Some(table) = cohorts.open.get(&id) {
+            table.set_dropped();
+        } else if !cohorts.on_disk.contains_key(&id) {
+            return Ok(());
+        }
+        // Without its meta row the rest is rubbish, which the next start removes if this does not.
+        let mut batch = WriteBatch::default();
+        batch.remove(&[&keys::meta_key(id)]);
+        core.write(batch)?;
+        core.remove_points(id);
+        core.remove_span(&keys::cohort_span(id))?;
+        core.flush()?;
+        cohorts.open.remove(&id);
+        cohorts.on_disk.remove(&id);
+        Ok(())
+    }
+
+    /// Makes everything applied before the call durable and moves every cohort's persisted point
+    /// (S10). Concurrent flushes wait for one another.
+    pub fn flush(&self) -> Result<(), TableError> {
+        self.shared.core.flush()
+    }
+
+    /// Has `listener` called after each completed flush, in the thread that flushed. It must not
+    /// call [`Tables::flush`].
+    pub fn on_flush(&self, listener: Box<dyn Fn() + Send + Sync>) {
+        self.shared.core.on_flush(listener.into());
+    }
+
+    /// Has `listener` called once when a write or flush fails, after which the tables take no more
+    /// writes; at once if that has happened already.
+    pub fn on_failure(&self, listener: Box<dyn Fn(&TableError) + Send + Sync>) {
+        self.shared.core.on_failure(listener.into());
+    }
+
+    /// Returns the engine's surroundings, for tests that damage what is in it.
+    #[cfg(test)]
+    pub(crate) fn core(&self) -> &Core {
+        &self.shared.core
+    }
+
+    /// Returns what the tables have done and hold.
+    pub fn metrics(&self) -> TableMetrics {
+        self.shared.core.metrics()
+    }
+
+    /// Flushes and ends the maintenance threads. Nothing is written any more after it.
+    pub fn close(&self) -> Result<(), TableError> {
+        let flushed = match self.shared.core.flush() {
+            Err(TableError::Closed) => Ok(()),
+            result => result,
+        };
+        drop(self.shared.maintenance.lock().take());
+        self.shared.core.forget_listeners();
+        flushed
+    }
+}
+
+/// Finds the cohorts that have a meta row, and removes every other generation and every cohort
+/// without one: what interrupted installations, replaced generations and removals have left.
+fn find_cohorts(core: &Core) -> Result<BTreeMap<CohortId, Meta>, TableError> {
+    let mut found = BTreeMap::new();
+    let mut rest = Span::new(Vec::new(), keys::END_OF_KEYS.to_vec());
+    while let Some((key, value)) = core.first(&rest)? {
+        let place = keys::place_of(&key).ok_or_else(|| {
+            let reason = format!("the key {key:?} is too short");
+            keys::corrupt(CohortId(0), "the keyspace", reason)
+        })?;
+        let span = keys::cohort_span(place.cohort);
+        if key[..] == keys::meta_key(place.cohort) {
+            let meta = Meta::decode(place.cohort, &value)?;
+            remove_other_generations(core, place.cohort, meta.generation)?;
+            found.insert(place.cohort, meta);
+        } else {
+            tracing::info!(cohort = %place.cohort, "removing rows of a cohort that is not here");
+            core.remove_span(&span)?;
+        }
+        rest.start = span.end;
+    }
+    Ok(found)
+}
+
+/// Removes the generations that are not in force.
+fn remove_other_generations(core: &Core, cohort: CohortId, kept: u32) -> Result<(), TableError> {
+    let end = keys::cohort_span(cohort).end;
+    let mut start = Place { cohort, generation: 1 }.all().start;
+    while let Some((key, _)) = core.first(&Span::new(start.clone(), end.clone()))? {
+        let Some(place) = keys::place_of(&key) else {
+            return Ok(());
+        };
+        let span = place.all();
+        if place.generation != kept {
+            tracing::info!(%cohort, generation = place.generation, "removing leftover rows");
+            core.remove_span(&span)?;
+        }
+        start = span.end;
+    }
+    Ok(())
+}
