@@ -1,0 +1,305 @@
+//! Membership: which nodes there are, where they listen, and which of them live.
+//!
+//! ```text
+//! /nodes/<id>    who the node is and where it listens: stays when the node stops
+//! /live/<id>     ephemeral: there as long as a process holds the node's session
+//! ```
+//! The live node is created atomically, so that two living processes cannot both be one node. A
+//! process that comes back under the folder of its predecessor, which it could only lock because
+//! the predecessor is gone, takes the live node over at once; any other waits until the old
+//! session has ended.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
+use trireme_types::NodeId;
+
+use super::{decode, encode, malformed};
+use crate::{
+    Coordinator, CoordinatorError, CreateMode, Node, NodeChange, Nodes, Op, Scope, SessionId,
+    Watch, WatchEvent,
+};
+
+const NODES: &str = "/nodes";
+const LIVE: &str = "/live";
+
+/// Who a node is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Where it listens, as `host:port`.
+    pub address: String,
+    /// The identity of the data folder that it works on, drawn when the folder was made; empty if
+    /// it has none.
+    #[serde(default)]
+    pub folder: String,
+    /// Whatever else the node tells of itself.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl NodeInfo {
+    /// Returns the information of a node that listens on `address`.
+    pub fn new(address: impl Into<String>) -> Self {
+        Self { address: address.into(), folder: String::new(), labels: BTreeMap::new() }
+    }
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The node.
+    pub id: NodeId,
+    /// Who it is, by its latest registration.
+    pub info: NodeInfo,
+    /// The session of its living process; `None` if none lives.
+    pub session: Option<SessionId>,
+}
+
+impl Member {
+    /// Says whether a process holds the node's session.
+    pub fn is_alive(&self) -> bool {
+        self.session.is_some()
+    }
+}
+
+/// Why a node was not registered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegisterError {
+    /// Another process, with a living session, is this node.
+    #[error("node {id} is already running at {address} (session {session})")]
+    AlreadyAlive {
+        /// The node.
+        id: NodeId,
+        /// Where that process listens.
+        address: String,
+        /// Its session.
+        session: SessionId,
+    },
+    /// The coordinator could not do it.
+    #[error(transparent)]
+    Coordinator(#[from] CoordinatorError),
+}
+
+/// The nodes of the cluster that a coordinator's namespace belongs to.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    coordinator: Coordinator,
+}
+
+/// The value of a live node.
+#[derive(Debug, Serialize, Deserialize)]
+struct LiveNode {
+    address: String,
+    #[serde(default)]
+    folder: String,
+}
+
+impl Membership {
+    /// Returns the membership at this coordinator.
+    pub fn new(coordinator: &Coordinator) -> Self {
+        Self { coordinator: coordinator.clone() }
+    }
+
+    /// Registers this process as node `id` for as long as its session lives. To be called again
+    /// after [`Coordinator::renew`], and whenever `info` changes.
+    pub async fn register(&self, id: NodeId, info: &NodeInfo) -> Result<(), RegisterError> {
+        loop {
+            match self.try_register(id, info).await? {
+                Attempt::Done => return Ok(()),
+                Attempt::Raced => {}
+                Attempt::Held(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Registers as [`Membership::register`] does, and waits up to `patience` for the session of
+    /// an earlier process to end.
+    pub async fn register_within(
+        &self,
+        id: NodeId,
+        info: &NodeInfo,
+        patience: Duration,
+    ) -> Result<(), RegisterError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let watch = self.coordinator.watch_once(&live_path(id), Scope::Node).await?;
+            match self.try_register(id, info).await? {
+                Attempt::Done => return Ok(()),
+                Attempt::Raced => {}
+                Attempt::Held(error) => {
+                    if timeout_at(deadline, watch.changed()).await.is_err() {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes this process's registration back; the record of the node stays, as a dead one.
+    pub async fn deregister(&self, id: NodeId) -> Result<(), CoordinatorError> {
+        let path = live_path(id);
+        let Some(node) = self.coordinator.get(&path).await? else { return Ok(()) };
+        if node.owner != Some(self.coordinator.session_id()) {
+            return Ok(());
+        }
+        match self.coordinator.delete(&path, Some(node.version)).await {
+            // It has changed hands since: it is not ours to delete.
+            Err(CoordinatorError::WrongVersion { .. } | CoordinatorError::NoNode { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Returns the nodes, by their identifiers.
+    pub async fn list(&self) -> Result<Vec<Member>, CoordinatorError> {
+        // Two reads are not one moment: a node that dies between them may be told as alive, as
+        // any answer may be old when it arrives.
+        let live = self.coordinator.children(LIVE).await?;
+        let nodes = self.coordinator.children(NODES).await?;
+        members(&by_path(nodes), &by_path(live))
+    }
+
+    /// Watches the nodes.
+    pub fn watch(&self) -> Result<MembershipWatch, CoordinatorError> {
+        Ok(MembershipWatch {
+            nodes: Half::new(self.coordinator.watch(NODES, Scope::Children)?),
+            live: Half::new(self.coordinator.watch(LIVE, Scope::Children)?),
+            told: None,
+        })
+    }
+
+    async fn try_register(&self, id: NodeId, info: &NodeInfo) -> Result<Attempt, CoordinatorError> {
+        let (record_path, live_path) = (record_path(id), live_path(id));
+        let record = self.coordinator.get(&record_path).await?;
+        let live = self.coordinator.get(&live_path).await?;
+        let live_node = LiveNode { address: info.address.clone(), folder: info.folder.clone() };
+        let live_value = encode(&live_node);
+        let live_op = match live {
+            None => Op::Create {
+                path: live_path.clone(),
+                value: live_value,
+                mode: CreateMode::Ephemeral,
+            },
+            Some(node) => {
+                let holder: LiveNode = decode(&node)?;
+                let session = node.owner.unwrap_or(SessionId(0));
+                let is_ours = session == self.coordinator.session_id();
+                let is_same_folder = !info.folder.is_empty() && holder.folder == info.folder;
+                if !is_ours && !is_same_folder {
+                    let address = holder.address;
+                    let held = RegisterError::AlreadyAlive { id, address, session };
+                    return Ok(Attempt::Held(held));
+                }
+                Op::Claim { path: live_path.clone(), value: live_value, expected: node.version }
+            }
+        };
+        let value = encode(info);
+        let record_op = match record {
+            None => Op::Create { path: record_path, value, mode: CreateMode::Persistent },
+            Some(node) => Op::Set { path: record_path, value, expected: Some(node.version) },
+        };
+        match self.coordinator.multi(vec![record_op, live_op]).await {
+            Ok(_) => Ok(Attempt::Done),
+            Err(
+                CoordinatorError::NodeExists { .. }
+                | CoordinatorError::WrongVersion { .. }
+                | CoordinatorError::NoNode { .. },
+            ) => Ok(Attempt::Raced),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+enum Attempt {
+    Done,
+    /// Something changed between reading and writing.
+    Raced,
+    Held(RegisterError),
+}
+
+/// A watch of the membership. Dropping it ends it.
+#[derive(Debug)]
+pub struct MembershipWatch {
+    nodes: Half,
+    live: Half,
+    told: Option<Vec<Member>>,
+}
+
+/// One of the two folders, as its watch has told it.
+#[derive(Debug)]
+struct Half {
+    watch: Watch,
+    known: Option<BTreeMap<String, Node>>,
+}
+
+impl MembershipWatch {
+    /// Returns the nodes: at first as they are, then whenever they have changed. `None` once the
+    /// coordinator is closed. Can be cancelled.
+    pub async fn next(&mut self) -> Option<Result<Vec<Member>, CoordinatorError>> {
+        loop {
+            tokio::select! {
+                event = self.nodes.watch.next() => self.nodes.take_in(event?),
+                event = self.live.watch.next() => self.live.take_in(event?),
+            }
+            let (Some(nodes), Some(live)) = (&self.nodes.known, &self.live.known) else {
+                continue;
+            };
+            let members = match members(nodes, live) {
+                Ok(members) => members,
+                Err(error) => return Some(Err(error)),
+            };
+            if self.told.as_ref() != Some(&members) {
+                self.told = Some(members.clone());
+                return Some(Ok(members));
+            }
+        }
+    }
+}
+
+impl Half {
+    fn new(watch: Watch) -> Self {
+        Self { watch, known: None }
+    }
+
+    fn take_in(&mut self, event: WatchEvent) {
+        match event {
+            WatchEvent::State(nodes) => self.known = Some(by_path(nodes)),
+            WatchEvent::Changes { changes, .. } => {
+                let known = self.known.get_or_insert_default();
+                for change in changes {
+                    match change {
+                        NodeChange::Put(node) => known.insert(node.path.clone(), node),
+                        NodeChange::Deleted { path } => known.remove(&path),
+                    };
+                }
+            }
+        }
+    }
+}
+
+fn by_path(nodes: Nodes) -> BTreeMap<String, Node> {
+    nodes.nodes.into_iter().map(|node| (node.path.clone(), node)).collect()
+}
+
+fn members(
+    nodes: &BTreeMap<String, Node>,
+    live: &BTreeMap<String, Node>,
+) -> Result<Vec<Member>, CoordinatorError> {
+    let mut members = Vec::with_capacity(nodes.len());
+    for node in nodes.values() {
+        let id: NodeId = node.name().parse().map_err(|error| malformed(node, error))?;
+        let session = live.get(&live_path(id)).and_then(|live| live.owner);
+        members.push(Member { id, info: decode(node)?, session });
+    }
+    members.sort_by_key(|member| member.id);
+    Ok(members)
+}
+
+fn record_path(id: NodeId) -> String {
+    format!("{NODES}/{}", id.0)
+}
+
+fn live_path(id: NodeId) -> String {
+    format!("{LIVE}/{}", id.0)
+}

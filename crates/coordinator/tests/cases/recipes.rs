@@ -1,0 +1,258 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout};
+use trireme_coordinator::recipes::catalog::{Bootstrapped, Catalog, ClusterSpec, CompareAndSet};
+use trireme_coordinator::recipes::configuration::ConfigurationManager;
+use trireme_coordinator::recipes::membership::{
+    Member, Membership, MembershipWatch, NodeInfo, RegisterError,
+};
+use trireme_coordinator::{CoordinatorError, CoordinatorOptions};
+use trireme_types::{ClusterId, CohortConfig, CohortId, NodeId, Protocol, RangeMap, even_splits};
+
+use crate::support::{PATIENCE, connect};
+
+fn config(cohort: u64, version: u64, leader: u64) -> CohortConfig {
+    let replicas = vec![NodeId(leader), NodeId(leader % 3 + 1)];
+    CohortConfig { cohort: CohortId(cohort), version, protocol: Protocol::Pacifica, replicas }
+}
+
+fn spec(cluster: u64, ranges: usize) -> ClusterSpec {
+    let map = RangeMap::from_splits(&even_splits(ranges)).unwrap();
+    let configs = map.ranges().iter().map(|range| config(range.cohort.0, 1, 1)).collect();
+    ClusterSpec { cluster: ClusterId(cluster), map, configs }
+}
+
+pub async fn of_many_bootstraps_one_wins(options: CoordinatorOptions) {
+    let first = connect(&options).await;
+    assert_eq!(Catalog::new(&first).load().await, Ok(None));
+    let mut sides = Vec::new();
+    for side in 1..=6 {
+        let options = options.clone();
+        sides.push(tokio::spawn(async move {
+            let coordinator = connect(&options).await;
+            Catalog::bootstrap(&coordinator, spec(side, usize::try_from(side).unwrap())).await
+        }));
+    }
+    let mut created = Vec::new();
+    let mut states = Vec::new();
+    for side in sides {
+        match side.await.unwrap().unwrap() {
+            Bootstrapped::Created(state) => {
+                created.push(state.cluster);
+                states.push(state);
+            }
+            Bootstrapped::Existed(state) => states.push(state),
+        }
+    }
+    assert_eq!(created.len(), 1, "winners: {created:?}");
+    for state in states {
+        assert_eq!(state.cluster, created[0]);
+        let expected = spec(state.cluster.0, usize::try_from(state.cluster.0).unwrap());
+        assert_eq!(state.map, expected.map);
+        assert_eq!(state.configs.into_values().collect::<Vec<_>>(), expected.configs);
+    }
+}
+
+/// M34: of two proposals made at version v exactly one installs v+1, and the other is told it.
+pub async fn of_two_proposals_one_is_installed(options: CoordinatorOptions) {
+    let coordinator = connect(&options).await;
+    Catalog::bootstrap(&coordinator, spec(1, 2)).await.unwrap();
+    for version in 2..8 {
+        let mut sides = Vec::new();
+        for leader in [1, 2, 3] {
+            let catalog = Catalog::new(&coordinator);
+            let proposal = config(1, version, leader);
+            sides.push(tokio::spawn(async move {
+                catalog.compare_and_set_cohort(proposal).await.unwrap()
+            }));
+        }
+        let mut installed = Vec::new();
+        let mut told = Vec::new();
+        for side in sides {
+            match side.await.unwrap() {
+                CompareAndSet::Installed(config) => installed.push(config),
+                CompareAndSet::Superseded(config) => told.push(config),
+            }
+        }
+        assert_eq!(installed.len(), 1, "installed: {installed:?}");
+        assert!(told.iter().all(|newest| *newest == installed[0]), "told: {told:?}");
+        let catalog = Catalog::new(&coordinator);
+        let newest = catalog.cohort(CohortId(1)).await.unwrap();
+        assert_eq!(newest.as_ref(), Some(&installed[0]));
+        let state = catalog.load().await.unwrap().expect("the catalog");
+        assert_eq!(state.configs[&CohortId(1)], installed[0]);
+        assert_eq!(state.configs[&CohortId(2)], config(2, 1, 1), "the other cohort is untouched");
+    }
+    let catalog = Catalog::new(&coordinator);
+    let unknown = catalog.compare_and_set_cohort(config(9, 2, 1)).await;
+    assert!(matches!(unknown, Err(CoordinatorError::NoNode { .. })), "{unknown:?}");
+    let ahead = catalog.compare_and_set_cohort(config(2, 7, 1)).await.unwrap();
+    assert_eq!(ahead, CompareAndSet::Superseded(config(2, 1, 1)));
+}
+
+pub async fn the_map_changes_with_its_new_cohorts(options: CoordinatorOptions) {
+    let coordinator = connect(&options).await;
+    Catalog::bootstrap(&coordinator, spec(1, 1)).await.unwrap();
+    let catalog = Catalog::new(&coordinator);
+    let before = catalog.load().await.unwrap().expect("the catalog");
+    let mut split = RangeMap::from_splits(&[Bytes::from("m")]).unwrap();
+    split.version = 2;
+    let installed = catalog.compare_and_set_map(split.clone(), vec![config(2, 1, 2)]).await;
+    assert_eq!(installed, Ok(CompareAndSet::Installed(split.clone())));
+    let after = catalog.load().await.unwrap().expect("the catalog");
+    assert_eq!(after.map, split);
+    assert!(after.map_revision > before.map_revision);
+    assert_eq!(after.configs[&CohortId(2)], config(2, 1, 2));
+    let mut late = RangeMap::from_splits(&[Bytes::from("x")]).unwrap();
+    late.version = 2;
+    let told = catalog.compare_and_set_map(late, vec![config(3, 1, 2)]).await;
+    assert_eq!(told, Ok(CompareAndSet::Superseded(split)));
+    assert_eq!(catalog.cohort(CohortId(3)).await, Ok(None), "a refused change leaves nothing");
+}
+
+pub async fn the_catalog_is_watched(options: CoordinatorOptions) {
+    let coordinator = connect(&options).await;
+    let catalog = Catalog::new(&coordinator);
+    let mut watch = catalog.watch().unwrap();
+    Catalog::bootstrap(&coordinator, spec(1, 3)).await.unwrap();
+    let first = timeout(PATIENCE, watch.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(
+        Some(&first),
+        catalog.load().await.unwrap().as_ref().map(|state| {
+            // The watch tells the moment of the change, the read that of the reading.
+            assert!(state.revision >= first.revision);
+            &first
+        })
+    );
+    catalog.compare_and_set_cohort(config(3, 2, 2)).await.unwrap();
+    let second = timeout(PATIENCE, watch.next()).await.unwrap().unwrap().unwrap();
+    assert!(second.revision > first.revision);
+    assert_eq!(second.configs[&CohortId(3)], config(3, 2, 2));
+    assert_eq!(second.map, first.map);
+}
+
+pub async fn a_catalog_of_a_thousand_ranges_fits(options: CoordinatorOptions) {
+    let coordinator = connect(&options).await;
+    let large = spec(1, 1000);
+    let state = Catalog::bootstrap(&coordinator, large.clone()).await.unwrap().into_state();
+    assert_eq!(state.map, large.map);
+    assert_eq!(state.configs.len(), 1000);
+}
+
+pub async fn a_node_is_alive_once(options: CoordinatorOptions) {
+    let first = connect(&options).await;
+    let second = connect(&options).await;
+    let info = NodeInfo::new("127.0.0.1:7101");
+    let members = Membership::new(&first);
+    members.register(NodeId(1), &info).await.unwrap();
+    members.register(NodeId(1), &info).await.expect("the same process may register again");
+    let refused = Membership::new(&second).register(NodeId(1), &NodeInfo::new("x:1")).await;
+    let alive = RegisterError::AlreadyAlive {
+        id: NodeId(1),
+        address: info.address.clone(),
+        session: first.session_id(),
+    };
+    assert_eq!(refused, Err(alive));
+    Membership::new(&second).register(NodeId(2), &NodeInfo::new("b:2")).await.unwrap();
+    let listed = members.list().await.unwrap();
+    let session = Some(first.session_id());
+    assert_eq!(listed[0], Member { id: NodeId(1), info: info.clone(), session });
+    assert!(listed.len() == 2 && listed[1].is_alive());
+
+    first.close().await.unwrap();
+    let listed = Membership::new(&second).list().await.unwrap();
+    assert_eq!(listed[0], Member { id: NodeId(1), info, session: None });
+    Membership::new(&second).register(NodeId(1), &NodeInfo::new("x:1")).await.unwrap();
+    Membership::new(&second).deregister(NodeId(1)).await.unwrap();
+    assert!(!Membership::new(&second).list().await.unwrap()[0].is_alive());
+}
+
+pub async fn a_node_comes_back_under_its_folder(options: CoordinatorOptions) {
+    let before = connect(&options).await;
+    let mut info = NodeInfo::new("127.0.0.1:7101");
+    info.folder = "5d1f".to_owned();
+    Membership::new(&before).register(NodeId(1), &info).await.unwrap();
+    // The process dies and is started again at once; its session lives on.
+    let after = connect(&options).await;
+    Membership::new(&after).register(NodeId(1), &info).await.unwrap();
+    let listed = Membership::new(&after).list().await.unwrap();
+    assert_eq!(listed[0].session, Some(after.session_id()));
+    // The end of the old session takes nothing from the new one.
+    before.close().await.unwrap();
+    assert!(Membership::new(&after).list().await.unwrap()[0].is_alive());
+}
+
+pub async fn a_node_waits_for_its_predecessor(mut options: CoordinatorOptions) {
+    options.session_timeout = Duration::from_secs(2);
+    let before = connect(&options).await;
+    let info = NodeInfo::new("127.0.0.1:7101");
+    Membership::new(&before).register(NodeId(1), &info).await.unwrap();
+    let after = connect(&options).await;
+    let members = Membership::new(&after);
+    let impatient = members.register_within(NodeId(1), &info, Duration::from_millis(200)).await;
+    assert!(matches!(impatient, Err(RegisterError::AlreadyAlive { .. })));
+    drop(before);
+    let start = Instant::now();
+    members.register_within(NodeId(1), &info, PATIENCE).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(10), "waited for {:?}", start.elapsed());
+}
+
+pub async fn the_membership_is_watched(options: CoordinatorOptions) {
+    async fn until(watch: &mut MembershipWatch, wanted: &[(u64, bool)]) {
+        let told = timeout(PATIENCE, async {
+            loop {
+                let members = watch.next().await.unwrap().unwrap();
+                let seen: Vec<_> = members.iter().map(|m| (m.id.0, m.is_alive())).collect();
+                if seen == wanted {
+                    return;
+                }
+            }
+        });
+        told.await.unwrap_or_else(|_| panic!("{wanted:?} was not told"));
+    }
+    let observer = connect(&options).await;
+    let mut watch = Membership::new(&observer).watch().unwrap();
+    until(&mut watch, &[]).await;
+    let node = connect(&options).await;
+    Membership::new(&node).register(NodeId(1), &NodeInfo::new("a:1")).await.unwrap();
+    until(&mut watch, &[(1, true)]).await;
+    Membership::new(&node).register(NodeId(12), &NodeInfo::new("a:1")).await.unwrap();
+    until(&mut watch, &[(1, true), (12, true)]).await;
+    node.close().await.unwrap();
+    until(&mut watch, &[(1, false), (12, false)]).await;
+}
+
+/// The race of P3: the primary removes a secondary while that one removes the primary. One is
+/// installed, the other is told, and both see the same.
+pub async fn the_configuration_manager_installs_one_successor(options: CoordinatorOptions) {
+    let primary = connect(&options).await;
+    let secondary = connect(&options).await;
+    Catalog::bootstrap(&primary, spec(1, 1)).await.unwrap();
+    let managers = [&primary, &secondary].map(|c| ConfigurationManager::new(c, CohortId(1)));
+    let mut watch = managers[0].watch().unwrap();
+    let mut at = managers[0].newest().await.unwrap().expect("the cohort").version;
+    for _ in 0..5 {
+        let (ours, theirs) = tokio::join!(
+            managers[0].propose(at, config(1, 0, 1)),
+            managers[1].propose(at, config(1, 0, 2)),
+        );
+        let newest = match (ours.unwrap(), theirs.unwrap()) {
+            (CompareAndSet::Installed(new), CompareAndSet::Superseded(told))
+            | (CompareAndSet::Superseded(told), CompareAndSet::Installed(new)) => {
+                assert_eq!(new, told);
+                new
+            }
+            other => panic!("not one was installed: {other:?}"),
+        };
+        assert_eq!(newest.version, at + 1);
+        at = newest.version;
+        loop {
+            let told = timeout(PATIENCE, watch.next()).await.unwrap().unwrap().unwrap();
+            if told.version == at {
+                assert_eq!(told, newest);
+                break;
+            }
+        }
+    }
+}
