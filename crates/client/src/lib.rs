@@ -1,1 +1,26 @@
-//! (under construction)
+#![doc = include_str!("../README.md")]
+
+mod backoff;
+mod call;
+mod client;
+mod drive;
+mod error;
+mod node;
+mod options;
+mod route_table;
+mod routes;
+mod scan;
+mod session;
+mod stream;
+mod unanswered;
+mod work;
+
+pub use bytes::Bytes;
+pub use trireme_proto::v1::{LogStatus, NodeStatus, ReplicaStatus};
+pub use trireme_types::{Consistency, KeyRange, Version};
+
+pub use client::{Client, Conditional, Freshness, Read, ReadOptions, Value};
+pub use error::{ClientError, ErrorClass, Place};
+pub use options::{ClientOptions, FRAME_BYTES_LEAST, STREAMS_PER_NODE_MAX};
+pub use route_table::{Node, Route, RouteTable};
+pub use scan::{Page, Row, Scan, ScanRange};

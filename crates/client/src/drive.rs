@@ -1,0 +1,314 @@
+//! From an operation to its answer, over as many tries as its deadline allows.
+//!
+//! Each try goes to the leader of the key's cohort, or to any replica for a timeline read. What
+//! becomes of it decides the next:
+//!
+//! | a try ends with | the work | next |
+//! |---|---|---|
+//! | an answer | is done | |
+//! | NOT_LEADER | was not begun | the leader that is named; else new routes |
+//! | STALE_ROUTE, UNAVAILABLE, EXPIRED | was not begun | a pause and new routes |
+//! | BUSY | was not begun | the pause that is asked for |
+//! | a node that cannot be reached | was not sent | new routes |
+//! | a broken stream, AMBIGUOUS, INTERNAL, no answer | is in doubt | a pause and new routes |
+//!
+//! A write that is in doubt stays so until it is answered, whatever is refused later: an earlier
+//! copy may still be under way. It is sent again under its first name, so that the cohort applies
+//! it once and answers every copy alike (C1). If the deadline passes first, the caller
+//! is told that the outcome is unknown.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout_at};
+use trireme_proto::v1::{ErrorCode, response};
+use trireme_proto::{convert, v1};
+use trireme_types::{CohortId, NodeId};
+
+use crate::call::CallError;
+use crate::node::NodeHandle;
+use crate::routes::{CachedRoute, Preference, Routes};
+use crate::session::Ticket;
+use crate::work::Work;
+use crate::{ClientError, ClientOptions, Place, backoff};
+
+/// How many redirects in a row are followed without a pause: two nodes with outdated knowledge
+/// may each take the other for the leader.
+const REDIRECTS_AT_ONCE: u32 = 2;
+
+/// Does the work, or says why it could not be done before `deadline`.
+pub(crate) async fn drive(
+    routes: &Routes,
+    options: &ClientOptions,
+    turn: usize,
+    work: &Work,
+    deadline: Instant,
+) -> Result<response::Result, ClientError> {
+    work.validate()?;
+    let drive = Drive {
+        routes,
+        options,
+        work,
+        deadline,
+        turn,
+        ticket: None,
+        in_doubt: false,
+        patience: options.patience,
+        failures: 0,
+        redirects: 0,
+        suspect: None,
+        last: None,
+    };
+    drive.run().await
+}
+
+struct Drive<'a> {
+    routes: &'a Routes,
+    options: &'a ClientOptions,
+    work: &'a Work,
+    deadline: Instant,
+    /// Which replica is asked where any will do; the next one with each try.
+    turn: usize,
+    /// The write's name, and the cohort that it is a name in.
+    ticket: Option<(CohortId, Ticket)>,
+    /// Whether a copy of the write may have reached a server that did not refuse it.
+    in_doubt: bool,
+    /// How long to wait for the next answer.
+    patience: Duration,
+    /// Tries in a row that ended without an answer or a redirect.
+    failures: u32,
+    /// Redirects in a row.
+    redirects: u32,
+    /// The leader that the last try failed at. Another replica is asked next if nobody knows a
+    /// newer leader.
+    suspect: Option<NodeId>,
+    /// Where the last try went, and how it ended if it was not by silence.
+    last: Option<(Place, Option<String>)>,
+}
+
+/// What to do after a try.
+enum Next {
+    /// Nothing: the work is done.
+    Done(response::Result),
+    /// Give up: no further try can end better.
+    GiveUp(ClientError),
+    /// Try again at once.
+    Again,
+    /// Try again after a pause.
+    Pause(Duration),
+    /// Try again after a pause that grows, with new routes.
+    Reroute,
+}
+
+impl Drive<'_> {
+    async fn run(mut self) -> Result<response::Result, ClientError> {
+        loop {
+            let (route, generation) = self.routes.find(self.work.position());
+            let write_id = self.name(&route).await?;
+            let next = match self.choose(&route) {
+                Some((id, node)) => {
+                    let place = Place { cohort: route.descriptor.cohort, node: Some(id) };
+                    self.attempt(&route, place, &node, write_id).await
+                }
+                None => {
+                    let place = Place { cohort: route.descriptor.cohort, node: None };
+                    self.last = Some((place, Some("no address of a replica is known".to_owned())));
+                    Next::Reroute
+                }
+            };
+            match next {
+                Next::Done(answer) => return Ok(answer),
+                Next::GiveUp(error) => return Err(error),
+                Next::Again => self.check_deadline()?,
+                Next::Pause(pause) => self.pause(pause).await?,
+                Next::Reroute => self.reroute(&route, generation).await?,
+            }
+        }
+    }
+
+    /// Returns the name that the write is to be sent under; `None` for a read. A write that is in
+    /// doubt keeps its name; one that is not takes a new one in another cohort.
+    async fn name(&mut self, route: &CachedRoute) -> Result<Option<v1::WriteId>, ClientError> {
+        if !self.work.is_write() {
+            return Ok(None);
+        }
+        let cohort = route.descriptor.cohort;
+        if let Some((named, ticket)) = &self.ticket
+            && (*named == cohort || self.in_doubt)
+        {
+            return Ok(Some(ticket.write_id()));
+        }
+        self.ticket = None;
+        let ticket = match route.session.try_begin() {
+            Some(ticket) => ticket,
+            None => match timeout_at(self.deadline, route.session.begin()).await {
+                Ok(ticket) => ticket,
+                Err(_elapsed) => {
+                    self.last.get_or_insert((Place { cohort, node: None }, None));
+                    return Err(self.out_of_time());
+                }
+            },
+        };
+        let id = ticket.write_id();
+        self.ticket = Some((cohort, ticket));
+        Ok(Some(id))
+    }
+
+    /// Returns the node to ask.
+    fn choose(&mut self, route: &CachedRoute) -> Option<(NodeId, Arc<NodeHandle>)> {
+        let reachable = |id: NodeId| Some((id, self.routes.node(id)?));
+        let suspect = self.suspect.take();
+        if !self.work.suits_any_replica()
+            && let Some(leader) = route.leader()
+            && (suspect != Some(leader) || route.replicas.len() < 2)
+            && let Some(chosen) = reachable(leader)
+        {
+            return Some(chosen);
+        }
+        let turn = self.turn;
+        self.turn = self.turn.wrapping_add(1);
+        let count = route.replicas.len();
+        let mut others = (0..count)
+            .map(|step| route.replicas[(turn % count + step) % count])
+            .filter(|id| suspect != Some(*id) || count == 1)
+            .filter_map(reachable);
+        let first = others.next()?;
+        if !first.1.is_closed() {
+            return Some(first);
+        }
+        Some(others.find(|(_, node)| !node.is_closed()).unwrap_or(first))
+    }
+
+    /// Asks one node once.
+    async fn attempt(
+        &mut self,
+        route: &CachedRoute,
+        place: Place,
+        node: &NodeHandle,
+        write_id: Option<v1::WriteId>,
+    ) -> Next {
+        let id = v1::Route { cohort: route.descriptor.cohort.0, epoch: route.descriptor.epoch };
+        let request = self.work.request(id, write_id);
+        let until = self.deadline.min(Instant::now() + self.patience);
+        match node.call(request, self.deadline, until).await {
+            Ok(Some(response::Result::Error(error))) => self.refused(route, place, error),
+            Ok(Some(answer)) if self.work.is_answered_by(&answer) => Next::Done(answer),
+            Ok(_) => self.malformed(place, "it does not belong to the request"),
+            Err(CallError::NotSent(reason)) => self.failed(place, reason, false),
+            Err(CallError::Lost(reason)) => self.failed(place, reason, true),
+            Err(CallError::Late { sent }) => {
+                self.patience = self.patience.saturating_mul(2);
+                self.in_doubt |= sent && self.work.is_write();
+                self.suspect = place.node;
+                self.last = Some((place, None));
+                Next::Reroute
+            }
+        }
+    }
+
+    fn refused(&mut self, route: &CachedRoute, place: Place, error: v1::Error) -> Next {
+        let said = |error: v1::Error| format!("{}: {}", error.code().as_str_name(), error.message);
+        match error.code() {
+            ErrorCode::NotLeader => self.redirected(route, place, error),
+            ErrorCode::Busy => {
+                let asked = Duration::from_millis(error.retry_after_ms);
+                self.last = Some((place, Some(said(error))));
+                Next::Pause(backoff::lengthened(asked.max(self.options.backoff_min)))
+            }
+            ErrorCode::StaleRoute => {
+                self.last = Some((place, Some(said(error))));
+                Next::Reroute
+            }
+            ErrorCode::Unavailable | ErrorCode::Expired => self.failed(place, said(error), false),
+            ErrorCode::Ambiguous | ErrorCode::Internal | ErrorCode::Unspecified => {
+                self.failed(place, said(error), true)
+            }
+            ErrorCode::Invalid if self.in_doubt => {
+                Next::GiveUp(ClientError::Ambiguous { place, reason: said(error) })
+            }
+            ErrorCode::Invalid => Next::GiveUp(ClientError::Invalid(error.message)),
+        }
+    }
+
+    fn redirected(&mut self, route: &CachedRoute, place: Place, error: v1::Error) -> Next {
+        let refuser = place.node.unwrap_or_default();
+        let leader = error.leader.as_ref().and_then(|leader| {
+            let id = convert::node_id(leader.id).filter(|id| *id != refuser)?;
+            Some((id, leader.address.as_str()))
+        });
+        self.redirects += 1;
+        let next = match leader {
+            Some((id, address)) => {
+                self.routes.learn(id, address);
+                route.set_leader(id);
+                if self.redirects <= REDIRECTS_AT_ONCE { Next::Again } else { Next::Reroute }
+            }
+            None => {
+                route.unset_leader(refuser);
+                self.suspect = Some(refuser);
+                Next::Reroute
+            }
+        };
+        self.last = Some((place, Some(format!("it does not lead: {}", error.message))));
+        next
+    }
+
+    fn failed(&mut self, place: Place, reason: String, sent: bool) -> Next {
+        self.in_doubt |= sent && self.work.is_write();
+        self.suspect = place.node;
+        self.last = Some((place, Some(reason)));
+        Next::Reroute
+    }
+
+    fn malformed(&mut self, place: Place, reason: &str) -> Next {
+        let reason = reason.to_owned();
+        Next::GiveUp(if self.work.is_write() {
+            ClientError::Ambiguous { place, reason: format!("a meaningless answer: {reason}") }
+        } else {
+            ClientError::Malformed { place, reason }
+        })
+    }
+
+    /// Pauses, longer with each failure in a row, and sees to it that the routes are newer than
+    /// those that failed. The first time there is no pause: most failures are of one node, and
+    /// others know better already.
+    async fn reroute(&mut self, route: &CachedRoute, generation: u64) -> Result<(), ClientError> {
+        let ClientOptions { backoff_min, backoff_max, .. } = *self.options;
+        self.pause(backoff::pause(self.failures, backoff_min, backoff_max)).await?;
+        self.failures += 1;
+        self.redirects = 0;
+        let last = self.suspect.or_else(|| self.last.as_ref().and_then(|(place, _)| place.node));
+        let preference = Preference { first: &route.replicas, last };
+        match timeout_at(self.deadline, self.routes.refresh(generation, preference)).await {
+            Ok(Ok(())) => {}
+            // The next try says what is wrong, with the routes that there are.
+            Ok(Err(reason)) => tracing::debug!(reason, "no node tells the routes"),
+            Err(_elapsed) => return Err(self.out_of_time()),
+        }
+        self.check_deadline()
+    }
+
+    async fn pause(&self, pause: Duration) -> Result<(), ClientError> {
+        if !pause.is_zero() {
+            sleep_until(self.deadline.min(Instant::now() + pause)).await;
+        }
+        self.check_deadline()
+    }
+
+    fn check_deadline(&self) -> Result<(), ClientError> {
+        if Instant::now() < self.deadline { Ok(()) } else { Err(self.out_of_time()) }
+    }
+
+    fn out_of_time(&self) -> ClientError {
+        let nowhere = Place { cohort: CohortId::default(), node: None };
+        let (place, reason) = self.last.clone().unwrap_or((nowhere, None));
+        match reason {
+            reason if self.in_doubt => {
+                let reason = reason.unwrap_or_else(|| "no answer before the deadline".to_owned());
+                ClientError::Ambiguous { place, reason }
+            }
+            Some(reason) => ClientError::Unavailable { place, reason },
+            None => ClientError::DeadlineExceeded { place },
+        }
+    }
+}
