@@ -1,0 +1,147 @@
+//! Applies committed entries beside the replica's task.
+//!
+//! A table may wait for its disk, and a log may read from it, so both happen on threads where
+//! waiting is allowed. What is to be applied is a single number, so nothing queues up: however much
+//! was committed meanwhile is applied in steps of bounded size.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use trireme_types::Lsn;
+
+use super::storage::{Applied, CohortLog, CohortTable, StagedSnapshot};
+use crate::core::Ticket;
+
+/// The most results that wait for the replica's task, before applying waits for it.
+pub(super) const RESULTS_MAX: usize = 4;
+
+/// What applying has come to.
+pub(super) enum Progress {
+    /// These entries were applied, with these outcomes.
+    Applied(Vec<Applied>),
+    /// The snapshot took the table's place.
+    Installed { ticket: Ticket, upto: Lsn },
+    /// Applying cannot go on.
+    Failed(String),
+}
+
+/// What the table is to become.
+#[derive(Default)]
+pub(super) struct Orders {
+    next: Mutex<Next>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Next {
+    /// Every entry up to this sequence is to be applied.
+    target: u64,
+    snapshot: Option<(Ticket, StagedSnapshot)>,
+    is_stopping: bool,
+}
+
+impl Orders {
+    /// Has every entry up to this one applied: they are committed, and on disk.
+    pub(super) fn apply(&self, upto: u64) {
+        self.next.lock().target = upto;
+        self.changed.notify_one();
+    }
+
+    /// Has a snapshot installed, before anything more is applied.
+    pub(super) fn install(&self, ticket: Ticket, snapshot: StagedSnapshot) {
+        self.next.lock().snapshot = Some((ticket, snapshot));
+        self.changed.notify_one();
+    }
+
+    /// Ends the work after the step that is under way.
+    pub(super) fn stop(&self) {
+        self.next.lock().is_stopping = true;
+        self.changed.notify_one();
+    }
+}
+
+/// Applies for one replica.
+#[derive(Clone)]
+pub(super) struct Applier {
+    pub(super) log: CohortLog,
+    pub(super) table: CohortTable,
+    pub(super) orders: Arc<Orders>,
+    pub(super) step_bytes_max: usize,
+}
+
+enum Step {
+    Install(Ticket, StagedSnapshot),
+    Apply { target: u64 },
+    Rest,
+    Stop,
+}
+
+impl Applier {
+    /// Works until it is told to stop, fails, or nobody takes its results.
+    pub(super) async fn run(self, results: mpsc::Sender<Progress>) {
+        loop {
+            let step = match self.next() {
+                Step::Stop => return,
+                Step::Rest => {
+                    self.orders.changed.notified().await;
+                    continue;
+                }
+                step => step,
+            };
+            let worker = self.clone();
+            let work = tokio::task::spawn_blocking(move || worker.perform(step));
+            let progress = match work.await {
+                Ok(progress) => progress,
+                Err(error) => Progress::Failed(format!("applying broke off: {error}")),
+            };
+            let is_end = matches!(progress, Progress::Failed(_));
+            if results.send(progress).await.is_err() || is_end {
+                return;
+            }
+        }
+    }
+
+    fn next(&self) -> Step {
+        let mut next = self.orders.next.lock();
+        if next.is_stopping {
+            return Step::Stop;
+        }
+        if let Some((ticket, snapshot)) = next.snapshot.take() {
+            return Step::Install(ticket, snapshot);
+        }
+        if self.table.applied().seq < next.target {
+            Step::Apply { target: next.target }
+        } else {
+            Step::Rest
+        }
+    }
+
+    fn perform(&self, step: Step) -> Progress {
+        match step {
+            Step::Install(ticket, snapshot) => self.install(ticket, snapshot),
+            Step::Apply { target } => self.apply(target).unwrap_or_else(Progress::Failed),
+            Step::Rest | Step::Stop => Progress::Applied(Vec::new()),
+        }
+    }
+
+    fn install(&self, ticket: Ticket, snapshot: StagedSnapshot) -> Progress {
+        let upto = snapshot.header().applied;
+        match self.table.install(snapshot) {
+            Ok(()) => Progress::Installed { ticket, upto },
+            Err(error) => Progress::Failed(format!("could not install a snapshot: {error}")),
+        }
+    }
+
+    /// Applies the next entries up to `target`, as many as one step takes.
+    fn apply(&self, target: u64) -> Result<Progress, String> {
+        let first = self.table.applied().seq + 1;
+        let read = self.log.read(first..target + 1, self.step_bytes_max);
+        let entries = read.map_err(|error| format!("could not read what to apply: {error}"))?;
+        if entries.first().is_none_or(|entry| entry.lsn.seq != first) {
+            return Err(format!("the log lacks the committed entry {first}"));
+        }
+        let applied = self.table.apply(&entries);
+        applied.map(Progress::Applied).map_err(|error| format!("could not apply: {error}"))
+    }
+}

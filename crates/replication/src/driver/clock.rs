@@ -1,0 +1,31 @@
+//! The driver's clock.
+
+use tokio::time::Instant;
+
+use crate::core::Moment;
+
+/// A monotonic clock that starts when it is made. It is the runtime's clock, which a test can stop
+/// and turn.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    pub(super) fn now(self) -> Moment {
+        Moment::after_start(self.start.elapsed())
+    }
+
+    /// Returns the moment on the runtime's clock; far in the future for one past its end.
+    pub(super) fn instant(self, moment: Moment) -> Instant {
+        let elapsed = moment.since_start();
+        self.start.checked_add(elapsed).unwrap_or_else(|| self.start + FAR)
+    }
+}
+
+/// A hundred years, which no replica lives.
+const FAR: std::time::Duration = std::time::Duration::from_secs(100 * 365 * 24 * 60 * 60);

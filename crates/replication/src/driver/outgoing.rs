@@ -1,0 +1,134 @@
+//! What leaves the replica, and what has to wait before it may.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use trireme_types::{CohortId, NodeId};
+
+use super::mailbox::Mailbox;
+use super::storage::{CohortLog, CohortTable, IoId};
+use crate::core::{Core, Effect, Event, Message, When};
+use crate::transport::{Lane, Transport};
+
+/// Effects whose condition does not hold yet, in the order of the core.
+pub(super) struct Held<C: Core> {
+    by_disk: VecDeque<(IoId, Effect<C>)>,
+    by_table: VecDeque<(u64, Effect<C>)>,
+}
+
+impl<C: Core> Held<C> {
+    pub(super) const fn new() -> Self {
+        Self { by_disk: VecDeque::new(), by_table: VecDeque::new() }
+    }
+
+    /// Keeps an effect that waits for `when`.
+    pub(super) fn keep(&mut self, when: When, effect: Effect<C>) {
+        match when {
+            When::Now => self.by_disk.push_back((IoId(0), effect)),
+            When::Durable(io) => self.by_disk.push_back((io, effect)),
+            When::Applied(lsn) => self.by_table.push_back((lsn.seq, effect)),
+        }
+    }
+
+    /// Takes out the next effect that may leave, now that this much is durable and applied.
+    pub(super) fn release(&mut self, durable: IoId, applied: u64) -> Option<Effect<C>> {
+        if self.by_disk.front().is_some_and(|(io, _)| *io <= durable) {
+            return self.by_disk.pop_front().map(|(_, effect)| effect);
+        }
+        if self.by_table.front().is_some_and(|(seq, _)| *seq <= applied) {
+            return self.by_table.pop_front().map(|(_, effect)| effect);
+        }
+        None
+    }
+}
+
+/// Sends for one replica. What takes long is sent by tasks of its own, which report to the mailbox.
+pub(super) struct Sender<C: Core> {
+    pub(super) cohort: CohortId,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) log: CohortLog,
+    pub(super) table: CohortTable,
+    pub(super) mailbox: Arc<Mailbox<C>>,
+    pub(super) send_log_bytes_max: usize,
+    pub(super) tasks: JoinSet<()>,
+}
+
+impl<C: Core> Sender<C> {
+    /// Hands a message to the network, which may lose it.
+    pub(super) fn send(&self, to: NodeId, lane: Lane, message: &C::Message) {
+        send(&*self.transport, self.cohort, to, lane, message.encode());
+    }
+
+    /// Sends entries of the log, which may have to be read from disk.
+    pub(super) fn send_log(&mut self, to: NodeId, seqs: Range<u64>, context: C::Context) {
+        let (log, cohort, bytes_max) = (self.log.clone(), self.cohort, self.send_log_bytes_max);
+        let (transport, mailbox) = (Arc::clone(&self.transport), Arc::clone(&self.mailbox));
+        self.tasks.spawn_blocking(move || match log.read(seqs.clone(), bytes_max) {
+            Ok(entries) => {
+                let mut next = seqs.start;
+                // If the first is not there, the log has been given up beyond it meanwhile.
+                if entries.first().is_some_and(|entry| entry.lsn.seq == seqs.start) {
+                    next += entries.len() as u64;
+                    let payload = C::entries_message(context, entries).encode();
+                    send(&*transport, cohort, to, Lane::Data, payload);
+                }
+                mailbox.notice(Event::LogSent { to, seqs, next });
+            }
+            Err(error) => mailbox.fail(format!("could not read what to send: {error}")),
+        });
+    }
+
+    /// Sends the table.
+    pub(super) fn send_snapshot(&mut self, to: NodeId, message: &C::Message) {
+        let (table, cohort, header) = (self.table.clone(), self.cohort, message.encode());
+        let (transport, mailbox) = (Arc::clone(&self.transport), Arc::clone(&self.mailbox));
+        self.tasks.spawn(async move {
+            let snapshot = match tokio::task::spawn_blocking(move || table.snapshot()).await {
+                Ok(Ok(snapshot)) => snapshot,
+                Ok(Err(error)) => {
+                    return mailbox.fail(format!("could not take a snapshot: {error}"));
+                }
+                Err(error) => return mailbox.fail(format!("taking a snapshot broke off: {error}")),
+            };
+            let sent = transport.send_snapshot(to, cohort, header, snapshot).await;
+            let answer = match sent {
+                Ok(answer) => decode::<C>(to, answer),
+                Err(error) => {
+                    tracing::warn!(%to, %error, "a snapshot did not get there");
+                    None
+                }
+            };
+            mailbox.notice(Event::SnapshotSent { to, answer });
+        });
+    }
+
+    /// Forgets the tasks that have ended.
+    pub(super) fn reap(&mut self) {
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(error) = ended {
+                self.mailbox.fail(format!("sending broke off: {error}"));
+            }
+        }
+    }
+}
+
+/// Reads another replica's message. One that cannot be read is as good as lost.
+pub(super) fn decode<C: Core>(from: NodeId, payload: Bytes) -> Option<C::Message> {
+    match C::Message::decode(payload) {
+        Ok(message) => Some(message),
+        Err(error) => {
+            tracing::warn!(%from, %error, "dropped a message that cannot be read");
+            None
+        }
+    }
+}
+
+fn send(transport: &dyn Transport, cohort: CohortId, to: NodeId, lane: Lane, payload: Bytes) {
+    if let Err(error) = transport.send(to, cohort, lane, payload) {
+        // The protocol sees it as any other loss, and sends again.
+        tracing::debug!(%to, %error, "a message did not leave");
+    }
+}

@@ -1,0 +1,159 @@
+//! What a replica does with the messages of the others.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
+use openraft::Raft;
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::sync::mpsc;
+use trireme_proto::v1;
+use trireme_proto::v1::raft_message::Body;
+use trireme_types::NodeId;
+
+use super::calls::Calls;
+use super::heard::Heard;
+use super::state_machine::RaftTable;
+use super::types::TypeConfig;
+use super::wire;
+use crate::transport::Lane;
+
+/// The most questions of one replica, on one lane, that wait to be taken in; a leader has fewer
+/// appends under way.
+const QUESTIONS_MAX: usize = 256;
+
+pub(super) type RaftHandle = Raft<TypeConfig, RaftTable>;
+
+/// A question and the number that its answer is to carry.
+type Question = (u64, Body);
+
+/// Sorts what arrives: answers go to those who asked, questions to a task for each replica and
+/// lane, which takes them in order.
+pub(super) struct Inbound {
+    raft: RaftHandle,
+    calls: Arc<Calls>,
+    heard: Arc<Heard>,
+    queues: Mutex<HashMap<(NodeId, Lane), mpsc::Sender<Question>>>,
+}
+
+impl Inbound {
+    pub(super) fn new(raft: RaftHandle, calls: Arc<Calls>, heard: Arc<Heard>) -> Self {
+        Self { raft, calls, heard, queues: Mutex::default() }
+    }
+
+    /// Takes a message in. Never waits; a question that finds the queue full is dropped, and its
+    /// asker tries again.
+    pub(super) fn deliver(&self, from: NodeId, lane: Lane, payload: Bytes) {
+        let message = match v1::RaftMessage::decode(payload) {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::warn!(%from, %error, "a message that is none was dropped");
+                return;
+            }
+        };
+        let v1::RaftMessage { call, body: Some(body) } = message else { return };
+        match body {
+            Body::AppendReply(_)
+            | Body::VoteReply(_)
+            | Body::TransferLeaderReply(_)
+            | Body::Failed(_) => self.calls.complete(call, body),
+            Body::Append(_) | Body::Vote(_) | Body::PreVote(_) | Body::TransferLeader(_) => {
+                self.enqueue(from, lane, call, body);
+            }
+        }
+    }
+
+    /// Ends the tasks once they have taken in what waits.
+    pub(super) fn close(&self) {
+        self.queues.lock().clear();
+    }
+
+    fn enqueue(&self, from: NodeId, lane: Lane, call: u64, body: Body) {
+        if matches!(body, Body::Append(_)) {
+            self.heard.note(from);
+        }
+        let mut queues = self.queues.lock();
+        let queue = queues.entry((from, lane)).or_insert_with(|| self.start_task(from, lane));
+        if queue.try_send((call, body)).is_err() {
+            tracing::debug!(%from, ?lane, "a message found the queue full and was dropped");
+        }
+    }
+
+    fn start_task(&self, from: NodeId, lane: Lane) -> mpsc::Sender<Question> {
+        let (queue, questions) = mpsc::channel(QUESTIONS_MAX);
+        let (raft, calls) = (self.raft.clone(), self.calls.clone());
+        tokio::spawn(answer_in_order(raft, calls, from, lane, questions));
+        queue
+    }
+}
+
+/// Hands questions to Raft in the order in which they came, without waiting for one to be answered
+/// before the next is asked: an append is answered when the disk has it.
+async fn answer_in_order(
+    raft: RaftHandle,
+    calls: Arc<Calls>,
+    from: NodeId,
+    lane: Lane,
+    mut questions: mpsc::Receiver<Question>,
+) {
+    let mut answers: FuturesOrdered<BoxFuture<'static, (u64, Body)>> = FuturesOrdered::new();
+    let mut open = true;
+    while open || !answers.is_empty() {
+        tokio::select! {
+            // The next question is asked before the next answer is awaited, and polled at once:
+            // that puts it in Raft's queue behind the ones before it.
+            biased;
+            question = questions.recv(), if open && answers.len() < QUESTIONS_MAX => {
+                match question {
+                    Some((call, body)) => {
+                        answers.push_back(ask(raft.clone(), call, body).boxed());
+                    }
+                    None => open = false,
+                }
+            }
+            Some((call, body)) = answers.next() => calls.answer(from, lane, call, body),
+        }
+    }
+}
+
+async fn ask(raft: RaftHandle, call: u64, question: Body) -> (u64, Body) {
+    let answer = match question {
+        Body::Append(append) => append_answer(&raft, append).await,
+        Body::Vote(ballot) => ballot_answer(&raft, ballot, false).await,
+        Body::PreVote(ballot) => ballot_answer(&raft, ballot, true).await,
+        Body::TransferLeader(transfer) => transfer_answer(&raft, transfer).await,
+        answer => Err(format!("not a question: {answer:?}")),
+    };
+    (call, answer.unwrap_or_else(Body::Failed))
+}
+
+async fn append_answer(raft: &RaftHandle, message: v1::RaftAppend) -> Result<Body, String> {
+    let append = wire::append(message).map_err(|error| error.to_string())?;
+    let reply = raft.append_entries(append).await.map_err(|error| error.to_string())?;
+    Ok(Body::AppendReply(wire::append_reply_message(reply)))
+}
+
+async fn ballot_answer(
+    raft: &RaftHandle,
+    message: v1::RaftVoteRequest,
+    pre_vote: bool,
+) -> Result<Body, String> {
+    let ballot = wire::ballot(message).map_err(|error| error.to_string())?;
+    let reply = if pre_vote { raft.pre_vote(ballot).await } else { raft.vote(ballot).await };
+    let reply = reply.map_err(|error| error.to_string())?;
+    Ok(Body::VoteReply(wire::ballot_reply_message(&reply)))
+}
+
+async fn transfer_answer(
+    raft: &RaftHandle,
+    message: v1::RaftTransferLeader,
+) -> Result<Body, String> {
+    let transfer = wire::transfer(message).map_err(|error| error.to_string())?;
+    let answer = raft.handle_transfer_leader(transfer).await.map_err(|error| error.to_string())?;
+    answer.map_err(|error| error.to_string())?;
+    Ok(Body::TransferLeaderReply(v1::RaftTransferLeaderReply {}))
+}

@@ -1,0 +1,257 @@
+//! openraft's network over the node's transport.
+//!
+//! Appends are pipelined: a follower's stream of them leaves without waiting for answers, and the
+//! transport keeps their order. Heartbeats, which openraft sends through a client of its own,
+//! take the heartbeat lane, so that they never wait behind data.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesOrdered};
+use futures::{FutureExt, Stream, StreamExt};
+use openraft::alias::{SnapshotOf, VoteOf};
+use openraft::errors::{ReplicationClosed, StreamingError};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    RPCTypes, RaftNetworkFactory,
+};
+use openraft::raft::{
+    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{AnyError, EmptyNode, OptionalSend};
+use trireme_proto::v1::raft_message::Body;
+use trireme_types::NodeId;
+
+use super::calls::{Call, CallError, Calls, network, unexpected, unreachable};
+use super::state_machine::SnapshotData;
+use super::types::TypeConfig;
+use super::wire;
+use crate::transport::Lane;
+
+/// The most appends to one follower that wait for their answers.
+const APPENDS_IN_FLIGHT_MAX: usize = 32;
+
+/// How long an append may wait for its answer, which comes once the follower's disk has the
+/// entries. Shorter would turn a slow disk into appends sent again and again.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Makes one replica's connections to the others.
+pub(super) struct RaftNetworkMaker {
+    calls: Arc<Calls>,
+}
+
+impl RaftNetworkMaker {
+    pub(super) fn new(calls: Arc<Calls>) -> Self {
+        Self { calls }
+    }
+
+    fn client(&self, target: u64, lane: Lane) -> RaftClient {
+        RaftClient { to: NodeId(target), lane, calls: self.calls.clone() }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for RaftNetworkMaker {
+    type Network = RaftClient;
+
+    async fn new_client(&mut self, target: u64, _node: &EmptyNode) -> RaftClient {
+        self.client(target, Lane::Data)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, _node: &EmptyNode) -> RaftClient {
+        self.client(target, Lane::Heartbeat)
+    }
+}
+
+/// One replica's way to another one, on one lane.
+pub(super) struct RaftClient {
+    to: NodeId,
+    lane: Lane,
+    calls: Arc<Calls>,
+}
+
+impl RaftClient {
+    async fn ask(&self, kind: RPCTypes, body: Body, option: &RPCOption) -> Result<Body, CallError> {
+        self.calls.ask(self.to, self.lane, body)?.answer(kind, option.soft_ttl()).await
+    }
+
+    async fn ballot(
+        &self,
+        body: Body,
+        option: &RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, CallError> {
+        match self.ask(RPCTypes::Vote, body, option).await? {
+            Body::VoteReply(reply) => wire::ballot_reply(reply).map_err(malformed),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl NetBackoff<TypeConfig> for RaftClient {
+    fn backoff(&self) -> Option<Backoff> {
+        None
+    }
+}
+
+impl NetVote<TypeConfig> for RaftClient {
+    async fn vote(
+        &mut self,
+        ballot: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, CallError> {
+        self.ballot(Body::Vote(wire::ballot_message(&ballot)), &option).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        ballot: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, CallError> {
+        self.ballot(Body::PreVote(wire::ballot_message(&ballot)), &option).await
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for RaftClient {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, CallError> {
+        let body = Body::TransferLeader(wire::transfer_message(&request));
+        match self.ask(RPCTypes::TransferLeader, body, &option).await? {
+            Body::TransferLeaderReply(_) => Ok(Ok(())),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl NetSnapshot<TypeConfig> for RaftClient {
+    type SnapshotData = SnapshotData;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: VoteOf<TypeConfig>,
+        snapshot: SnapshotOf<TypeConfig, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let header = wire::snapshot_header(&vote, &snapshot.meta);
+        let SnapshotData::Outgoing(reader) = snapshot.snapshot else {
+            return Err(network("a snapshot that was received is not passed on").into());
+        };
+        let transport = self.calls.transport();
+        let sending = transport.send_snapshot(self.to, self.calls.cohort(), header.into(), reader);
+        let reply = tokio::select! {
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            sent = sending => sent.map_err(|error| unreachable(&error))?,
+        };
+        Ok(wire::parse_snapshot_reply(&reply).map_err(malformed)?)
+    }
+}
+
+type AppendResult = Result<StreamAppendResult<TypeConfig>, CallError>;
+
+impl NetStreamAppend<TypeConfig> for RaftClient {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, AppendResult>, CallError>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let pipeline = AppendPipeline {
+            to: self.to,
+            lane: self.lane,
+            calls: self.calls.clone(),
+            input: Some(input),
+            in_flight: FuturesOrdered::new(),
+        };
+        futures::future::ready(Ok(pipeline.boxed())).boxed()
+    }
+}
+
+/// Sends appends as they come, and yields their answers in the same order. It ends at the first
+/// answer that is not a success, since what was sent after it cannot succeed either.
+struct AppendPipeline<S> {
+    to: NodeId,
+    lane: Lane,
+    calls: Arc<Calls>,
+    /// `None` once no more append may be sent.
+    input: Option<S>,
+    in_flight: FuturesOrdered<BoxFuture<'static, AppendResult>>,
+}
+
+impl<S> AppendPipeline<S>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    fn send_what_is_ready(&mut self, context: &mut Context<'_>) {
+        while self.in_flight.len() < APPENDS_IN_FLIGHT_MAX {
+            let Some(input) = &mut self.input else { return };
+            match input.poll_next_unpin(context) {
+                Poll::Ready(Some(append)) => self.send(append),
+                Poll::Ready(None) => self.input = None,
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    fn send(&mut self, append: AppendEntriesRequest<TypeConfig>) {
+        let previous = append.prev_log_id;
+        let last = append.entries.last().map(|entry| entry.log_id).or(previous);
+        let body = Body::Append(wire::append_message(append));
+        let call = self.calls.ask(self.to, self.lane, body);
+        self.in_flight.push_back(
+            async move {
+                let reply = append_reply(call?).await?;
+                if matches!(reply, wire::AppendReply::Conflict) && previous.is_none() {
+                    return Err(network("a conflict before the first entry"));
+                }
+                Ok(reply.into_stream_result(previous, last))
+            }
+            .boxed(),
+        );
+    }
+}
+
+impl<S> Stream for AppendPipeline<S>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    type Item = AppendResult;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<AppendResult>> {
+        self.send_what_is_ready(context);
+        match self.in_flight.poll_next_unpin(context) {
+            Poll::Ready(Some(result)) => {
+                if !matches!(result, Ok(Ok(_))) {
+                    self.input = None;
+                    self.in_flight = FuturesOrdered::new();
+                }
+                Poll::Ready(Some(result))
+            }
+            Poll::Ready(None) if self.input.is_none() => Poll::Ready(None),
+            // The input has registered for the next append.
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+async fn append_reply(call: Call) -> Result<wire::AppendReply, CallError> {
+    match call.answer(RPCTypes::AppendEntries, APPEND_TIMEOUT).await? {
+        Body::AppendReply(reply) => wire::append_reply(reply).map_err(malformed),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn malformed(error: std::io::Error) -> CallError {
+    CallError::Network(openraft::errors::NetworkError::new(&AnyError::new(&error)))
+}

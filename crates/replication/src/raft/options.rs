@@ -1,0 +1,83 @@
+//! The settings of Raft cohorts.
+
+use std::time::Duration;
+
+use openraft::{Config, ConfigError, SnapshotPolicy};
+
+/// How Raft cohorts elect and replicate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RaftOptions {
+    /// How often a leader shows that it is there. Shorter finds a dead leader sooner only if the
+    /// election timeout shrinks with it; longer costs fewer messages. Default 100 ms.
+    pub heartbeat_interval: Duration,
+    /// Once a leader's lease has run out, a follower waits for a time between this and
+    /// `election_timeout_max`, and then seeks to lead. Default 400 ms: several heartbeats, so
+    /// that one late one elects nobody.
+    pub election_timeout_min: Duration,
+    /// See `election_timeout_min`; also a leader's lease, the time after each heartbeat in which
+    /// nobody votes for another. Default 700 ms: a leader is replaced between 1.1 and 1.4 seconds
+    /// after its last heartbeat, which keeps to the two seconds in which writes should flow again.
+    pub election_timeout_max: Duration,
+    /// The most entries in one append; the append's bytes are bounded besides. Default 256.
+    pub append_entries_max: u64,
+    /// How far behind, in entries, a follower is sent a snapshot although the leader's log still
+    /// reaches back far enough. Default 1,000,000: the log is nearly always the cheaper way.
+    pub snapshot_lag: u64,
+}
+
+impl Default for RaftOptions {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_millis(100),
+            election_timeout_min: Duration::from_millis(400),
+            election_timeout_max: Duration::from_millis(700),
+            append_entries_max: 256,
+            snapshot_lag: 1_000_000,
+        }
+    }
+}
+
+impl RaftOptions {
+    /// Returns openraft's configuration, or says what is wrong with the options.
+    pub(super) fn config(&self, name: String) -> Result<Config, ConfigError> {
+        let config = Config {
+            cluster_name: name,
+            heartbeat_interval: millis(self.heartbeat_interval),
+            election_timeout_min: millis(self.election_timeout_min),
+            election_timeout_max: millis(self.election_timeout_max),
+            max_payload_entries: self.append_entries_max,
+            replication_lag_threshold: self.snapshot_lag,
+            // The node decides when the log may go, from the table's flushes: `release_log`.
+            snapshot_policy: SnapshotPolicy::Never,
+            // And how much of it: a snapshot by itself lets go of nothing.
+            max_in_snapshot_log_to_keep: u64::MAX,
+            enable_pre_vote: Some(true),
+            // A leader that came back in its old term would judge strong reads by a commit point
+            // that may be older than what it acknowledged (`restart_test`).
+            enable_leader_restore: Some(false),
+            // A node that comes back is found soon: the first retries, then the longest pause.
+            backoff: "50ms 100ms 200ms ...400ms".to_owned(),
+            ..Config::default()
+        };
+        config.validate()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_an_election_timeout_within_a_heartbeat_is_not() {
+        assert!(RaftOptions::default().config("c1".to_owned()).is_ok());
+        let hasty = RaftOptions {
+            election_timeout_min: Duration::from_millis(50),
+            ..RaftOptions::default()
+        };
+        assert!(hasty.config("c1".to_owned()).is_err());
+    }
+}

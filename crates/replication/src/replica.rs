@@ -1,0 +1,253 @@
+//! Seam B: what the server holds of each cohort on its node, whatever the protocol.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use trireme_storage::StagedSnapshot;
+use trireme_types::{CohortConfig, CohortId, CommandBatch, Epoch, Lsn, NodeId, Outcome, Protocol};
+
+use crate::transport::Lane;
+
+/// One node's member of one cohort.
+///
+/// Every method may be called from many tasks at once. None blocks its thread for I/O.
+#[async_trait]
+pub trait Replica: Send + Sync + 'static {
+    /// Replicates a batch as one log entry and returns what became of each command, once the entry
+    /// is committed and applied here.
+    async fn propose(&self, batch: CommandBatch) -> Result<Vec<Outcome>, ReplicaError>;
+
+    /// Returns when the table holds every write that was acknowledged before the call, by whatever
+    /// node. The state read after it may be given to a client only if the permit still holds when
+    /// the state has been read ([`ReadPermit::confirm`]; S5).
+    async fn read_barrier(&self) -> Result<ReadPermit, ReplicaError>;
+
+    /// Says how old the table may be, for a timeline read.
+    fn freshness(&self) -> Freshness;
+
+    /// Takes a message from another replica of the cohort. Never waits: a message that finds no
+    /// room is dropped, as a network may drop it.
+    fn deliver(&self, from: NodeId, lane: Lane, payload: Bytes);
+
+    /// Takes a snapshot that another replica of the cohort sent, and returns the protocol's answer.
+    async fn install_snapshot(
+        &self,
+        from: NodeId,
+        header: Bytes,
+        snapshot: StagedSnapshot,
+    ) -> Result<Bytes, ReplicaError>;
+
+    /// Brings the cohort to another configuration.
+    async fn reconfigure(&self, config: CohortConfig) -> Result<(), ReplicaError>;
+
+    /// Hands leadership to another replica; returns when the request is under way.
+    async fn transfer_leader(&self, to: NodeId) -> Result<(), ReplicaError>;
+
+    /// Asks the replica to give up its log through `upto`, all of which its table has persisted,
+    /// because the node's shared log has grown too long (S10).
+    async fn release_log(&self, upto: u64) -> Result<(), ReplicaError>;
+
+    /// Returns the node that leads the cohort, as far as this replica knows.
+    fn leader(&self) -> Option<NodeId>;
+
+    /// Describes the replica.
+    fn status(&self) -> ReplicaStatus;
+
+    /// Stops the replica; returns when it does nothing any more.
+    async fn shutdown(&self);
+}
+
+/// A right to answer one strong read, or many that were waiting together.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadPermit {
+    valid_until: Option<Instant>,
+}
+
+impl ReadPermit {
+    /// Returns a permit that never lapses: the state is known to hold what was acknowledged before
+    /// the barrier, whatever happens later.
+    pub const fn lasting() -> Self {
+        Self { valid_until: None }
+    }
+
+    /// Returns a permit that holds until `instant` on the local monotonic clock.
+    pub const fn until(instant: Instant) -> Self {
+        Self { valid_until: Some(instant) }
+    }
+
+    /// Says, after the state has been read, whether it may be given to a client.
+    pub fn confirm(&self) -> Result<(), ReplicaError> {
+        match self.valid_until {
+            Some(end) if Instant::now() >= end => {
+                Err(ReplicaError::Unavailable("the leader's lease ran out during the read".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How old a replica's table may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// The newest entry that the table includes.
+    pub applied: Lsn,
+    /// The time since the replica last heard from its leader; zero at the leader; `None` if it has
+    /// heard from none since it started.
+    pub age: Option<Duration>,
+}
+
+/// Why a replica did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplicaError {
+    /// Another replica leads, or none does. Nothing was done.
+    #[error("not the leader of the cohort{}", leader.map(|l| format!("; {l} is")).unwrap_or_default())]
+    NotLeader {
+        /// The leader, if it is known.
+        leader: Option<NodeId>,
+    },
+    /// The replica cannot serve now. Nothing was done.
+    #[error("the cohort cannot serve now: {0}")]
+    Unavailable(String),
+    /// A queue is full. Nothing was done.
+    #[error("the cohort is busy")]
+    Busy,
+    /// The write may be applied, now or later, or never.
+    #[error("whether the write was applied is unknown: {0}")]
+    Ambiguous(String),
+    /// The request can never succeed.
+    #[error("{0}")]
+    Invalid(String),
+    /// The replica has failed for good, and its node must stop.
+    #[error("the replica failed: {0}")]
+    Failed(String),
+}
+
+/// What a caller can do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// Try again, here, later.
+    Retry,
+    /// Go to that node, or find out who leads.
+    Redirect(Option<NodeId>),
+    /// Tell the client that nobody knows.
+    Unknown,
+    /// Tell the client that it is wrong.
+    Invalid,
+    /// Stop.
+    Fatal,
+}
+
+impl ReplicaError {
+    /// Returns what a caller can do about the error.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::NotLeader { leader } => ErrorClass::Redirect(*leader),
+            Self::Unavailable(_) | Self::Busy => ErrorClass::Retry,
+            Self::Ambiguous(_) => ErrorClass::Unknown,
+            Self::Invalid(_) => ErrorClass::Invalid,
+            Self::Failed(_) => ErrorClass::Fatal,
+        }
+    }
+}
+
+/// What a replica does in its cohort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Orders the writes and answers strong reads.
+    Leader,
+    /// Stores what the leader orders.
+    Follower,
+    /// Seeks to lead.
+    Candidate,
+    /// Stores what the leader orders and counts in no majority.
+    Learner,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+            Self::Learner => "learner",
+        })
+    }
+}
+
+/// A description of a replica at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// The node that the replica is on.
+    pub node: NodeId,
+    /// Its cohort.
+    pub cohort: CohortId,
+    /// The protocol it speaks.
+    pub protocol: Protocol,
+    /// What it does in the cohort.
+    pub role: Role,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// The newest epoch it knows.
+    pub epoch: Epoch,
+    /// The newest entry in its log.
+    pub last: Lsn,
+    /// The newest entry on its disk.
+    pub durable: Lsn,
+    /// The newest entry that it knows to be committed.
+    pub committed: Lsn,
+    /// The newest entry that its table includes.
+    pub applied: Lsn,
+    /// The entry after this is the oldest that its log holds.
+    pub purged: Lsn,
+    /// The members of the cohort.
+    pub replicas: Vec<NodeId>,
+    /// The leader's view of how far the others have come; empty elsewhere.
+    pub progress: Vec<(NodeId, Lsn)>,
+}
+
+impl fmt::Display for ReplicaStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { node, cohort, role, epoch, last, durable, committed, applied, .. } = self;
+        write!(f, "{node} {cohort} {role}")?;
+        if let Some(leader) = self.leader.filter(|leader| leader != node) {
+            write!(f, "({leader})")?;
+        }
+        write!(f, " e{epoch} last={last} durable={durable} committed={committed} applied={applied}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_permit_that_ran_out_is_not_confirmed() {
+        assert!(ReadPermit::lasting().confirm().is_ok());
+        assert!(ReadPermit::until(Instant::now() + Duration::from_secs(60)).confirm().is_ok());
+        let lapsed = ReadPermit::until(Instant::now()).confirm();
+        assert_eq!(lapsed.unwrap_err().class(), ErrorClass::Retry);
+    }
+
+    #[test]
+    fn a_status_reads_as_one_line() {
+        let status = ReplicaStatus {
+            node: NodeId(2),
+            cohort: CohortId(1),
+            protocol: Protocol::Raft,
+            role: Role::Follower,
+            leader: Some(NodeId(1)),
+            epoch: 3,
+            last: Lsn::new(3, 17),
+            durable: Lsn::new(3, 17),
+            committed: Lsn::new(3, 15),
+            applied: Lsn::new(2, 14),
+            purged: Lsn::ZERO,
+            replicas: vec![NodeId(1), NodeId(2)],
+            progress: vec![],
+        };
+        let line = "n2 c1 follower(n1) e3 last=3.17 durable=3.17 committed=3.15 applied=2.14";
+        assert_eq!(status.to_string(), line);
+    }
+}

@@ -1,0 +1,91 @@
+//! The words of scripts.
+
+/// What a script can say.
+#[derive(Debug, goldenscript::Command)]
+pub(crate) enum Command {
+    /// Starts nodes 1, 2, ... with empty disks: `cluster nodes=3 leader=1`.
+    Cluster {
+        #[arg(key)]
+        nodes: u64,
+        #[arg(key)]
+        leader: Option<u64>,
+    },
+
+    /// Proposes puts at a node, all in one batch: `put 1 a=1 b=2`.
+    Put(u64, #[arg(key)] Vec<(String, String)>),
+
+    /// Proposes to delete keys, all in one batch: `delete 1 a b`.
+    Delete(u64, Vec<String>),
+
+    /// Reads a key at a node, strongly unless `level=timeline`: `get 1 a`.
+    Get {
+        node: u64,
+        key: String,
+        #[arg(key)]
+        level: Option<String>,
+    },
+
+    /// Delivers the messages with these numbers, or all that are on the network now, in the order
+    /// in which they were sent; only those of one sender or receiver: `deliver 3 4`,
+    /// `deliver from=1 to=2`.
+    Deliver {
+        #[arg(optional)]
+        ids: Vec<u64>,
+        #[arg(key)]
+        from: Option<u64>,
+        #[arg(key)]
+        to: Option<u64>,
+    },
+
+    /// Loses messages, chosen as by `deliver`.
+    Drop {
+        #[arg(optional)]
+        ids: Vec<u64>,
+        #[arg(key)]
+        from: Option<u64>,
+        #[arg(key)]
+        to: Option<u64>,
+    },
+
+    /// Cuts nodes off from the others: what they send or are sent from now on is lost.
+    Partition(Vec<u64>),
+
+    /// Ends all partitions.
+    Heal,
+
+    /// Lets milliseconds pass: `tick 20`.
+    Tick(u64),
+
+    /// Has a disk `stall`, so that nothing becomes durable on it, or `resume`: `disk 2 stall`.
+    Disk(u64, String),
+
+    /// Makes what a node's table includes durable: `flush 1`.
+    Flush(u64),
+
+    /// Asks a replica to give up its log up to a sequence: `release 1 4`.
+    Release(u64, u64),
+
+    /// Kills a node: what its disk had not made durable is gone.
+    Crash(u64),
+
+    /// Empties a dead node's disk: `wipe 2`.
+    Wipe(u64),
+
+    /// Starts a dead node from its disk.
+    Restart(u64),
+
+    /// Has the coordinator do something: `coordinator grant-lease 1`.
+    Coordinator(Vec<String>),
+
+    /// Delivers messages until there are none.
+    Stabilize,
+
+    /// Lists what is on the network.
+    Network,
+
+    /// Describes one node, or all.
+    Status(Option<u64>),
+
+    /// Lists a node's log: the entries, and how far it is durable and committed on disk.
+    Log(u64),
+}

@@ -1,0 +1,193 @@
+//! One replica of a scripted cluster: its core, and what stands in for its driver.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use trireme_replication::ReplicaStatus;
+use trireme_replication::core::{Effect, Event, Moment, Recovered, Reply, Ticket, When};
+use trireme_storage::IoId;
+use trireme_types::{CohortId, Lsn, NodeId};
+
+use super::disk::Disk;
+use super::table::Table;
+use super::{Cluster, Subject, format};
+
+/// The one cohort of every script.
+pub(crate) const COHORT: CohortId = CohortId(1);
+
+/// The most entries that one message carries when they are read from the log.
+pub(crate) const SEND_LOG_ENTRIES_MAX: usize = 3;
+
+/// What was asked for under a ticket.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    Write,
+    Read { key: String },
+    Other,
+    Snapshot { from: NodeId, table: Table },
+}
+
+/// One node.
+pub(crate) struct Node<S: Subject> {
+    pub(crate) id: NodeId,
+    pub(crate) disk: Disk,
+    pub(crate) table: Table,
+    /// What is left of the table after a crash.
+    pub(crate) flushed: Table,
+    /// `None` while the node is dead.
+    pub(crate) live: Option<Live<S>>,
+    tickets: u64,
+}
+
+/// What a node has while it is alive.
+pub(crate) struct Live<S: Subject> {
+    pub(crate) core: S,
+    pub(crate) events: VecDeque<Event<S>>,
+    pub(crate) open: BTreeMap<Ticket, Asked>,
+    /// Proposals that wait for their entry to be applied.
+    pub(crate) proposals: BTreeMap<u64, (Lsn, Ticket)>,
+    pub(crate) durable: IoId,
+    /// How far the core wants entries applied.
+    pub(crate) committed: Lsn,
+    /// Effects that may not leave yet, in order.
+    waiting: VecDeque<(When, Effect<S>)>,
+}
+
+impl<S: Subject> Node<S> {
+    pub(crate) fn new(id: NodeId) -> Self {
+        let (disk, table, flushed) = <(Disk, Table, Table)>::default();
+        Self { id, disk, table, flushed, live: None, tickets: 0 }
+    }
+
+    /// Starts the core from what the disk holds.
+    pub(crate) fn start(&mut self, cluster: &Cluster) {
+        let recovered = Recovered {
+            node: self.id,
+            cohort: COHORT,
+            log: self.disk.memory.runs(),
+            hard_state: self.disk.memory.hard_state.clone(),
+            commit_point: self.disk.memory.commit_point,
+            applied: self.table.applied,
+            protocol_state: self.table.protocol_state.clone(),
+        };
+        self.live = Some(Live {
+            core: S::start(recovered, cluster),
+            events: VecDeque::new(),
+            open: BTreeMap::new(),
+            proposals: BTreeMap::new(),
+            durable: IoId(0),
+            committed: self.table.applied,
+            waiting: VecDeque::new(),
+        });
+    }
+
+    /// Kills the node. Returns the tickets that will never be answered.
+    pub(crate) fn crash(&mut self) -> Vec<Ticket> {
+        self.disk.crash();
+        self.table = self.flushed.clone();
+        let live = self.live.take();
+        live.map_or_else(Vec::new, |live| live.open.into_keys().collect())
+    }
+
+    /// Opens a ticket and hands the core the event that asks under it.
+    pub(crate) fn ask(&mut self, asked: Asked, event: impl FnOnce(Ticket) -> Event<S>) {
+        let Some(live) = &mut self.live else { return };
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        live.open.insert(ticket, asked);
+        live.events.push_back(event(ticket));
+    }
+
+    /// Closes a ticket and returns what to print: the answer, with the value if it was a read.
+    pub(crate) fn answer(&mut self, ticket: Ticket, reply: &Reply<S>) -> (String, Option<Asked>) {
+        let asked = self.close(ticket);
+        let mut text = format!("reply {ticket}: {}", format::reply(reply));
+        if let (Some(Asked::Read { key }), Reply::Read { .. }) = (&asked, reply) {
+            text = format!("{text} {}", self.table.row(key));
+        }
+        (text, asked)
+    }
+
+    /// Closes a ticket, which every answer must do exactly once.
+    pub(crate) fn close(&mut self, ticket: Ticket) -> Option<Asked> {
+        let asked = self.live.as_mut().and_then(|live| live.open.remove(&ticket));
+        assert!(asked.is_some(), "{}: {ticket} is answered twice, or was never asked", self.id);
+        asked
+    }
+
+    /// Describes the replica as the server would.
+    pub(crate) fn status(&self) -> Option<ReplicaStatus> {
+        let status = self.live.as_ref()?.core.status();
+        Some(ReplicaStatus {
+            node: self.id,
+            cohort: COHORT,
+            protocol: S::PROTOCOL,
+            role: status.role,
+            leader: status.leader,
+            epoch: status.epoch,
+            last: status.last,
+            durable: status.durable,
+            committed: status.committed,
+            applied: self.table.applied,
+            purged: status.purged,
+            replicas: status.replicas,
+            progress: status.progress,
+        })
+    }
+
+    /// Says whether something under this condition may leave.
+    pub(crate) fn holds(&self, when: When) -> bool {
+        let Some(live) = &self.live else { return false };
+        match when {
+            When::Now => true,
+            When::Durable(io) => io <= live.durable,
+            When::Applied(lsn) => lsn.seq <= self.table.applied.seq,
+        }
+    }
+
+    /// Keeps an effect until its condition holds.
+    pub(crate) fn keep(&mut self, when: When, effect: Effect<S>) {
+        self.live.as_mut().expect("a core had an effect").waiting.push_back((when, effect));
+    }
+
+    /// Takes out the first effect whose condition holds now.
+    pub(crate) fn release(&mut self) -> Option<Effect<S>> {
+        let waiting = &self.live.as_ref()?.waiting;
+        let ready = waiting.iter().position(|(when, _)| self.holds(*when))?;
+        self.live.as_mut()?.waiting.remove(ready).map(|(_, effect)| effect)
+    }
+
+    /// Makes what can be durable so, and applies what is committed, one entry at a time; each tells
+    /// the core. Returns the answers that this gave, and whether anything happened.
+    pub(crate) fn work(&mut self) -> (bool, Vec<String>) {
+        let Some(live) = &mut self.live else { return (false, Vec::new()) };
+        if let Some(upto) = self.disk.sync() {
+            live.durable = upto;
+            live.events.push_back(Event::Durable { upto });
+            return (true, Vec::new());
+        }
+        if self.table.applied.seq >= live.committed.seq {
+            return (false, Vec::new());
+        }
+        let seq = self.table.applied.seq + 1;
+        let entry = self.disk.memory.entries.get(&seq).expect("what is committed is in the log");
+        // As in the driver, a table never runs ahead of its own log.
+        if !self.disk.has_forced(entry) {
+            return (false, Vec::new());
+        }
+        let outcomes = self.table.apply(entry);
+        let lsn = entry.lsn;
+        live.events.push_back(Event::Applied { upto: lsn });
+        let mut answers = Vec::new();
+        if let Some((proposed, ticket)) = live.proposals.remove(&seq) {
+            assert_eq!(proposed, lsn, "{ticket} was promised the outcome of another entry");
+            self.close(ticket);
+            answers.push(format!("reply {ticket}: {}", format::outcomes(lsn, &outcomes)));
+        }
+        (true, answers)
+    }
+
+    /// Returns when the core wants to be woken.
+    pub(crate) fn next_timeout(&self) -> Option<Moment> {
+        self.live.as_ref().and_then(|live| live.core.next_timeout())
+    }
+}

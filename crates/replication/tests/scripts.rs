@@ -1,0 +1,21 @@
+//! Scripts that show, line by line, what a protocol core does (house style, tests 1).
+
+mod primary_backup;
+mod script;
+
+use primary_backup::PrimaryBackup;
+use script::{Cluster, NoCoordinator, Subject, run_scripts};
+use trireme_replication::core::Recovered;
+
+impl Subject for PrimaryBackup {
+    type Coordinator = NoCoordinator;
+
+    fn start(recovered: Recovered, cluster: &Cluster) -> Self {
+        Self::new(recovered, &cluster.nodes, cluster.leader)
+    }
+}
+
+#[test]
+fn primary_backup() {
+    run_scripts::<PrimaryBackup>("primary_backup");
+}
