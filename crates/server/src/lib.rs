@@ -1,1 +1,27 @@
+//! The Trireme server: what stands between the network and the replicas.
+//!
+//! - [`transport`] carries messages between nodes; `listener` sorts connections by who calls.
+//! - `routes` finds the cohort of a key and checks the route that a client took.
+//! - `cohort` gathers writes into batches and strong reads behind shared barriers, alike for every
+//!   protocol.
+//! - `services` is the gRPC face of it.
+//! - [`Node`] puts a node together from its data folder; `factory` is the only place that knows
+//!   which protocols there are.
+//! - `maintenance` keeps the shared log short.
 
+mod cohort;
+mod data_folder;
+mod factory;
+mod listener;
+mod maintenance;
+mod node;
+mod peers;
+mod refusal;
+mod request;
+mod routes;
+mod services;
+pub mod transport;
+
+pub use data_folder::{DataFolder, DataFolderError, NodeFile};
+pub use factory::check_protocol;
+pub use node::{Node, NodeError, NodeOptions};

@@ -1,0 +1,174 @@
+//! Callers in a closed loop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+use tokio::task::JoinSet;
+use trireme_client::{Client, ClientError, Consistency, ReadOptions};
+
+use super::Workload;
+use super::keys::{Keys, mixed};
+
+/// Digits that a recorded latency keeps.
+const LATENCY_DIGITS: u8 = 3;
+
+/// Values are cut out of this many more bytes than they have, so that they differ.
+const VALUE_VARIETY: u64 = 64 * 1024;
+
+/// What callers do, and to which cluster.
+#[derive(Clone)]
+pub(super) struct Load {
+    pub(super) client: Client,
+    pub(super) keys: Keys,
+    /// Random bytes that values are cut out of.
+    pub(super) values: Bytes,
+    pub(super) value_bytes: u64,
+    pub(super) workload: Workload,
+    pub(super) consistency: Consistency,
+    pub(super) seed: u64,
+}
+
+/// What the callers of a run measured.
+pub(super) struct Measured {
+    /// From call to answer, in microseconds, of all operations that ended well after the warm-up.
+    pub(super) latencies: Histogram<u64>,
+    /// How many of them ended within the measured time.
+    pub(super) operations: u64,
+    /// How long the measured time was.
+    pub(super) time: Duration,
+    /// Operations that failed after the warm-up.
+    pub(super) errors: u64,
+    /// Gets that found no value.
+    pub(super) missing: u64,
+    /// Why the first operation failed that did.
+    pub(super) first_error: Option<String>,
+}
+
+/// The time of a run that is measured.
+#[derive(Clone, Copy)]
+struct Window {
+    start: Instant,
+    end: Instant,
+}
+
+/// Returns the random bytes that values are cut out of.
+pub(super) fn value_bytes(value_bytes: u64, seed: u64) -> Bytes {
+    let length = usize::try_from(value_bytes + VALUE_VARIETY).expect("values are of limited size");
+    let mut bytes = vec![0; length];
+    StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes.into()
+}
+
+impl Load {
+    /// Has this many callers at work, and measures them for `duration` after `warm_up`.
+    pub(super) async fn run(self, callers: u64, warm_up: Duration, duration: Duration) -> Measured {
+        let start = Instant::now() + warm_up;
+        let window = Window { start, end: start + duration };
+        let mut running = JoinSet::new();
+        for caller in 0..callers {
+            running.spawn(self.clone().call(caller, window));
+        }
+        let mut all = Measured::new(duration);
+        while let Some(measured) = running.join_next().await {
+            all.add(measured.expect("callers do not panic and are not aborted"));
+        }
+        all
+    }
+
+    /// Puts every key once; fails with the first put that does.
+    pub(super) async fn put_every_key(self, callers: u64) -> Result<(), ClientError> {
+        let next = Arc::new(AtomicU64::new(0));
+        let mut running = JoinSet::new();
+        for _ in 0..callers.min(self.keys.count()) {
+            let (load, next) = (self.clone(), Arc::clone(&next));
+            running.spawn(async move {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= load.keys.count() {
+                        return Ok(());
+                    }
+                    load.client.put(load.keys.key(number), load.value(mixed(number))).await?;
+                }
+            });
+        }
+        while let Some(ended) = running.join_next().await {
+            ended.expect("callers do not panic and are not aborted")?;
+        }
+        Ok(())
+    }
+
+    /// Does one operation after the other until the window ends. The one that is outstanding then
+    /// is waited for, and adds no operation but its latency or its failure: a cluster that stands
+    /// still must not look idle.
+    async fn call(self, caller: u64, window: Window) -> Measured {
+        let mut measured = Measured::new(window.end - window.start);
+        let mut random = StdRng::seed_from_u64(mixed(self.seed) ^ caller);
+        let mut begun = Instant::now();
+        while begun < window.end {
+            let done = self.operate(&mut random).await;
+            let ended = Instant::now();
+            if ended >= window.start {
+                measured.operations += u64::from(done.is_ok() && ended < window.end);
+                measured.record(ended - begun, done);
+            }
+            begun = ended;
+        }
+        measured
+    }
+
+    /// Does one operation and says whether it found what it must find.
+    async fn operate(&self, random: &mut StdRng) -> Result<bool, ClientError> {
+        let key = self.keys.key(random.random_range(0..self.keys.count()));
+        let puts = match self.workload {
+            Workload::Put => true,
+            Workload::Get => false,
+            Workload::Mixed => random.random(),
+        };
+        if puts {
+            self.client.put(key, self.value(random.random())).await?;
+            return Ok(true);
+        }
+        let options = ReadOptions { consistency: self.consistency, deadline: None };
+        Ok(self.client.get_with(key, options).await?.value.is_some())
+    }
+
+    fn value(&self, choice: u64) -> Bytes {
+        let start = usize::try_from(choice % VALUE_VARIETY).expect("64 KiB at most");
+        let length = usize::try_from(self.value_bytes).expect("values are of limited size");
+        self.values.slice(start..start + length)
+    }
+}
+
+impl Measured {
+    fn new(time: Duration) -> Self {
+        let latencies = Histogram::new(LATENCY_DIGITS).expect("3 digits are supported");
+        Self { latencies, operations: 0, time, errors: 0, missing: 0, first_error: None }
+    }
+
+    fn record(&mut self, latency: Duration, done: Result<bool, ClientError>) {
+        match done {
+            Ok(found) => {
+                self.missing += u64::from(!found);
+                let microseconds = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+                self.latencies.record(microseconds).expect("the histogram grows as needed");
+            }
+            Err(error) => {
+                self.errors += 1;
+                self.first_error.get_or_insert_with(|| error.to_string());
+            }
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.latencies.add(&other.latencies).expect("the histogram grows as needed");
+        self.operations += other.operations;
+        self.errors += other.errors;
+        self.missing += other.missing;
+        self.first_error = self.first_error.take().or(other.first_error);
+    }
+}

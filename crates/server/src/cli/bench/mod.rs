@@ -1,0 +1,178 @@
+//! `trireme bench`.
+//!
+//! A caller is a task with one operation outstanding on a client that all callers share: a closed
+//! loop, in which a slow cluster is asked less often. An operation counts to the rate if it ends
+//! within the measured time. Latencies are the caller's, from the call to the answer, retries
+//! included; those of operations that are outstanding when the measured time ends count, too.
+
+mod callers;
+mod keys;
+mod report;
+mod surroundings;
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum, value_parser};
+use trireme_client::{Client, ClientOptions};
+use trireme_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+
+use super::cluster::ClusterArgs;
+use super::get::ReadArgs;
+use super::progress::Progress;
+use super::{UsageError, duration, output};
+
+use callers::{Load, Measured};
+use keys::Keys;
+use report::Report;
+use surroundings::Surroundings;
+
+/// The most callers of one run.
+const CALLERS_MAX: u64 = 10_000;
+
+/// Callers that put the keys before they are read.
+const LOADING_CALLERS: u64 = 256;
+
+/// Arguments of `trireme bench`.
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// Different keys, spread evenly over the letters from a to z.
+    #[arg(long, default_value_t = 100_000, value_parser = value_parser!(u64).range(1..))]
+    keys: u64,
+    /// Bytes of a key.
+    #[arg(long, value_name = "BYTES", default_value_t = 16,
+        value_parser = value_parser!(u64).range(1..=KEY_BYTES_MAX as u64))]
+    key_bytes: u64,
+    /// Bytes of a value.
+    #[arg(long, value_name = "BYTES", default_value_t = 256,
+        value_parser = value_parser!(u64).range(0..=VALUE_BYTES_MAX as u64))]
+    value_bytes: u64,
+    /// Callers, each with one operation outstanding; one run for each number.
+    #[arg(long, value_delimiter = ',', default_value = "1,64,256",
+        value_parser = value_parser!(u64).range(1..=CALLERS_MAX))]
+    callers: Vec<u64>,
+    /// How long each run is measured.
+    #[arg(long, default_value = "10s", value_parser = duration::positive)]
+    duration: Duration,
+    /// How long each run goes before it is measured.
+    #[arg(long, default_value = "2s", value_parser = duration::any)]
+    warm_up: Duration,
+    /// What the callers do; one run for each, with each number of callers.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "put,get")]
+    workload: Vec<Workload>,
+    #[command(flatten)]
+    read: ReadArgs,
+    /// Streams that the client keeps to each node.
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=64))]
+    streams: u64,
+    /// Where the pseudo-random choices begin; the same seed makes the same keys and values.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Prints a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the callers of a run do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Workload {
+    /// Puts.
+    Put,
+    /// Gets, of keys that are put before.
+    Get,
+    /// Half puts, half gets.
+    Mixed,
+}
+
+impl Workload {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Get => "get",
+            Self::Mixed => "mixed",
+        }
+    }
+
+    const fn reads(self) -> bool {
+        match self {
+            Self::Put => false,
+            Self::Get | Self::Mixed => true,
+        }
+    }
+}
+
+impl BenchArgs {
+    /// Runs every workload with every number of callers, and prints what was measured.
+    pub(crate) async fn run(self, cluster: &ClusterArgs) -> anyhow::Result<()> {
+        let keys = Keys::new(self.keys, self.key_bytes, self.seed).ok_or_else(|| {
+            let (keys, bytes) = (self.keys, self.key_bytes);
+            UsageError(format!("there are no {keys} different keys of {bytes} letters"))
+        })?;
+        let streams_per_node = usize::try_from(self.streams).expect("at most 64");
+        let options = ClientOptions { streams_per_node, ..ClientOptions::default() };
+        let client = cluster.connect_with(options).await?;
+        let surroundings = Surroundings::of(&client, &cluster.endpoints).await?;
+        let mut report = Report::new(&self, surroundings);
+        if !self.json {
+            output::line(report.head())?;
+        }
+        let mut progress = Progress::start(None);
+        let measured = self.measure_all(&client, &keys, &mut progress, &mut report).await;
+        progress.end();
+        measured?;
+        if self.json {
+            output::json(&report.json())?;
+        } else {
+            output::line(report.table())?;
+        }
+        match report.failures() {
+            None => Ok(()),
+            Some(failures) => bail!(failures),
+        }
+    }
+
+    async fn measure_all(
+        &self,
+        client: &Client,
+        keys: &Keys,
+        progress: &mut Progress,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        let load = |workload| Load {
+            client: client.clone(),
+            keys: keys.clone(),
+            values: callers::value_bytes(self.value_bytes, self.seed),
+            value_bytes: self.value_bytes,
+            workload,
+            consistency: self.read.consistency,
+            seed: self.seed,
+        };
+        if self.workload.iter().any(|workload| workload.reads()) {
+            progress.note(&format!("trireme: putting {} keys", self.keys));
+            let putting = load(Workload::Put).put_every_key(LOADING_CALLERS);
+            watched(putting, "putting the keys", progress)
+                .await
+                .context("putting the keys that are to be read")?;
+        }
+        for workload in &self.workload {
+            for callers in &self.callers {
+                let text = format!("{} with {callers} callers", workload.name());
+                let running = load(*workload).run(*callers, self.warm_up, self.duration);
+                let measured: Measured = watched(running, &text, progress).await;
+                report.add(*workload, *callers, measured);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits for work and shows that it goes on.
+async fn watched<T>(work: impl Future<Output = T>, text: &str, progress: &mut Progress) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = progress.due() => progress.show(0, text),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A cohort as its node serves it: the replica, its table, and the queues before them.
+
+mod reads;
+mod writes;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use trireme_proto::v1;
+use trireme_replication::Replica;
+use trireme_storage::CohortTable;
+use trireme_types::{CohortConfig, RangeDescriptor};
+
+use crate::routes::NodeDirectory;
+
+pub(crate) use reads::{PendingRead, Read};
+pub(crate) use writes::PendingWrite;
+
+/// One cohort that has a replica on this node.
+pub(crate) struct HostedCohort {
+    /// The range that the cohort serves.
+    pub(crate) descriptor: RangeDescriptor,
+    /// Who is in the cohort.
+    pub(crate) config: CohortConfig,
+    /// The replica.
+    pub(crate) replica: Arc<dyn Replica>,
+    /// Its table.
+    pub(crate) table: CohortTable,
+    writes: writes::WriteQueue,
+    reads: reads::ReadQueue,
+    counters: Arc<Counters>,
+}
+
+/// What a cohort did since its node started.
+#[derive(Default)]
+pub(crate) struct Counters {
+    commands: AtomicU64,
+}
+
+impl HostedCohort {
+    /// Starts the queues of a cohort on the current runtime.
+    pub(crate) fn start(
+        descriptor: RangeDescriptor,
+        config: CohortConfig,
+        replica: Arc<dyn Replica>,
+        table: CohortTable,
+        directory: Arc<NodeDirectory>,
+    ) -> Arc<Self> {
+        let counters = Arc::<Counters>::default();
+        let writes =
+            writes::WriteQueue::start(replica.clone(), directory.clone(), counters.clone());
+        let reads = reads::ReadQueue::start(replica.clone(), table.clone(), directory);
+        Arc::new(Self { descriptor, config, replica, table, writes, reads, counters })
+    }
+
+    /// Queues a write, or refuses it.
+    pub(crate) fn write(&self, write: PendingWrite) {
+        self.writes.push(write);
+    }
+
+    /// Queues a read, or refuses it; a timeline read is answered at once.
+    pub(crate) fn read(&self, read: PendingRead) {
+        self.reads.push(read);
+    }
+
+    /// Returns how many commands clients were answered about.
+    pub(crate) fn commands(&self) -> u64 {
+        self.counters.commands.load(Ordering::Relaxed)
+    }
+
+    /// Describes the cohort's range to clients.
+    pub(crate) fn route(&self) -> v1::RangeRoute {
+        let leader = self.replica.leader();
+        crate::routes::range_route(&self.descriptor, &self.config, leader)
+    }
+}

@@ -1,0 +1,196 @@
+//! The queue of a cohort's writes: what waits becomes one log entry.
+//!
+//! There is no timer. While batches replicate, the next one fills; as soon as there is room for
+//! another, whatever waits leaves together. One lone write leaves at once, and under load the batch
+//! grows with the time that replication takes, whatever the protocol.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+use trireme_proto::v1::response::Result as Answer;
+use trireme_proto::{convert, v1};
+use trireme_replication::{Replica, ReplicaError};
+use trireme_types::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, VALUE_BYTES_MAX};
+use trireme_types::{Command, CommandBatch, Operation, Outcome};
+
+use super::Counters;
+use crate::refusal;
+use crate::request::ReplyTo;
+use crate::routes::NodeDirectory;
+
+/// The most bytes of keys and values that wait in one cohort's queue; past it a client is told
+/// `BUSY`.
+const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// The most writes that wait in one cohort's queue.
+const QUEUE_WRITES_MAX: usize = 65_536;
+
+/// The most batches of one cohort that replicate at once. More hide a slow disk or network; fewer
+/// make larger batches, which cost less a write. See docs/performance.md for what was measured.
+const BATCHES_MAX: usize = 2;
+
+/// The bytes that one write counts for besides its key and value.
+const WRITE_OVERHEAD: usize = 64;
+
+/// How long a batch may replicate before its clients are told that its fate is unknown.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A write that waits for its batch.
+pub(crate) struct PendingWrite {
+    pub(crate) command: Command,
+    pub(crate) deadline: Instant,
+    pub(crate) reply: ReplyTo,
+}
+
+/// The queue of one cohort's writes. Dropping it ends its task once the queue is empty.
+pub(super) struct WriteQueue {
+    queue: mpsc::Sender<Queued>,
+    bytes: Arc<Semaphore>,
+}
+
+struct Queued {
+    write: PendingWrite,
+    size: usize,
+    /// The write's bytes, out of [`QUEUE_BYTES_MAX`].
+    _bytes: OwnedSemaphorePermit,
+}
+
+impl WriteQueue {
+    pub(super) fn start(
+        replica: Arc<dyn Replica>,
+        directory: Arc<NodeDirectory>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let (queue, waiting) = mpsc::channel(QUEUE_WRITES_MAX);
+        tokio::spawn(Batcher { replica, directory, counters }.run(waiting));
+        Self { queue, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) }
+    }
+
+    pub(super) fn push(&self, write: PendingWrite) {
+        let size = write.command.operation.size() + WRITE_OVERHEAD;
+        let bytes = u32::try_from(size).expect("keys and values are limited to less");
+        let Ok(bytes) = self.bytes.clone().try_acquire_many_owned(bytes) else {
+            return write.reply.refuse(refusal::busy("too many writes wait for the cohort"));
+        };
+        match self.queue.try_send(Queued { write, size, _bytes: bytes }) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(queued)) => {
+                let busy = refusal::busy("too many writes wait for the cohort");
+                queued.write.reply.refuse(busy);
+            }
+            Err(mpsc::error::TrySendError::Closed(queued)) => {
+                queued.write.reply.refuse(refusal::unavailable("the node is stopping"));
+            }
+        }
+    }
+}
+
+struct Batcher {
+    replica: Arc<dyn Replica>,
+    directory: Arc<NodeDirectory>,
+    counters: Arc<Counters>,
+}
+
+impl Batcher {
+    async fn run(self, mut waiting: mpsc::Receiver<Queued>) {
+        let this = Arc::new(self);
+        let mut replicating = FuturesUnordered::new();
+        let mut open = true;
+        while open || !replicating.is_empty() {
+            tokio::select! {
+                first = waiting.recv(), if open && replicating.len() < BATCHES_MAX => match first {
+                    Some(first) => {
+                        let batch = gather(first, &mut waiting);
+                        replicating.push(tokio::spawn(this.clone().replicate(batch)));
+                    }
+                    None => open = false,
+                },
+                Some(ended) = replicating.next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a batch's task ended early");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn replicate(self: Arc<Self>, batch: Vec<Queued>) {
+        let now = Instant::now();
+        let mut commands = Vec::with_capacity(batch.len());
+        let mut replies = Vec::with_capacity(batch.len());
+        for Queued { write, .. } in batch {
+            if write.deadline <= now {
+                write.reply.refuse(refusal::expired());
+                continue;
+            }
+            let is_put = matches!(write.command.operation, Operation::Put { .. });
+            commands.push(write.command);
+            replies.push((write.reply, is_put));
+        }
+        if commands.is_empty() {
+            return;
+        }
+        let proposal = self.replica.propose(CommandBatch { commands });
+        match tokio::time::timeout(PROPOSE_TIMEOUT, proposal).await {
+            Ok(Ok(outcomes)) => self.answer(replies, &outcomes),
+            Ok(Err(error)) => self.refuse(replies, &error),
+            Err(_) => {
+                let late = ReplicaError::Ambiguous("the write was not committed in time".into());
+                self.refuse(replies, &late);
+            }
+        }
+    }
+
+    fn answer(&self, replies: Vec<(ReplyTo, bool)>, outcomes: &[Outcome]) {
+        assert_eq!(replies.len(), outcomes.len(), "a batch has one outcome for each command");
+        self.counters.commands.fetch_add(replies.len() as u64, Ordering::Relaxed);
+        for ((reply, is_put), &outcome) in replies.into_iter().zip(outcomes) {
+            reply.send(answer(is_put, outcome));
+        }
+    }
+
+    fn refuse(&self, replies: Vec<(ReplyTo, bool)>, error: &ReplicaError) {
+        let error = refusal::of_replica(error, |node| self.directory.node(node));
+        for (reply, _) in replies {
+            reply.refuse(error.clone());
+        }
+    }
+}
+
+/// Returns `first` and what waits behind it, as much as one log entry may hold.
+fn gather(first: Queued, waiting: &mut mpsc::Receiver<Queued>) -> Vec<Queued> {
+    let mut size = first.size;
+    let mut batch = vec![first];
+    // The next write may be as large as writes can be, so the batch ends that much below its limit.
+    while batch.len() < BATCH_COMMANDS_MAX && size + VALUE_BYTES_MAX < BATCH_BYTES_MAX {
+        let Ok(next) = waiting.try_recv() else { break };
+        size += next.size;
+        batch.push(next);
+    }
+    batch
+}
+
+fn answer(is_put: bool, outcome: Outcome) -> Answer {
+    if outcome == Outcome::WrongRange {
+        let moved = "the range was changed while the write was on its way";
+        return Answer::Error(v1::Error {
+            code: v1::ErrorCode::StaleRoute.into(),
+            message: moved.to_owned(),
+            ..v1::Error::default()
+        });
+    }
+    let answer = if is_put {
+        convert::put_response(outcome).map(Answer::Put)
+    } else {
+        convert::delete_response(outcome).map(Answer::Delete)
+    };
+    // A retry that named another kind of write than the first attempt gets that one's outcome.
+    answer.unwrap_or_else(|| {
+        Answer::Error(refusal::invalid("the write's number was used for another kind of write"))
+    })
+}

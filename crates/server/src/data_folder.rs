@@ -1,0 +1,300 @@
+//! A node's data folder: whose it is, and that only one process uses it.
+//!
+//! `node.json` names the cluster, the node and the choices that may not change under existing data;
+//! `LOCK` is held while a process uses the folder. The shared log is in `log/`, the tables are in
+//! `tables/`, snapshots that are being received in `incoming/`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use trireme_types::{ClusterId, Durability, Engine, NodeId};
+
+/// The format of `node.json` that this build writes, and the newest that it reads.
+const FORMAT: u32 = 1;
+
+const DESCRIPTION_FILE: &str = "node.json";
+const LOCK_FILE: &str = "LOCK";
+
+/// What a data folder says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFile {
+    format: u32,
+    /// The cluster that the data belongs to, as 16 hexadecimal digits.
+    cluster: String,
+    /// The node that the data belongs to.
+    pub node: NodeId,
+    /// Drawn when the folder was made: the coordinator knows a node by it, so that a node whose
+    /// disk was lost cannot come back as if it still had what it acknowledged (S14).
+    pub data_id: u64,
+    /// The storage engine that the tables were made with.
+    pub engine: Engine,
+    /// What an acknowledged write has survived.
+    pub durability: Durability,
+    /// Whether the log was made: from then on its absence is a loss, not a beginning.
+    pub has_log: bool,
+    /// The address that the node listens on, host:port.
+    pub listen: String,
+    /// The coordinator's endpoints.
+    pub coordinator: Vec<String>,
+}
+
+/// Why a data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataFolderError {
+    /// Another process uses the folder.
+    #[error("{0} is in use by another process")]
+    InUse(PathBuf),
+    /// There is no node in the folder, and not enough was said to make one.
+    #[error("{0} holds no node yet: a new one needs {1}")]
+    Empty(PathBuf, &'static str),
+    /// The folder's data is of another cluster.
+    #[error("{path} holds data of cluster {found}, not of cluster {expected}")]
+    OtherCluster {
+        /// The folder.
+        path: PathBuf,
+        /// Its cluster.
+        found: String,
+        /// The cluster that was meant.
+        expected: ClusterId,
+    },
+    /// Something was asked for that differs from what the data was made with.
+    #[error("{path} was made with {what} {found}, not {asked}")]
+    Differs {
+        /// The folder.
+        path: PathBuf,
+        /// What differs.
+        what: &'static str,
+        /// What the folder was made with.
+        found: String,
+        /// What was asked for.
+        asked: String,
+    },
+    /// The folder was written by a later version.
+    #[error("{path} has format {found}; this version reads format {FORMAT} and older")]
+    Future {
+        /// The file that says so.
+        path: PathBuf,
+        /// The format it names.
+        found: u32,
+    },
+    /// The folder's description cannot be read as one.
+    #[error("{path} is damaged: {source}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The folder is a node's and its log is gone: what the node acknowledged is lost with it (S14).
+    #[error("{0} has lost its log: the node must be replaced, not started again")]
+    LostLog(PathBuf),
+    /// The file system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// A data folder that this process holds.
+#[derive(Debug)]
+pub struct DataFolder {
+    path: PathBuf,
+    /// Holds the lock as long as it is open.
+    _lock: File,
+}
+
+impl DataFolder {
+    /// Opens a folder for this process alone, and makes it if it is not there.
+    pub fn open(path: &Path) -> Result<Self, DataFolderError> {
+        fs::create_dir_all(path).map_err(|source| io_error(path, source))?;
+        let lock_path = path.join(LOCK_FILE);
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|source| io_error(&lock_path, source))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(DataFolderError::InUse(path.to_owned())),
+            Err(error) => Err(io_error(&lock_path, error.into())),
+        }
+    }
+
+    /// Returns the folder's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the folder of the shared log.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Returns the folder of the tables.
+    pub fn tables(&self) -> PathBuf {
+        self.path.join("tables")
+    }
+
+    /// Returns the folder of snapshots that are being received.
+    pub fn incoming(&self) -> PathBuf {
+        self.path.join("incoming")
+    }
+
+    /// Checks that a log that was made is still there.
+    pub fn check_log(&self, file: &NodeFile) -> Result<(), DataFolderError> {
+        let path = self.log();
+        let is_there = match fs::read_dir(&path) {
+            Ok(mut entries) => entries.any(|entry| {
+                entry.is_ok_and(|entry| entry.path().extension().is_some_and(|end| end == "log"))
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(source) => return Err(io_error(&path, source)),
+        };
+        if file.has_log && !is_there {
+            return Err(DataFolderError::LostLog(self.path.clone()));
+        }
+        Ok(())
+    }
+
+    /// Returns what the folder says of itself; `None` if it is new.
+    pub fn read(&self) -> Result<Option<NodeFile>, DataFolderError> {
+        let path = self.path.join(DESCRIPTION_FILE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(io_error(&path, source)),
+        };
+        parse(&path, &bytes).map(Some)
+    }
+
+    /// Writes what the folder says of itself, so that a crash leaves the old or the new file whole.
+    pub fn write(&self, file: &NodeFile) -> Result<(), DataFolderError> {
+        let path = self.path.join(DESCRIPTION_FILE);
+        let written = self.path.join("node.json.new");
+        let save = || -> io::Result<()> {
+            let mut output = File::create(&written)?;
+            serde_json::to_writer_pretty(&mut output, file)?;
+            output.write_all(b"\n")?;
+            output.sync_all()?;
+            fs::rename(&written, &path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        save().map_err(|source| io_error(&path, source))
+    }
+}
+
+impl NodeFile {
+    /// Describes a new folder.
+    pub fn new(
+        cluster: ClusterId,
+        node: NodeId,
+        engine: Engine,
+        durability: Durability,
+        listen: String,
+        coordinator: Vec<String>,
+    ) -> Self {
+        let (cluster, data_id) = (cluster.to_string(), rand::random());
+        let (format, has_log) = (FORMAT, false);
+        Self { format, cluster, node, data_id, engine, durability, has_log, listen, coordinator }
+    }
+
+    /// Returns the description with what may change from one start to the next.
+    pub fn restarted(
+        self,
+        durability: Durability,
+        listen: String,
+        coordinator: Vec<String>,
+    ) -> Self {
+        Self { durability, listen, coordinator, ..self }
+    }
+
+    /// Checks that the folder's data belongs to `cluster`.
+    pub fn check_cluster(&self, path: &Path, cluster: ClusterId) -> Result<(), DataFolderError> {
+        if self.cluster == cluster.to_string() {
+            return Ok(());
+        }
+        Err(DataFolderError::OtherCluster {
+            path: path.to_owned(),
+            found: self.cluster.clone(),
+            expected: cluster,
+        })
+    }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<NodeFile, DataFolderError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let damaged = |source| DataFolderError::Damaged { path: path.to_owned(), source };
+    // The format is read alone first: a later one may hold what this version cannot read.
+    let Format { format } = serde_json::from_slice(bytes).map_err(damaged)?;
+    if format > FORMAT {
+        return Err(DataFolderError::Future { path: path.to_owned(), found: format });
+    }
+    serde_json::from_slice(bytes).map_err(damaged)
+}
+
+fn io_error(path: &Path, source: io::Error) -> DataFolderError {
+    DataFolderError::Io { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> NodeFile {
+        let listen = "127.0.0.1:7101".to_owned();
+        let coordinator = vec!["http://127.0.0.1:7100".to_owned()];
+        let (engine, durability) = (Engine::Lsm, Durability::Fsync);
+        NodeFile::new(ClusterId(7), NodeId(1), engine, durability, listen, coordinator)
+    }
+
+    #[test]
+    fn a_folder_reads_what_was_written_and_is_held_by_one_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        assert_eq!(folder.read().unwrap(), None);
+        let written = file();
+        folder.write(&written).unwrap();
+        assert_eq!(folder.read().unwrap(), Some(written));
+        let second = DataFolder::open(dir.path());
+        assert!(matches!(second, Err(DataFolderError::InUse(_))), "{second:?}");
+        drop(folder);
+        assert!(DataFolder::open(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn a_log_that_was_made_and_is_gone_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        let made = NodeFile { has_log: true, ..file() };
+        assert!(folder.check_log(&file()).is_ok(), "a folder that has none yet is new");
+        let lost = folder.check_log(&made);
+        assert!(matches!(lost, Err(DataFolderError::LostLog(_))), "{lost:?}");
+        fs::create_dir(folder.log()).unwrap();
+        assert!(folder.check_log(&made).is_err());
+        fs::write(folder.log().join("00000000000000000001.log"), "").unwrap();
+        assert!(folder.check_log(&made).is_ok());
+    }
+
+    #[test]
+    fn another_cluster_a_future_format_and_damage_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        let other = file().check_cluster(dir.path(), ClusterId(8)).unwrap_err();
+        assert!(matches!(other, DataFolderError::OtherCluster { .. }), "{other}");
+        let future = r#"{"format": 2, "who": "knows"}"#;
+        fs::write(dir.path().join(DESCRIPTION_FILE), future).unwrap();
+        assert!(matches!(folder.read(), Err(DataFolderError::Future { found: 2, .. })));
+        fs::write(dir.path().join(DESCRIPTION_FILE), "{\"form").unwrap();
+        assert!(matches!(folder.read(), Err(DataFolderError::Damaged { .. })));
+    }
+}

@@ -1,0 +1,39 @@
+//! The one place that knows which protocols there are.
+
+use std::sync::Arc;
+
+use trireme_replication::raft::{RaftOptions, RaftParts, RaftReplica};
+use trireme_replication::{Replica, ReplicaError, Transport};
+use trireme_storage::{CohortLog, CohortTable, Tables};
+use trireme_types::{CohortConfig, NodeId, Protocol};
+
+/// What every replica is made of, whatever its protocol.
+pub(crate) struct ReplicaParts {
+    pub(crate) node: NodeId,
+    pub(crate) config: CohortConfig,
+    pub(crate) log: CohortLog,
+    pub(crate) tables: Tables,
+    pub(crate) table: CohortTable,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) on_failure: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+/// Says whether this build can run cohorts of a protocol, and why not if it cannot.
+pub fn check_protocol(protocol: Protocol) -> Result<(), String> {
+    match protocol {
+        Protocol::Raft => Ok(()),
+        Protocol::Spinnaker | Protocol::Pacifica => {
+            Err(format!("this version cannot replicate by {protocol} yet; raft is what there is"))
+        }
+    }
+}
+
+/// Opens a replica of the protocol that its cohort's configuration names.
+pub(crate) async fn open_replica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
+    let protocol = parts.config.protocol;
+    check_protocol(protocol).map_err(ReplicaError::Invalid)?;
+    let ReplicaParts { node, config, log, tables, table, transport, on_failure } = parts;
+    let options = RaftOptions::default();
+    let parts = RaftParts { node, config, log, tables, table, transport, options, on_failure };
+    Ok(RaftReplica::open(parts).await?)
+}

@@ -1,0 +1,236 @@
+//! A node: one data folder, one shared log, one set of tables, and the replicas on them.
+
+mod membership;
+mod settings;
+mod starting;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use trireme_coordinator::recipes::membership::RegisterError;
+use trireme_coordinator::{Coordinator, CoordinatorError};
+use trireme_replication::{Replica, ReplicaError};
+use trireme_storage::{LogError, LogOptions, SharedLog, TableError, Tables};
+use trireme_types::{CohortId, Durability, Engine, Lsn, NodeId};
+
+use self::membership::register;
+use self::settings::Settings;
+use self::starting::{Starting, open_storage};
+use crate::data_folder::{DataFolder, DataFolderError};
+use crate::listener;
+use crate::transport::PeerTransport;
+
+/// How long a stopping node waits for its clients' streams to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a node is started with. What an existing data folder knows need not be said.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// The data folder; made if it is not there.
+    pub data: PathBuf,
+    /// The node's number; needed for a new folder.
+    pub node: Option<NodeId>,
+    /// The address to listen on, host:port; needed for a new folder.
+    pub listen: Option<String>,
+    /// The coordinator's endpoints; needed for a new folder.
+    pub coordinator: Option<Vec<String>>,
+    /// The storage engine of a new folder.
+    pub engine: Option<Engine>,
+    /// What an acknowledged write has survived.
+    pub durability: Option<Durability>,
+    /// The bytes of log past which the oldest segments are to go.
+    pub log_bytes_max: u64,
+    /// The bytes of one segment of the log.
+    pub segment_bytes: u64,
+}
+
+impl NodeOptions {
+    /// Returns the options that everything but the folder is default in.
+    pub fn new(data: PathBuf) -> Self {
+        Self {
+            data,
+            node: None,
+            listen: None,
+            coordinator: None,
+            engine: None,
+            durability: None,
+            log_bytes_max: 1024 * 1024 * 1024,
+            segment_bytes: LogOptions::default().segment_bytes,
+        }
+    }
+}
+
+/// Why a node did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The data folder cannot be used.
+    #[error(transparent)]
+    Folder(#[from] DataFolderError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The log cannot be used.
+    #[error("the shared log: {0}")]
+    Log(#[from] LogError),
+    /// The tables cannot be used.
+    #[error("the tables: {0}")]
+    Tables(#[from] TableError),
+    /// The coordinator did not do its part.
+    #[error("the coordinator at {endpoints}: {source}")]
+    Coordinator {
+        /// Where it was sought.
+        endpoints: String,
+        /// What it said.
+        source: CoordinatorError,
+    },
+    /// The coordinator knows no cluster.
+    #[error("the coordinator at {0} knows no cluster; create one with `trireme up`")]
+    NoCluster(String),
+    /// Another process is this node.
+    #[error(transparent)]
+    AlreadyAlive(RegisterError),
+    /// The coordinator knows the node with other data.
+    #[error(
+        "node {node} is known with other data than what is in {path}: its disk may hold writes \
+         that this folder does not have"
+    )]
+    OtherData {
+        /// The node.
+        node: NodeId,
+        /// The folder that was to be its data.
+        path: PathBuf,
+    },
+    /// A cohort's rows are gone from the tables, and its log does not reach back far enough to
+    /// bring them again.
+    #[error(
+        "cohort {cohort}: the tables include its log up to {applied}, and the log begins after \
+         {purged}: rows are lost, and the node must be replaced"
+    )]
+    LostRows {
+        /// The cohort.
+        cohort: CohortId,
+        /// The newest entry that the tables include.
+        applied: Lsn,
+        /// The entry after which the log begins.
+        purged: Lsn,
+    },
+    /// A replica cannot be opened.
+    #[error("cohort {cohort}: {source}")]
+    Replica {
+        /// Its cohort.
+        cohort: CohortId,
+        /// Why.
+        source: ReplicaError,
+    },
+    /// The node stopped itself, since it can no longer keep its promises.
+    #[error("the node has failed: {0}")]
+    Failed(String),
+    /// The operating system refused something else.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A running node.
+pub struct Node {
+    address: SocketAddr,
+    coordinator: Coordinator,
+    transport: Arc<PeerTransport>,
+    replicas: Vec<Arc<dyn Replica>>,
+    log: SharedLog,
+    tables: Tables,
+    failed: watch::Receiver<Option<String>>,
+    stop_serving: Option<oneshot::Sender<()>>,
+    server: Option<JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
+    /// Held until everything else is closed.
+    _folder: DataFolder,
+}
+
+impl Node {
+    /// Starts a node. Client requests are served by the current runtime; consensus, and all that
+    /// must not wait behind them, runs on `consensus`.
+    pub async fn start(options: NodeOptions, consensus: &Handle) -> Result<Self, NodeError> {
+        let folder = DataFolder::open(&options.data)?;
+        let settings = Settings::settle(&folder, &options)?;
+        // Held from here on, so that two nodes cannot both believe that the address is theirs.
+        let listener = listener::bind(&settings.listen)
+            .map_err(|source| NodeError::Listen { address: settings.listen.clone(), source })?;
+        let address = listener.local_addr()?;
+        let (coordinator, catalog) = settings.connect(&folder).await?;
+        let mut file = settings.adopt(&folder, &catalog, address)?;
+        register(&coordinator, &file, &folder).await?;
+        folder.check_log(&file)?;
+        let (log, tables) = open_storage(&folder, &file, &catalog, &options)?;
+        if !file.has_log {
+            file.has_log = true;
+            folder.write(&file)?;
+        }
+        let started = Starting { file, catalog, coordinator, log, tables, folder, address };
+        started.run(listener, &options, consensus).await
+    }
+
+    /// Returns the address that the node listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` resolves, or until the node can no longer keep its promises.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
+        let failed = async {
+            match self.failed.wait_for(Option::is_some).await {
+                Ok(reason) => reason.clone().unwrap_or_default(),
+                // Every sender lives as long as the node's parts do.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        let failure = tokio::select! {
+            () = stop => None,
+            reason = failed => Some(reason),
+        };
+        match failure {
+            // What the disk holds now is what a restart will find: nothing more is written.
+            Some(reason) => Err(NodeError::Failed(reason)),
+            None => self.stop().await,
+        }
+    }
+
+    async fn stop(&mut self) -> Result<(), NodeError> {
+        tracing::info!("stopping");
+        if let Some(stop) = self.stop_serving.take() {
+            let _gone = stop.send(());
+        }
+        if let Some(server) = self.server.take() {
+            let abort = server.abort_handle();
+            if tokio::time::timeout(DRAIN_TIMEOUT, server).await.is_err() {
+                abort.abort();
+            }
+        }
+        for replica in &self.replicas {
+            replica.shutdown().await;
+        }
+        self.transport.shutdown();
+        self.tasks.iter().for_each(JoinHandle::abort);
+        let (tables, log) = (self.tables.clone(), self.log.clone());
+        let closed = tokio::task::spawn_blocking(move || -> Result<(), NodeError> {
+            tables.close()?;
+            Ok(log.close()?)
+        });
+        closed.await.map_err(io::Error::other)??;
+        if let Err(error) = self.coordinator.clone().close().await {
+            tracing::warn!(%error, "the session at the coordinator was left to expire");
+        }
+        Ok(())
+    }
+}

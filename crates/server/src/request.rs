@@ -1,0 +1,59 @@
+//! Requests on their way through the node.
+
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::Instant;
+use trireme_proto::v1;
+use trireme_proto::v1::response::Result as Answer;
+
+/// How long a request may take if its client does not say.
+pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// The longest that any request may take, whatever its client says.
+pub(crate) const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
+/// Returns the moment after which nobody waits for an answer any more.
+pub(crate) fn deadline(timeout_ms: u64) -> Instant {
+    let timeout = match timeout_ms {
+        0 => TIMEOUT_DEFAULT,
+        ms => Duration::from_millis(ms).min(TIMEOUT_MAX),
+    };
+    Instant::now() + timeout
+}
+
+/// Where the answer to one request goes.
+pub(crate) enum ReplyTo {
+    /// Into the stream that the request came from.
+    Stream {
+        /// The request's number on the stream.
+        id: u64,
+        /// The stream's answers. Unbounded, but never longer than the requests that the stream may
+        /// have under way.
+        answers: mpsc::UnboundedSender<v1::Response>,
+        /// The request's place among those that the stream may have under way.
+        place: OwnedSemaphorePermit,
+    },
+    /// To the unary call that made the request.
+    Call(oneshot::Sender<Answer>),
+}
+
+impl ReplyTo {
+    /// Sends the answer; a client that is gone needs none.
+    pub(crate) fn send(self, answer: Answer) {
+        match self {
+            Self::Stream { id, answers, place } => {
+                let _gone = answers.send(v1::Response { id, result: Some(answer) });
+                drop(place);
+            }
+            Self::Call(caller) => {
+                let _gone = caller.send(answer);
+            }
+        }
+    }
+
+    /// Sends an error as the answer.
+    pub(crate) fn refuse(self, error: v1::Error) {
+        self.send(Answer::Error(error));
+    }
+}

@@ -1,0 +1,115 @@
+//! The service that operators and tools use.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+use trireme_proto::v1;
+use trireme_replication::{ReplicaError, ReplicaStatus};
+use trireme_storage::SharedLog;
+use trireme_types::{CohortId, Durability, Engine, NodeId};
+
+use crate::cohort::HostedCohort;
+use crate::routes::Router;
+
+/// What a node says of itself besides its replicas.
+pub(crate) struct NodeDescription {
+    pub(crate) node: NodeId,
+    pub(crate) cluster: trireme_types::ClusterId,
+    pub(crate) address: String,
+    pub(crate) engine: Engine,
+    pub(crate) durability: Durability,
+}
+
+/// The admin service of one node.
+pub(crate) struct AdminService {
+    description: NodeDescription,
+    router: Arc<Router>,
+    log: SharedLog,
+}
+
+impl AdminService {
+    pub(crate) fn new(description: NodeDescription, router: Arc<Router>, log: SharedLog) -> Self {
+        Self { description, router, log }
+    }
+
+    fn log_status(&self, commands: u64) -> v1::LogStatus {
+        let metrics = self.log.metrics();
+        v1::LogStatus {
+            scans: metrics.scans,
+            scanned_bytes: metrics.scanned_bytes,
+            segments: metrics.segments,
+            entries: metrics.entries_appended,
+            commands,
+            blocks: metrics.blocks,
+            syncs: metrics.syncs,
+            written_bytes: metrics.written_bytes,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::admin_server::Admin for AdminService {
+    async fn status(
+        &self,
+        _request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::NodeStatus>, Status> {
+        let routes = self.router.routes();
+        let commands = routes.hosted.values().map(|cohort| cohort.commands()).sum();
+        let NodeDescription { node, cluster, address, engine, durability } = &self.description;
+        Ok(Response::new(v1::NodeStatus {
+            cluster: cluster.0,
+            node: node.0,
+            address: address.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine: engine.to_string(),
+            durability: durability.to_string(),
+            replicas: routes.hosted.values().map(|cohort| replica_status(cohort)).collect(),
+            log: Some(self.log_status(commands)),
+        }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        let v1::TransferLeaderRequest { cohort, to } = request.into_inner();
+        let routes = self.router.routes();
+        let Some(cohort) = routes.hosted.get(&CohortId(cohort)) else {
+            return Err(Status::not_found(format!("cohort c{cohort} has no replica here")));
+        };
+        if !cohort.config.replicas.contains(&NodeId(to)) {
+            return Err(Status::invalid_argument(format!("node n{to} has no replica of it")));
+        }
+        cohort.replica.transfer_leader(NodeId(to)).await.map_err(replica_status_error)?;
+        Ok(Response::new(v1::TransferLeaderResponse {}))
+    }
+}
+
+fn replica_status(cohort: &HostedCohort) -> v1::ReplicaStatus {
+    let status: ReplicaStatus = cohort.replica.status();
+    let range = cohort.descriptor.range.clone();
+    v1::ReplicaStatus {
+        cohort: status.cohort.0,
+        protocol: status.protocol.name().to_owned(),
+        start: range.start,
+        end: range.end,
+        role: status.role.to_string(),
+        leader: status.leader.map_or(0, |node| node.0),
+        epoch: status.epoch,
+        last: Some(status.last.into()),
+        durable: Some(status.durable.into()),
+        committed: Some(status.committed.into()),
+        applied: Some(status.applied.into()),
+        purged: Some(status.purged.into()),
+        replicas: status.replicas.into_iter().map(|node| node.0).collect(),
+        progress: status
+            .progress
+            .into_iter()
+            .map(|(node, lsn)| v1::Progress { node: node.0, matched: Some(lsn.into()) })
+            .collect(),
+    }
+}
+
+fn replica_status_error(error: ReplicaError) -> Status {
+    Status::failed_precondition(error.to_string())
+}

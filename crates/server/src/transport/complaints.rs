@@ -1,0 +1,78 @@
+//! Says each thing about each peer once, so that a peer that tries again and again does not fill
+//! the log.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use parking_lot::Mutex;
+use trireme_types::NodeId;
+
+/// The most complaints that are remembered. Past it all are forgotten, and each may be said once
+/// more.
+const COMPLAINTS_MAX: usize = 1024;
+
+/// Whom a complaint is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Who {
+    /// A node, by what it says or by whom we mean to reach.
+    Node(NodeId),
+    /// Somebody who has not said hello.
+    Address(IpAddr),
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(node) => node.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
+/// What has been said already.
+#[derive(Default)]
+pub(super) struct Complaints {
+    said: Mutex<HashSet<(Who, String)>>,
+}
+
+impl Complaints {
+    /// Says whether this has not been said about them yet, and remembers that it has been now.
+    pub(super) fn is_first(&self, who: Who, cause: &str) -> bool {
+        let mut said = self.said.lock();
+        if said.len() >= COMPLAINTS_MAX {
+            said.clear();
+        }
+        said.insert((who, cause.to_owned()))
+    }
+
+    /// Forgets what was said about a node, with which all is well now.
+    pub(super) fn forget(&self, node: NodeId) {
+        self.said.lock().retain(|(who, _)| *who != Who::Node(node));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_is_said_once_per_peer_until_all_is_well() {
+        let complaints = Complaints::default();
+        let (one, two) = (Who::Node(NodeId(1)), Who::Node(NodeId(2)));
+        assert!(complaints.is_first(one, "cause"));
+        assert!(!complaints.is_first(one, "cause"));
+        assert!(complaints.is_first(one, "another") && complaints.is_first(two, "cause"));
+        complaints.forget(NodeId(1));
+        assert!(complaints.is_first(one, "cause") && !complaints.is_first(two, "cause"));
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let complaints = Complaints::default();
+        for cause in 0..3 * COMPLAINTS_MAX {
+            complaints.is_first(Who::Node(NodeId(1)), &cause.to_string());
+        }
+        assert!(complaints.said.lock().len() <= COMPLAINTS_MAX);
+    }
+}

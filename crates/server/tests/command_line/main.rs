@@ -1,0 +1,16 @@
+//! The `trireme` command against a cluster in the test's own process: exit statuses, what is
+//! printed where, and what reaches the cluster.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests are tests, and their numbers are small"
+)]
+
+mod bench;
+mod command;
+mod fake;
+mod files;
+mod one_key;
+mod scans;
+mod usage;
+mod views;

@@ -1,0 +1,26 @@
+//! What the tests on clusters of real processes share.
+//!
+//! A [`Cluster`] is what `trireme up` starts, in a temporary folder and on ports of its own; it is
+//! killed when it is dropped, also by a panic, and then shows the end of what its processes said.
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
+
+mod by_hand;
+mod cluster;
+mod data;
+mod etcd;
+mod import;
+mod poll;
+mod process;
+mod seat;
+mod status;
+pub(crate) mod wire;
+
+pub(crate) use cluster::{Cluster, start_fails, up_command};
+pub(crate) use data::{
+    Rows, made_up_unicode_data, made_up_words, sorted, split_keys, tsv, unicode_data, words,
+};
+pub(crate) use import::{Import, assert_holds};
+pub(crate) use poll::{until, until_ok};
+pub(crate) use process::{Ran, finish, run, trireme};
+pub(crate) use seat::Seat;
+pub(crate) use status::{Replica, Statuses};
