@@ -52,7 +52,7 @@ mod types;
 mod wire;
 
 #[cfg(test)]
-mod restart_test;
+mod replica_test;
 #[cfg(test)]
 mod suite_test;
 

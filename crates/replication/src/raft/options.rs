@@ -53,7 +53,7 @@ impl RaftOptions {
             max_in_snapshot_log_to_keep: u64::MAX,
             enable_pre_vote: Some(true),
             // A leader that came back in its old term would judge strong reads by a commit point
-            // that may be older than what it acknowledged (`restart_test`).
+            // that may be older than what it acknowledged (`replica_test`).
             enable_leader_restore: Some(false),
             // A node that comes back is found soon: the first retries, then the longest pause.
             backoff: "50ms 100ms 200ms ...400ms".to_owned(),

@@ -1,4 +1,4 @@
-//! What a replica answers after a crash.
+//! The replicas of one cohort, on disks that can crash and a network within the process.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -67,7 +67,7 @@ struct Member {
     replica: Arc<RaftReplica>,
     table: CohortTable,
     _log: SharedLog,
-    _tables: Tables,
+    tables: Tables,
     _folder: TempDir,
 }
 
@@ -93,7 +93,7 @@ impl Member {
         };
         let replica = RaftReplica::open(parts).await.unwrap();
         network.replicas.lock().insert(node, replica.clone());
-        Self { replica, table, _log: log, _tables: tables, _folder: folder }
+        Self { replica, table, _log: log, tables, _folder: folder }
     }
 }
 
@@ -174,4 +174,31 @@ async fn the_first_strong_read_after_a_crash_sees_what_was_acknowledged() {
         assert!(found, "the acknowledged write of '{key}' is not read");
     }
     after.shutdown().await;
+}
+
+/// A log is let go of up to where it was asked for and no further: the rest is what brings a replica
+/// that was away up to date without a snapshot. openraft, left to its own policy, let go of all
+/// that the table had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_much_of_the_log_is_released_as_was_asked_for() {
+    let cohort = Cohort::open(&[MemFs::new(), MemFs::new(), MemFs::new()]).await;
+    let work = async {
+        for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+            cohort.put(key).await;
+        }
+        let member = &cohort.members[0];
+        while member.table.applied().seq < 8 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        member.tables.flush().unwrap();
+        for upto in [3, 5] {
+            member.replica.release_log(upto).await.unwrap();
+            while member.replica.status().purged.seq < upto {
+                tokio::time::sleep(PAUSE).await;
+            }
+            assert_eq!(member.replica.status().purged.seq, upto);
+        }
+    };
+    tokio::time::timeout(PATIENCE, work).await.unwrap();
+    cohort.shutdown().await;
 }
