@@ -16,7 +16,7 @@ mod unanswered;
 mod work;
 
 pub use bytes::Bytes;
-pub use trireme_proto::v1::{LogStatus, NodeStatus, ReplicaStatus};
+pub use trireme_proto::v1::{LogStatus, Measures, NodeStatus, ReplicaStatus};
 pub use trireme_types::{Consistency, KeyRange, Version};
 
 pub use client::{Client, Conditional, Freshness, Read, ReadOptions, Value};

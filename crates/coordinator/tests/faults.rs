@@ -53,7 +53,13 @@ async fn propose(coordinator: Coordinator, node: NodeId, stop: Arc<AtomicBool>) 
         coordinator.renew().await.ok();
         let replicas = vec![node];
         let protocol = Protocol::Pacifica;
-        let config = CohortConfig { cohort: CohortId(1), version: at + 1, protocol, replicas };
+        let config = CohortConfig {
+            cohort: CohortId(1),
+            version: at + 1,
+            protocol,
+            replicas,
+            replicas_wanted: 0,
+        };
         match catalog.compare_and_set_cohort(config).await {
             Ok(CompareAndSet::Installed(config)) => {
                 installed.push(config.version);
@@ -91,7 +97,13 @@ async fn elections_and_configurations_bear_the_death_of_members() {
         eventually("etcd", || async { Coordinator::connect(options.clone()).await.ok() }).await;
     let map = RangeMap::from_splits(&[]).unwrap();
     let (cohort, protocol) = (CohortId(1), Protocol::Pacifica);
-    let first = CohortConfig { cohort, version: 1, protocol, replicas: REPLICAS.to_vec() };
+    let first = CohortConfig {
+        cohort,
+        version: 1,
+        protocol,
+        replicas: REPLICAS.to_vec(),
+        replicas_wanted: 0,
+    };
     let spec = ClusterSpec { cluster: ClusterId(1), map, configs: vec![first] };
     Catalog::bootstrap(&coordinator, spec).await.unwrap();
 

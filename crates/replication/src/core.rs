@@ -54,7 +54,7 @@ use trireme_types::{CohortConfig, CohortId, Entry, Epoch, Lsn, NodeId, Protocol}
 pub use self::epoch_runs::EpochRuns;
 pub use self::moment::Moment;
 pub use self::outbox::Outbox;
-use crate::replica::{ReplicaError, Role};
+use crate::replica::{Measures, ReplicaError, Role};
 use crate::transport::Lane;
 
 /// A replication protocol, as one replica runs it. The [module's documentation](self) has the rules
@@ -378,4 +378,6 @@ pub struct CoreStatus {
     pub replicas: Vec<NodeId>,
     /// The leader's view of how far the others have come; empty elsewhere.
     pub progress: Vec<(NodeId, Lsn)>,
+    /// What it has measured of itself.
+    pub measures: Measures,
 }

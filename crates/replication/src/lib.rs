@@ -14,5 +14,7 @@ pub mod raft;
 mod replica;
 mod transport;
 
-pub use replica::{ErrorClass, Freshness, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role};
+pub use replica::{
+    ErrorClass, Freshness, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role,
+};
 pub use transport::{Lane, SendError, Transport};

@@ -42,6 +42,13 @@ pub trait Replica: Send + Sync + 'static {
     /// Brings the cohort to another configuration.
     async fn reconfigure(&self, config: CohortConfig) -> Result<(), ReplicaError>;
 
+    /// Hears that a node answers (again). A protocol that watches over its peers by itself need not
+    /// listen.
+    fn peer_alive(&self, _node: NodeId) {}
+
+    /// Hears that the connection to a node broke, or that the node missed its pings.
+    fn peer_lost(&self, _node: NodeId) {}
+
     /// Hands leadership to another replica; returns when the request is under way.
     async fn transfer_leader(&self, to: NodeId) -> Result<(), ReplicaError>;
 
@@ -205,6 +212,24 @@ pub struct ReplicaStatus {
     pub replicas: Vec<NodeId>,
     /// The leader's view of how far the others have come; empty elsewhere.
     pub progress: Vec<(NodeId, Lsn)>,
+    /// What it has measured of itself.
+    pub measures: Measures,
+}
+
+/// What a replica has measured of itself since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measures {
+    /// How often it took over the cohort.
+    pub takeovers: u64,
+    /// How long the last takeover took, from the moment when the replica was to lead until its
+    /// table held all that its predecessors had acknowledged, and it served.
+    pub last_takeover: Option<Duration>,
+    /// How many followers it has brought up to date.
+    pub catch_ups: u64,
+    /// The longest time for which a follower's catch-up held up writes (M22).
+    pub longest_block: Option<Duration>,
+    /// Beacons that it sent by themselves, on no other message (M40).
+    pub beacons: u64,
 }
 
 impl fmt::Display for ReplicaStatus {
@@ -246,6 +271,7 @@ mod tests {
             purged: Lsn::ZERO,
             replicas: vec![NodeId(1), NodeId(2)],
             progress: vec![],
+            measures: Measures::default(),
         };
         let line = "n2 c1 follower(n1) e3 last=3.17 durable=3.17 committed=3.15 applied=2.14";
         assert_eq!(status.to_string(), line);

@@ -13,7 +13,7 @@ use trireme_replication::core::{
     Core, CoreStatus, Effect, EpochRuns, Event, Message, Moment, Outbox,
 };
 use trireme_replication::driver::{CoreReplica, DriverOptions, NoCoordination, Wiring};
-use trireme_replication::{Lane, Replica, Role, SendError, Transport};
+use trireme_replication::{Lane, Measures, Replica, Role, SendError, Transport};
 use trireme_storage::fs::MemFs;
 use trireme_storage::{
     LogIdentity, LogOptions, LogWrite, SharedLog, SnapshotReader, TableOptions, Tables,
@@ -83,6 +83,7 @@ impl Core for Eager {
             purged: Lsn::ZERO,
             replicas: Vec::new(),
             progress: Vec::new(),
+            measures: Measures::default(),
         }
     }
 

@@ -127,8 +127,20 @@ pub struct CohortConfig {
     pub version: u64,
     /// The protocol that the replicas speak.
     pub protocol: Protocol,
-    /// The nodes that hold a replica, the range's base node first.
+    /// The nodes that hold a replica. A new cohort's begin with the range's base node; in PacificA
+    /// the first is the primary.
     pub replicas: Vec<NodeId>,
+    /// How many replicas there should be, where fewer are listed because some were removed (M52);
+    /// 0 in what was written before configurations could shrink, and then as many as are listed.
+    #[serde(default)]
+    pub replicas_wanted: usize,
+}
+
+impl CohortConfig {
+    /// Returns how many replicas are missing.
+    pub fn replicas_missing(&self) -> usize {
+        self.replicas_wanted.saturating_sub(self.replicas.len())
+    }
 }
 
 /// A placement that cannot be.

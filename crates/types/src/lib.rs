@@ -12,6 +12,7 @@ pub mod limits;
 mod lsn;
 mod range;
 mod range_map;
+mod timing;
 
 pub use command::{
     BatchDecodeError, Command, CommandBatch, Condition, Operation, Outcome, RequestId, Version,
@@ -25,3 +26,4 @@ pub use id::{ClientId, ClusterId, CohortId, NodeId, ParseIdError};
 pub use lsn::{Epoch, Lsn};
 pub use range::{KeyRange, printable};
 pub use range_map::{RangeDescriptor, RangeMap, RangeMapError, even_splits};
+pub use timing::{InvalidTiming, Timing};

@@ -14,7 +14,13 @@ use crate::support::{PATIENCE, connect};
 
 fn config(cohort: u64, version: u64, leader: u64) -> CohortConfig {
     let replicas = vec![NodeId(leader), NodeId(leader % 3 + 1)];
-    CohortConfig { cohort: CohortId(cohort), version, protocol: Protocol::Pacifica, replicas }
+    CohortConfig {
+        cohort: CohortId(cohort),
+        version,
+        protocol: Protocol::Pacifica,
+        replicas,
+        replicas_wanted: 0,
+    }
 }
 
 fn spec(cluster: u64, ranges: usize) -> ClusterSpec {

@@ -188,16 +188,6 @@ impl<C: Core> CoreReplica<C> {
         self.mailbox.coordination(event)
     }
 
-    /// Tells the core that a node answers (again).
-    pub fn peer_alive(&self, node: NodeId) {
-        self.mailbox.peer(node, true);
-    }
-
-    /// Tells the core that the connection to a node broke, or that the node missed its pings.
-    pub fn peer_lost(&self, node: NodeId) {
-        self.mailbox.peer(node, false);
-    }
-
     /// Puts a request into the mailbox and waits for its answer.
     async fn ask<T>(
         &self,
@@ -262,6 +252,14 @@ impl<C: Core> Replica for CoreReplica<C> {
         self.control(|answer| Control::Reconfigure { config, answer }).await
     }
 
+    fn peer_alive(&self, node: NodeId) {
+        self.mailbox.peer(node, true);
+    }
+
+    fn peer_lost(&self, node: NodeId) {
+        self.mailbox.peer(node, false);
+    }
+
     async fn transfer_leader(&self, to: NodeId) -> Result<(), ReplicaError> {
         self.control(|answer| Control::TransferLeader { to, answer }).await
     }
@@ -290,6 +288,7 @@ impl<C: Core> Replica for CoreReplica<C> {
             purged: status.purged,
             replicas: status.replicas,
             progress: status.progress,
+            measures: status.measures,
         }
     }
 

@@ -24,7 +24,7 @@ use super::network::RaftNetworkMaker;
 use super::state_machine::{RaftTable, SnapshotData};
 use super::types::{Proposal, TypeConfig, lsn_or_zero};
 use super::{RaftOptions, wire};
-use crate::replica::{Freshness, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role};
+use crate::replica::{Freshness, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role};
 use crate::transport::{Lane, Transport};
 
 /// How long a strong read waits for a majority to confirm the leader.
@@ -211,6 +211,7 @@ impl Replica for RaftReplica {
             purged: bounds.purged,
             replicas: metrics.membership_config.voter_ids().map(NodeId).collect(),
             progress: progress.map(|(node, id)| (NodeId(node), lsn_or_zero(id))).collect(),
+            measures: Measures::default(),
         }
     }
 

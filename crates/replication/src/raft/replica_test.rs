@@ -83,7 +83,13 @@ impl Member {
         let (protocol, replicas) = (Protocol::Raft, NODES.to_vec());
         let parts = RaftParts {
             node,
-            config: CohortConfig { cohort: COHORT, version: 1, protocol, replicas },
+            config: CohortConfig {
+                cohort: COHORT,
+                version: 1,
+                protocol,
+                replicas,
+                replicas_wanted: 0,
+            },
             log: log.cohort(COHORT),
             tables: tables.clone(),
             table: table.clone(),

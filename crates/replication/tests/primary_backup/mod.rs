@@ -25,7 +25,7 @@ use bytes::Bytes;
 use trireme_replication::core::{
     Core, CoreStatus, Effect, EpochRuns, Event, Moment, Outbox, Recovered, Reply, Ticket, When,
 };
-use trireme_replication::{ReplicaError, Role};
+use trireme_replication::{Measures, ReplicaError, Role};
 use trireme_storage::{IoId, LogWrite};
 use trireme_types::{Entry, Epoch, Lsn, NodeId, Protocol};
 
@@ -209,6 +209,7 @@ impl Core for PrimaryBackup {
             purged: self.log.purged(),
             replicas: self.nodes.clone(),
             progress: self.leading.as_ref().map_or_else(Vec::new, Primary::progress),
+            measures: Measures::default(),
         }
     }
 

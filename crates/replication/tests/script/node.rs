@@ -131,6 +131,7 @@ impl<S: Subject> Node<S> {
             purged: status.purged,
             replicas: status.replicas,
             progress: status.progress,
+            measures: status.measures,
         })
     }
 

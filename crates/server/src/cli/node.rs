@@ -87,6 +87,7 @@ impl NodeArgs {
             durability,
             log_bytes_max: self.log_bytes_max,
             segment_bytes: self.segment_bytes,
+            ..NodeOptions::new(PathBuf::new())
         }
     }
 }

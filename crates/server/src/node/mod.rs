@@ -18,7 +18,7 @@ use trireme_coordinator::recipes::membership::RegisterError;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_replication::{Replica, ReplicaError};
 use trireme_storage::{LogError, LogOptions, SharedLog, TableError, Tables};
-use trireme_types::{CohortId, Durability, Engine, Lsn, NodeId};
+use trireme_types::{CohortId, Durability, Engine, Lsn, NodeId, Timing};
 
 use self::membership::register;
 use self::settings::Settings;
@@ -49,6 +49,10 @@ pub struct NodeOptions {
     pub log_bytes_max: u64,
     /// The bytes of one segment of the log.
     pub segment_bytes: u64,
+    /// The periods of Spinnaker and PacificA.
+    pub timing: Timing,
+    /// How many replicas a PacificA cohort must have to take writes (P10).
+    pub min_replicas_for_write: usize,
 }
 
 impl NodeOptions {
@@ -63,6 +67,8 @@ impl NodeOptions {
             durability: None,
             log_bytes_max: 1024 * 1024 * 1024,
             segment_bytes: LogOptions::default().segment_bytes,
+            timing: Timing::default(),
+            min_replicas_for_write: 1,
         }
     }
 }

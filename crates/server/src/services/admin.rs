@@ -1,10 +1,11 @@
 //! The service that operators and tools use.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 use trireme_proto::v1;
-use trireme_replication::{ReplicaError, ReplicaStatus};
+use trireme_replication::{Measures, ReplicaError, ReplicaStatus};
 use trireme_storage::SharedLog;
 use trireme_types::{CohortId, Durability, Engine, NodeId};
 
@@ -107,6 +108,18 @@ fn replica_status(cohort: &HostedCohort) -> v1::ReplicaStatus {
             .into_iter()
             .map(|(node, lsn)| v1::Progress { node: node.0, matched: Some(lsn.into()) })
             .collect(),
+        measures: Some(measures(status.measures)),
+    }
+}
+
+fn measures(measures: Measures) -> v1::Measures {
+    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    v1::Measures {
+        takeovers: measures.takeovers,
+        last_takeover_us: measures.last_takeover.map(micros),
+        catch_ups: measures.catch_ups,
+        longest_block_us: measures.longest_block.map(micros),
+        beacons: measures.beacons,
     }
 }
 

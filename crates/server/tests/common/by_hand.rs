@@ -52,6 +52,7 @@ impl Cluster {
             version: 1,
             protocol: Protocol::Raft,
             replicas: chained_placement(&nodes, index, NODES).unwrap(),
+            replicas_wanted: NODES,
         });
         let configs = configs.collect();
         let spec = ClusterSpec { cluster: ClusterId(rand::random()), map, configs };

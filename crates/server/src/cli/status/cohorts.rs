@@ -1,6 +1,6 @@
 //! One cohort, put together from what its replicas say.
 
-use trireme_client::{KeyRange, ReplicaStatus, Route};
+use trireme_client::{KeyRange, Measures, ReplicaStatus, Route};
 use trireme_types::{CohortId, Lsn, NodeId};
 
 use super::NodeReport;
@@ -55,6 +55,8 @@ pub(super) struct ReplicaState {
     /// Entries that the leader knows to be committed and that this replica has not applied;
     /// `None` without a leader.
     pub(super) lag: Option<u64>,
+    /// What it has measured of itself.
+    pub(super) measures: Measures,
 }
 
 /// Puts together what the nodes say of the cohort that a route leads to.
@@ -103,6 +105,7 @@ fn replica_state(told: &ReplicaStatus) -> ReplicaState {
         committed: lsn(&told.committed),
         applied: lsn(&told.applied),
         lag: None,
+        measures: told.measures.unwrap_or_default(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The status of a cluster, for people and for programs.
 
 use serde_json::{Map, Value, json};
-use trireme_client::{LogStatus, NodeStatus};
+use trireme_client::{LogStatus, Measures, NodeStatus};
 use trireme_types::{ClusterId, Lsn};
 
 use super::NodeReport;
@@ -179,5 +179,16 @@ fn replica_json(replica: &Replica) -> Value {
         "committed": state.committed,
         "applied": state.applied,
         "lag": state.lag,
+        "measures": measures_json(&state.measures),
+    })
+}
+
+fn measures_json(measures: &Measures) -> Value {
+    json!({
+        "takeovers": measures.takeovers,
+        "last_takeover_us": measures.last_takeover_us,
+        "catch_ups": measures.catch_ups,
+        "longest_block_us": measures.longest_block_us,
+        "beacons": measures.beacons,
     })
 }

@@ -46,6 +46,7 @@ impl Plan {
                 version: 1,
                 protocol: self.protocol_at(&entry.range),
                 replicas: replicas.map_err(|error| error.to_string())?,
+                replicas_wanted: self.replicas,
             })
         });
         let configs = configs.collect::<Result<_, String>>()?;

@@ -1,0 +1,88 @@
+//! The periods of the two protocols of our own, as a node is started with them.
+
+use std::time::Duration;
+
+/// How far two monotonic clocks may run apart, and how late a thread may look at its own, as a part
+/// of a lease: a grace must outlast a lease by at least this share of it.
+const DRIFT_DIVISOR: u32 = 10;
+
+/// The periods of Spinnaker and PacificA. Every node of a cluster should be started with the same;
+/// safety asks only that no node's `grace` is shorter than another node's `lease`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// How long a leader waits before it tells its followers how far the log is committed; it rides
+    /// on proposals where there are any. Longer saves messages and forced commit points; shorter
+    /// keeps timeline reads fresher and makes a takeover shorter (Spinnaker §5, §D.1).
+    pub commit_period: Duration,
+    /// How often a leader asks its followers for their support (PacificA's beacon interval). What
+    /// it sends anyway counts too.
+    pub beacon_interval: Duration,
+    /// How long a leader may serve after it sent the last beacon that was acknowledged, counted at
+    /// the leader (PacificA §2.3; S5, P1). Longer bears longer pauses; shorter ends a stall sooner.
+    pub lease: Duration,
+    /// How long a follower that acknowledged a beacon supports no other leader, counted from when
+    /// it received the beacon. It bounds from below how soon a dead leader is replaced.
+    pub grace: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            commit_period: Duration::from_millis(20),
+            beacon_interval: Duration::from_millis(100),
+            lease: Duration::from_millis(800),
+            grace: Duration::from_millis(1000),
+        }
+    }
+}
+
+/// Periods that cannot work together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidTiming(String);
+
+impl Timing {
+    /// Checks `grace > lease > 2 x beacon interval` (M38), with room for clocks that do not run
+    /// alike (P1).
+    pub fn validate(&self) -> Result<(), InvalidTiming> {
+        let Self { commit_period, beacon_interval, lease, grace } = *self;
+        let refuse = |reason: String| Err(InvalidTiming(reason));
+        if commit_period.is_zero() || beacon_interval.is_zero() {
+            return refuse("the commit period and the beacon interval must not be zero".into());
+        }
+        if lease <= 2 * beacon_interval {
+            return refuse(format!(
+                "a lease of {lease:?} must be longer than two beacon intervals of {beacon_interval:?}"
+            ));
+        }
+        let least = lease + lease / DRIFT_DIVISOR;
+        if grace < least {
+            return refuse(format!(
+                "a grace of {grace:?} must be at least {least:?}: a lease of {lease:?} and a tenth"
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    /// M38: what breaks `grace > lease > 2 x beacon` is refused.
+    #[test]
+    fn periods_that_break_the_order_of_lease_and_grace_are_refused() {
+        let timing = Timing::default();
+        assert_eq!(timing.validate(), Ok(()));
+        assert!(Timing { grace: timing.lease, ..timing }.validate().is_err());
+        assert!(Timing { grace: ms(879), ..timing }.validate().is_err(), "no room for drift");
+        assert_eq!(Timing { grace: ms(880), ..timing }.validate(), Ok(()));
+        assert!(Timing { beacon_interval: ms(400), ..timing }.validate().is_err());
+        assert!(Timing { commit_period: ms(0), ..timing }.validate().is_err());
+        assert!(Timing { beacon_interval: ms(0), ..timing }.validate().is_err());
+    }
+}
