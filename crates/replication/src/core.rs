@@ -39,6 +39,7 @@
 //! only then, and sends entries along with its messages (`Send`) only to replicas that lack none,
 //! keeps everything in order and at most one piece per replica in memory.
 
+mod durable_seqs;
 mod epoch_runs;
 mod moment;
 mod outbox;
@@ -51,6 +52,7 @@ use bytes::Bytes;
 use trireme_storage::{IoId, LogWrite};
 use trireme_types::{CohortConfig, CohortId, Entry, Epoch, Lsn, NodeId, Protocol};
 
+pub(crate) use self::durable_seqs::DurableSeqs;
 pub use self::epoch_runs::EpochRuns;
 pub use self::moment::Moment;
 pub use self::outbox::Outbox;
@@ -300,6 +302,10 @@ pub enum Effect<C: Core> {
         /// The entry that it became.
         lsn: Lsn,
     },
+    /// End every right to read that was given out with an end of its own: what was not read and
+    /// confirmed by now is not given to a client. Takes effect before any later effect, so a core
+    /// gives out such rights at once ([`When::Now`]) or not at all.
+    EndReads,
     /// Answer a caller.
     Reply {
         /// Which.

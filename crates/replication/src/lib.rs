@@ -12,6 +12,8 @@ pub mod core;
 pub mod driver;
 pub mod raft;
 mod replica;
+pub mod spinnaker;
+pub mod streaming;
 mod transport;
 
 pub use replica::{

@@ -1,6 +1,8 @@
 //! Seam B: what the server holds of each cohort on its node, whatever the protocol.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -67,28 +69,57 @@ pub trait Replica: Send + Sync + 'static {
 }
 
 /// A right to answer one strong read, or many that were waiting together.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ReadPermit {
-    valid_until: Option<Instant>,
+    valid: Option<Right>,
+}
+
+/// A right that ends at a moment, or earlier if it is ended.
+#[derive(Clone, Debug)]
+struct Right {
+    until: Instant,
+    has_ended: Arc<AtomicBool>,
+}
+
+/// Gives out permits and can end all of them at once, as when a leader gives up its lead.
+#[derive(Debug, Default)]
+pub(crate) struct ReadRights {
+    has_ended: Arc<AtomicBool>,
+}
+
+impl ReadRights {
+    /// Returns a permit that holds until `instant`, unless it is ended before.
+    pub(crate) fn permit(&self, instant: Instant) -> ReadPermit {
+        let has_ended = Arc::clone(&self.has_ended);
+        ReadPermit { valid: Some(Right { until: instant, has_ended }) }
+    }
+
+    /// Ends every permit that was given out.
+    pub(crate) fn end(&mut self) {
+        // Pairs with the load in `confirm`: whoever confirms after this sees it.
+        std::mem::take(&mut self.has_ended).store(true, Ordering::SeqCst);
+    }
 }
 
 impl ReadPermit {
     /// Returns a permit that never lapses: the state is known to hold what was acknowledged before
     /// the barrier, whatever happens later.
     pub const fn lasting() -> Self {
-        Self { valid_until: None }
+        Self { valid: None }
     }
 
     /// Returns a permit that holds until `instant` on the local monotonic clock.
-    pub const fn until(instant: Instant) -> Self {
-        Self { valid_until: Some(instant) }
+    pub fn until(instant: Instant) -> Self {
+        ReadRights::default().permit(instant)
     }
 
     /// Says, after the state has been read, whether it may be given to a client.
     pub fn confirm(&self) -> Result<(), ReplicaError> {
-        match self.valid_until {
-            Some(end) if Instant::now() >= end => {
-                Err(ReplicaError::Unavailable("the leader's lease ran out during the read".into()))
+        match &self.valid {
+            Some(right)
+                if right.has_ended.load(Ordering::SeqCst) || Instant::now() >= right.until =>
+            {
+                Err(ReplicaError::Unavailable("the leader's lease ended during the read".into()))
             }
             _ => Ok(()),
         }
@@ -253,6 +284,17 @@ mod tests {
         assert!(ReadPermit::until(Instant::now() + Duration::from_secs(60)).confirm().is_ok());
         let lapsed = ReadPermit::until(Instant::now()).confirm();
         assert_eq!(lapsed.unwrap_err().class(), ErrorClass::Retry);
+    }
+
+    #[test]
+    fn permits_that_were_ended_are_not_confirmed_and_later_ones_are() {
+        let mut rights = ReadRights::default();
+        let later = Instant::now() + Duration::from_secs(60);
+        let before = rights.permit(later);
+        assert!(before.confirm().is_ok());
+        rights.end();
+        assert_eq!(before.confirm().unwrap_err().class(), ErrorClass::Retry);
+        assert!(rights.permit(later).confirm().is_ok());
     }
 
     #[test]

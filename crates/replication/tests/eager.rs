@@ -128,7 +128,7 @@ async fn nothing_is_applied_before_it_is_on_the_own_disk() {
         coordination: Arc::new(NoCoordination),
         on_failure: Box::new(|error| panic!("{error}")),
     };
-    let make = |_| Eager { log: EpochRuns::default(), outbox: Outbox::new() };
+    let make = |_| Ok(Eager { log: EpochRuns::default(), outbox: Outbox::new() });
     let replica = CoreReplica::start(NodeId(1), wiring, DriverOptions::default(), make);
     let replica = Arc::new(replica.expect("the defaults make sense"));
     let write = tokio::spawn({

@@ -13,6 +13,9 @@ impl Moment {
     /// The clock's start.
     pub const START: Self = Self(Duration::ZERO);
 
+    /// A moment that never comes: a hundred years after the clock's start.
+    pub const FAR: Self = Self(Duration::from_secs(100 * 365 * 24 * 60 * 60));
+
     /// Returns the moment this long after the clock's start.
     pub const fn after_start(elapsed: Duration) -> Self {
         Self(elapsed)

@@ -9,7 +9,7 @@ use super::clock::Clock;
 use super::mailbox::{Admitted, Answer};
 use super::storage::{Applied, StagedSnapshot};
 use crate::core::{Core, Message, Reply, Ticket};
-use crate::replica::{ReadPermit, ReplicaError};
+use crate::replica::{ReadPermit, ReadRights, ReplicaError};
 
 /// One caller, or several who share an answer.
 pub(super) enum Caller {
@@ -34,6 +34,8 @@ pub(super) struct Callers {
     given: u64,
     /// Proposals that get the outcome of an entry, by its sequence.
     promised: BTreeMap<u64, (Lsn, Ticket)>,
+    /// What the permits that were given out rest on.
+    rights: ReadRights,
 }
 
 impl Callers {
@@ -108,9 +110,9 @@ impl Callers {
             (Caller::Control(answer), Reply::Done) => give(answer, Ok(())),
             (Caller::Reads(answers), Reply::Read { until }) => {
                 let permit = until.map_or(ReadPermit::lasting(), |until| {
-                    ReadPermit::until(clock.instant(until).into_std())
+                    self.rights.permit(clock.instant(until).into_std())
                 });
-                answers.into_iter().for_each(|answer| give(answer, Ok(permit)));
+                answers.into_iter().for_each(|answer| give(answer, Ok(permit.clone())));
             }
             (Caller::Snapshot { answer, .. }, Reply::Message(message)) => {
                 give(answer, Ok(message.encode()));
@@ -120,6 +122,11 @@ impl Callers {
                 caller.refuse(&ReplicaError::Ambiguous("the protocol gave no answer".into()));
             }
         }
+    }
+
+    /// Ends the permits that were given out.
+    pub(super) fn end_reads(&mut self) {
+        self.rights.end();
     }
 
     /// Answers everybody. A proposal that the core has may have been sent, so nobody knows what

@@ -40,7 +40,6 @@
 mod apply;
 mod callers;
 mod clock;
-mod durable_seqs;
 mod mailbox;
 mod options;
 mod outgoing;
@@ -93,6 +92,17 @@ impl<C: Core<CoordinatorRequest = Infallible>> Coordination<C> for NoCoordinatio
     }
 }
 
+/// Why a replica cannot start.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// An option of the driver makes no sense.
+    #[error(transparent)]
+    Option(#[from] InvalidDriverOption),
+    /// The protocol cannot begin with what is on the disk, or with its options.
+    #[error("{0}")]
+    Core(String),
+}
+
 /// What a replica is connected to.
 pub struct Wiring<C: Core> {
     /// The cohort's log, which nobody else writes to.
@@ -123,19 +133,19 @@ pub struct CoreReplica<C: Core> {
 
 impl<C: Core> CoreReplica<C> {
     /// Starts a replica of `table`'s cohort on `node`. `make` makes the core from what was found on
-    /// the disk. Must be called within a tokio runtime with time.
+    /// the disk, or says why it cannot. Must be called within a tokio runtime with time.
     pub fn start(
         node: NodeId,
         wiring: Wiring<C>,
         options: DriverOptions,
-        make: impl FnOnce(Recovered) -> C,
-    ) -> Result<Self, InvalidDriverOption> {
+        make: impl FnOnce(Recovered) -> Result<C, String>,
+    ) -> Result<Self, StartError> {
         options.validate()?;
         let Wiring { log, table, transport, coordination, on_failure } = wiring;
         let recovered = storage::recover(node, &log, &table);
         let (cohort, last, applied) = (recovered.cohort, recovered.log.last(), recovered.applied);
         let DriverOptions { send_log_bytes_max, apply_bytes_max, drain_timeout, .. } = options;
-        let core = make(recovered);
+        let core = make(recovered).map_err(StartError::Core)?;
         let mailbox = Arc::new(Mailbox::new(options));
         let published = Arc::new(Published::new(core.status()));
         let orders = Arc::new(Orders::default());

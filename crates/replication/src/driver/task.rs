@@ -11,12 +11,11 @@ use trireme_types::Lsn;
 use super::apply::{Orders, Progress};
 use super::callers::{Caller, Callers};
 use super::clock::Clock;
-use super::durable_seqs::DurableSeqs;
 use super::mailbox::{Control, Mailbox, Phase, Proposal, Taken};
 use super::outgoing::{Held, Sender, decode};
 use super::storage::{CohortLog, IoId, LogErrorClass, LogWrite};
 use super::{Coordination, FailureListener, Published};
-use crate::core::{Core, Effect, Event, Moment, Ticket, When};
+use crate::core::{Core, DurableSeqs, Effect, Event, Moment, Ticket, When};
 use crate::replica::ReplicaError;
 
 /// How long the task waits before it tries again to write to a log whose queue is full. The queue
@@ -316,6 +315,7 @@ impl<C: Core> Task<C> {
                 self.state.callers.reply(ticket, reply, self.clock);
             }
             Effect::Coordinate { request, .. } => self.coordination.request(request),
+            Effect::EndReads => self.state.callers.end_reads(),
         }
         Ok(())
     }
@@ -407,7 +407,8 @@ fn condition<C: Core>(effect: &Effect<C>) -> Option<When> {
         Effect::Persist(_)
         | Effect::InstallSnapshot { .. }
         | Effect::Commit { .. }
-        | Effect::ReplyOutcomes { .. } => None,
+        | Effect::ReplyOutcomes { .. }
+        | Effect::EndReads => None,
     }
 }
 

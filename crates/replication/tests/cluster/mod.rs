@@ -274,7 +274,7 @@ impl Node {
             coordination: Arc::new(NoCoordination),
             on_failure: Box::new(move |error| *failed.lock() = Some(error.clone())),
         };
-        let make = |recovered| PrimaryBackup::new(recovered, ids, NodeId(1));
+        let make = |recovered| Ok(PrimaryBackup::new(recovered, ids, NodeId(1)));
         let replica = CoreReplica::start(id, wiring, setup.driver.clone(), make)
             .expect("the options make sense");
         let replica = Arc::new(replica);

@@ -3,12 +3,15 @@
 /// What a script can say.
 #[derive(Debug, goldenscript::Command)]
 pub(crate) enum Command {
-    /// Starts nodes 1, 2, ... with empty disks: `cluster nodes=3 leader=1`.
+    /// Starts nodes 1, 2, ... with empty disks: `cluster nodes=3 leader=1`. Other options are the
+    /// protocol's own.
     Cluster {
         #[arg(key)]
         nodes: u64,
         #[arg(key)]
         leader: Option<u64>,
+        #[arg(key, optional)]
+        options: Vec<(String, String)>,
     },
 
     /// Proposes puts at a node, all in one batch: `put 1 a=1 b=2`.
@@ -50,11 +53,21 @@ pub(crate) enum Command {
     /// Cuts nodes off from the others: what they send or are sent from now on is lost.
     Partition(Vec<u64>),
 
-    /// Ends all partitions.
+    /// Cuts one way: what the first node sends to the second is lost from now on. Neither hears of
+    /// it, as where pings still find their way: `cut 1 2`.
+    Cut(u64, u64),
+
+    /// Ends all partitions and cuts.
     Heal,
 
-    /// Lets milliseconds pass: `tick 20`.
+    /// Lets milliseconds pass, while messages stay where they are: `tick 20`.
     Tick(u64),
+
+    /// Lets milliseconds pass, while messages are delivered and the coordinator works: `run 500`.
+    Run(u64),
+
+    /// Asks a replica to hand its lead to another: `transfer 1 2`.
+    Transfer(u64, u64),
 
     /// Has a disk `stall`, so that nothing becomes durable on it, or `resume`: `disk 2 stall`.
     Disk(u64, String),
@@ -74,10 +87,10 @@ pub(crate) enum Command {
     /// Starts a dead node from its disk.
     Restart(u64),
 
-    /// Has the coordinator do something: `coordinator grant-lease 1`.
+    /// Has the coordinator do something, in the protocol's own words.
     Coordinator(Vec<String>),
 
-    /// Delivers messages until there are none.
+    /// Delivers messages, and has the coordinator work, until nothing is left to do.
     Stabilize,
 
     /// Lists what is on the network.

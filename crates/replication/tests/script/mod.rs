@@ -27,12 +27,14 @@ mod node;
 mod runner;
 mod table;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::{Debug, Display};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use trireme_replication::core::{Core, Recovered};
-use trireme_types::NodeId;
+use trireme_types::{NodeId, Timing};
 
 pub(crate) use self::runner::Runner;
 
@@ -41,8 +43,8 @@ pub(crate) trait Subject: Core<Message: Display, Context: Display> {
     /// What stands in for the coordinator.
     type Coordinator: ScriptCoordinator<Self>;
 
-    /// Returns a replica of the cluster as its disk describes it.
-    fn start(recovered: Recovered, cluster: &Cluster) -> Self;
+    /// Returns a replica of the cluster as its disk describes it; `rejoins` if the disk was wiped.
+    fn start(recovered: Recovered, cluster: &Cluster, rejoins: bool) -> Self;
 }
 
 /// How a cluster was asked for.
@@ -52,10 +54,43 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<NodeId>,
     /// The node that leads at first, where a protocol has it appointed.
     pub(crate) leader: NodeId,
+    /// What the protocol's own options say.
+    pub(crate) options: BTreeMap<String, String>,
 }
 
-/// A coordinator that a script commands.
+impl Cluster {
+    /// Returns an option in milliseconds.
+    pub(crate) fn milliseconds(&self, name: &str) -> Option<Duration> {
+        let value = self.options.get(name)?;
+        let number = value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number"));
+        Some(Duration::from_millis(number))
+    }
+
+    /// Returns the periods that the options say.
+    pub(crate) fn timing(&self) -> Timing {
+        let default = Timing::default();
+        Timing {
+            commit_period: self.milliseconds("commit_period").unwrap_or(default.commit_period),
+            beacon_interval: self.milliseconds("beacon").unwrap_or(default.beacon_interval),
+            lease: self.milliseconds("lease").unwrap_or(default.lease),
+            grace: self.milliseconds("grace").unwrap_or(default.grace),
+        }
+    }
+}
+
+/// A coordinator that a script commands. What it has to say waits until it is stepped.
 pub(crate) trait ScriptCoordinator<C: Core>: Default {
+    /// Begins anew, for a cluster.
+    fn begin(&mut self, _cluster: &Cluster) {}
+
+    /// Opens a session for a node that starts.
+    fn started(&mut self, _node: NodeId) {}
+
+    /// Works off what it was asked, and returns what to tell which replicas.
+    fn step(&mut self) -> Told<C> {
+        Vec::new()
+    }
+
     /// Takes a replica's request.
     fn request(&mut self, from: NodeId, request: C::CoordinatorRequest);
 

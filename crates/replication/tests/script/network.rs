@@ -51,12 +51,15 @@ pub(crate) struct Network {
     under_way: BTreeMap<u64, Envelope>,
     sent: u64,
     cut_off: BTreeSet<NodeId>,
+    /// From whom to whom nothing passes, though both are there.
+    cuts: BTreeSet<(NodeId, NodeId)>,
 }
 
 impl Network {
     /// Takes a message and returns its number; `None` if it is lost at once.
     pub(crate) fn send(&mut self, envelope: Envelope) -> Option<u64> {
-        if !self.connects(envelope.from, envelope.to) {
+        let is_cut = self.cuts.contains(&(envelope.from, envelope.to));
+        if is_cut || !self.connects(envelope.from, envelope.to) {
             return None;
         }
         self.sent += 1;
@@ -74,8 +77,15 @@ impl Network {
         self.under_way.retain(|_, e| cut_off.contains(&e.from) == cut_off.contains(&e.to));
     }
 
+    /// Loses what the one sends the other, from now on and what is under way.
+    pub(crate) fn cut(&mut self, from: NodeId, to: NodeId) {
+        self.cuts.insert((from, to));
+        self.under_way.retain(|_, e| (e.from, e.to) != (from, to));
+    }
+
     pub(crate) fn heal(&mut self) {
         self.cut_off.clear();
+        self.cuts.clear();
     }
 
     /// Takes the chosen messages off the network.

@@ -35,6 +35,8 @@ pub(crate) struct Node<S: Subject> {
     pub(crate) flushed: Table,
     /// `None` while the node is dead.
     pub(crate) live: Option<Live<S>>,
+    /// Whether the disk has lost what was on it.
+    pub(crate) was_wiped: bool,
     tickets: u64,
 }
 
@@ -55,7 +57,7 @@ pub(crate) struct Live<S: Subject> {
 impl<S: Subject> Node<S> {
     pub(crate) fn new(id: NodeId) -> Self {
         let (disk, table, flushed) = <(Disk, Table, Table)>::default();
-        Self { id, disk, table, flushed, live: None, tickets: 0 }
+        Self { id, disk, table, flushed, live: None, was_wiped: false, tickets: 0 }
     }
 
     /// Starts the core from what the disk holds.
@@ -70,7 +72,7 @@ impl<S: Subject> Node<S> {
             protocol_state: self.table.protocol_state.clone(),
         };
         self.live = Some(Live {
-            core: S::start(recovered, cluster),
+            core: S::start(recovered, cluster, self.was_wiped),
             events: VecDeque::new(),
             open: BTreeMap::new(),
             proposals: BTreeMap::new(),

@@ -12,10 +12,13 @@ use trireme_types::{Command as Write, CommandBatch, Condition, Entry, Lsn, NodeI
 use super::command::Command;
 use super::network::{Content, Envelope, Network, Selection};
 use super::node::{Asked, Node, SEND_LOG_ENTRIES_MAX};
-use super::{Cluster, ScriptCoordinator, Subject, format};
+use super::{Cluster, ScriptCoordinator, Subject, Told, format};
 
 /// The most messages that `stabilize` delivers: a protocol that never comes to rest is an error.
 const STABILIZE_MESSAGES_MAX: usize = 1000;
+
+/// How long messages stay on the network while time runs.
+const RUN_STEP: Duration = Duration::from_millis(5);
 
 /// A cluster with its script's output.
 pub(crate) struct Runner<S: Subject> {
@@ -32,7 +35,7 @@ pub(crate) struct Runner<S: Subject> {
 impl<S: Subject> Default for Runner<S> {
     fn default() -> Self {
         Self {
-            cluster: Cluster { nodes: Vec::new(), leader: NodeId(1) },
+            cluster: Cluster { nodes: Vec::new(), leader: NodeId(1), options: BTreeMap::new() },
             nodes: BTreeMap::new(),
             network: Network::default(),
             coordinator: S::Coordinator::default(),
@@ -61,7 +64,9 @@ impl<S: Subject> goldenscript::Runner for Runner<S> {
 impl<S: Subject> Runner<S> {
     fn execute(&mut self, command: &Command) -> Result<(), Box<dyn Error>> {
         match command {
-            Command::Cluster { nodes, leader } => self.start_cluster(*nodes, *leader),
+            Command::Cluster { nodes, leader, options } => {
+                self.start_cluster(*nodes, *leader, options);
+            }
             Command::Put(node, pairs) => self.propose(*node, pairs.iter().map(put).collect())?,
             Command::Delete(node, keys) => {
                 self.propose(*node, keys.iter().map(|key| delete(key)).collect())?;
@@ -77,7 +82,14 @@ impl<S: Subject> Runner<S> {
                 }
             }
             Command::Partition(nodes) => self.partition(nodes),
+            Command::Cut(from, to) => self.network.cut(NodeId(*from), NodeId(*to)),
             Command::Heal => self.heal(),
+            Command::Run(milliseconds) => self.run_for(Duration::from_millis(*milliseconds)),
+            Command::Transfer(node, to) => {
+                let to = NodeId(*to);
+                let event = |ticket| Event::TransferLeader { ticket, to };
+                self.ask(*node, Asked::Other, event)?;
+            }
             Command::Tick(milliseconds) => self.tick(Duration::from_millis(*milliseconds)),
             Command::Disk(node, what) => self.disk(*node, what)?,
             Command::Flush(node) => {
@@ -91,14 +103,16 @@ impl<S: Subject> Runner<S> {
             }
             Command::Crash(node) => self.crash(*node)?,
             Command::Wipe(node) => match self.node(*node)? {
-                node if node.live.is_none() => *node = Node::new(node.id),
+                node if node.live.is_none() => {
+                    *node = Node::new(node.id);
+                    node.was_wiped = true;
+                }
                 node => return Err(format!("{} is alive", node.id).into()),
             },
             Command::Restart(node) => self.restart(*node)?,
             Command::Coordinator(words) => {
-                for (node, event) in self.coordinator.command(words)? {
-                    self.tell(node, Event::Coordination(event));
-                }
+                let told = self.coordinator.command(words)?;
+                self.tell_all(told);
             }
             Command::Stabilize => self.stabilize(),
             Command::Network => self.print_network(),
@@ -108,9 +122,11 @@ impl<S: Subject> Runner<S> {
         Ok(())
     }
 
-    fn start_cluster(&mut self, nodes: u64, leader: Option<u64>) {
+    fn start_cluster(&mut self, nodes: u64, leader: Option<u64>, options: &[(String, String)]) {
         let nodes: Vec<_> = (1..=nodes).map(NodeId).collect();
-        self.cluster = Cluster { nodes, leader: NodeId(leader.unwrap_or(1)) };
+        let options = options.iter().cloned().collect();
+        self.cluster = Cluster { nodes, leader: NodeId(leader.unwrap_or(1)), options };
+        self.coordinator.begin(&self.cluster);
         self.nodes = self.cluster.nodes.iter().map(|id| (*id, Node::new(*id))).collect();
         for id in self.cluster.nodes.clone() {
             self.start(id);
@@ -202,10 +218,32 @@ impl<S: Subject> Runner<S> {
 
     fn stabilize(&mut self) {
         for _ in 0..STABILIZE_MESSAGES_MAX {
-            let Some((id, envelope)) = self.network.take_oldest() else { return };
-            self.deliver(id, envelope);
+            if let Some((id, envelope)) = self.network.take_oldest() {
+                self.deliver(id, envelope);
+                continue;
+            }
+            let told = self.coordinator.step();
+            if told.is_empty() {
+                return;
+            }
+            self.tell_all(told);
         }
         panic!("still talking after {STABILIZE_MESSAGES_MAX} messages");
+    }
+
+    fn tell_all(&mut self, told: Told<S>) {
+        for (node, event) in told {
+            self.tell(node, Event::Coordination(event));
+        }
+    }
+
+    fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        self.stabilize();
+        while self.now < end {
+            self.tick(RUN_STEP.min(end.since(self.now)));
+            self.stabilize();
+        }
     }
 
     fn print_network(&mut self) {
@@ -248,6 +286,7 @@ impl<S: Subject> Runner<S> {
 impl<S: Subject> Runner<S> {
     fn start(&mut self, id: NodeId) {
         let cluster = self.cluster.clone();
+        self.coordinator.started(id);
         self.live_or_dead(id).start(&cluster);
         self.drain(id);
         self.settle(id);
@@ -372,6 +411,7 @@ impl<S: Subject> Runner<S> {
                 self.print_effect(id, &text);
                 self.coordinator.request(id, request);
             }
+            Effect::EndReads => self.print_effect(id, &text),
         }
     }
 
@@ -554,7 +594,8 @@ fn condition<S: Subject>(effect: &Effect<S>) -> Option<When> {
         Effect::Persist(_)
         | Effect::InstallSnapshot { .. }
         | Effect::Commit { .. }
-        | Effect::ReplyOutcomes { .. } => None,
+        | Effect::ReplyOutcomes { .. }
+        | Effect::EndReads => None,
     }
 }
 
@@ -571,6 +612,7 @@ fn describe<S: Subject>(effect: &Effect<S>, verb: &str) -> String {
         Effect::ReplyOutcomes { ticket, lsn } => format!("reply {ticket} when applied({lsn})"),
         Effect::Reply { ticket, reply, .. } => format!("reply {ticket}: {}", format::reply(reply)),
         Effect::Coordinate { request, .. } => format!("ask coordinator: {request:?}"),
+        Effect::EndReads => "end reads".into(),
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 
-use super::storage::{IoId, LogWrite};
+use trireme_storage::{IoId, LogWrite};
 
 /// Joins the numbers of writes to the sequences of entries, so that nothing is applied that is not
 /// on this replica's disk: a table that ran ahead of its own log would, after a crash, stand behind
 /// a hole.
 #[derive(Debug)]
-pub(super) struct DurableSeqs {
+pub(crate) struct DurableSeqs {
     /// Every entry up to this one is on disk as the log holds it now.
     durable: u64,
     /// Once the write is durable, every entry up to this sequence is; by rising numbers.
@@ -17,16 +17,16 @@ pub(super) struct DurableSeqs {
 
 impl DurableSeqs {
     /// Starts with a log whose entries are all on disk.
-    pub(super) const fn starting_at(last: u64) -> Self {
+    pub(crate) const fn starting_at(last: u64) -> Self {
         Self { durable: last, forcing: VecDeque::new() }
     }
 
-    pub(super) const fn durable(&self) -> u64 {
+    pub(crate) const fn durable(&self) -> u64 {
         self.durable
     }
 
     /// Takes in that a write was submitted.
-    pub(super) fn submitted(&mut self, io: IoId, write: &LogWrite) {
+    pub(crate) fn submitted(&mut self, io: IoId, write: &LogWrite) {
         match write {
             LogWrite::Append(entries) => {
                 let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
@@ -43,7 +43,7 @@ impl DurableSeqs {
     }
 
     /// Takes in that every write up to this one is durable.
-    pub(super) fn completed(&mut self, upto: IoId) {
+    pub(crate) fn completed(&mut self, upto: IoId) {
         while let Some(&(io, seq)) = self.forcing.front()
             && io <= upto
         {

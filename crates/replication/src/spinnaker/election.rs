@@ -1,0 +1,293 @@
+//! Who leads next (§7): doubt, fence, candidacy, and what the coordinator says of it.
+
+use std::time::Duration;
+
+use trireme_types::{Epoch, NodeId};
+
+use super::follower::Following;
+use super::{Candidate, ElectionRequest, ElectionView, Part, Spinnaker, SpinnakerMessage};
+use crate::core::{Effect, Moment, When};
+
+/// After how long a candidate asks the coordinator again for what it does not see yet.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How long others let a successor stand first that their leader has named.
+const HEAD_START: Duration = Duration::from_millis(200);
+
+/// A replica's standing in an election.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidacy {
+    /// The epoch that a leader is sought for.
+    pub(super) round: Epoch,
+    /// When what the coordinator does not show is asked for again.
+    pub(super) retry_at: Moment,
+}
+
+impl Spinnaker {
+    /// Takes in the election as the coordinator holds it.
+    pub(super) fn on_view(&mut self, view: ElectionView) {
+        let (epoch, leader) = (view.epoch, view.leader);
+        self.view = Some(view);
+        // Whoever leads the newest epoch was elected by a majority that has promised the same.
+        self.promise(epoch);
+        let is_leading = matches!(&self.part, Part::Leader(_));
+        if is_leading && epoch == self.epoch {
+            if leader.is_none() {
+                self.reclaim();
+            }
+            return;
+        }
+        match &self.part {
+            Part::Candidate(candidacy) if epoch < candidacy.round => {}
+            Part::Candidate(candidacy) => {
+                let round = candidacy.round;
+                return self.on_decided(round, epoch, leader);
+            }
+            _ if epoch > self.epoch => match leader {
+                Some((leader, of)) if leader != self.node => self.follow(leader, of),
+                _ => self.without_leader(epoch),
+            },
+            _ => {}
+        }
+        self.note_leaderless(epoch, leader);
+        self.consider_standing();
+    }
+
+    /// Takes in that the round is over in which the replica stands (SPIN-26).
+    fn on_decided(&mut self, round: Epoch, epoch: Epoch, leader: Option<(NodeId, Epoch)>) {
+        //= SPIN-26
+        match leader {
+            Some((node, of)) if node == self.node && of == round => self.take_over(round),
+            Some((node, of)) if node != self.node => {
+                self.follow(node, of);
+                self.consider_standing();
+            }
+            // Whoever won is gone already.
+            _ => {
+                self.without_leader(epoch);
+                self.consider_standing();
+            }
+        }
+    }
+
+    /// Takes in that `epoch` has, or had, a leader that cannot be followed.
+    fn without_leader(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+        self.set_part(Part::Follower(Following::default()));
+    }
+
+    /// Takes in whether the coordinator knows the leader that the replica follows (SPIN-27).
+    fn note_leaderless(&mut self, epoch: Epoch, leader: Option<(NodeId, Epoch)>) {
+        let is_known = leader.is_some() || epoch < self.epoch;
+        match (is_known, self.leaderless_since) {
+            (true, _) => self.leaderless_since = None,
+            (false, None) => self.leaderless_since = Some(self.now),
+            (false, Some(_)) => {}
+        }
+    }
+
+    /// Says whether the leader's session has ended, and it has not come back within a grace.
+    pub(super) fn is_leaderless_for_long(&self) -> bool {
+        //= SPIN-27
+        self.leaderless_since.is_some_and(|since| self.now >= since + self.options.timing.grace)
+    }
+
+    /// Returns when a follower has reason to seek another leader.
+    fn doubtful_from(&self, following: &Following) -> Moment {
+        let grace = self.options.timing.grace;
+        let (Some(_), Some(heard)) = (following.leader, following.heard) else {
+            return Moment::START;
+        };
+        let silent = if following.is_lost { heard } else { heard + 2 * grace };
+        let leaderless = self.leaderless_since.map_or(Moment::FAR, |since| since + grace);
+        silent.min(leaderless)
+    }
+
+    /// Returns when a follower that is to stand may: it has reason, and is free of its promise.
+    fn free_from(&self, following: &Following) -> Moment {
+        let has_stood = following.successor.is_some_and(|successor| {
+            self.candidates().any(|candidate| candidate.node == successor)
+        });
+        let free = if has_stood { self.now } else { self.support.until() };
+        self.doubtful_from(following).max(free)
+    }
+
+    /// Returns those who stand in the next round.
+    fn candidates(&self) -> impl Iterator<Item = &Candidate> {
+        let counts_all = self.options.faults.counts_old_candidates;
+        self.view.iter().flat_map(move |view| {
+            //= SPIN-23
+            view.candidates.iter().filter(move |c| c.round == view.round() || counts_all)
+        })
+    }
+
+    /// Does what a follower without a leader, or a candidate, has to do next.
+    pub(super) fn consider_standing(&mut self) {
+        if self.state.is_learner || self.view.is_none() {
+            return;
+        }
+        match &self.part {
+            Part::Follower(following) if self.now >= self.free_from(following) => {
+                self.tell_doubt();
+                //= SPIN-20
+                if self.doubters() > self.options.replicas.len() / 2 {
+                    self.stand();
+                }
+            }
+            Part::Candidate(_) => self.pursue(false),
+            _ => {}
+        }
+    }
+
+    /// Counts the replicas, this one among them, that have no leader which they support.
+    fn doubters(&self) -> usize {
+        let recent = |node: &NodeId| {
+            let doubted = self.doubts.get(node);
+            doubted.is_some_and(|at| self.now < *at + self.options.timing.grace)
+        };
+        let stands = |node: &NodeId| self.candidates().any(|candidate| candidate.node == *node);
+        1 + self.others().filter(|other| recent(other) || stands(other)).count()
+    }
+
+    /// Tells the others that this replica has no leader, once in a beacon interval.
+    fn tell_doubt(&mut self) {
+        let (now, interval) = (self.now, self.options.timing.beacon_interval);
+        let Part::Follower(following) = &mut self.part else { return };
+        if following.doubted.is_some_and(|doubted| now < doubted + interval) {
+            return;
+        }
+        following.doubted = Some(now);
+        for other in self.others() {
+            self.journal.signal(other, SpinnakerMessage::Doubt { epoch: self.epoch });
+        }
+    }
+
+    pub(super) fn on_doubt(&mut self, from: NodeId) {
+        self.doubts.insert(from, self.now);
+        self.consider_standing();
+    }
+
+    /// Promises, and then publishes where the log ends.
+    fn stand(&mut self) {
+        let Some(round) = self.view.as_ref().map(ElectionView::round) else { return };
+        // The view is behind what the replica has heard from a leader.
+        if round <= self.epoch {
+            return;
+        }
+        tracing::info!(round, last = %self.journal.last(), "standing");
+        //= SPIN-21
+        if !self.options.faults.publishes_without_fence {
+            self.promise(round);
+        }
+        self.set_part(Part::Candidate(Candidacy { round, retry_at: self.now + RETRY }));
+        self.publish(round);
+        self.pursue(false);
+    }
+
+    fn publish(&mut self, round: Epoch) {
+        let fenced = self.journal.when_durable();
+        let is_faulty = self.options.faults.publishes_without_fence;
+        //= SPIN-21
+        let when = if is_faulty { When::Now } else { fenced };
+        let request = ElectionRequest::Stand { round, last: self.journal.last() };
+        self.journal.push(Effect::Coordinate { request, when });
+    }
+
+    /// Goes on with a candidacy: asks for the lead once the replica has won.
+    fn pursue(&mut self, again: bool) {
+        let Part::Candidate(Candidacy { round, .. }) = self.part else { return };
+        let Some(view) = &self.view else { return };
+        if view.round() != round {
+            return;
+        }
+        let mine = self.candidates().find(|candidate| candidate.node == self.node);
+        match (self.winner(), mine) {
+            (Some(winner), Some(_)) if winner.node == self.node => {
+                let request = ElectionRequest::Lead { round };
+                self.journal.push(Effect::Coordinate { request, when: When::Now });
+            }
+            (_, None) if again => self.publish(round),
+            _ => {}
+        }
+    }
+
+    /// Returns who wins the round, once a majority stands: the longest log, of equals the one that
+    /// stood first (SPIN-24).
+    fn winner(&self) -> Option<&Candidate> {
+        let replicas = &self.options.replicas;
+        let standing: Vec<_> =
+            self.candidates().filter(|candidate| replicas.contains(&candidate.node)).collect();
+        //= SPIN-24
+        if standing.len() <= replicas.len() / 2 {
+            return None;
+        }
+        standing.into_iter().max_by_key(|c| (c.last, std::cmp::Reverse(c.sequence)))
+    }
+
+    /// Stands at once if it is the successor that its leader has named; otherwise lets that one be
+    /// the first.
+    pub(super) fn await_successor(&mut self, successor: Option<NodeId>) {
+        if let Part::Follower(following) = &mut self.part {
+            following.successor = successor;
+        }
+        match successor {
+            Some(successor) if successor == self.node && !self.state.is_learner => self.stand(),
+            Some(_) => {
+                self.support.hold(self.now + HEAD_START);
+                self.consider_standing();
+            }
+            None => self.consider_standing(),
+        }
+    }
+
+    pub(super) fn on_peer_alive(&mut self, node: NodeId) {
+        match &mut self.part {
+            Part::Follower(following) => {
+                if following.leader == Some(node) {
+                    following.is_lost = false;
+                }
+                // Whoever is there now has not heard that there is no leader.
+                following.doubted = None;
+                self.consider_standing();
+            }
+            Part::Leader(leader) => leader.leading.probe(self.now, &mut self.journal, node),
+            Part::Candidate(_) => {}
+        }
+    }
+
+    pub(super) fn on_peer_lost(&mut self, node: NodeId) {
+        self.doubts.remove(&node);
+        if let Part::Follower(following) = &mut self.part
+            && following.leader == Some(node)
+        {
+            following.is_lost = true;
+            self.consider_standing();
+        }
+    }
+
+    pub(super) fn on_timeout(&mut self) {
+        match &mut self.part {
+            Part::Follower(_) => self.consider_standing(),
+            Part::Candidate(candidacy) => {
+                candidacy.retry_at = self.now + RETRY;
+                self.pursue(true);
+            }
+            Part::Leader(_) => self.on_timeout_of_leader(),
+        }
+    }
+
+    /// Returns when a follower has something to do about its leader.
+    pub(super) fn next_doubt(&self) -> Option<Moment> {
+        let Part::Follower(following) = &self.part else { return None };
+        if self.state.is_learner || self.view.is_none() {
+            return None;
+        }
+        let free = self.free_from(following);
+        match following.doubted {
+            Some(doubted) if free <= self.now => {
+                Some(doubted + self.options.timing.beacon_interval)
+            }
+            _ => Some(free),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The follower's part: taking what the leader proposes, and catching up.
+
+use trireme_types::{Entry, Epoch, Lsn, NodeId};
+
+use super::{Part, Spinnaker, SpinnakerMessage};
+use crate::core::{Effect, Moment, Reply, Ticket, When};
+use crate::streaming::wire::HardState;
+use crate::streaming::{Beacon, Preceding, Taken};
+
+/// What a follower knows of its leader.
+#[derive(Debug, Default)]
+pub(super) struct Following {
+    /// Who leads, as far as it knows.
+    pub(super) leader: Option<NodeId>,
+    /// When it last heard from it, or of it.
+    pub(super) heard: Option<Moment>,
+    /// The connection to the leader's node broke, and has not come back.
+    pub(super) is_lost: bool,
+    /// The leader streams its log to it: something that continues its log has arrived.
+    pub(super) is_streaming: bool,
+    /// When it last reported a gap in this epoch.
+    pub(super) joined: Option<Moment>,
+    /// The replica that should stand before this one does, since the leader wants it so.
+    pub(super) successor: Option<NodeId>,
+    /// When it last told the others that it has no leader.
+    pub(super) doubted: Option<Moment>,
+}
+
+impl Spinnaker {
+    pub(super) fn on_propose(&mut self, from: NodeId, preceding: &Preceding, entries: Vec<Entry>) {
+        if !self.accepts(from, preceding.epoch) {
+            return;
+        }
+        //= SPIN-3
+        let Taken::Matched(matched) = self.journal.take(preceding, entries) else {
+            self.report_position(from, preceding.epoch);
+            return;
+        };
+        if let Part::Follower(following) = &mut self.part {
+            following.is_streaming = true;
+        }
+        //= SPIN-4
+        let supports = self.supporting(preceding.sent);
+        let when = self.journal.when_durable();
+        let ack = SpinnakerMessage::Ack { epoch: preceding.epoch, upto: matched, supports };
+        self.journal.send(from, ack, when);
+        self.take_commit_point(preceding.committed.seq.min(matched.seq));
+    }
+
+    pub(super) fn on_beacon(&mut self, from: NodeId, beacon: Beacon) {
+        let Beacon { epoch, committed, sent } = beacon;
+        if !self.accepts(from, epoch) {
+            return;
+        }
+        let supports = self.supporting(sent);
+        let is_learner = self.state.is_learner;
+        let ack = SpinnakerMessage::BeaconAck { epoch, supports, is_learner };
+        self.journal.signal(from, ack);
+        if self.journal.log().holds(committed) {
+            self.take_commit_point(committed.seq);
+        }
+        // Where it stands may have been lost on the way.
+        if matches!(&self.part, Part::Follower(following) if !following.is_streaming) {
+            self.report_position(from, epoch);
+        }
+    }
+
+    /// Says whether a message of a leader may be taken, and takes in who that is (SPIN-22).
+    fn accepts(&mut self, from: NodeId, epoch: Epoch) -> bool {
+        //= SPIN-44
+        // A learner goes by the coordinator's word first: it may have promised itself to a leader
+        // that is newer than the one it hears.
+        if self.state.is_learner && self.view.is_none() {
+            return false;
+        }
+        //= SPIN-22
+        if epoch < self.state.promised || epoch < self.epoch {
+            let promised = self.state.promised.max(self.epoch);
+            self.journal.signal(from, SpinnakerMessage::Refuse { epoch: promised });
+            return false;
+        }
+        let leader = self.leader();
+        match &mut self.part {
+            Part::Follower(following) if leader == Some(from) && epoch == self.epoch => {
+                following.heard = Some(self.now);
+                following.is_lost = false;
+                true
+            }
+            // An epoch has one leader, and it is another.
+            _ if epoch == self.epoch && leader.is_some_and(|leader| leader != from) => false,
+            // Without the fence a candidate goes on serving its old leader (S2).
+            Part::Candidate(_) if self.options.faults.publishes_without_fence => true,
+            _ => {
+                self.follow(from, epoch);
+                true
+            }
+        }
+    }
+
+    /// Follows a leader of an epoch that is not older than any this replica has promised itself to.
+    pub(super) fn follow(&mut self, leader: NodeId, epoch: Epoch) {
+        self.promise(epoch);
+        self.epoch = self.epoch.max(epoch);
+        self.leaderless_since = None;
+        self.doubts.clear();
+        tracing::info!(%leader, epoch, "following");
+        let heard = Some(self.now);
+        let following = Following { leader: Some(leader), heard, ..Following::default() };
+        self.set_part(Part::Follower(following));
+    }
+
+    /// Returns what to acknowledge a message of this time with, and keeps what that promises: the
+    /// grace counts from now (SPIN-11).
+    fn supporting(&mut self, sent: Moment) -> Option<Moment> {
+        let is_following = matches!(&self.part, Part::Follower(f) if f.leader.is_some());
+        if !is_following || self.is_leaderless_for_long() {
+            return None;
+        }
+        //= SPIN-11
+        self.support.renew(self.now);
+        Some(sent)
+    }
+
+    /// Says where the replica stands, at most once in a beacon interval.
+    fn report_position(&mut self, leader: NodeId, epoch: Epoch) {
+        let (now, interval) = (self.now, self.options.timing.beacon_interval);
+        let Part::Follower(following) = &mut self.part else { return };
+        if following.joined.is_some_and(|joined| now < joined + interval) {
+            return;
+        }
+        following.joined = Some(now);
+        let join = SpinnakerMessage::Join { epoch, position: self.position() };
+        let when = self.journal.when_durable();
+        self.journal.send(leader, join, when);
+    }
+
+    //= SPIN-8
+    fn take_commit_point(&mut self, seq: u64) {
+        if self.journal.commit(seq) {
+            self.journal.note_commit_point();
+        }
+    }
+
+    pub(super) fn on_welcome(&mut self, from: NodeId, epoch: Epoch) {
+        let is_from_leader = self.leader() == Some(from) && epoch == self.epoch;
+        if is_from_leader && self.state.is_learner {
+            tracing::info!("caught up: the replica counts again");
+            self.keep(HardState { is_learner: false, ..self.state });
+        }
+    }
+
+    pub(super) fn on_resign(&mut self, from: NodeId, epoch: Epoch, successor: Option<NodeId>) {
+        let Part::Follower(following) = &mut self.part else { return };
+        if following.leader != Some(from) || epoch != self.epoch {
+            return;
+        }
+        //= SPIN-12
+        self.support.release(self.now);
+        *following = Following { heard: following.heard, ..Following::default() };
+        self.await_successor(successor);
+    }
+
+    pub(super) fn on_snapshot(&mut self, ticket: Ticket, message: SpinnakerMessage, upto: Lsn) {
+        let SpinnakerMessage::Snapshot { epoch } = message else {
+            return self.answer_snapshot(ticket);
+        };
+        if epoch < self.state.promised {
+            let refuse = SpinnakerMessage::Refuse { epoch: self.state.promised };
+            self.journal.reply(ticket, Reply::Message(refuse), When::Now);
+        } else if upto.seq > self.journal.committed().seq {
+            //= SPIN-42
+            self.journal.push(Effect::InstallSnapshot { ticket });
+        } else {
+            self.answer_snapshot(ticket);
+        }
+    }
+
+    pub(super) fn on_installed(&mut self, ticket: Ticket, upto: Lsn) {
+        self.journal.installed(upto);
+        self.answer_snapshot(ticket);
+    }
+
+    fn answer_snapshot(&mut self, ticket: Ticket) {
+        let join = SpinnakerMessage::Join { epoch: self.epoch, position: self.position() };
+        let when = self.journal.when_durable();
+        self.journal.reply(ticket, Reply::Message(join), when);
+    }
+}

@@ -1,0 +1,334 @@
+//! The leader's part: taking over, committing, serving, handing over.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use trireme_types::{EntryKind, Epoch, Lsn, NodeId};
+
+use super::follower::Following;
+use super::{ElectionRequest, Part, Spinnaker, SpinnakerMessage};
+use crate::core::{Effect, Moment, Reply, Ticket, When};
+use crate::replica::ReplicaError;
+use crate::streaming::{Leading, Position, Stage};
+
+/// How long a leader that is to hand over waits for its successor to have all that it has.
+const HAND_OVER_MAX: Duration = Duration::from_secs(1);
+
+/// What only a leader knows.
+#[derive(Debug)]
+pub(super) struct Leader {
+    pub(super) leading: Leading,
+    /// When it was elected.
+    since: Moment,
+    /// Its first entry: older ones are committed with it, and not before (S1).
+    barrier: Lsn,
+    /// Its table holds all that its predecessors acknowledged.
+    serves: bool,
+    /// Reads that wait until it serves and has its lease.
+    reads: Vec<Ticket>,
+    hand_over: Option<HandOver>,
+}
+
+#[derive(Debug)]
+struct HandOver {
+    ticket: Ticket,
+    to: NodeId,
+    until: Moment,
+}
+
+impl Spinnaker {
+    /// Takes over the cohort as the leader of `epoch`, which is stored at the coordinator
+    /// (SPIN-30).
+    pub(super) fn take_over(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+        self.leaderless_since = None;
+        self.doubts.clear();
+        let (now, timing) = (self.now, self.options.timing);
+        let mut leading = Leading::new(now, epoch, timing, self.others(), self.measures);
+        //= SPIN-30
+        let barrier = leading.append(&mut self.journal, EntryKind::Barrier, Bytes::new());
+        tracing::info!(epoch, %barrier, "elected: taking over");
+        // The first word to everybody, who answers with where he stands.
+        leading.on_timeout(now, &mut self.journal);
+        let leader = Leader {
+            leading,
+            since: now,
+            barrier,
+            serves: false,
+            reads: Vec::new(),
+            hand_over: None,
+        };
+        self.set_part(Part::Leader(Box::new(leader)));
+    }
+
+    /// Takes another part. A leader that stops leading ends what it gave out first (SPIN-12).
+    pub(super) fn set_part(&mut self, part: Part) {
+        let new_leader = match &part {
+            Part::Follower(following) => following.leader,
+            _ => None,
+        };
+        let old = std::mem::replace(&mut self.part, part);
+        let Part::Leader(leader) = old else { return };
+        tracing::info!(epoch = self.epoch, "leads no more");
+        self.measures = leader.leading.measures;
+        //= SPIN-12
+        self.journal.push(Effect::EndReads);
+        self.journal.write_gathered();
+        // What was gathered and not sent is in the log, where whoever leads next finds it.
+        drop(self.journal.take_unsent());
+        leader.leading.end(&mut self.journal, new_leader);
+        for ticket in leader.reads {
+            self.journal.refuse(ticket, ReplicaError::NotLeader { leader: new_leader });
+        }
+        if let Some(hand_over) = leader.hand_over {
+            let error = ReplicaError::Unavailable("the replica lost its lead meanwhile".into());
+            self.journal.refuse(hand_over.ticket, error);
+        }
+    }
+
+    pub(super) fn on_ack(
+        &mut self,
+        from: NodeId,
+        epoch: Epoch,
+        upto: Lsn,
+        supports: Option<Moment>,
+    ) {
+        let Part::Leader(leader) = &mut self.part else { return };
+        if epoch != leader.leading.epoch {
+            return;
+        }
+        leader.leading.on_ack(self.now, &self.journal, from, upto);
+        if let Some(sent) = supports {
+            leader.leading.on_support(self.now, from, sent);
+        }
+        self.advance();
+        self.welcome(from);
+        self.answer_reads();
+    }
+
+    pub(super) fn on_beacon_ack(
+        &mut self,
+        from: NodeId,
+        epoch: Epoch,
+        supports: Option<Moment>,
+        is_learner: bool,
+    ) {
+        let Part::Leader(leader) = &mut self.part else { return };
+        if epoch != leader.leading.epoch {
+            return;
+        }
+        if let Some(sent) = supports {
+            leader.leading.on_support(self.now, from, sent);
+        }
+        let counts = leader
+            .leading
+            .followers
+            .get(&from)
+            .is_some_and(|follower| follower.counts && follower.stage == Stage::InStep);
+        if is_learner && counts {
+            // The word that it counts again was lost.
+            self.journal.send(from, SpinnakerMessage::Welcome { epoch }, When::Now);
+        }
+        self.answer_reads();
+    }
+
+    pub(super) fn on_join(&mut self, from: NodeId, epoch: Epoch, position: Position) {
+        let Part::Leader(leader) = &mut self.part else { return };
+        if epoch == leader.leading.epoch {
+            //= SPIN-32
+            //= SPIN-41
+            leader.leading.on_join(self.now, &mut self.journal, from, position);
+            self.advance();
+            self.welcome(from);
+        }
+    }
+
+    pub(super) fn on_log_sent(&mut self, to: NodeId, seqs: &Range<u64>, next: u64) {
+        if let Part::Leader(leader) = &mut self.part {
+            leader.leading.on_log_sent(self.now, &mut self.journal, to, seqs, next);
+        }
+    }
+
+    pub(super) fn on_snapshot_sent(&mut self, to: NodeId, answer: Option<SpinnakerMessage>) {
+        let Part::Leader(leader) = &mut self.part else { return };
+        match answer {
+            Some(answer) => {
+                leader.leading.on_snapshot_sent(to);
+                self.on_message(to, answer);
+            }
+            None => leader.leading.on_snapshot_lost(self.now, to),
+        }
+    }
+
+    /// Takes back a follower that had lost its disk, once it has all that it may ever have
+    /// acknowledged and this leader has all that was ever committed (SPIN-44; S14).
+    fn welcome(&mut self, node: NodeId) {
+        let Part::Leader(leader) = &mut self.part else { return };
+        let is_established = self.journal.committed().seq >= leader.barrier.seq;
+        let Some(follower) = leader.leading.followers.get_mut(&node) else { return };
+        let has_all = follower.stage == Stage::InStep && follower.acked.seq >= follower.counts_from;
+        if !follower.counts && has_all && is_established {
+            //= SPIN-44
+            follower.counts = true;
+            let epoch = leader.leading.epoch;
+            self.journal.send(node, SpinnakerMessage::Welcome { epoch }, When::Now);
+        }
+    }
+
+    /// Commits what is on the leader's own disk and on those of a majority (SPIN-5).
+    pub(super) fn advance(&mut self) {
+        let needed = self.followers_needed();
+        let Part::Leader(leader) = &mut self.part else { return };
+        let Some(acked) = leader.leading.acked_by(needed) else { return };
+        //= SPIN-5
+        let seq = acked.min(self.journal.durable().seq);
+        //= SPIN-31
+        if seq < leader.barrier.seq && !self.options.faults.commits_older_epochs {
+            return;
+        }
+        leader.leading.commit(&mut self.journal, seq);
+        if self.journal.committed().seq >= leader.barrier.seq
+            && !leader.leading.is_open()
+            && leader.hand_over.is_none()
+        {
+            //= SPIN-33
+            leader.leading.open(&mut self.journal);
+        }
+        self.try_hand_over();
+    }
+
+    /// Serves strong reads once the table holds the barrier, and so all before it (C4).
+    pub(super) fn begin_serving(&mut self, applied: Lsn) {
+        let Part::Leader(leader) = &mut self.part else { return };
+        if !leader.serves && applied.seq >= leader.barrier.seq {
+            //= SPIN-33
+            leader.serves = true;
+            let after = self.now.since(leader.since);
+            leader.leading.took_over(after);
+            tracing::info!(epoch = self.epoch, ?after, "serves");
+            self.answer_reads();
+        }
+    }
+
+    pub(super) fn on_read(&mut self, ticket: Ticket) {
+        let Part::Leader(leader) = &mut self.part else {
+            return self.refuse_to_lead(ticket);
+        };
+        leader.reads.push(ticket);
+        self.answer_reads();
+    }
+
+    /// Answers the reads that wait, if the leader may: they hold until its lease ends (SPIN-10).
+    fn answer_reads(&mut self) {
+        let needed = self.followers_needed();
+        let Part::Leader(leader) = &mut self.part else { return };
+        if !leader.serves {
+            return;
+        }
+        //= SPIN-10
+        let until = leader.leading.lease_until(needed).filter(|until| self.now < *until);
+        let until = match until {
+            _ if self.options.faults.reads_without_lease => None,
+            Some(until) => Some(until),
+            None => return,
+        };
+        for ticket in std::mem::take(&mut leader.reads) {
+            self.journal.reply(ticket, Reply::Read { until }, When::Now);
+        }
+    }
+
+    pub(super) fn on_transfer(&mut self, ticket: Ticket, to: NodeId) {
+        let until = self.now + HAND_OVER_MAX;
+        let Part::Leader(leader) = &mut self.part else {
+            return self.refuse_to_lead(ticket);
+        };
+        if to == self.node {
+            return self.journal.reply(ticket, Reply::Done, When::Now);
+        }
+        let counts = leader.leading.followers.get(&to).is_some_and(|follower| follower.counts);
+        if !counts || leader.hand_over.is_some() {
+            let reason = format!("{to} cannot take over from {} now", self.node);
+            return self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
+        }
+        leader.leading.close();
+        leader.hand_over = Some(HandOver { ticket, to, until });
+        self.try_hand_over();
+    }
+
+    /// Hands over once the successor has everything and everything is committed (SPIN-46).
+    fn try_hand_over(&mut self) {
+        let last = self.journal.last();
+        let Part::Leader(leader) = &mut self.part else { return };
+        let Some(HandOver { ticket, to, .. }) = leader.hand_over else { return };
+        let successor = leader.leading.followers.get(&to);
+        if self.journal.committed() < last || successor.is_none_or(|f| f.acked < last) {
+            return;
+        }
+        //= SPIN-46
+        leader.hand_over = None;
+        self.journal.reply(ticket, Reply::Done, When::Now);
+        self.resign(Some(to));
+    }
+
+    /// Gives up the lead and frees every follower from its promise, after every right to read that
+    /// rests on it has ended (SPIN-12).
+    fn resign(&mut self, successor: Option<NodeId>) {
+        let epoch = self.epoch;
+        self.set_part(Part::Follower(Following::default()));
+        self.support.release(self.now);
+        let mut others: Vec<_> = self.others().collect();
+        others.sort_by_key(|other| Some(*other) != successor);
+        for other in others {
+            self.journal.send(other, SpinnakerMessage::Resign { epoch, successor }, When::Now);
+        }
+        self.await_successor(successor);
+    }
+
+    pub(super) fn on_refuse(&mut self, epoch: Epoch) {
+        //= SPIN-22
+        if matches!(&self.part, Part::Leader(leader) if epoch > leader.leading.epoch) {
+            tracing::info!(epoch, "a follower has promised itself to a newer epoch");
+            self.resign(None);
+        }
+    }
+
+    pub(super) fn on_timeout_of_leader(&mut self) {
+        let now = self.now;
+        let end = self.end_of_support();
+        let Part::Leader(leader) = &mut self.part else { return };
+        if now >= end {
+            //= SPIN-45
+            tracing::warn!(epoch = self.epoch, "a majority does not answer: leads no more");
+            return self.resign(None);
+        }
+        leader.leading.on_timeout(now, &mut self.journal);
+        if let Some(hand_over) = leader.hand_over.take_if(|hand_over| hand_over.until <= now) {
+            let reason = format!("{} did not catch up in time", hand_over.to);
+            self.journal.refuse(hand_over.ticket, ReplicaError::Unavailable(reason));
+            leader.leading.open(&mut self.journal);
+        }
+        self.advance();
+        self.answer_reads();
+    }
+
+    /// Returns when a leader gives up that a majority does not support (SPIN-45).
+    fn end_of_support(&self) -> Moment {
+        let Part::Leader(leader) = &self.part else { return Moment::FAR };
+        let lease = leader.leading.lease_until(self.followers_needed());
+        lease.unwrap_or(leader.since + self.options.timing.lease) + self.options.timing.grace
+    }
+
+    pub(super) fn next_of_leader(&self, leader: &Leader) -> Option<Moment> {
+        let hand_over = leader.hand_over.as_ref().map(|hand_over| hand_over.until);
+        let end = Some(self.end_of_support());
+        leader.leading.next_timeout(&self.journal).into_iter().chain(hand_over).chain(end).min()
+    }
+
+    /// Asks for the leader's node again, whose session has ended (SPIN-27).
+    pub(super) fn reclaim(&mut self) {
+        //= SPIN-27
+        let request = ElectionRequest::Reclaim { epoch: self.epoch };
+        self.journal.push(Effect::Coordinate { request, when: When::Now });
+    }
+}

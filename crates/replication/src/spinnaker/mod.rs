@@ -1,0 +1,344 @@
+//! Spinnaker: Paxos-style log replication, with leaders elected through a coordinator.
+//!
+//! After Rao, Shekita, Tata: *Using Paxos to Build a Scalable, Consistent, and Highly Available
+//! Datastore* (PVLDB 4(4), 2011), with the holes closed that the paper leaves open.
+//! `docs/protocols/spinnaker.md` states the protocol in numbered requirements, which the code cites
+//! as `SPIN-n`, and says where and why it differs from the paper.
+//!
+//! # What it guarantees
+//!
+//! * A write that was acknowledged is on the disks of a majority of the cohort's replicas, and is
+//!   never lost as long as a majority of the disks is not.
+//! * A strong read sees every write that was acknowledged before it began. A timeline read sees some
+//!   earlier state, and at one replica never an earlier one than before.
+//! * It serves as long as a majority of the replicas is there and can reach each other; to get
+//!   another leader it needs the coordinator too. The coordinator is on the path of no read or write.
+//!
+//! # Roles
+//!
+//! ```text
+//!                    a majority has no leader it supports
+//!      Follower ────────────────────────────────────────► Candidate
+//!       ▲  ▲  ▲                 (fence, then stand)           │
+//!       │  │  └───────────── another one leads ───────────────┤
+//!       │  │                                                  │ its log is the longest of a majority,
+//!       │  └── no majority supports it, a newer epoch, ──┐    ▼ and the change at the coordinator is done
+//!       │      or it hands over                          └─ Leader: takes over, then serves
+//!   Learner (a follower that lost its disk; neither stands nor counts)
+//! ```
+//!
+//! # A write (§5)
+//!
+//! The leader appends it to its log, forces it, and in parallel proposes it to its followers; each
+//! forces it and acknowledges. When it is on the leader's own disk and on those of a majority, the
+//! leader included, it is committed: the leader applies it and answers. Once in a commit period the
+//! followers are told how far the log is committed, and apply up to there.
+//!
+//! # A strong read
+//!
+//! The leader answers it alone, from its table, as long as a majority supports it: each supporter has
+//! promised, by acknowledging a message, to help no other replica to lead for the grace, counted from
+//! when it received the message. The leader counts its lease, which is shorter, from when it sent it.
+//! The lease is looked at before the read and once more when the state has been read (S5).
+//!
+//! # When the leader is gone (§7, §6.2)
+//!
+//! 1. A follower that has lost its connection to the leader, or has not heard from it for long, or
+//!    sees that its session at the coordinator has ended, says so to the others once it is free of its
+//!    promise (`Doubt`). When a majority has no leader that it supports, it stands.
+//! 2. To stand, it first *fences*: it promises, on disk, to accept nothing from a leader of an epoch
+//!    below the round, and only then publishes the end of its log. What it says stays true: nobody can
+//!    make it acknowledge more for an earlier leader (S2).
+//! 3. When a majority stands in the round, the longest log wins, of equals the first to have stood.
+//!    The winner makes itself the leader and the round the epoch in one atomic change.
+//! 4. The new leader appends a *barrier* of its epoch and sends every follower what it lacks. Entries of
+//!    older epochs count as committed only when the barrier is on a majority: until then a longer log
+//!    of another old epoch could still win an election and undo them (S1).
+//! 5. When the barrier is committed, it takes writes; when it is applied, strong reads.
+//!
+//! # Catching up (§6.1)
+//!
+//! A follower that restarts applies its log up to the commit point that it knows, no further. It says
+//! where it stands, and is sent committed entries, piece by piece, while writes go on; the rest last,
+//! for which new writes wait a moment. What its log holds that the leader's does not is dropped by a
+//! record in its place in the shared log (Spinnaker's skipped-LSN list). If the leader's log does not
+//! reach back far enough, a snapshot comes first.
+//!
+//! # Caveats
+//!
+//! The replicas of a cohort are fixed. A cohort whose majority has lost its disks stays without a
+//! leader: its data is lost, and nothing here pretends otherwise.
+
+mod coordinator;
+mod election;
+mod follower;
+mod leader;
+mod message;
+mod options;
+
+use std::collections::BTreeMap;
+
+use trireme_types::{Entry, Epoch, Lsn, NodeId, Protocol};
+
+pub use self::coordinator::{Candidate, ElectionRequest, ElectionView};
+pub use self::message::SpinnakerMessage;
+pub use self::options::{SpinnakerFaults, SpinnakerOptions};
+
+use self::election::Candidacy;
+use self::follower::Following;
+use self::leader::Leader;
+use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered, Ticket, When};
+use crate::replica::{Measures, ReplicaError, Role};
+use crate::streaming::wire::HardState;
+use crate::streaming::{Beacon, Journal, Preceding, Streams, Support};
+
+/// One replica of a cohort.
+#[derive(Debug)]
+pub struct Spinnaker {
+    node: NodeId,
+    options: SpinnakerOptions,
+    now: Moment,
+    journal: Journal<Self>,
+    /// What it has promised, as it is on disk or on its way there.
+    state: HardState,
+    /// The newest epoch of which it knows a leader.
+    epoch: Epoch,
+    /// Whether it has been told the time.
+    has_started: bool,
+    support: Support,
+    part: Part,
+    /// The election, as the coordinator last told it.
+    view: Option<ElectionView>,
+    /// When the coordinator was first seen to know no leader of the newest epoch.
+    leaderless_since: Option<Moment>,
+    /// Who else has no leader that it supports, as of when.
+    doubts: BTreeMap<NodeId, Moment>,
+    /// What it measured when it led before.
+    measures: Measures,
+}
+
+/// What the replica does in the cohort.
+#[derive(Debug)]
+enum Part {
+    Follower(Following),
+    Candidate(Candidacy),
+    Leader(Box<Leader>),
+}
+
+impl Spinnaker {
+    /// Returns a replica as its disk describes it, or says why it cannot be one.
+    pub fn new(recovered: &Recovered, options: SpinnakerOptions) -> Result<Self, String> {
+        options.timing.validate().map_err(|error| error.to_string())?;
+        if !options.replicas.contains(&recovered.node) {
+            return Err(format!("{} is not among the cohort's replicas", recovered.node));
+        }
+        let kept = recovered.hard_state.clone().map(HardState::decode).transpose()?;
+        let state = kept.unwrap_or_default();
+        let now = Moment::START;
+        let grace = options.timing.grace;
+        let mut replica = Self {
+            node: recovered.node,
+            now,
+            journal: Journal::new(recovered),
+            state,
+            epoch: recovered.log.last().epoch,
+            has_started: false,
+            support: Support::starting(now, grace, state.promised > 0),
+            part: Part::Follower(Following::default()),
+            view: None,
+            leaderless_since: None,
+            doubts: BTreeMap::new(),
+            measures: Measures::default(),
+            options,
+        };
+        //= SPIN-44
+        if replica.options.rejoins && kept.is_none() && !replica.options.faults.trusts_an_empty_disk
+        {
+            replica.keep(HardState { is_learner: true, ..state });
+        }
+        Ok(replica)
+    }
+
+    /// Writes a hard state and returns the condition that it is on disk.
+    fn keep(&mut self, state: HardState) -> When {
+        self.state = state;
+        self.journal.keep(state.encode())
+    }
+
+    /// Promises to accept nothing from a leader of an epoch below `epoch` (SPIN-21).
+    fn promise(&mut self, epoch: Epoch) {
+        if epoch > self.state.promised {
+            self.keep(HardState { promised: epoch, ..self.state });
+        }
+    }
+
+    fn others(&self) -> impl Iterator<Item = NodeId> + use<> {
+        let node = self.node;
+        self.options.replicas.clone().into_iter().filter(move |other| *other != node)
+    }
+
+    /// Returns how many followers make a majority together with their leader.
+    fn followers_needed(&self) -> usize {
+        self.options.replicas.len() / 2
+    }
+
+    /// Returns who leads, as far as the replica knows.
+    const fn leader(&self) -> Option<NodeId> {
+        match &self.part {
+            Part::Follower(following) => following.leader,
+            Part::Candidate(_) => None,
+            Part::Leader(_) => Some(self.node),
+        }
+    }
+
+    fn on_message(&mut self, from: NodeId, message: SpinnakerMessage) {
+        match message {
+            SpinnakerMessage::Propose { preceding, entries } => {
+                self.on_propose(from, &preceding, entries);
+            }
+            SpinnakerMessage::Ack { epoch, upto, supports } => {
+                self.on_ack(from, epoch, upto, supports);
+            }
+            SpinnakerMessage::Beacon(beacon) => self.on_beacon(from, beacon),
+            SpinnakerMessage::BeaconAck { epoch, supports, is_learner } => {
+                self.on_beacon_ack(from, epoch, supports, is_learner);
+            }
+            SpinnakerMessage::Join { epoch, position } => self.on_join(from, epoch, position),
+            SpinnakerMessage::Welcome { epoch } => self.on_welcome(from, epoch),
+            SpinnakerMessage::Refuse { epoch } => self.on_refuse(epoch),
+            // It comes with a snapshot only.
+            SpinnakerMessage::Snapshot { .. } => {}
+            SpinnakerMessage::Doubt { .. } => self.on_doubt(from),
+            SpinnakerMessage::Resign { epoch, successor } => self.on_resign(from, epoch, successor),
+        }
+    }
+
+    fn refuse_to_lead(&mut self, ticket: Ticket) {
+        let leader = self.leader();
+        self.journal.refuse(ticket, ReplicaError::NotLeader { leader });
+    }
+}
+
+impl Core for Spinnaker {
+    const PROTOCOL: Protocol = Protocol::Spinnaker;
+
+    type Message = SpinnakerMessage;
+    type Context = Preceding;
+    type CoordinatorRequest = ElectionRequest;
+    type CoordinatorEvent = ElectionView;
+
+    fn handle(&mut self, now: Moment, event: Event<Self>) {
+        self.now = now;
+        if !self.has_started {
+            self.has_started = true;
+            //= SPIN-11
+            let may_have_promised = self.state.promised > 0;
+            self.support = Support::starting(now, self.options.timing.grace, may_have_promised);
+        }
+        match event {
+            Event::Message { from, message } => self.on_message(from, message),
+            Event::Propose { ticket, payload } => match &mut self.part {
+                Part::Leader(leader) => leader.leading.propose(&mut self.journal, ticket, payload),
+                _ => self.refuse_to_lead(ticket),
+            },
+            Event::Read { ticket } => self.on_read(ticket),
+            Event::Reconfigure { ticket, .. } => {
+                let reason = "the replicas of a Spinnaker cohort are fixed".into();
+                self.journal.refuse(ticket, ReplicaError::Invalid(reason));
+            }
+            Event::TransferLeader { ticket, to } => self.on_transfer(ticket, to),
+            Event::ReleaseLog { ticket, upto } => {
+                self.journal.release(upto);
+                self.journal.reply(ticket, crate::core::Reply::Done, When::Now);
+            }
+            Event::Durable { upto } => {
+                self.journal.on_durable(upto);
+                self.advance();
+            }
+            Event::Applied { upto } => self.on_applied(upto),
+            Event::LogSent { to, seqs, next } => self.on_log_sent(to, &seqs, next),
+            Event::SnapshotSent { to, answer } => self.on_snapshot_sent(to, answer),
+            Event::SnapshotOffered { ticket, message, upto, .. } => {
+                self.on_snapshot(ticket, message, upto);
+            }
+            Event::SnapshotInstalled { ticket, upto } => self.on_installed(ticket, upto),
+            Event::Coordination(view) => self.on_view(view),
+            Event::PeerAlive { node } => self.on_peer_alive(node),
+            Event::PeerLost { node } => self.on_peer_lost(node),
+            Event::Timeout => self.on_timeout(),
+        }
+    }
+
+    fn drain_effects(&mut self, effects: &mut Vec<Effect<Self>>) {
+        if let Part::Leader(leader) = &mut self.part {
+            leader.leading.send_gathered(self.now, &mut self.journal);
+        }
+        self.journal.drain_into(effects);
+    }
+
+    fn next_timeout(&self) -> Option<Moment> {
+        match &self.part {
+            Part::Follower(_) => self.next_doubt(),
+            Part::Candidate(candidacy) => Some(candidacy.retry_at),
+            Part::Leader(leader) => self.next_of_leader(leader),
+        }
+    }
+
+    fn status(&self) -> CoreStatus {
+        let (role, leader_heard, progress) = match &self.part {
+            Part::Follower(following) if self.state.is_learner => {
+                (Role::Learner, following.heard, Vec::new())
+            }
+            Part::Follower(following) => (Role::Follower, following.heard, Vec::new()),
+            Part::Candidate(_) => (Role::Candidate, None, Vec::new()),
+            Part::Leader(leader) => (Role::Leader, None, leader.leading.progress()),
+        };
+        let measures = match &self.part {
+            Part::Leader(leader) => leader.leading.measures,
+            _ => self.measures,
+        };
+        CoreStatus {
+            role,
+            leader: self.leader(),
+            leader_heard,
+            epoch: self.epoch.max(self.state.promised),
+            last: self.journal.last(),
+            durable: self.journal.durable(),
+            committed: self.journal.committed(),
+            purged: self.journal.log().purged(),
+            replicas: self.options.replicas.clone(),
+            progress,
+            measures,
+        }
+    }
+
+    fn entries_message(preceding: Preceding, entries: Vec<Entry>) -> SpinnakerMessage {
+        SpinnakerMessage::Propose { preceding, entries }
+    }
+}
+
+impl Streams for Spinnaker {
+    fn beacon_message(beacon: Beacon) -> SpinnakerMessage {
+        SpinnakerMessage::Beacon(beacon)
+    }
+
+    fn snapshot_message(epoch: Epoch) -> SpinnakerMessage {
+        SpinnakerMessage::Snapshot { epoch }
+    }
+}
+
+impl Spinnaker {
+    /// Returns the position that the replica reports to a leader.
+    fn position(&self) -> crate::streaming::Position {
+        crate::streaming::Position {
+            committed: self.journal.committed(),
+            last: self.journal.last(),
+            is_learner: self.state.is_learner,
+        }
+    }
+
+    /// Says whether the newest applied entry covers `lsn`.
+    fn on_applied(&mut self, upto: Lsn) {
+        self.begin_serving(upto);
+    }
+}

@@ -1,0 +1,40 @@
+//! What a Spinnaker replica is started with.
+
+use trireme_types::{NodeId, Timing};
+
+/// What a Spinnaker replica is started with.
+#[derive(Clone, Debug)]
+pub struct SpinnakerOptions {
+    /// The cohort's replicas, this one among them.
+    pub replicas: Vec<NodeId>,
+    /// The periods.
+    pub timing: Timing,
+    /// The replica's disk was lost and is empty now: what the replica once acknowledged or promised
+    /// is not known here any more (S14).
+    pub rejoins: bool,
+    /// Mistakes to make, so that tests can show that they would be noticed.
+    pub faults: SpinnakerFaults,
+}
+
+impl SpinnakerOptions {
+    /// Returns the defaults for a cohort of these replicas.
+    pub fn new(replicas: Vec<NodeId>) -> Self {
+        let (timing, faults) = (Timing::default(), SpinnakerFaults::default());
+        Self { replicas, timing, rejoins: false, faults }
+    }
+}
+
+/// The mistakes that break naive versions of the protocol, each off. Only tests make one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpinnakerFaults {
+    /// Entries of older epochs count as committed by themselves (S1, S16).
+    pub commits_older_epochs: bool,
+    /// A candidate publishes its log's end without a promise, and goes on acknowledging (S2).
+    pub publishes_without_fence: bool,
+    /// Candidates of any round are counted (S3).
+    pub counts_old_candidates: bool,
+    /// Strong reads are answered without a lease (S5).
+    pub reads_without_lease: bool,
+    /// A replica that lost its disk is taken for the one that it was (S14).
+    pub trusts_an_empty_disk: bool,
+}

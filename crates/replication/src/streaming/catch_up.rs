@@ -1,0 +1,170 @@
+//! The leader's part: bringing a follower up to date (SPIN-41, SPIN-42).
+
+use std::ops::Range;
+
+use trireme_types::NodeId;
+
+use super::{BLOCK_MAX, BLOCK_PAUSE, Journal, Leading, PROBE_AFTER, Position, Stage, Streams};
+use crate::core::{Effect, Moment, When};
+
+/// New writes wait while a follower is sent the last of what it lacks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    /// The follower.
+    node: NodeId,
+    since: Moment,
+}
+
+impl Block {
+    /// Returns when writes go on in any case.
+    pub(super) fn until(&self) -> Moment {
+        self.since + BLOCK_MAX
+    }
+}
+
+impl Leading {
+    /// Takes in where a follower stands, and sends it what it lacks.
+    pub(crate) fn on_join<C: Streams>(
+        &mut self,
+        now: Moment,
+        journal: &mut Journal<C>,
+        from: NodeId,
+        position: Position,
+    ) {
+        let Some(follower) = self.followers.get_mut(&from) else { return };
+        // If its last entry is ours, so is all before it; what it knows to be committed always is.
+        let is_same = journal.log().holds(position.last);
+        let matched = if is_same { position.last } else { position.committed };
+        if matched.seq > journal.last().seq {
+            // It knows a commit of a later epoch, which will reach this leader too.
+            return;
+        }
+        follower.acked = matched;
+        follower.next = matched.seq + 1;
+        follower.probe_at = None;
+        if position.is_learner && follower.counts {
+            follower.counts = false;
+            follower.counts_from = journal.last().seq;
+        }
+        if follower.stage != Stage::CatchingUp {
+            follower.stage = Stage::CatchingUp;
+            tracing::info!(follower = %from, from = %matched, to = %journal.last(), "catching up");
+        }
+        self.send_next(now, journal, from);
+    }
+
+    /// Sends a follower that is catching up the next piece of what it lacks, unless one is on its
+    /// way.
+    pub(super) fn send_next<C: Streams>(
+        &mut self,
+        now: Moment,
+        journal: &mut Journal<C>,
+        to: NodeId,
+    ) {
+        let Some(follower) = self.followers.get_mut(&to) else { return };
+        if follower.is_sending || follower.stage != Stage::CatchingUp {
+            return;
+        }
+        journal.write_gathered();
+        let (last, committed) = (journal.last().seq, journal.committed());
+        if follower.next > last {
+            follower.stage = Stage::InStep;
+            follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
+            self.caught_up(now, journal, to);
+            return;
+        }
+        let Some(previous) = journal.log().lsn_at(follower.next - 1) else {
+            follower.is_sending = true;
+            let message = C::snapshot_message(self.epoch);
+            journal.push(Effect::SendSnapshot { to, message, when: When::Now });
+            return;
+        };
+        // Committed writes first (M21); what may yet be dropped follows when nothing else is left.
+        let end = if follower.next <= committed.seq { committed.seq } else { last } + 1;
+        let seqs = follower.next..end;
+        follower.is_sending = true;
+        follower.asked = Some(now);
+        if end > committed.seq + 1 {
+            self.begin_block(now, to);
+        }
+        let context = super::Preceding { committed, ..self.preceding(now, previous) };
+        journal.push(Effect::SendLog { to, seqs, context, when: When::Now });
+    }
+
+    /// Takes in how far a piece of the log went.
+    pub(crate) fn on_log_sent<C: Streams>(
+        &mut self,
+        now: Moment,
+        journal: &mut Journal<C>,
+        to: NodeId,
+        seqs: &Range<u64>,
+        next: u64,
+    ) {
+        let Some(follower) = self.followers.get_mut(&to) else { return };
+        follower.is_sending = false;
+        // Unless the follower has said meanwhile what it wants.
+        if follower.next == seqs.start {
+            follower.next = next;
+        }
+        self.send_next(now, journal, to);
+    }
+
+    /// Takes in that a snapshot did not get there; the follower is asked again later.
+    pub(crate) fn on_snapshot_lost(&mut self, now: Moment, to: NodeId) {
+        if let Some(follower) = self.followers.get_mut(&to) {
+            follower.is_sending = false;
+            follower.probe_at = Some(now + PROBE_AFTER);
+        }
+    }
+
+    /// Takes in that a snapshot got there; what the follower answered comes as a message.
+    pub(crate) fn on_snapshot_sent(&mut self, to: NodeId) {
+        if let Some(follower) = self.followers.get_mut(&to) {
+            follower.is_sending = false;
+        }
+    }
+
+    /// Has new writes wait, so that the follower comes to an end (M22). A catch-up that had to let
+    /// go lets writes flow for a while before it tries again.
+    fn begin_block(&mut self, now: Moment, node: NodeId) {
+        if self.block.is_none() && self.is_open() && now >= self.block_after {
+            self.block = Some(Block { node, since: now });
+        }
+    }
+
+    fn caught_up<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>, node: NodeId) {
+        self.measures.catch_ups += 1;
+        tracing::info!(follower = %node, "in step");
+        if self.block.is_some_and(|block| block.node == node) {
+            self.end_block(now, journal);
+        }
+    }
+
+    pub(super) fn end_block_if_due<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
+        if self.block.is_some_and(|block| block.until() <= now) {
+            self.block_after = now + BLOCK_PAUSE;
+            self.end_block(now, journal);
+        }
+    }
+
+    fn end_block<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
+        if let Some(block) = self.block.take() {
+            let length = now.since(block.since);
+            self.measures.longest_block = self.measures.longest_block.max(Some(length));
+        }
+        self.take_held(journal);
+    }
+
+    /// Forgets that a follower that went away is waited for.
+    pub(crate) fn forget<C: Streams>(
+        &mut self,
+        now: Moment,
+        journal: &mut Journal<C>,
+        node: NodeId,
+    ) {
+        self.followers.remove(&node);
+        if self.block.is_some_and(|block| block.node == node) {
+            self.end_block(now, journal);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! One follower, as its leader sees it.
+
+use trireme_types::Lsn;
+
+use crate::core::Moment;
+
+/// How a leader serves a follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It has not said yet where it stands.
+    Unheard,
+    /// It is sent what it lacks.
+    CatchingUp,
+    /// It is sent every entry as it is proposed.
+    InStep,
+}
+
+/// What a leader knows of a follower.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    pub(crate) stage: Stage,
+    /// The follower's log is the leader's up to here, on the follower's disk.
+    pub(crate) acked: Lsn,
+    /// The first entry that was not sent.
+    pub(crate) next: u64,
+    /// A piece of the log, or a snapshot, is on its way out.
+    pub(crate) is_sending: bool,
+    /// Its acknowledgements count towards committing, and its support towards the lease.
+    pub(crate) counts: bool,
+    /// The time in the newest message that it acknowledged with its support.
+    pub(crate) supported: Option<Moment>,
+    /// When the newest message left whose acknowledgement gives support.
+    pub(crate) asked: Option<Moment>,
+    /// When its acknowledgement is overdue.
+    pub(crate) probe_at: Option<Moment>,
+    /// The end of the leader's log when a follower that does not count said where it stands: all
+    /// that it may once have acknowledged lies before (S14).
+    pub(crate) counts_from: u64,
+}
+
+impl Follower {
+    pub(crate) const fn new(counts: bool) -> Self {
+        Self {
+            stage: Stage::Unheard,
+            acked: Lsn::ZERO,
+            next: 1,
+            is_sending: false,
+            counts,
+            supported: None,
+            asked: None,
+            probe_at: None,
+            counts_from: 0,
+        }
+    }
+
+    /// Takes in the time of a message that was acknowledged with support. A time that is yet to come
+    /// is none that this leader gave out.
+    pub(crate) fn support(&mut self, sent: Moment, now: Moment) {
+        if sent <= now {
+            self.supported = self.supported.max(Some(sent));
+        }
+    }
+
+    /// Says whether something was sent that is not acknowledged yet.
+    pub(crate) const fn is_owing(&self) -> bool {
+        self.acked.seq + 1 < self.next
+    }
+}

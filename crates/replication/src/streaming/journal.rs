@@ -1,0 +1,242 @@
+//! A core's side of its cohort's log: what is in it, what of it is on disk, how far it is committed.
+
+use bytes::Bytes;
+use trireme_storage::{IoId, LogWrite};
+use trireme_types::{Entry, Lsn, NodeId};
+
+use super::Preceding;
+use crate::core::{Core, DurableSeqs, Effect, EpochRuns, Outbox, Recovered, Reply, Ticket, When};
+use crate::replica::ReplicaError;
+use crate::transport::Lane;
+
+/// The log of one replica, as its core knows it, and the core's outbox: writes to the log leave
+/// through it alone, so that it always knows what they amount to.
+#[derive(Debug)]
+pub(crate) struct Journal<C: Core> {
+    log: EpochRuns,
+    durable: DurableSeqs,
+    /// Never ahead of the log.
+    committed: Lsn,
+    /// The newest commit point that was written down.
+    noted: Lsn,
+    /// Entries of `log` that are still to be written: a leader gathers what one batch proposes.
+    gathered: Vec<Entry>,
+    /// Entries that were gathered and not sent yet.
+    unsent: Vec<Entry>,
+    /// The newest write that is forced: all but commit points are.
+    last_forced: IoId,
+    outbox: Outbox<C>,
+}
+
+/// What became of entries that a follower was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// The follower's log is the leader's up to here, once that is durable.
+    Matched(Lsn),
+    /// It lacks what comes before.
+    Gap,
+}
+
+impl<C: Core> Journal<C> {
+    /// Returns the log as it was found, and has committed what is known to be (SPIN-40): a table may
+    /// have reached its disk before the commit point did.
+    pub(crate) fn new(recovered: &Recovered) -> Self {
+        let log = recovered.log.clone();
+        let committed = recovered.commit_point.max(recovered.applied);
+        let mut journal = Self {
+            durable: DurableSeqs::starting_at(log.last().seq),
+            log,
+            committed,
+            noted: recovered.commit_point,
+            gathered: Vec::new(),
+            unsent: Vec::new(),
+            last_forced: IoId(0),
+            outbox: Outbox::new(),
+        };
+        if committed > recovered.applied {
+            journal.outbox.push(Effect::Commit { upto: committed });
+        }
+        journal
+    }
+
+    pub(crate) const fn log(&self) -> &EpochRuns {
+        &self.log
+    }
+
+    /// Returns the newest entry.
+    pub(crate) fn last(&self) -> Lsn {
+        self.log.last()
+    }
+
+    /// Returns the newest entry that is on disk with all before it.
+    pub(crate) fn durable(&self) -> Lsn {
+        let seq = self.durable.durable().min(self.last().seq);
+        self.log.lsn_at(seq).unwrap_or_else(|| self.log.purged())
+    }
+
+    pub(crate) const fn committed(&self) -> Lsn {
+        self.committed
+    }
+
+    /// Adds a leader's own entry. It is written and sent with all others of the batch.
+    pub(crate) fn propose(&mut self, entry: Entry) {
+        self.log.append(entry.lsn);
+        self.gathered.push(entry);
+    }
+
+    /// Writes what was gathered, so that it can be read.
+    pub(crate) fn write_gathered(&mut self) {
+        if self.gathered.is_empty() {
+            return;
+        }
+        let entries = std::mem::take(&mut self.gathered);
+        self.unsent.extend_from_slice(&entries);
+        self.force(LogWrite::Append(entries));
+    }
+
+    /// Writes what was gathered and returns what is to be sent.
+    pub(crate) fn take_unsent(&mut self) -> Vec<Entry> {
+        self.write_gathered();
+        std::mem::take(&mut self.unsent)
+    }
+
+    /// Takes what a leader sent: skips what is known, drops what stands in the place of the leader's
+    /// entries, and appends the rest. The drop is a record in its place in the log and so durable
+    /// before anything that follows it (SPIN-43; S9).
+    pub(crate) fn take(&mut self, preceding: &Preceding, mut entries: Vec<Entry>) -> Taken {
+        let Preceding { previous, .. } = *preceding;
+        if !self.log.holds(previous) && previous.seq > self.committed.seq {
+            return Taken::Gap;
+        }
+        let matched = entries.last().map_or(previous, |entry| entry.lsn);
+        let committed = self.committed.seq;
+        let known = entries
+            .iter()
+            .take_while(|entry| entry.lsn.seq <= committed || self.log.holds(entry.lsn))
+            .count();
+        entries.drain(..known);
+        if let Some(first) = entries.first() {
+            if first.lsn.seq <= self.last().seq {
+                self.truncate_after(first.lsn.seq - 1);
+            }
+            entries.iter().for_each(|entry| self.log.append(entry.lsn));
+            self.force(LogWrite::Append(entries));
+        }
+        Taken::Matched(matched)
+    }
+
+    /// Drops every entry after `seq`, for good.
+    ///
+    /// # Panics
+    ///
+    /// If one of them is committed.
+    pub(crate) fn truncate_after(&mut self, seq: u64) {
+        let committed = self.committed;
+        assert!(seq >= committed.seq, "{committed} is committed and was to be dropped after {seq}");
+        if seq < self.last().seq {
+            self.write_gathered();
+            self.log.truncate_after(seq);
+            self.force(LogWrite::TruncateAfter { seq });
+        }
+    }
+
+    /// Gives up the log up to `upto`, or as far as it is committed.
+    pub(crate) fn release(&mut self, upto: u64) {
+        let upto = upto.min(self.committed.seq);
+        if let Some(upto) = self.log.lsn_at(upto)
+            && upto.seq > self.log.purged().seq
+        {
+            self.write_gathered();
+            self.log.purge(upto);
+            self.force(LogWrite::Purge { upto });
+        }
+    }
+
+    /// Takes in that the table was replaced by a snapshot that includes `upto`.
+    pub(crate) fn installed(&mut self, upto: Lsn) {
+        self.write_gathered();
+        self.log.purge(upto);
+        self.committed = self.committed.max(upto);
+        self.noted = self.noted.max(upto);
+        self.force(LogWrite::Purge { upto });
+    }
+
+    /// Writes the replica's hard state.
+    pub(crate) fn keep(&mut self, state: Bytes) -> When {
+        self.write_gathered();
+        self.force(LogWrite::HardState(state));
+        When::Durable(self.last_forced)
+    }
+
+    /// Commits the log up to `seq`, as far as it goes; returns whether that was news.
+    pub(crate) fn commit(&mut self, seq: u64) -> bool {
+        let seq = seq.min(self.last().seq);
+        match self.log.lsn_at(seq) {
+            Some(upto) if seq > self.committed.seq => {
+                self.write_gathered();
+                self.committed = upto;
+                self.outbox.push(Effect::Commit { upto });
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Writes down how far the log is committed, without forcing it (Spinnaker §5).
+    pub(crate) fn note_commit_point(&mut self) {
+        if self.committed > self.noted {
+            self.write_gathered();
+            self.noted = self.committed;
+            self.outbox.persist(LogWrite::CommitPoint(self.committed));
+        }
+    }
+
+    /// Takes in that every write up to this one is on disk.
+    pub(crate) fn on_durable(&mut self, upto: IoId) {
+        self.durable.completed(upto);
+    }
+
+    /// Returns the condition that everything in the log, and the hard state, is on disk.
+    pub(crate) fn when_durable(&mut self) -> When {
+        self.write_gathered();
+        match self.last_forced {
+            IoId(0) => When::Now,
+            io => When::Durable(io),
+        }
+    }
+
+    /// Sends a message on the data lane.
+    pub(crate) fn send(&mut self, to: NodeId, message: C::Message, when: When) {
+        self.outbox.send(to, message, when);
+    }
+
+    /// Sends a message that must not wait behind data, at once.
+    pub(crate) fn signal(&mut self, to: NodeId, message: C::Message) {
+        let (lane, when) = (Lane::Heartbeat, When::Now);
+        self.outbox.push(Effect::Send { to, lane, message, when });
+    }
+
+    pub(crate) fn reply(&mut self, ticket: Ticket, reply: Reply<C>, when: When) {
+        self.outbox.reply(ticket, reply, when);
+    }
+
+    pub(crate) fn refuse(&mut self, ticket: Ticket, error: ReplicaError) {
+        self.outbox.refuse(ticket, error);
+    }
+
+    pub(crate) fn push(&mut self, effect: Effect<C>) {
+        self.outbox.push(effect);
+    }
+
+    /// Moves what is to be done to the end of `effects`.
+    pub(crate) fn drain_into(&mut self, effects: &mut Vec<Effect<C>>) {
+        self.write_gathered();
+        self.outbox.drain_into(effects);
+    }
+
+    fn force(&mut self, write: LogWrite) {
+        let next = IoId(self.outbox.last_write().0 + 1);
+        self.durable.submitted(next, &write);
+        self.last_forced = self.outbox.persist(write);
+    }
+}

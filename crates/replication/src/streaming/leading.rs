@@ -1,0 +1,315 @@
+//! The leader's part: proposing, telling the commit point, staying in touch.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use trireme_types::{Entry, EntryKind, Epoch, Lsn, NodeId, Timing};
+
+use super::catch_up::Block;
+use super::{
+    Beacon, Follower, Journal, PROBE_AFTER, PROPOSAL_BYTES_MAX, Preceding, Stage, Streams,
+};
+use crate::core::{Effect, Moment, Ticket, When};
+use crate::replica::{Measures, ReplicaError};
+
+/// What only a leader knows.
+#[derive(Debug)]
+pub(crate) struct Leading {
+    /// The epoch of what it sends and proposes.
+    pub(crate) epoch: Epoch,
+    pub(crate) timing: Timing,
+    pub(crate) followers: BTreeMap<NodeId, Follower>,
+    pub(crate) measures: Measures,
+    /// Whether new writes are taken into the log, or held.
+    is_open: bool,
+    /// Who waits for which entry.
+    waiting: VecDeque<(Lsn, Ticket)>,
+    /// Writes that wait until the cohort is open and nothing holds them up.
+    held: VecDeque<(Ticket, Bytes)>,
+    pub(super) block: Option<Block>,
+    /// When a catch-up may hold up writes again.
+    pub(super) block_after: Moment,
+    /// How far the followers were told that the log is committed, and when.
+    told: Lsn,
+    told_at: Moment,
+}
+
+impl Leading {
+    /// Begins to lead in `epoch`. Writes are held until [`Leading::open`].
+    pub(crate) fn new(
+        now: Moment,
+        epoch: Epoch,
+        timing: Timing,
+        followers: impl IntoIterator<Item = NodeId>,
+        measures: Measures,
+    ) -> Self {
+        Self {
+            epoch,
+            timing,
+            followers: followers.into_iter().map(|node| (node, Follower::new(true))).collect(),
+            measures,
+            is_open: false,
+            waiting: VecDeque::new(),
+            held: VecDeque::new(),
+            block: None,
+            block_after: now,
+            told: Lsn::ZERO,
+            told_at: now,
+        }
+    }
+
+    /// Takes a write (SPIN-1, SPIN-2).
+    pub(crate) fn propose<C: Streams>(
+        &mut self,
+        journal: &mut Journal<C>,
+        ticket: Ticket,
+        payload: Bytes,
+    ) {
+        if !self.is_open || self.block.is_some() {
+            self.held.push_back((ticket, payload));
+            return;
+        }
+        let lsn = self.append(journal, EntryKind::Commands, payload);
+        self.waiting.push_back((lsn, ticket));
+    }
+
+    /// Adds an entry behind all others and returns its address.
+    pub(crate) fn append<C: Streams>(
+        &mut self,
+        journal: &mut Journal<C>,
+        kind: EntryKind,
+        payload: Bytes,
+    ) -> Lsn {
+        let lsn = Lsn::new(self.epoch, journal.last().seq + 1);
+        journal.propose(Entry { lsn, kind, payload });
+        lsn
+    }
+
+    /// Takes writes into the log from now on, those first that were held.
+    pub(crate) fn open<C: Streams>(&mut self, journal: &mut Journal<C>) {
+        self.is_open = true;
+        self.take_held(journal);
+    }
+
+    /// Holds writes from now on.
+    pub(crate) const fn close(&mut self) {
+        self.is_open = false;
+    }
+
+    pub(crate) const fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    pub(super) fn take_held<C: Streams>(&mut self, journal: &mut Journal<C>) {
+        if !self.is_open || self.block.is_some() {
+            return;
+        }
+        for (ticket, payload) in std::mem::take(&mut self.held) {
+            self.propose(journal, ticket, payload);
+        }
+    }
+
+    /// Sends what the batch has proposed to everybody who is in step, as few messages to each.
+    pub(crate) fn send_gathered<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
+        let entries = journal.take_unsent();
+        let Some(first) = entries.first().map(|entry| entry.lsn.seq) else { return };
+        self.tell_if_due(now, journal);
+        let mut previous =
+            journal.log().lsn_at(first - 1).unwrap_or_else(|| journal.log().purged());
+        for piece in pieces(&entries) {
+            let first = piece[0].lsn.seq;
+            let preceding = self.preceding(now, previous);
+            let next = first + piece.len() as u64;
+            for (&to, follower) in &mut self.followers {
+                if follower.stage == Stage::InStep && follower.next == first {
+                    follower.next = next;
+                    follower.asked = Some(now);
+                    follower.probe_at.get_or_insert(now + PROBE_AFTER);
+                    let message = C::entries_message(preceding, piece.to_vec());
+                    journal.send(to, message, When::Now);
+                }
+            }
+            previous = piece[piece.len() - 1].lsn;
+        }
+    }
+
+    /// Takes in an acknowledgement: the follower's log is the leader's up to `upto`, on its disk.
+    pub(crate) fn on_ack<C: Streams>(
+        &mut self,
+        now: Moment,
+        journal: &Journal<C>,
+        from: NodeId,
+        upto: Lsn,
+    ) {
+        let Some(follower) = self.followers.get_mut(&from) else { return };
+        // What the log does not hold was never sent in this epoch.
+        if !journal.log().holds(upto) && upto.seq > journal.committed().seq {
+            return;
+        }
+        if upto.seq > follower.acked.seq && follower.stage != Stage::Unheard {
+            follower.acked = upto;
+            follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
+        }
+    }
+
+    /// Takes in that the follower supports this leader, by acknowledging a message of `sent`.
+    pub(crate) fn on_support(&mut self, now: Moment, from: NodeId, sent: Moment) {
+        if let Some(follower) = self.followers.get_mut(&from) {
+            follower.support(sent, now);
+        }
+    }
+
+    /// Commits up to `seq`: whoever waits for an entry is answered once it is applied (SPIN-6).
+    pub(crate) fn commit<C: Streams>(&mut self, journal: &mut Journal<C>, seq: u64) -> bool {
+        if seq <= journal.committed().seq {
+            return false;
+        }
+        while let Some(&(lsn, ticket)) = self.waiting.front()
+            && lsn.seq <= seq
+        {
+            self.waiting.pop_front();
+            journal.push(Effect::ReplyOutcomes { ticket, lsn });
+        }
+        journal.commit(seq)
+    }
+
+    /// Stops leading: what is in the log may be committed by another leader or not, what was held
+    /// was never in it.
+    pub(crate) fn end<C: Streams>(self, journal: &mut Journal<C>, leader: Option<NodeId>) {
+        for (_, ticket) in self.waiting {
+            let error = ReplicaError::Ambiguous("the replica lost its lead meanwhile".into());
+            journal.refuse(ticket, error);
+        }
+        for (ticket, _) in self.held {
+            journal.refuse(ticket, ReplicaError::NotLeader { leader });
+        }
+    }
+
+    /// Notes how far the log is committed and tells it from now on, once in a commit period
+    /// (SPIN-7).
+    fn tell_if_due<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) -> bool {
+        if journal.committed() <= self.told || now < self.tell_at() {
+            return false;
+        }
+        self.told = journal.committed();
+        self.told_at = now;
+        journal.note_commit_point();
+        true
+    }
+
+    fn tell_at(&self) -> Moment {
+        self.told_at + self.timing.commit_period
+    }
+
+    pub(super) const fn preceding(&self, now: Moment, previous: Lsn) -> Preceding {
+        Preceding { epoch: self.epoch, previous, committed: self.told, sent: now }
+    }
+
+    /// Does what is due at `now`.
+    pub(crate) fn on_timeout<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
+        self.end_block_if_due(now, journal);
+        if self.tell_if_due(now, journal) {
+            let told = |follower: &Follower| {
+                follower.stage == Stage::InStep && follower.next > journal.last().seq
+            };
+            let due: Vec<_> =
+                self.followers.iter().filter(|(_, f)| told(f)).map(|(node, _)| *node).collect();
+            due.into_iter().for_each(|to| self.send_empty(now, journal, to));
+        }
+        let overdue = |follower: &Follower| follower.probe_at.is_some_and(|at| at <= now);
+        let due: Vec<_> =
+            self.followers.iter().filter(|(_, f)| overdue(f)).map(|(node, _)| *node).collect();
+        due.into_iter().for_each(|to| self.probe(now, journal, to));
+        self.send_beacons(now, journal);
+    }
+
+    /// Sends a message without entries: it tells the commit point, and whoever lacks what comes
+    /// before it says so.
+    fn send_empty<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>, to: NodeId) {
+        let Some(follower) = self.followers.get_mut(&to) else { return };
+        let Some(previous) = journal.log().lsn_at(follower.next - 1) else { return };
+        follower.asked = Some(now);
+        let message = C::entries_message(self.preceding(now, previous), Vec::new());
+        journal.send(to, message, When::Now);
+    }
+
+    /// Asks a follower whether something was lost.
+    pub(crate) fn probe<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>, to: NodeId) {
+        let Some(follower) = self.followers.get_mut(&to) else { return };
+        follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
+        match follower.stage {
+            Stage::InStep => self.send_empty(now, journal, to),
+            Stage::CatchingUp => self.send_next(now, journal, to),
+            Stage::Unheard => {}
+        }
+    }
+
+    /// Sends a beacon to everybody who was sent nothing for a beacon interval (M40).
+    fn send_beacons<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
+        let beacon = Beacon { epoch: self.epoch, committed: self.told, sent: now };
+        let interval = self.timing.beacon_interval;
+        for (&to, follower) in &mut self.followers {
+            if follower.asked.is_none_or(|asked| asked + interval <= now) {
+                follower.asked = Some(now);
+                self.measures.beacons += 1;
+                journal.signal(to, C::beacon_message(beacon));
+            }
+        }
+    }
+
+    /// Returns when something is due.
+    pub(crate) fn next_timeout<C: Streams>(&self, journal: &Journal<C>) -> Option<Moment> {
+        let interval = self.timing.beacon_interval;
+        let of_followers = self.followers.values().flat_map(|follower| {
+            let beacon = follower.asked.map_or(Moment::START, |asked| asked + interval);
+            [Some(beacon), follower.probe_at].into_iter().flatten()
+        });
+        let tell = (journal.committed() > self.told).then(|| self.tell_at());
+        let block = self.block.as_ref().map(Block::until);
+        of_followers.chain(tell).chain(block).min()
+    }
+
+    /// Returns until when the leader has the support of `needed` of its followers that count.
+    pub(crate) fn lease_until(&self, needed: usize) -> Option<Moment> {
+        let Some(nth) = needed.checked_sub(1) else { return Some(Moment::FAR) };
+        let counting = self.followers.values().filter(|follower| follower.counts);
+        let mut supported: Vec<_> = counting.filter_map(|follower| follower.supported).collect();
+        supported.sort_unstable_by(|a, b| b.cmp(a));
+        supported.get(nth).map(|&sent| sent + self.timing.lease)
+    }
+
+    /// Returns the sequence that `needed` of the followers that count have on disk.
+    pub(crate) fn acked_by(&self, needed: usize) -> Option<u64> {
+        let Some(nth) = needed.checked_sub(1) else { return Some(u64::MAX) };
+        let counting = self.followers.values().filter(|follower| follower.counts);
+        let mut acked: Vec<_> = counting.map(|follower| follower.acked.seq).collect();
+        acked.sort_unstable_by(|a, b| b.cmp(a));
+        acked.get(nth).copied()
+    }
+
+    /// Notes that the leader serves now, after so long.
+    pub(crate) const fn took_over(&mut self, after: Duration) {
+        self.measures.takeovers += 1;
+        self.measures.last_takeover = Some(after);
+    }
+
+    pub(crate) fn progress(&self) -> Vec<(NodeId, Lsn)> {
+        self.followers.iter().map(|(node, follower)| (*node, follower.acked)).collect()
+    }
+}
+
+/// Cuts entries into what one message each may hold.
+fn pieces(entries: &[Entry]) -> Vec<&[Entry]> {
+    let mut pieces = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (at, entry) in entries.iter().enumerate() {
+        if bytes + entry.payload.len() > PROPOSAL_BYTES_MAX && at > start {
+            pieces.push(&entries[start..at]);
+            (start, bytes) = (at, 0);
+        }
+        bytes += entry.payload.len();
+    }
+    pieces.push(&entries[start..]);
+    pieces
+}

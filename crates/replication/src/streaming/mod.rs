@@ -1,0 +1,132 @@
+//! Leading a cohort by streaming its log, and following one who does: what Spinnaker and PacificA
+//! have in common, written once.
+//!
+//! # What it does
+//!
+//! A leader numbers writes under its epoch, forces them to its own log and sends them to its
+//! followers at the same time ([`Leading`]); a follower takes what continues its log, forces it and
+//! acknowledges it ([`Journal::take`]). Who must have acknowledged an entry before it is committed,
+//! and whose support a leader needs to serve, is what the protocols differ in: they ask [`Leading`]
+//! how far everybody is and decide.
+//!
+//! # One follower, as its leader sees it
+//!
+//! ```text
+//!              Join                      everything sent
+//!   Unheard ──────────► CatchingUp ───────────────────────► InStep
+//!      ▲                    ▲   pieces of the log, or a       │  every entry as it is proposed
+//!      │                    │   snapshot and then pieces      │
+//!      │                    └───────────── Join ──────────────┘  (it found a gap)
+//!      └── a new leader knows nobody
+//! ```
+//!
+//! * A follower says where it stands when it first hears of an epoch, and whenever it lacks what
+//!   comes before a proposal. If its last entry is in the leader's log, its whole log is the
+//!   leader's up to there: an epoch has one leader, who gives each sequence once, and every entry
+//!   was appended behind the one that precedes it. If not, it starts again from its commit point.
+//! * Catching up is by committed entries alone, one piece at a time, while writes go on; the
+//!   uncommitted rest follows last, and while that is on its way new writes wait
+//!   (Spinnaker §6.1, S15). The wait is bounded by [`BLOCK_MAX`] and measured.
+//! * What is lost on the way is noticed by the follower as a gap, or by the leader when an
+//!   acknowledgement is overdue ([`PROBE_AFTER`]): it sends a message without entries, which is
+//!   acknowledged or answered with a gap.
+//!
+//! # The commit point
+//!
+//! Every commit period the leader notes how far the log is committed, and tells it with whatever it
+//! sends next; if nothing is sent, by a message without entries. Until a point is told the leader
+//! writes none down, so a commit period bounds how far a successor is behind (Spinnaker §5, §D.1).
+//!
+//! # Support
+//!
+//! Everything that a leader sends carries the time on its clock; a follower gives the time back and
+//! thereby supports the leader: for the grace, counted from when it received the message, it helps
+//! no other to lead. The leader counts its lease from the time in the message, which is earlier, so
+//! it stops before its followers are free, however late it or they look at their clocks (S5, P1).
+//! A leader that has sent nothing for a beacon interval sends a beacon.
+//!
+//! No clock, no I/O, no order by chance in here: it is part of the cores.
+
+mod catch_up;
+mod follower;
+mod journal;
+mod leading;
+mod support;
+pub(crate) mod wire;
+
+use std::fmt;
+use std::time::Duration;
+
+use trireme_types::{Epoch, Lsn};
+
+pub(crate) use self::follower::{Follower, Stage};
+pub(crate) use self::journal::{Journal, Taken};
+pub(crate) use self::leading::Leading;
+pub(crate) use self::support::Support;
+
+use crate::core::{Core, Moment};
+
+/// The longest time for which a follower's catch-up may hold up new writes (M22, S15).
+pub const BLOCK_MAX: Duration = Duration::from_millis(50);
+
+/// How long writes flow freely after a catch-up had to give up holding them up.
+const BLOCK_PAUSE: Duration = Duration::from_secs(1);
+
+/// After how long without an acknowledgement a leader asks a follower whether something was lost.
+/// Longer than most forced writes take, much shorter than anybody's patience.
+pub(crate) const PROBE_AFTER: Duration = Duration::from_millis(300);
+
+/// The bytes of entries after which a proposal message is closed and another begun.
+const PROPOSAL_BYTES_MAX: usize = 1024 * 1024;
+
+/// What a leader's message says before its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preceding {
+    /// The leader's epoch.
+    pub epoch: Epoch,
+    /// The entry before the first one.
+    pub previous: Lsn,
+    /// How far the log is committed, as far as the leader tells.
+    pub committed: Lsn,
+    /// When the leader sent it, on its own clock.
+    pub sent: Moment,
+}
+
+impl fmt::Display for Preceding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { epoch, previous, committed, .. } = self;
+        write!(f, "after {previous} committed={committed} e{epoch}")
+    }
+}
+
+/// A beacon: a leader's sign of life by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beacon {
+    /// The leader's epoch.
+    pub epoch: Epoch,
+    /// How far the log is committed, as far as the leader tells.
+    pub committed: Lsn,
+    /// When the leader sent it, on its own clock.
+    pub sent: Moment,
+}
+
+/// Where a follower stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The newest entry that it knows to be committed.
+    pub committed: Lsn,
+    /// The newest entry in its log, on its disk.
+    pub last: Lsn,
+    /// Whether it has lost what it once had, or never was a member: its acknowledgements count for
+    /// nothing yet (S14).
+    pub is_learner: bool,
+}
+
+/// A protocol whose leader streams its log, with the messages that this takes.
+pub(crate) trait Streams: Core<Context = Preceding> {
+    /// Returns the message that is a sign of life by itself.
+    fn beacon_message(beacon: Beacon) -> Self::Message;
+
+    /// Returns the message that goes with a snapshot.
+    fn snapshot_message(epoch: Epoch) -> Self::Message;
+}

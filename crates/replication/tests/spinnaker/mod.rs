@@ -1,0 +1,165 @@
+//! Spinnaker in scripts: its options, and a coordinator that holds elections.
+//!
+//! ```text
+//! cluster nodes=3 [commit_period=MS] [beacon=MS] [lease=MS] [grace=MS] [fault=S1]
+//! coordinator step              works off what it was asked, and tells everybody what is new
+//! coordinator cut 1             loses what node 1 asks, and tells it nothing
+//! coordinator heal 1            ends that
+//! coordinator expire 1          ends the session of node 1, and with it what is bound to it
+//! coordinator show              prints nothing; `view` in a script's output is what replicas are told
+//! ```
+//!
+//! A node that starts has a new session; what its old one holds stays until it expires.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use trireme_replication::core::Recovered;
+use trireme_replication::spinnaker::{
+    Candidate, ElectionRequest, ElectionView, Spinnaker, SpinnakerFaults, SpinnakerOptions,
+};
+use trireme_types::{Epoch, NodeId};
+
+use super::script::{Cluster, ScriptCoordinator, Subject, Told};
+
+impl Subject for Spinnaker {
+    type Coordinator = Elections;
+
+    fn start(recovered: Recovered, cluster: &Cluster, rejoins: bool) -> Self {
+        let options = SpinnakerOptions {
+            timing: cluster.timing(),
+            rejoins,
+            faults: faults(cluster.options.get("fault").map(String::as_str)),
+            ..SpinnakerOptions::new(cluster.nodes.clone())
+        };
+        Self::new(&recovered, options).expect("the options make sense")
+    }
+}
+
+fn faults(name: Option<&str>) -> SpinnakerFaults {
+    let mut faults = SpinnakerFaults::default();
+    match name {
+        None => {}
+        Some("S1") => faults.commits_older_epochs = true,
+        Some("S2") => faults.publishes_without_fence = true,
+        Some("S3") => faults.counts_old_candidates = true,
+        Some("S5") => faults.reads_without_lease = true,
+        Some("S14") => faults.trusts_an_empty_disk = true,
+        Some(other) => panic!("no fault is called {other}"),
+    }
+    faults
+}
+
+/// A session of a node: the node, and how often it had started.
+type Session = (NodeId, u64);
+
+/// The coordinator of one cohort.
+#[derive(Debug, Default)]
+pub(crate) struct Elections {
+    nodes: Vec<NodeId>,
+    starts: BTreeMap<NodeId, u64>,
+    asked: Vec<(NodeId, ElectionRequest)>,
+    cut_off: BTreeSet<NodeId>,
+    epoch: Epoch,
+    leader: Option<(Session, Epoch)>,
+    candidates: Vec<(Session, Candidate)>,
+    sequence: u64,
+    /// What each node was told last.
+    told: BTreeMap<NodeId, ElectionView>,
+}
+
+impl ScriptCoordinator<Spinnaker> for Elections {
+    fn begin(&mut self, cluster: &Cluster) {
+        *self = Self { nodes: cluster.nodes.clone(), ..Self::default() };
+    }
+
+    fn started(&mut self, node: NodeId) {
+        *self.starts.entry(node).or_default() += 1;
+        self.told.remove(&node);
+        self.asked.retain(|(from, _)| *from != node);
+    }
+
+    fn request(&mut self, from: NodeId, request: ElectionRequest) {
+        if !self.cut_off.contains(&from) {
+            self.asked.push((from, request));
+        }
+    }
+
+    fn step(&mut self) -> Told<Spinnaker> {
+        for (from, request) in std::mem::take(&mut self.asked) {
+            self.carry_out(from, request);
+        }
+        let view = self.view();
+        let mut told = Vec::new();
+        for node in &self.nodes {
+            let is_news = self.told.get(node) != Some(&view);
+            if is_news && !self.cut_off.contains(node) {
+                self.told.insert(*node, view.clone());
+                told.push((*node, view.clone()));
+            }
+        }
+        told
+    }
+
+    fn command(&mut self, words: &[String]) -> Result<Told<Spinnaker>, String> {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let node = |text: &str| text.parse().map(NodeId).map_err(|_| format!("no node: {text}"));
+        match words[..] {
+            ["step"] => return Ok(self.step()),
+            ["cut", id] => {
+                let id = node(id)?;
+                self.cut_off.insert(id);
+                self.asked.retain(|(from, _)| *from != id);
+            }
+            ["heal", id] => {
+                self.cut_off.remove(&node(id)?);
+            }
+            ["expire", id] => self.expire(node(id)?),
+            _ => return Err(format!("the coordinator does not understand {words:?}")),
+        }
+        Ok(Vec::new())
+    }
+}
+
+impl Elections {
+    fn session(&self, node: NodeId) -> Session {
+        (node, self.starts.get(&node).copied().unwrap_or_default())
+    }
+
+    fn carry_out(&mut self, from: NodeId, request: ElectionRequest) {
+        let session = self.session(from);
+        match request {
+            ElectionRequest::Stand { round, last } if round == self.epoch + 1 => {
+                self.sequence += 1;
+                let candidate = Candidate { node: from, round, last, sequence: self.sequence };
+                self.candidates.push((session, candidate));
+            }
+            ElectionRequest::Lead { round } if round == self.epoch + 1 => {
+                self.epoch = round;
+                self.leader = Some((session, round));
+            }
+            ElectionRequest::Reclaim { epoch } if epoch == self.epoch && self.leader.is_none() => {
+                self.leader = Some((session, epoch));
+            }
+            _ => {}
+        }
+    }
+
+    fn expire(&mut self, node: NodeId) {
+        self.candidates.retain(|((of, _), _)| *of != node);
+        self.leader = self.leader.filter(|((of, _), _)| *of != node);
+        // A node that lives on opens another session.
+        *self.starts.entry(node).or_default() += 1;
+    }
+
+    fn view(&self) -> ElectionView {
+        let mut candidates: BTreeMap<(Epoch, NodeId), Candidate> = BTreeMap::new();
+        for (_, candidate) in &self.candidates {
+            candidates.insert((candidate.round, candidate.node), *candidate);
+        }
+        ElectionView {
+            epoch: self.epoch,
+            leader: self.leader.map(|((node, _), epoch)| (node, epoch)),
+            candidates: candidates.into_values().collect(),
+        }
+    }
+}
