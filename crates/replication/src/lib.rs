@@ -10,6 +10,7 @@
 
 pub mod core;
 pub mod driver;
+pub mod pacifica;
 pub mod raft;
 mod replica;
 pub mod spinnaker;

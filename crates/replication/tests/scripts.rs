@@ -1,5 +1,6 @@
 //! Scripts that show, line by line, what a protocol core does (house style, tests 1).
 
+mod pacifica;
 mod primary_backup;
 mod script;
 mod spinnaker;
@@ -7,6 +8,7 @@ mod spinnaker;
 use primary_backup::PrimaryBackup;
 use script::{Cluster, NoCoordinator, Subject, run_scripts};
 use trireme_replication::core::Recovered;
+use trireme_replication::pacifica::Pacifica;
 use trireme_replication::spinnaker::Spinnaker;
 
 impl Subject for PrimaryBackup {
@@ -25,4 +27,9 @@ fn primary_backup() {
 #[test]
 fn spinnaker() {
     run_scripts::<Spinnaker>("spinnaker");
+}
+
+#[test]
+fn pacifica() {
+    run_scripts::<Pacifica>("pacifica");
 }

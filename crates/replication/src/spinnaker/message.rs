@@ -84,12 +84,12 @@ impl Message for SpinnakerMessage {
                 Writer::new(1).preceding(preceding).entries(entries)
             }
             Self::Ack { epoch, upto, supports } => {
-                put_supports(Writer::new(2).number(*epoch).lsn(*upto), *supports).finish()
+                Writer::new(2).number(*epoch).lsn(*upto).supports(*supports).finish()
             }
             Self::Beacon(beacon) => Writer::new(3).beacon(beacon).finish(),
             Self::BeaconAck { epoch, supports, is_learner } => {
                 let writer = Writer::new(4).number(*epoch).flag(*is_learner);
-                put_supports(writer, *supports).finish()
+                writer.supports(*supports).finish()
             }
             Self::Join { epoch, position } => {
                 Writer::new(5).number(*epoch).position(position).finish()
@@ -114,12 +114,12 @@ impl Message for SpinnakerMessage {
             }
             2 => {
                 let (epoch, upto) = (reader.number()?, reader.lsn()?);
-                Self::Ack { epoch, upto, supports: get_supports(&mut reader)? }
+                Self::Ack { epoch, upto, supports: reader.supports()? }
             }
             3 => Self::Beacon(reader.beacon()?),
             4 => {
                 let (epoch, is_learner) = (reader.number()?, reader.flag()?);
-                Self::BeaconAck { epoch, is_learner, supports: get_supports(&mut reader)? }
+                Self::BeaconAck { epoch, is_learner, supports: reader.supports()? }
             }
             5 => Self::Join { epoch: reader.number()?, position: reader.position()? },
             6 => Self::Welcome { epoch: reader.number()? },
@@ -131,17 +131,6 @@ impl Message for SpinnakerMessage {
         };
         reader.finish(message)
     }
-}
-
-fn put_supports(writer: Writer, supports: Option<Moment>) -> Writer {
-    let writer = writer.flag(supports.is_some());
-    writer.moment(supports.unwrap_or_default())
-}
-
-fn get_supports(reader: &mut Reader) -> Result<Option<Moment>, DecodeError> {
-    let supports = reader.flag()?;
-    let sent = reader.moment()?;
-    Ok(supports.then_some(sent))
 }
 
 impl fmt::Display for SpinnakerMessage {

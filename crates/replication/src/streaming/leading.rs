@@ -270,6 +270,27 @@ impl Leading {
         of_followers.chain(tell).chain(block).min()
     }
 
+    /// Returns how many followers count.
+    pub(crate) fn counting(&self) -> usize {
+        self.followers.values().filter(|follower| follower.counts).count()
+    }
+
+    /// Says whether writes are held.
+    pub(crate) fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Gives up the writes that are held: they were never in the log.
+    pub(crate) fn take_held_tickets(&mut self) -> Vec<Ticket> {
+        std::mem::take(&mut self.held).into_iter().map(|(ticket, _)| ticket).collect()
+    }
+
+    /// Asks every follower whether something was lost.
+    pub(crate) fn probe_all<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
+        let nodes: Vec<_> = self.followers.keys().copied().collect();
+        nodes.into_iter().for_each(|node| self.probe(now, journal, node));
+    }
+
     /// Returns until when the leader has the support of `needed` of its followers that count.
     pub(crate) fn lease_until(&self, needed: usize) -> Option<Moment> {
         let Some(nth) = needed.checked_sub(1) else { return Some(Moment::FAR) };

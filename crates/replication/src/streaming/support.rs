@@ -38,9 +38,4 @@ impl Support {
     pub(crate) const fn until(&self) -> Moment {
         self.until
     }
-
-    /// Says whether the replica is free to help another.
-    pub(crate) fn has_ended(&self, now: Moment) -> bool {
-        now >= self.until
-    }
 }

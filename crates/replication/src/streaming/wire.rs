@@ -67,6 +67,11 @@ impl Writer {
         self.number(u64::try_from(micros).unwrap_or(u64::MAX))
     }
 
+    /// Writes the time of a message that is acknowledged with support, or that there is none.
+    pub(crate) fn supports(self, supports: Option<Moment>) -> Self {
+        self.flag(supports.is_some()).moment(supports.unwrap_or_default())
+    }
+
     /// Writes a node, or that there is none, as 0, which is no node.
     pub(crate) fn node(self, node: Option<NodeId>) -> Self {
         self.number(node.map_or(0, |node| node.0))
@@ -132,6 +137,12 @@ impl Reader {
 
     pub(crate) fn moment(&mut self) -> Result<Moment, DecodeError> {
         Ok(Moment::after_start(Duration::from_micros(self.number()?)))
+    }
+
+    pub(crate) fn supports(&mut self) -> Result<Option<Moment>, DecodeError> {
+        let supports = self.flag()?;
+        let sent = self.moment()?;
+        Ok(supports.then_some(sent))
     }
 
     pub(crate) fn node(&mut self) -> Result<Option<NodeId>, DecodeError> {

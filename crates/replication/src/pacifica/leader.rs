@@ -1,0 +1,380 @@
+//! The primary's part: reconciling, committing, serving under its leases.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use trireme_types::{EntryKind, Epoch, Lsn, NodeId};
+
+use super::follower::Following;
+use super::reconfiguration::{Purpose, Removal};
+use super::{Pacifica, PacificaMessage, Part};
+use crate::core::{Effect, Moment, Reply, Ticket, When};
+use crate::replica::ReplicaError;
+use crate::streaming::{Leading, Position};
+
+/// How long requests wait for a primary that cannot serve, before they are refused.
+const HOLD_MAX: Duration = Duration::from_secs(1);
+
+/// What only a primary knows.
+#[derive(Debug)]
+pub(super) struct Primary {
+    pub(super) leading: Leading,
+    /// The version in which it became primary; it has been the primary of every one since.
+    pub(super) first: Epoch,
+    /// When it became primary.
+    since: Moment,
+    /// When it last began to count the lease of each replica.
+    pub(super) counted: BTreeMap<NodeId, Moment>,
+    /// The entry that ends its reconciliation.
+    barrier: Lsn,
+    /// Everything up to the barrier is committed and in the table.
+    is_reconciled: bool,
+    /// Until when it holds the leases of all; as of the last time that it looked.
+    pub(super) lease_until: Moment,
+    /// It has given up serving until the manager has decided.
+    pub(super) is_fenced: Option<Moment>,
+    /// Reads that wait until it may serve.
+    reads: Vec<Ticket>,
+    pub(super) removals: BTreeMap<NodeId, Removal>,
+    /// Who waits for the lead to have moved.
+    pub(super) transfer: Option<Ticket>,
+    /// Where it is to move to, once everything is committed.
+    successor: Option<NodeId>,
+}
+
+impl Primary {
+    /// Says whether it may answer strong reads at `now`.
+    pub(super) fn serves(&self, now: Moment) -> bool {
+        self.is_reconciled && self.is_fenced.is_none() && now < self.lease_until
+    }
+}
+
+impl Pacifica {
+    /// Becomes the primary of the newest configuration, and reconciles (PAC-30).
+    pub(super) fn become_primary(&mut self) {
+        let Some(config) = &self.config else { return };
+        let (version, now) = (config.version, self.now);
+        let secondaries: Vec<_> =
+            config.replicas.iter().copied().filter(|node| *node != self.node).collect();
+        let counted = secondaries.iter().map(|node| (*node, now)).collect();
+        let timing = self.options.timing;
+        let mut leading = Leading::new(now, version, timing, secondaries, self.measures);
+        //= PAC-30
+        let barrier = leading.append(&mut self.journal, EntryKind::Barrier, Bytes::new());
+        tracing::info!(version, %barrier, "primary: reconciling");
+        leading.on_timeout(now, &mut self.journal);
+        let primary = Primary {
+            leading,
+            first: version,
+            since: now,
+            counted,
+            barrier,
+            is_reconciled: self.options.faults.serves_before_reconciling,
+            lease_until: Moment::START,
+            is_fenced: None,
+            reads: Vec::new(),
+            removals: BTreeMap::new(),
+            transfer: None,
+            successor: None,
+        };
+        self.set_part(Part::Primary(Box::new(primary)));
+        self.look_at_leases();
+        self.advance();
+    }
+
+    /// Takes another part. A primary that is none any more ends what it gave out.
+    pub(super) fn set_part(&mut self, part: Part) {
+        let new_leader = match &part {
+            Part::Follower(following) => following.leader,
+            _ => None,
+        };
+        let old = std::mem::replace(&mut self.part, part);
+        let Part::Primary(primary) = old else { return };
+        tracing::info!(version = self.state.promised, "primary no more");
+        self.measures = primary.leading.measures;
+        self.journal.push(Effect::EndReads);
+        self.journal.write_gathered();
+        // What was gathered and not sent is in the log, where a reconciliation finds it or drops it.
+        drop(self.journal.take_unsent());
+        primary.leading.end(&mut self.journal, new_leader);
+        for ticket in primary.reads {
+            self.journal.refuse(ticket, ReplicaError::NotLeader { leader: new_leader });
+        }
+        if let Some(ticket) = primary.transfer {
+            self.journal.reply(ticket, Reply::Done, When::Now);
+        }
+    }
+
+    pub(super) fn on_propose(&mut self, ticket: Ticket, payload: Bytes) {
+        let replicas = self.config.as_ref().map_or(0, |config| config.replicas.len());
+        let Part::Primary(primary) = &mut self.part else {
+            return self.refuse_to_lead(ticket);
+        };
+        //= PAC-8
+        let least = self.options.min_replicas_for_write;
+        if replicas < least {
+            let reason = format!("writes need {least} replicas, and there are {replicas}");
+            return self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
+        }
+        if has_waited(self.now, primary.is_fenced) {
+            return self.refuse_as_fenced(ticket);
+        }
+        primary.leading.propose(&mut self.journal, ticket, payload);
+    }
+
+    pub(super) fn on_prepared(
+        &mut self,
+        from: NodeId,
+        epoch: Epoch,
+        upto: Lsn,
+        supports: Option<Moment>,
+    ) {
+        if !self.is_of_this_primary(epoch) {
+            return;
+        }
+        let Part::Primary(primary) = &mut self.part else { return };
+        primary.leading.on_ack(self.now, &self.journal, from, upto);
+        self.take_support(from, supports);
+        self.advance();
+        self.consider_adding(from);
+    }
+
+    pub(super) fn on_beacon_ack(&mut self, from: NodeId, epoch: Epoch, supports: Option<Moment>) {
+        if self.is_of_this_primary(epoch) {
+            self.take_support(from, supports);
+            self.consider_adding(from);
+        }
+    }
+
+    /// Says whether a message of this version is an answer to what this primary sent: in its newest
+    /// version or an earlier one of its own. What an acknowledgement says of a log stays true.
+    fn is_of_this_primary(&self, version: Epoch) -> bool {
+        matches!(&self.part, Part::Primary(primary)
+            if (primary.first..=primary.leading.epoch).contains(&version))
+    }
+
+    fn take_support(&mut self, from: NodeId, supports: Option<Moment>) {
+        let Part::Primary(primary) = &mut self.part else { return };
+        if let Some(sent) = supports {
+            //= PAC-20
+            let counted = if self.options.faults.leases_from_receipt { self.now } else { sent };
+            primary.leading.on_support(self.now, from, counted);
+        }
+        self.look_at_leases();
+    }
+
+    pub(super) fn on_join(&mut self, from: NodeId, version: Epoch, position: Position) {
+        let promised = self.state.promised;
+        if version > promised || !matches!(self.part, Part::Primary(_)) {
+            return;
+        }
+        if !self.admits(from) {
+            return;
+        }
+        let Part::Primary(primary) = &mut self.part else { return };
+        // Whether it counts is for the configuration to say, not for the replica.
+        let position = Position { is_learner: false, ..position };
+        //= PAC-41
+        primary.leading.on_join(self.now, &mut self.journal, from, position);
+        self.advance();
+        self.consider_adding(from);
+    }
+
+    pub(super) fn on_log_sent(&mut self, to: NodeId, seqs: &Range<u64>, next: u64) {
+        if let Part::Primary(primary) = &mut self.part {
+            primary.leading.on_log_sent(self.now, &mut self.journal, to, seqs, next);
+        }
+    }
+
+    pub(super) fn on_snapshot_sent(&mut self, to: NodeId, answer: Option<PacificaMessage>) {
+        let Part::Primary(primary) = &mut self.part else { return };
+        match answer {
+            Some(answer) => {
+                primary.leading.on_snapshot_sent(to);
+                self.on_message(to, answer);
+            }
+            None => primary.leading.on_snapshot_lost(self.now, to),
+        }
+    }
+
+    /// Commits what is on the disks of all (PAC-5).
+    pub(super) fn advance(&mut self) {
+        let Part::Primary(primary) = &mut self.part else { return };
+        let counting = primary.leading.counting();
+        let Some(acked) = primary.leading.acked_by(counting) else { return };
+        //= PAC-5
+        let seq = acked.min(self.journal.durable().seq);
+        primary.leading.commit(&mut self.journal, seq);
+        self.open_or_close();
+        self.try_transfer();
+    }
+
+    /// Takes new writes as long as the primary is one: everything up to the barrier is committed,
+    /// and it holds its leases.
+    pub(super) fn open_or_close(&mut self) {
+        let now = self.now;
+        let Part::Primary(primary) = &mut self.part else { return };
+        let is_reconciled = self.journal.committed().seq >= primary.barrier.seq;
+        //= PAC-31
+        let opens = is_reconciled
+            && primary.is_fenced.is_none()
+            && primary.transfer.is_none()
+            && now < primary.lease_until;
+        match (opens, primary.leading.is_open()) {
+            (true, false) => primary.leading.open(&mut self.journal),
+            (false, true) => primary.leading.close(),
+            _ => {}
+        }
+    }
+
+    /// Serves strong reads once the table holds everything up to the barrier (PAC-31).
+    pub(super) fn begin_serving(&mut self, applied: Lsn) {
+        let Part::Primary(primary) = &mut self.part else { return };
+        if !primary.is_reconciled && applied.seq >= primary.barrier.seq {
+            //= PAC-31
+            primary.is_reconciled = true;
+            let after = self.now.since(primary.since);
+            primary.leading.took_over(after);
+            tracing::info!(version = self.state.promised, ?after, "serves");
+            self.answer_reads();
+        }
+    }
+
+    pub(super) fn on_read(&mut self, ticket: Ticket) {
+        let Part::Primary(primary) = &mut self.part else {
+            return self.refuse_to_lead(ticket);
+        };
+        primary.reads.push(ticket);
+        //= PAC-24
+        // A lease may have ended without anybody having looked: the clock decides, not a timer.
+        self.look_at_leases();
+        self.refuse_waiting();
+    }
+
+    /// Answers the reads that wait, if the primary serves: they hold until its leases end (PAC-7).
+    pub(super) fn answer_reads(&mut self) {
+        let faults = self.options.faults;
+        let Part::Primary(primary) = &mut self.part else { return };
+        let is_careless = faults.serves_while_removing && primary.is_reconciled;
+        //= PAC-7
+        if !primary.serves(self.now) && !is_careless {
+            return;
+        }
+        let until = (!is_careless).then_some(primary.lease_until);
+        for ticket in std::mem::take(&mut primary.reads) {
+            self.journal.reply(ticket, Reply::Read { until }, When::Now);
+        }
+    }
+
+    /// Looks at every lease. When one has ended, the primary stops serving, and has whoever does not
+    /// renew it taken out of the configuration (PAC-23).
+    pub(super) fn look_at_leases(&mut self) {
+        let (now, lease) = (self.now, self.options.timing.lease);
+        let Part::Primary(primary) = &mut self.part else { return };
+        let mut ends: Vec<_> = primary.lease_ends(lease).collect();
+        ends.sort_unstable_by_key(|(_, end)| *end);
+        //= PAC-20
+        let nth = if self.options.faults.lease_of_majority { ends.len() / 2 } else { 0 };
+        primary.lease_until = ends.get(nth).map_or(Moment::FAR, |(_, end)| *end);
+        if now < primary.lease_until {
+            self.open_or_close();
+            return self.answer_reads();
+        }
+        //= PAC-23
+        self.open_or_close();
+        let lapsed: Vec<_> =
+            ends.into_iter().filter(|(_, end)| *end <= now).map(|(node, _)| node).collect();
+        self.remove(&lapsed);
+    }
+
+    fn refuse_as_fenced(&mut self, ticket: Ticket) {
+        let reason = "the primary waits for the configuration manager".into();
+        self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
+    }
+
+    /// Refuses what has waited for too long: the configuration manager does not answer.
+    fn refuse_waiting(&mut self) {
+        let Part::Primary(primary) = &mut self.part else { return };
+        if !has_waited(self.now, primary.is_fenced) {
+            return;
+        }
+        let mut waiting = std::mem::take(&mut primary.reads);
+        waiting.extend(primary.leading.take_held_tickets());
+        waiting.into_iter().for_each(|ticket| self.refuse_as_fenced(ticket));
+    }
+
+    pub(super) fn on_refuse(&mut self, version: Epoch) {
+        //= PAC-12
+        if matches!(&self.part, Part::Primary(primary) if version > primary.leading.epoch) {
+            tracing::info!(version, "a newer configuration is installed");
+            self.pending = None;
+            self.set_part(Part::Follower(Following::default()));
+        }
+    }
+
+    pub(super) fn on_timeout_of_primary(&mut self) {
+        let now = self.now;
+        let Part::Primary(primary) = &mut self.part else { return };
+        primary.leading.on_timeout(now, &mut self.journal);
+        self.look_at_leases();
+        self.forget_silent_candidates();
+        self.refuse_waiting();
+        self.advance();
+    }
+
+    pub(super) fn next_of_primary(&self, primary: &Primary) -> Option<Moment> {
+        let lease = Some(primary.lease_until).filter(|end| *end > self.now);
+        let is_waiting = !primary.reads.is_empty() || primary.leading.is_holding();
+        let fenced = primary.is_fenced.filter(|_| is_waiting).map(|since| since + HOLD_MAX);
+        let candidates = self.next_silent_candidate(primary);
+        let leading = primary.leading.next_timeout(&self.journal);
+        leading
+            .into_iter()
+            .chain(lease.filter(|end| *end < Moment::FAR))
+            .chain(fenced)
+            .chain(candidates)
+            .min()
+    }
+
+    /// Hands over to a secondary that has everything, by a configuration that names it as the
+    /// primary (PAC-36).
+    pub(super) fn on_transfer(&mut self, ticket: Ticket, to: NodeId) {
+        let has_pending = self.pending.is_some();
+        let Part::Primary(primary) = &mut self.part else {
+            return self.refuse_to_lead(ticket);
+        };
+        if to == self.node {
+            return self.journal.reply(ticket, Reply::Done, When::Now);
+        }
+        let is_secondary = primary.leading.followers.get(&to).is_some_and(|f| f.counts);
+        if !is_secondary || has_pending || primary.transfer.is_some() {
+            let reason = format!("{to} cannot take over from {} now", self.node);
+            return self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
+        }
+        primary.leading.close();
+        primary.transfer = Some(ticket);
+        primary.successor = Some(to);
+        self.try_transfer();
+    }
+
+    fn try_transfer(&mut self) {
+        let (last, committed) = (self.journal.last(), self.journal.committed());
+        let Part::Primary(primary) = &mut self.part else { return };
+        let (Some(_), Some(to)) = (primary.transfer, primary.successor) else { return };
+        if committed < last || self.pending.is_some() {
+            return;
+        }
+        //= PAC-36
+        primary.successor = None;
+        primary.is_fenced = Some(self.now);
+        self.journal.push(Effect::EndReads);
+        self.propose(Purpose::Transfer { to });
+    }
+}
+
+/// Says whether requests have waited long enough for a primary that stopped serving at `since`.
+fn has_waited(now: Moment, since: Option<Moment>) -> bool {
+    since.is_some_and(|since| now >= since + HOLD_MAX)
+}

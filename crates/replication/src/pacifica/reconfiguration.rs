@@ -1,0 +1,369 @@
+//! Changes of the configuration (§2.4): what is proposed to the manager, and what becomes of it.
+
+use std::time::Duration;
+
+use trireme_types::{CohortConfig, NodeId};
+
+use super::follower::Following;
+use super::leader::Primary;
+use super::{Pacifica, Part, Proposal};
+use crate::core::{Effect, Moment, When};
+use crate::streaming::wire::HardState;
+use crate::streaming::{Follower, Stage};
+
+/// After how long a proposal is sent again whose fate is not known yet.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How long a replica that was removed for the first time is kept out; each further removal doubles
+/// it (P13).
+const READMIT_PAUSE: Duration = Duration::from_millis(500);
+
+/// How often the pause is doubled at the most.
+const READMIT_DOUBLINGS_MAX: u32 = 7;
+
+/// After how long without another removal a replica's earlier ones count for nothing.
+const REMOVALS_FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+
+/// A proposal that is not decided, as far as the replica knows.
+#[derive(Debug)]
+pub(super) struct Pending {
+    /// What it asked for: the direct successor of the configuration that it knew.
+    config: CohortConfig,
+    /// When it asks again.
+    pub(super) retry_at: Moment,
+}
+
+/// What a proposal is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Purpose<'a> {
+    /// A secondary takes the place of a primary that is silent.
+    TakeOver,
+    /// A primary that was restarted goes on under a new version (P7).
+    Resume,
+    /// A primary goes on without these secondaries.
+    Remove(&'a [NodeId]),
+    /// A primary adds a candidate that has everything.
+    Add(NodeId),
+    /// A primary hands over.
+    Transfer {
+        /// The secondary that is to be the primary.
+        to: NodeId,
+    },
+}
+
+/// When a replica was removed, and how often.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Removal {
+    at: Moment,
+    times: u32,
+}
+
+impl Removal {
+    /// Returns until when the replica is kept out.
+    fn until(&self) -> Moment {
+        let doublings = (self.times - 1).min(READMIT_DOUBLINGS_MAX);
+        self.at + READMIT_PAUSE * 2_u32.pow(doublings)
+    }
+}
+
+impl Primary {
+    /// Returns when the lease of each replica that counts ends.
+    pub(super) fn lease_ends(&self, lease: Duration) -> impl Iterator<Item = (NodeId, Moment)> {
+        let counting = self.leading.followers.iter().filter(|(_, follower)| follower.counts);
+        counting.map(move |(node, follower)| {
+            // Before its first acknowledgement a secondary gives no lease, and is given the time of
+            // one to answer.
+            (*node, follower.supported.map_or(Moment::START, |sent| sent + lease))
+        })
+    }
+}
+
+impl Pacifica {
+    /// Asks the manager for a change, unless it has one to decide already.
+    pub(super) fn propose(&mut self, purpose: Purpose<'_>) {
+        let Some(known) = &self.config else { return };
+        // Of a newer version than the manager has told, nothing is known to build on (P4).
+        if self.pending.is_some() || known.version < self.state.promised {
+            return;
+        }
+        let mut replicas = known.replicas.clone();
+        match purpose {
+            Purpose::TakeOver => {
+                let old = replicas.first().copied();
+                replicas.retain(|node| *node != self.node && Some(*node) != old);
+                replicas.insert(0, self.node);
+            }
+            Purpose::Resume => {}
+            Purpose::Remove(nodes) => replicas.retain(|node| !nodes.contains(node)),
+            Purpose::Add(node) => replicas.push(node),
+            Purpose::Transfer { to } => {
+                replicas.retain(|node| *node != to);
+                replicas.insert(0, to);
+            }
+        }
+        let replicas_wanted = known.replicas_wanted.max(known.replicas.len());
+        let config =
+            CohortConfig { version: known.version + 1, replicas, replicas_wanted, ..known.clone() };
+        tracing::info!(?purpose, version = config.version, "asking the configuration manager");
+        self.pending = Some(Pending { config, retry_at: self.now + RETRY });
+        self.ask();
+    }
+
+    /// Asks, or asks again for the very same (PAC-34; P4).
+    fn ask(&mut self) {
+        let Some(pending) = &self.pending else { return };
+        //= PAC-34
+        let request = Proposal(pending.config.clone());
+        self.journal.push(Effect::Coordinate { request, when: When::Now });
+    }
+
+    pub(super) fn retry_pending(&mut self) {
+        let now = self.now;
+        if let Some(pending) = self.pending.as_mut().filter(|pending| pending.retry_at <= now) {
+            pending.retry_at = now + RETRY;
+            self.ask();
+        }
+    }
+
+    /// Takes in the newest configuration that the manager tells.
+    pub(super) fn on_config(&mut self, config: CohortConfig) {
+        let is_news = self.config.as_ref().is_none_or(|known| config.version > known.version);
+        if config.cohort != self.cohort || !is_news || config.version < self.state.promised {
+            return;
+        }
+        let decided = self.pending.take_if(|pending| config.version >= pending.config.version);
+        let is_mine = decided.is_some_and(|pending| pending.config == config);
+        tracing::info!(version = config.version, replicas = ?config.replicas, is_mine, "installed");
+        let was_listed = self.is_listed(self.node);
+        let known = self.config.replace(config);
+        self.adopt(is_mine, known.is_none(), was_listed);
+    }
+
+    /// Acts in the newest configuration from now on.
+    fn adopt(&mut self, is_mine: bool, is_first: bool, was_listed: bool) {
+        let Some(config) = self.config.clone() else { return };
+        let is_listed = config.replicas.contains(&self.node);
+        if is_listed && self.state.is_learner && matches!(self.part, Part::Idle) {
+            //= PAC-44
+            tracing::warn!("the replica lost its disk and is still in the configuration");
+            return;
+        }
+        self.promise(config.version);
+        if config.replicas.first() == Some(&self.node) {
+            self.adopt_as_primary(is_mine, is_first);
+        } else if is_listed {
+            self.adopt_as_secondary(&config);
+        } else {
+            self.adopt_as_candidate(&config, was_listed);
+        }
+    }
+
+    fn adopt_as_primary(&mut self, is_mine: bool, is_first: bool) {
+        if matches!(self.part, Part::Primary(_)) {
+            return self.go_on_as_primary();
+        }
+        // What an earlier incarnation prepared in this version may be at the secondaries, under the
+        // numbers that this one would give out again.
+        let may_have_acted = is_first && !self.is_new && !is_mine;
+        //= PAC-35
+        if may_have_acted && !self.options.faults.resumes_its_version {
+            return self.propose(Purpose::Resume);
+        }
+        self.become_primary();
+    }
+
+    /// Goes on in a configuration with the same primary: replicas were removed or added.
+    fn go_on_as_primary(&mut self) {
+        let (now, node) = (self.now, self.node);
+        let Some(config) = &self.config else { return };
+        let listed: Vec<_> = config.replicas.iter().copied().filter(|n| *n != node).collect();
+        let Part::Primary(primary) = &mut self.part else { return };
+        primary.leading.epoch = config.version;
+        primary.is_fenced = None;
+        let gone: Vec<_> = primary
+            .leading
+            .followers
+            .iter()
+            .filter(|(node, follower)| follower.counts && !listed.contains(node))
+            .map(|(node, _)| *node)
+            .collect();
+        for node in gone {
+            primary.leading.forget(now, &mut self.journal, node);
+            primary.note_removal(now, node);
+        }
+        for node in listed {
+            let follower = primary.leading.followers.entry(node).or_insert(Follower::new(true));
+            follower.counts = true;
+            primary.counted.entry(node).or_insert(now);
+        }
+        // What is under way in the old version may be refused by now: who lacks it says so.
+        primary.leading.probe_all(now, &mut self.journal);
+        self.look_at_leases();
+        self.advance();
+    }
+
+    fn adopt_as_secondary(&mut self, config: &CohortConfig) {
+        if self.state.is_learner {
+            self.keep(HardState { is_learner: false, ..self.state });
+        }
+        let primary = config.replicas.first().copied();
+        let follows = matches!(&self.part, Part::Follower(f) if f.leader == primary);
+        if !follows {
+            // A new primary is given its time to be heard.
+            self.support.hold(self.now + self.options.timing.grace);
+            if let Some(primary) = primary {
+                self.follow(primary);
+            }
+        }
+    }
+
+    /// Begins again from what is known to be committed: whatever else is in the log may have been
+    /// given to other writes (PAC-43; P8).
+    fn adopt_as_candidate(&mut self, config: &CohortConfig, was_listed: bool) {
+        let primary = config.replicas.first().copied();
+        let follows = matches!(&self.part, Part::Follower(f) if f.leader == primary);
+        if follows && !was_listed {
+            return;
+        }
+        self.set_part(Part::Follower(Following::default()));
+        //= PAC-43
+        if !self.options.faults.keeps_its_tail {
+            self.journal.truncate_after(self.journal.committed().seq);
+        }
+        if let Some(primary) = primary {
+            self.follow(primary);
+            self.report_position(primary, config.version);
+        }
+    }
+
+    /// Returns when a secondary may ask to take the primary's place (PAC-32).
+    pub(super) fn may_take_over_from(&self) -> Moment {
+        let is_secondary = self.is_listed(self.node)
+            && !self.state.is_learner
+            && self.primary() != Some(self.node)
+            && self.config.as_ref().is_some_and(|config| config.version == self.state.promised);
+        if !is_secondary || self.pending.is_some() {
+            return Moment::FAR;
+        }
+        self.support.until()
+    }
+
+    pub(super) fn consider_taking_over(&mut self) {
+        //= PAC-32
+        if self.now >= self.may_take_over_from() {
+            tracing::info!("the primary is silent");
+            self.propose(Purpose::TakeOver);
+        }
+    }
+
+    /// Has secondaries taken out that do not renew their lease.
+    pub(super) fn remove(&mut self, lapsed: &[NodeId]) {
+        let now = self.now;
+        let lease = self.options.timing.lease;
+        let Part::Primary(primary) = &mut self.part else { return };
+        // One that has not answered yet is given a lease's time to.
+        let due: Vec<_> = lapsed
+            .iter()
+            .copied()
+            .filter(|node| {
+                let counted = primary.counted.get(node).copied().unwrap_or_default();
+                counted + lease <= now
+            })
+            .collect();
+        if due.is_empty() {
+            return;
+        }
+        //= PAC-33
+        primary.is_fenced.get_or_insert(now);
+        self.propose(Purpose::Remove(&due));
+    }
+
+    /// Says whether a replica may be brought up to date: one of the configuration, or a candidate
+    /// while one is missing (PAC-40).
+    pub(super) fn admits(&mut self, node: NodeId) -> bool {
+        let now = self.now;
+        let Some(config) = &self.config else { return false };
+        let is_missing = config.replicas_missing() > 0;
+        let Part::Primary(primary) = &mut self.part else { return false };
+        let serves = primary.serves(now);
+        let followers = &mut primary.leading.followers;
+        if followers.contains_key(&node) {
+            return true;
+        }
+        let has_candidate = followers.values().any(|follower| !follower.counts);
+        let is_kept_out = primary.removals.get(&node).is_some_and(|r| now < r.until());
+        //= PAC-40
+        if !is_missing || has_candidate || is_kept_out || !serves {
+            return false;
+        }
+        followers.insert(node, Follower { asked: Some(now), ..Follower::new(false) });
+        primary.counted.insert(node, now);
+        true
+    }
+
+    /// Asks for a candidate to be added, once it is in step and has all that is committed. From now
+    /// on nothing is committed, and nothing served, without it (PAC-37; P6).
+    pub(super) fn consider_adding(&mut self, node: NodeId) {
+        let committed = self.journal.committed();
+        let adds_without_waiting = self.options.faults.adds_without_waiting;
+        if self.pending.is_some() {
+            return;
+        }
+        let Part::Primary(primary) = &mut self.part else { return };
+        if !primary.serves(self.now) || primary.transfer.is_some() {
+            return;
+        }
+        let Some(follower) = primary.leading.followers.get_mut(&node) else { return };
+        let has_all = follower.stage == Stage::InStep
+            && follower.acked.seq >= committed.seq
+            && follower.supported.is_some();
+        if follower.counts || !has_all {
+            return;
+        }
+        //= PAC-37
+        follower.counts = !adds_without_waiting;
+        primary.counted.insert(node, self.now);
+        self.propose(Purpose::Add(node));
+        self.look_at_leases();
+    }
+
+    /// Forgets candidates that do not answer: their candidacy is over (PAC-38).
+    pub(super) fn forget_silent_candidates(&mut self) {
+        let (now, grace) = (self.now, self.options.timing.grace);
+        let Part::Primary(primary) = &mut self.part else { return };
+        let silent: Vec<_> = primary
+            .candidates(grace)
+            .filter(|(_, end)| *end <= now)
+            .map(|(node, _)| node)
+            .collect();
+        for node in silent {
+            //= PAC-38
+            tracing::info!(%node, "the candidate does not answer");
+            primary.leading.forget(now, &mut self.journal, node);
+        }
+    }
+
+    pub(super) fn next_silent_candidate(&self, primary: &Primary) -> Option<Moment> {
+        primary.candidates(self.options.timing.grace).map(|(_, end)| end).min()
+    }
+}
+
+impl Primary {
+    /// Returns when each candidate counts as silent.
+    fn candidates(&self, grace: Duration) -> impl Iterator<Item = (NodeId, Moment)> {
+        let candidates = self.leading.followers.iter().filter(|(_, follower)| !follower.counts);
+        candidates.map(move |(node, follower)| {
+            let begun = self.counted.get(node).copied();
+            (*node, follower.supported.max(begun).unwrap_or_default() + grace)
+        })
+    }
+
+    fn note_removal(&mut self, now: Moment, node: NodeId) {
+        let removal = self.removals.entry(node).or_insert(Removal { at: now, times: 0 });
+        if now >= removal.at + REMOVALS_FORGOTTEN_AFTER {
+            removal.times = 0;
+        }
+        *removal = Removal { at: now, times: removal.times + 1 };
+        self.counted.remove(&node);
+    }
+}

@@ -1,0 +1,136 @@
+//! PacificA in scripts: its options, and a configuration manager.
+//!
+//! ```text
+//! cluster nodes=3 [replicas=3] [commit_period=MS] [beacon=MS] [lease=MS] [grace=MS] [min=1] [fault=P1]
+//! coordinator step              works off what it was asked, and tells everybody what is new
+//! coordinator cut 1             loses what node 1 asks, and tells it nothing
+//! coordinator heal 1            ends that
+//! coordinator hold              keeps what it is asked, until `step`
+//! ```
+//!
+//! The first `replicas` nodes form the cohort, node 1 is its primary; other nodes are free, and are
+//! started as replicas that may join.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use trireme_replication::core::Recovered;
+use trireme_replication::pacifica::{Newest, Pacifica, PacificaFaults, PacificaOptions, Proposal};
+use trireme_types::{CohortConfig, CohortId, NodeId, Protocol};
+
+use super::script::{Cluster, ScriptCoordinator, Subject, Told};
+
+impl Subject for Pacifica {
+    type Coordinator = Manager;
+
+    fn start(recovered: Recovered, cluster: &Cluster, rejoins: bool) -> Self {
+        let least = cluster.options.get("min").map(|least| least.parse().expect("a number"));
+        let options = PacificaOptions {
+            timing: cluster.timing(),
+            rejoins,
+            min_replicas_for_write: least.unwrap_or(1),
+            faults: faults(cluster.options.get("fault").map(String::as_str)),
+        };
+        Self::new(&recovered, options).expect("the options make sense")
+    }
+}
+
+fn faults(name: Option<&str>) -> PacificaFaults {
+    let mut faults = PacificaFaults::default();
+    match name {
+        None => {}
+        Some("P1") => faults.leases_from_receipt = true,
+        Some("P2") => faults.lease_of_majority = true,
+        Some("P3") => faults.serves_while_removing = true,
+        Some("P5") => faults.takes_old_versions = true,
+        Some("P6") => faults.adds_without_waiting = true,
+        Some("P7") => faults.resumes_its_version = true,
+        Some("P8") => faults.keeps_its_tail = true,
+        Some("P9") => faults.serves_before_reconciling = true,
+        Some(other) => panic!("no fault is called {other}"),
+    }
+    faults
+}
+
+/// The configuration manager of one cohort.
+#[derive(Debug, Default)]
+pub(crate) struct Manager {
+    nodes: Vec<NodeId>,
+    config: Option<CohortConfig>,
+    asked: Vec<(NodeId, Proposal)>,
+    cut_off: BTreeSet<NodeId>,
+    is_holding: bool,
+    /// The version that each node was told last.
+    told: BTreeMap<NodeId, u64>,
+}
+
+impl ScriptCoordinator<Pacifica> for Manager {
+    fn begin(&mut self, cluster: &Cluster) {
+        let replicas = cluster.options.get("replicas").map(|r| r.parse().expect("a number"));
+        let replicas = replicas.unwrap_or(cluster.nodes.len());
+        let config = CohortConfig {
+            cohort: CohortId(1),
+            version: 1,
+            protocol: Protocol::Pacifica,
+            replicas: cluster.nodes[..replicas].to_vec(),
+            replicas_wanted: replicas,
+        };
+        *self = Self { nodes: cluster.nodes.clone(), config: Some(config), ..Self::default() };
+    }
+
+    fn started(&mut self, node: NodeId) {
+        self.told.remove(&node);
+    }
+
+    fn request(&mut self, from: NodeId, request: Proposal) {
+        if !self.cut_off.contains(&from) {
+            self.asked.push((from, request));
+        }
+    }
+
+    fn step(&mut self) -> Told<Pacifica> {
+        if self.is_holding {
+            return Vec::new();
+        }
+        self.work()
+    }
+
+    fn command(&mut self, words: &[String]) -> Result<Told<Pacifica>, String> {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let node = |text: &str| text.parse().map(NodeId).map_err(|_| format!("no node: {text}"));
+        match words[..] {
+            ["step"] => {
+                self.is_holding = false;
+                return Ok(self.work());
+            }
+            ["hold"] => self.is_holding = true,
+            ["cut", id] => {
+                self.cut_off.insert(node(id)?);
+            }
+            ["heal", id] => {
+                self.cut_off.remove(&node(id)?);
+            }
+            _ => return Err(format!("the manager does not understand {words:?}")),
+        }
+        Ok(Vec::new())
+    }
+}
+
+impl Manager {
+    fn work(&mut self) -> Told<Pacifica> {
+        let Some(config) = &mut self.config else { return Vec::new() };
+        for (_, Proposal(proposed)) in std::mem::take(&mut self.asked) {
+            if proposed.version == config.version + 1 {
+                *config = proposed;
+            }
+        }
+        let mut told = Vec::new();
+        for node in &self.nodes {
+            let is_news = self.told.get(node) != Some(&config.version);
+            if is_news && !self.cut_off.contains(node) {
+                self.told.insert(*node, config.version);
+                told.push((*node, Newest(config.clone())));
+            }
+        }
+        told
+    }
+}
