@@ -187,7 +187,12 @@ impl Spinnaker {
         if seq < leader.barrier.seq && !self.options.faults.commits_older_epochs {
             return;
         }
+        let barrier = leader.barrier;
         leader.leading.commit(&mut self.journal, seq);
+        if self.options.faults.commits_older_epochs && seq + 1 >= barrier.seq {
+            self.begin_serving(barrier);
+        }
+        let Part::Leader(leader) = &mut self.part else { return };
         if self.journal.committed().seq >= leader.barrier.seq
             && !leader.leading.is_open()
             && leader.hand_over.is_none()

@@ -21,7 +21,7 @@
 mod command;
 mod disk;
 mod format;
-mod invariants;
+pub(crate) mod invariants;
 mod network;
 mod node;
 mod runner;
