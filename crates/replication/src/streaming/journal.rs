@@ -53,7 +53,12 @@ impl<C: Core> Journal<C> {
             last_forced: IoId(0),
             outbox: Outbox::new(),
         };
-        if committed > recovered.applied {
+        let applied = recovered.applied;
+        if applied.seq > journal.log.purged().seq && !journal.log.holds(applied) {
+            // A snapshot was installed, and the replica stopped before its log said so.
+            journal.installed(applied);
+        }
+        if committed > applied {
             journal.outbox.push(Effect::Commit { upto: committed });
         }
         journal
@@ -155,6 +160,11 @@ impl<C: Core> Journal<C> {
     /// Takes in that the table was replaced by a snapshot that includes `upto`.
     pub(crate) fn installed(&mut self, upto: Lsn) {
         self.write_gathered();
+        if !self.log.holds(upto) && upto.seq < self.last().seq {
+            // What comes after another entry than the snapshot's is of another history.
+            self.log.truncate_after(upto.seq);
+            self.force(LogWrite::TruncateAfter { seq: upto.seq });
+        }
         self.log.purge(upto);
         self.committed = self.committed.max(upto);
         self.noted = self.noted.max(upto);

@@ -56,6 +56,10 @@ pub(crate) struct Invariants {
     step: u64,
     reads: BTreeMap<Caller, u64>,
     writes: Vec<WriteOfKey>,
+    /// How many writes were acknowledged.
+    pub(crate) acknowledged: u64,
+    /// How many strong reads were answered with what was found.
+    pub(crate) answered: u64,
 }
 
 /// One key's part of a write.
@@ -164,6 +168,7 @@ impl Invariants {
         nodes: &BTreeMap<NodeId, Node<S>>,
     ) {
         self.end(caller, Fate::Acknowledged);
+        self.acknowledged += 1;
         for entry in self.committed.range(..=lsn.seq).map(|(_, entry)| entry) {
             let copies = nodes.values().filter(|node| node.has_made_durable(entry)).count();
             let count = nodes.len();
@@ -214,6 +219,7 @@ impl Invariants {
     /// Takes in what a strong read has found.
     pub(crate) fn found(&mut self, caller: Caller, key: &str, value: Option<&str>) {
         self.step += 1;
+        self.answered += 1;
         let now = self.step;
         let Some(asked) = self.reads.remove(&caller) else { return };
         let of_key = || self.writes.iter().enumerate().filter(|(_, write)| write.key == key);

@@ -36,6 +36,7 @@ use std::time::Duration;
 use trireme_replication::core::{Core, Recovered};
 use trireme_types::{NodeId, Timing};
 
+pub(crate) use self::command::Command;
 pub(crate) use self::runner::Runner;
 
 /// A protocol that scripts can run.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use trireme_replication::core::{Effect, Event, Message, Moment, Reply, Ticket};
-use trireme_replication::{ErrorClass, Role};
+use trireme_replication::{ErrorClass, ReplicaStatus, Role};
 use trireme_types::{Command as Write, CommandBatch, Condition, Lsn, NodeId, Operation};
 
 use super::command::Command;
@@ -64,9 +64,30 @@ impl<S: Subject> goldenscript::Runner for Runner<S> {
     }
 }
 
+impl<S: Subject> Runner<S> {
+    /// Returns a runner that prints nothing.
+    pub(crate) fn quiet() -> Self {
+        Self { is_quiet: true, ..Self::default() }
+    }
+
+    /// Describes a replica, if it is alive.
+    pub(crate) fn status(&self, id: NodeId) -> Option<ReplicaStatus> {
+        self.nodes[&id].status()
+    }
+
+    /// Counts the replicas that have lost their disk and count in no majority yet.
+    pub(crate) fn learners(&self) -> usize {
+        self.nodes.values().filter(|node| node.is_learner).count()
+    }
+
+    pub(crate) const fn invariants(&self) -> &Invariants {
+        &self.invariants
+    }
+}
+
 // The script's commands.
 impl<S: Subject> Runner<S> {
-    fn execute(&mut self, command: &Command) -> Result<(), Box<dyn Error>> {
+    pub(crate) fn execute(&mut self, command: &Command) -> Result<(), Box<dyn Error>> {
         match command {
             Command::Cluster { nodes, leader, options } => {
                 self.start_cluster(*nodes, *leader, options);

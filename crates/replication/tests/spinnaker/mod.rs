@@ -11,6 +11,7 @@
 //! A node that starts has a new session; what its old one holds stays until it expires.
 
 mod faults;
+mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
 
