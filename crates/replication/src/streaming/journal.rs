@@ -25,6 +25,8 @@ pub(crate) struct Journal<C: Core> {
     unsent: Vec<Entry>,
     /// The newest write that is forced: all but commit points are.
     last_forced: IoId,
+    /// The newest write that is on disk.
+    synced: IoId,
     outbox: Outbox<C>,
 }
 
@@ -51,6 +53,7 @@ impl<C: Core> Journal<C> {
             gathered: Vec::new(),
             unsent: Vec::new(),
             last_forced: IoId(0),
+            synced: IoId(0),
             outbox: Outbox::new(),
         };
         let applied = recovered.applied;
@@ -204,6 +207,12 @@ impl<C: Core> Journal<C> {
     /// Takes in that every write up to this one is on disk.
     pub(crate) fn on_durable(&mut self, upto: IoId) {
         self.durable.completed(upto);
+        self.synced = upto;
+    }
+
+    /// Says whether everything that was to be forced up to now is on disk.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.gathered.is_empty() && self.last_forced <= self.synced
     }
 
     /// Returns the condition that everything in the log, and the hard state, is on disk.

@@ -296,6 +296,14 @@ fn shrink(nodes: u64, mut steps: Vec<Step>, fault: Option<&str>, text: &str) -> 
     format!("{text}\n{}", script.join("\n"))
 }
 
+/// Runs the script in the file that `SCRIPT` names, and prints all that happens.
+#[test]
+fn a_script_from_elsewhere() {
+    let Ok(path) = std::env::var("SCRIPT") else { return };
+    let script = std::fs::read_to_string(path).expect("the script can be read");
+    println!("{}", super::faults::play(&script, None).unwrap_or_else(|violated| violated));
+}
+
 fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is no number")))
