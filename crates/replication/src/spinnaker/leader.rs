@@ -173,6 +173,8 @@ impl Spinnaker {
             follower.counts = true;
             let epoch = leader.leading.epoch;
             self.journal.send(node, SpinnakerMessage::Welcome { epoch }, When::Now);
+            // What it has acknowledged already counts from now on.
+            self.advance();
         }
     }
 
@@ -307,13 +309,14 @@ impl Spinnaker {
             tracing::warn!(epoch = self.epoch, "a majority does not answer: leads no more");
             return self.resign(None);
         }
+        self.advance();
+        let Part::Leader(leader) = &mut self.part else { return };
         leader.leading.on_timeout(now, &mut self.journal);
         if let Some(hand_over) = leader.hand_over.take_if(|hand_over| hand_over.until <= now) {
             let reason = format!("{} did not catch up in time", hand_over.to);
             self.journal.refuse(hand_over.ticket, ReplicaError::Unavailable(reason));
             leader.leading.open(&mut self.journal);
         }
-        self.advance();
         self.answer_reads();
     }
 

@@ -26,7 +26,7 @@ pub(crate) const NO_GHOST: &str = "what was not found does not appear later";
 /// A strong read finds what somebody wrote and was not refused.
 pub(crate) const REFUSED_IS_NOT_READ: &str = "what was refused is not read";
 
-/// What was acknowledged is on the disks of a majority of the replicas that may vote.
+/// What was acknowledged is on the disks of a majority of the replicas.
 pub(crate) const ON_A_MAJORITY: &str = "what was acknowledged is on the disks of a majority";
 
 /// An epoch has one leader.

@@ -120,11 +120,10 @@ impl<S: Subject> Node<S> {
         (self.was_wiped, self.is_learner) = (true, true);
     }
 
-    /// Says whether the replica has made this entry durable and, if it may vote, still has it. What
-    /// a disk had when it was lost counts: losing it a moment later would be no other failure.
+    /// Says whether the replica has made this entry durable. What its disk had when it was lost
+    /// counts: losing it a moment later would be no other failure.
     pub(crate) fn has_made_durable(&self, entry: &Entry) -> bool {
-        let keeps = !self.is_learner && self.disk.durable().keeps(entry);
-        keeps || self.lost.iter().any(|image| image.keeps(entry))
+        self.disk.durable().keeps(entry) || self.lost.iter().any(|image| image.keeps(entry))
     }
 
     /// Opens a ticket and hands the core the event that asks under it, if it is alive.

@@ -32,6 +32,8 @@ pub(crate) struct Runner<S: Subject> {
     invariants: Invariants,
     /// Whether nothing is printed.
     is_quiet: bool,
+    /// Whether everything is printed at once, which shows what led to a violation.
+    is_loud: bool,
     output: String,
 }
 
@@ -45,6 +47,7 @@ impl<S: Subject> Default for Runner<S> {
             now: Moment::START,
             invariants: Invariants::default(),
             is_quiet: false,
+            is_loud: false,
             output: String::new(),
         }
     }
@@ -68,6 +71,11 @@ impl<S: Subject> Runner<S> {
     /// Returns a runner that prints nothing.
     pub(crate) fn quiet() -> Self {
         Self { is_quiet: true, ..Self::default() }
+    }
+
+    /// Returns a runner that prints what happens as it happens.
+    pub(crate) fn loud() -> Self {
+        Self { is_loud: true, ..Self::default() }
     }
 
     /// Describes a replica, if it is alive.
@@ -211,7 +219,7 @@ impl<S: Subject> Runner<S> {
                     self.now = self.now.max(at);
                     self.tell(id, Event::Timeout);
                     let again = self.nodes[&id].next_timeout();
-                    assert!(again.is_none_or(|next| next > at), "{id} wants its timeout for ever");
+                    assert!(again.is_none_or(|next| next > at), "{id} wants its timeout for ever: {again:?}");
                 }
                 _ => break,
             }
@@ -644,6 +652,9 @@ impl<S: Subject> Runner<S> {
     fn print_line(&mut self, line: &str) {
         if self.is_quiet {
             return;
+        }
+        if self.is_loud {
+            println!("{line}");
         }
         writeln!(self.output, "{line}").expect("a string takes every line");
     }

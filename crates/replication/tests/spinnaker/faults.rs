@@ -10,7 +10,7 @@ use crate::script::invariants::{ACKNOWLEDGED_IS_READ, COMMITTED_NEVER_CHANGES, N
 
 /// Runs a script, all of whose replicas make the mistake if one is named. Returns the output, or
 /// what was violated.
-pub(super) fn play(script: &str, fault: Option<&str>) -> Result<String, String> {
+fn run(script: &str, fault: Option<&str>) -> Result<String, String> {
     let fault = fault.map(|fault| format!(" fault={fault}")).unwrap_or_default();
     let script = script.replacen("cluster nodes=3", &format!("cluster nodes=3{fault}"), 1);
     let commands: Vec<_> = script.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -25,12 +25,12 @@ pub(super) fn play(script: &str, fault: Option<&str>) -> Result<String, String> 
 /// Checks that the protocol passes the scenario, and reads these rows in it, and that the mistake
 /// violates this invariant.
 fn check(script: &str, rows: &[&str], fault: &str, invariant: &str) {
-    let output = play(script, None).expect("the protocol passes");
+    let output = run(script, None).expect("the protocol passes");
     for row in rows {
         let is_read = |line: &str| line.contains("read until") && line.ends_with(row);
         assert!(output.lines().any(is_read), "nobody reads {row}:\n{output}");
     }
-    match play(script, Some(fault)) {
+    match run(script, Some(fault)) {
         Ok(output) => panic!("{fault} is not noticed:\n{output}"),
         Err(violated) => assert!(violated.starts_with(invariant), "{fault}: {violated}"),
     }
