@@ -143,9 +143,12 @@ impl Spinnaker {
         }
     }
 
-    pub(super) fn on_welcome(&mut self, from: NodeId, epoch: Epoch) {
+    pub(super) fn on_welcome(&mut self, from: NodeId, epoch: Epoch, upto: Lsn) {
         let is_from_leader = self.leader() == Some(from) && epoch == self.epoch;
-        if is_from_leader && self.state.is_learner {
+        //= SPIN-44
+        // A leader that does not know yet that the disk was lost welcomes whoever had caught up.
+        let has_all = self.journal.log().holds(upto) || upto.seq <= self.journal.committed().seq;
+        if is_from_leader && self.state.is_learner && has_all {
             tracing::info!("caught up: the replica counts again");
             self.keep(HardState { is_learner: false, ..self.state });
         }
