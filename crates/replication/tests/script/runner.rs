@@ -6,12 +6,14 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
-use trireme_replication::core::{Effect, Event, Message, Moment, Reply, Ticket, When};
-use trireme_types::{Command as Write, CommandBatch, Condition, Entry, Lsn, NodeId, Operation};
+use trireme_replication::core::{Effect, Event, Message, Moment, Reply, Ticket};
+use trireme_replication::{ErrorClass, ReplicaStatus, Role};
+use trireme_types::{Command as Write, CommandBatch, Condition, Lsn, NodeId, Operation};
 
 use super::command::Command;
+use super::invariants::{Invariants, POINTERS_ARE_ORDERED};
 use super::network::{Content, Envelope, Network, Selection};
-use super::node::{Asked, Node, SEND_LOG_ENTRIES_MAX};
+use super::node::{Answer, Asked, Node, SEND_LOG_ENTRIES_MAX};
 use super::{Cluster, ScriptCoordinator, Subject, Told, format};
 
 /// The most messages that `stabilize` delivers: a protocol that never comes to rest is an error.
@@ -27,8 +29,11 @@ pub(crate) struct Runner<S: Subject> {
     network: Network,
     coordinator: S::Coordinator,
     now: Moment,
-    /// What any replica has ever committed.
-    committed: BTreeMap<u64, Entry>,
+    invariants: Invariants,
+    /// Whether nothing is printed.
+    is_quiet: bool,
+    /// Whether everything is printed at once, which shows what led to a violation.
+    is_loud: bool,
     output: String,
 }
 
@@ -40,7 +45,9 @@ impl<S: Subject> Default for Runner<S> {
             network: Network::default(),
             coordinator: S::Coordinator::default(),
             now: Moment::START,
-            committed: BTreeMap::new(),
+            invariants: Invariants::default(),
+            is_quiet: false,
+            is_loud: false,
             output: String::new(),
         }
     }
@@ -60,29 +67,61 @@ impl<S: Subject> goldenscript::Runner for Runner<S> {
     }
 }
 
+impl<S: Subject> Runner<S> {
+    /// Returns a runner that prints nothing.
+    pub(crate) fn quiet() -> Self {
+        Self { is_quiet: true, ..Self::default() }
+    }
+
+    /// Returns a runner that prints what happens as it happens.
+    pub(crate) fn loud() -> Self {
+        Self { is_loud: true, ..Self::default() }
+    }
+
+    /// Describes a replica, if it is alive.
+    pub(crate) fn status(&self, id: NodeId) -> Option<ReplicaStatus> {
+        self.nodes[&id].status()
+    }
+
+    /// Counts the replicas that have lost their disk and count in no majority yet.
+    pub(crate) fn learners(&self) -> usize {
+        self.nodes.values().filter(|node| node.is_learner).count()
+    }
+
+    pub(crate) const fn invariants(&self) -> &Invariants {
+        &self.invariants
+    }
+}
+
 // The script's commands.
 impl<S: Subject> Runner<S> {
-    fn execute(&mut self, command: &Command) -> Result<(), Box<dyn Error>> {
+    pub(crate) fn execute(&mut self, command: &Command) -> Result<(), Box<dyn Error>> {
         match command {
             Command::Cluster { nodes, leader, options } => {
                 self.start_cluster(*nodes, *leader, options);
             }
-            Command::Put(node, pairs) => self.propose(*node, pairs.iter().map(put).collect())?,
+            Command::Put(node, pairs) => {
+                let puts = pairs.iter().map(|(key, value)| (key.clone(), Some(value.clone())));
+                self.propose(*node, puts.collect())?;
+            }
             Command::Delete(node, keys) => {
-                self.propose(*node, keys.iter().map(|key| delete(key)).collect())?;
+                self.propose(*node, keys.iter().map(|key| (key.clone(), None)).collect())?;
             }
             Command::Get { node, key, level } => self.get(*node, key, level.as_deref())?,
-            Command::Deliver { ids, from, to } => {
-                let taken = self.network.take(&selection(ids, *from, *to));
+            Command::Deliver { ids, from, to, count } => {
+                let taken = self.network.take(&selection(ids, *from, *to, *count));
                 taken.into_iter().for_each(|(id, envelope)| self.deliver(id, envelope));
             }
-            Command::Drop { ids, from, to } => {
-                for (id, envelope) in self.network.take(&selection(ids, *from, *to)) {
+            Command::Drop { ids, from, to, count } => {
+                for (id, envelope) in self.network.take(&selection(ids, *from, *to, *count)) {
                     self.lose(id, envelope);
                 }
             }
             Command::Partition(nodes) => self.partition(nodes),
-            Command::Cut(from, to) => self.network.cut(NodeId(*from), NodeId(*to)),
+            Command::Cut(from, to) => {
+                let lost = self.network.cut(NodeId(*from), NodeId(*to));
+                self.lose_snapshots(lost);
+            }
             Command::Heal => self.heal(),
             Command::Run(milliseconds) => self.run_for(Duration::from_millis(*milliseconds)),
             Command::Transfer(node, to) => {
@@ -103,10 +142,7 @@ impl<S: Subject> Runner<S> {
             }
             Command::Crash(node) => self.crash(*node)?,
             Command::Wipe(node) => match self.node(*node)? {
-                node if node.live.is_none() => {
-                    *node = Node::new(node.id);
-                    node.was_wiped = true;
-                }
+                node if node.live.is_none() => node.wipe(),
                 node => return Err(format!("{} is alive", node.id).into()),
             },
             Command::Restart(node) => self.restart(*node)?,
@@ -127,17 +163,22 @@ impl<S: Subject> Runner<S> {
         let options = options.iter().cloned().collect();
         self.cluster = Cluster { nodes, leader: NodeId(leader.unwrap_or(1)), options };
         self.coordinator.begin(&self.cluster);
+        self.invariants = Invariants::default();
         self.nodes = self.cluster.nodes.iter().map(|id| (*id, Node::new(*id))).collect();
         for id in self.cluster.nodes.clone() {
             self.start(id);
         }
     }
 
-    fn propose(&mut self, node: u64, operations: Vec<Operation>) -> Result<(), Box<dyn Error>> {
-        let commands =
-            operations.into_iter().map(|operation| Write { request: None, operation }).collect();
+    fn propose(
+        &mut self,
+        node: u64,
+        changes: Vec<(String, Option<String>)>,
+    ) -> Result<(), Box<dyn Error>> {
+        let write = |change| Write { request: None, operation: operation(change) };
+        let commands = changes.iter().map(write).collect();
         let payload = CommandBatch { commands }.encode();
-        self.ask(node, Asked::Write, |ticket| Event::Propose { ticket, payload })
+        self.ask(node, Asked::Write { changes }, |ticket| Event::Propose { ticket, payload })
     }
 
     fn get(&mut self, node: u64, key: &str, level: Option<&str>) -> Result<(), Box<dyn Error>> {
@@ -157,8 +198,9 @@ impl<S: Subject> Runner<S> {
 
     fn partition(&mut self, nodes: &[u64]) {
         let before = self.connections();
-        self.network.cut_off(nodes.iter().copied().map(NodeId));
+        let lost = self.network.cut_off(nodes.iter().copied().map(NodeId));
         self.tell_connections(&before);
+        self.lose_snapshots(lost);
     }
 
     fn heal(&mut self) {
@@ -177,7 +219,7 @@ impl<S: Subject> Runner<S> {
                     self.now = self.now.max(at);
                     self.tell(id, Event::Timeout);
                     let again = self.nodes[&id].next_timeout();
-                    assert!(again.is_none_or(|next| next > at), "{id} wants its timeout for ever");
+                    assert!(again.is_none_or(|next| next > at), "{id} wants its timeout for ever: {again:?}");
                 }
                 _ => break,
             }
@@ -198,11 +240,15 @@ impl<S: Subject> Runner<S> {
 
     fn crash(&mut self, node: u64) -> Result<(), Box<dyn Error>> {
         let before = self.connections();
+        let id = NodeId(node);
         for ticket in self.node(node)?.crash() {
-            self.print(NodeId(node), &format!("never answers {ticket}"));
+            self.print(id, &format!("never answers {ticket}"));
+            self.invariants.unanswered((id, ticket));
         }
-        self.network.lose(NodeId(node));
+        self.invariants.reads_no_more(id);
+        let lost = self.network.lose(id);
         self.tell_connections(&before);
+        self.lose_snapshots(lost);
         Ok(())
     }
 
@@ -302,8 +348,13 @@ impl<S: Subject> Runner<S> {
         if node.live.is_none() {
             return Err(format!("{} is dead", node.id).into());
         }
-        node.ask(asked, event);
         let id = node.id;
+        let Some(ticket) = node.ask(asked.clone(), event) else { return Ok(()) };
+        match asked {
+            Asked::Write { changes } => self.invariants.write_asked((id, ticket), &changes),
+            Asked::Read { .. } => self.invariants.read_asked((id, ticket)),
+            Asked::Other | Asked::Snapshot { .. } => {}
+        }
         self.settle(id);
         Ok(())
     }
@@ -336,8 +387,11 @@ impl<S: Subject> Runner<S> {
                 self.perform(id, effect, "leaves");
                 continue;
             }
-            let (worked, answers) = self.live_or_dead(id).work();
-            answers.iter().for_each(|answer| self.print_effect(id, answer));
+            let (worked, answer) = self.live_or_dead(id).work();
+            if let Some(Answer { ticket, lsn, text }) = answer {
+                self.print_effect(id, &text);
+                self.invariants.acknowledged((id, ticket), lsn, self.now, &self.nodes);
+            }
             if !worked {
                 return;
             }
@@ -350,9 +404,9 @@ impl<S: Subject> Runner<S> {
             live.core.drain_effects(&mut effects);
         }
         for effect in effects {
-            match condition(&effect) {
+            match format::condition(&effect) {
                 Some(when) if !self.nodes[&id].holds(when) => {
-                    let text = describe(&effect, "send");
+                    let text = format::effect(&effect, "send");
                     self.print_effect(id, &format!("{text} when {when}"));
                     self.live_or_dead(id).keep(when, effect);
                 }
@@ -362,7 +416,7 @@ impl<S: Subject> Runner<S> {
     }
 
     fn perform(&mut self, id: NodeId, effect: Effect<S>, verb: &str) {
-        let text = describe(&effect, verb);
+        let text = format::effect(&effect, verb);
         match effect {
             Effect::Persist(write) => {
                 let io = self.live_or_dead(id).disk.write(write);
@@ -411,19 +465,37 @@ impl<S: Subject> Runner<S> {
                 self.print_effect(id, &text);
                 self.coordinator.request(id, request);
             }
-            Effect::EndReads => self.print_effect(id, &text),
+            Effect::EndReads => {
+                self.print_effect(id, &text);
+                self.invariants.reads_no_more(id);
+            }
         }
     }
 
     fn answer(&mut self, id: NodeId, ticket: Ticket, reply: &Reply<S>) {
         let (text, asked) = self.live_or_dead(id).answer(ticket, reply);
         self.print_effect(id, &text);
-        if let Some(Asked::Snapshot { from, .. }) = asked {
-            let message = match reply {
-                Reply::Message(message) => Some(message.encode()),
-                _ => None,
-            };
-            self.send(id, from, Content::SnapshotAnswer(message), "snapshot answer".into(), "send");
+        let caller = (id, ticket);
+        match (asked, reply) {
+            (Some(Asked::Snapshot { from, .. }), reply) => {
+                let message = match reply {
+                    Reply::Message(message) => Some(message.encode()),
+                    _ => None,
+                };
+                let content = Content::SnapshotAnswer(message);
+                self.send(id, from, content, "snapshot answer".into(), "send");
+            }
+            (Some(Asked::Read { key }), Reply::Read { until }) => {
+                let value = self.nodes[&id].table.value(&key);
+                let value = value.map(|value| value.escape_ascii().to_string());
+                self.invariants.may_read(id, *until);
+                self.invariants.found(caller, &key, value.as_deref());
+            }
+            (_, Reply::Error(error)) if error.class() == ErrorClass::Unknown => {
+                self.invariants.unanswered(caller);
+            }
+            (_, Reply::Error(_)) => self.invariants.refused(caller),
+            _ => {}
         }
     }
 
@@ -449,28 +521,25 @@ impl<S: Subject> Runner<S> {
         for seq in live.committed.seq + 1..=upto.seq {
             let entry = node.disk.memory.entries.get(&seq);
             let entry = entry.unwrap_or_else(|| panic!("{id} commits {seq} and lacks it"));
-            let agreed = self.committed.entry(seq).or_insert_with(|| entry.clone());
-            assert_eq!(agreed, entry, "{id} commits another entry at {seq} than was committed");
+            self.invariants.commits(id, entry);
         }
         live.committed = live.committed.max(upto);
     }
 
     /// Checks what must hold of every replica whose core has been told everything.
-    fn check(&self, id: NodeId) {
+    fn check(&mut self, id: NodeId) {
         let Some(status) = self.nodes[&id].status() else { return };
+        self.live_or_dead(id).is_learner = status.role == Role::Learner;
+        if status.role == Role::Leader {
+            self.invariants.leads(id, status.epoch);
+        }
         if self.nodes[&id].live.as_ref().is_some_and(|live| !live.events.is_empty()) {
             return;
         }
-        assert!(
-            status.applied.seq <= status.committed.seq,
-            "applied what is not committed: {status}"
-        );
-        assert!(status.committed.seq <= status.last.seq, "committed what is not there: {status}");
-        assert_eq!(
-            status.last,
-            self.nodes[&id].disk.memory.last(),
-            "the core lost count: {status}"
-        );
+        let is_ordered = status.applied.seq <= status.committed.seq
+            && status.committed.seq <= status.last.seq
+            && status.last == self.nodes[&id].disk.memory.last();
+        assert!(is_ordered, "{POINTERS_ARE_ORDERED}: {status}");
     }
 
     fn send(
@@ -493,11 +562,10 @@ impl<S: Subject> Runner<S> {
     }
 
     fn deliver(&mut self, id: u64, envelope: Envelope) {
-        let Envelope { from, to, content, text } = envelope;
-        if self.nodes[&to].live.is_none() {
-            self.print_line(&format!("#{id} {from} -> {to} is lost: {text}"));
-            return;
+        if self.nodes[&envelope.to].live.is_none() {
+            return self.lose(id, envelope);
         }
+        let Envelope { from, to, content, .. } = envelope;
         let decode = |bytes: Bytes| S::Message::decode(bytes).expect("a message reads back");
         match content {
             Content::Message(bytes) => {
@@ -506,13 +574,9 @@ impl<S: Subject> Runner<S> {
             Content::Snapshot { message, table } => {
                 let upto = table.applied;
                 let message = decode(message);
-                let node = self.live_or_dead(to);
-                node.ask(Asked::Snapshot { from, table }, |ticket| Event::SnapshotOffered {
-                    ticket,
-                    from,
-                    message,
-                    upto,
-                });
+                let asked = Asked::Snapshot { from, table };
+                let offered = |ticket| Event::SnapshotOffered { ticket, from, message, upto };
+                let _ticket = self.live_or_dead(to).ask(asked, offered);
                 self.settle(to);
             }
             Content::SnapshotAnswer(answer) => {
@@ -533,6 +597,13 @@ impl<S: Subject> Runner<S> {
                 self.tell(to, Event::SnapshotSent { to: from, answer: None });
             }
         }
+    }
+
+    /// Loses the snapshots among these; messages are gone without a word.
+    fn lose_snapshots(&mut self, lost: Vec<(u64, Envelope)>) {
+        let is_snapshot = |e: &Envelope| !matches!(e.content, Content::Message(_));
+        let snapshots = lost.into_iter().filter(|(_, envelope)| is_snapshot(envelope));
+        snapshots.for_each(|(id, envelope)| self.lose(id, envelope));
     }
 
     fn queue(&mut self, id: NodeId, event: Event<S>) {
@@ -579,52 +650,30 @@ impl<S: Subject> Runner<S> {
     }
 
     fn print_line(&mut self, line: &str) {
+        if self.is_quiet {
+            return;
+        }
+        if self.is_loud {
+            println!("{line}");
+        }
         writeln!(self.output, "{line}").expect("a string takes every line");
     }
 }
 
-/// Returns the condition under which the effect may leave, if it is of a kind that has one.
-fn condition<S: Subject>(effect: &Effect<S>) -> Option<When> {
-    match effect {
-        Effect::Send { when, .. }
-        | Effect::SendLog { when, .. }
-        | Effect::SendSnapshot { when, .. }
-        | Effect::Reply { when, .. }
-        | Effect::Coordinate { when, .. } => Some(*when),
-        Effect::Persist(_)
-        | Effect::InstallSnapshot { .. }
-        | Effect::Commit { .. }
-        | Effect::ReplyOutcomes { .. }
-        | Effect::EndReads => None,
+fn selection(
+    ids: &[u64],
+    from: Option<u64>,
+    to: Option<u64>,
+    count: Option<usize>,
+) -> Selection {
+    let count = count.unwrap_or(usize::MAX);
+    Selection { ids: ids.to_vec(), from: from.map(NodeId), to: to.map(NodeId), count }
+}
+
+fn operation((key, value): &(String, Option<String>)) -> Operation {
+    let (key, condition) = (Bytes::from(key.clone()), Condition::None);
+    match value.clone().map(Bytes::from) {
+        Some(value) => Operation::Put { key, value, condition },
+        None => Operation::Delete { key, condition },
     }
-}
-
-fn describe<S: Subject>(effect: &Effect<S>, verb: &str) -> String {
-    match effect {
-        Effect::Persist(write) => format!("persist: {}", format::write(write)),
-        Effect::Send { to, message, .. } => format!("{verb} {to}: {message}"),
-        Effect::SendLog { to, seqs, context, .. } => {
-            format!("{verb} {to} log {}: {context}", format::range(seqs))
-        }
-        Effect::SendSnapshot { to, message, .. } => format!("{verb} {to} snapshot: {message}"),
-        Effect::InstallSnapshot { ticket } => format!("install {ticket}"),
-        Effect::Commit { upto } => format!("commit {upto}"),
-        Effect::ReplyOutcomes { ticket, lsn } => format!("reply {ticket} when applied({lsn})"),
-        Effect::Reply { ticket, reply, .. } => format!("reply {ticket}: {}", format::reply(reply)),
-        Effect::Coordinate { request, .. } => format!("ask coordinator: {request:?}"),
-        Effect::EndReads => "end reads".into(),
-    }
-}
-
-fn selection(ids: &[u64], from: Option<u64>, to: Option<u64>) -> Selection {
-    Selection { ids: ids.to_vec(), from: from.map(NodeId), to: to.map(NodeId) }
-}
-
-fn put((key, value): &(String, String)) -> Operation {
-    let (key, value) = (Bytes::from(key.clone()), Bytes::from(value.clone()));
-    Operation::Put { key, value, condition: Condition::None }
-}
-
-fn delete(key: &str) -> Operation {
-    Operation::Delete { key: Bytes::from(key.to_owned()), condition: Condition::None }
 }
