@@ -88,6 +88,18 @@ impl<S: Subject> Runner<S> {
         self.nodes.values().filter(|node| node.is_learner).count()
     }
 
+    /// Says whether a replica counts, as far as it said last, and its disk has all that any replica
+    /// has committed.
+    pub(crate) fn is_intact(&self, id: NodeId) -> bool {
+        let node = &self.nodes[&id];
+        let image = node.disk.durable();
+        !node.is_learner && self.invariants.committed().all(|entry| image.keeps(entry))
+    }
+
+    pub(crate) const fn coordinator(&self) -> &S::Coordinator {
+        &self.coordinator
+    }
+
     pub(crate) const fn invariants(&self) -> &Invariants {
         &self.invariants
     }
@@ -390,7 +402,8 @@ impl<S: Subject> Runner<S> {
             let (worked, answer) = self.live_or_dead(id).work();
             if let Some(Answer { ticket, lsn, text }) = answer {
                 self.print_effect(id, &text);
-                self.invariants.acknowledged((id, ticket), lsn, self.now, &self.nodes);
+                let replicas = self.coordinator.replicas();
+                self.invariants.acknowledged((id, ticket), lsn, self.now, &self.nodes, replicas);
             }
             if !worked {
                 return;
@@ -488,7 +501,7 @@ impl<S: Subject> Runner<S> {
             (Some(Asked::Read { key }), Reply::Read { until }) => {
                 let value = self.nodes[&id].table.value(&key);
                 let value = value.map(|value| value.escape_ascii().to_string());
-                self.invariants.may_read(id, *until);
+                self.invariants.may_read(id, *until, self.now);
                 self.invariants.found(caller, &key, value.as_deref());
             }
             (_, Reply::Error(error)) if error.class() == ErrorClass::Unknown => {
