@@ -152,6 +152,10 @@ impl Pacifica {
     fn promise(&mut self, version: Epoch) {
         if version > self.state.promised {
             self.keep(HardState { promised: version, ..self.state });
+            if let Part::Follower(following) = &mut self.part {
+                // The primary of a new version may have been restarted, and know of nobody's log.
+                (following.is_streaming, following.joined) = (false, None);
+            }
         }
     }
 
