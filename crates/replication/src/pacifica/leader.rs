@@ -359,6 +359,16 @@ impl Pacifica {
         self.try_transfer();
     }
 
+    /// Keeps the lead if whoever was to get it is not in the configuration any more.
+    pub(super) fn give_up_transfer_to_others_than(&mut self, secondaries: &[NodeId]) {
+        let Part::Primary(primary) = &mut self.part else { return };
+        let Some(to) = primary.successor.take_if(|to| !secondaries.contains(to)) else { return };
+        if let Some(ticket) = primary.transfer.take() {
+            let reason = format!("{to} was taken out of the configuration");
+            self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
+        }
+    }
+
     fn try_transfer(&mut self) {
         let (last, committed) = (self.journal.last(), self.journal.committed());
         let Part::Primary(primary) = &mut self.part else { return };
