@@ -127,6 +127,13 @@ impl Manager {
         self.config.as_ref().expect("it has begun")
     }
 
+    /// Returns the configurations that may be the newest when what it was asked is worked off.
+    pub(crate) fn possible(&self) -> impl Iterator<Item = &CohortConfig> {
+        let next = self.config().version + 1;
+        let asked = self.asked.iter().map(|(_, Proposal(proposed))| proposed);
+        asked.filter(move |proposed| proposed.version == next).chain(&self.config)
+    }
+
     fn work(&mut self) -> Told<Pacifica> {
         let Some(config) = &mut self.config else { return Vec::new() };
         for (_, Proposal(proposed)) in std::mem::take(&mut self.asked) {

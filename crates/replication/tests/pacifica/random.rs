@@ -25,8 +25,8 @@ impl Trial for Pacifica {
 
     /// One replica of the newest configuration must keep its disk, with all that is committed.
     fn bears_loss_of(runner: &Runner<Self>, node: NodeId) -> bool {
-        let replicas = &runner.coordinator().config().replicas;
-        replicas.iter().any(|other| *other != node && runner.is_intact(*other))
+        let is_kept = |other: &NodeId| *other != node && runner.is_intact(*other);
+        runner.coordinator().possible().all(|config| config.replicas.iter().any(is_kept))
     }
 
     /// The cohort has its full number of replicas again, and all of them have everything.
