@@ -11,6 +11,7 @@
 //! The first `replicas` nodes form the cohort, node 1 is its primary; other nodes are free, and are
 //! started as replicas that may join.
 
+mod faults;
 mod random;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -20,6 +20,7 @@
 
 mod command;
 mod disk;
+pub(crate) mod faults;
 mod format;
 pub(crate) mod invariants;
 mod network;
