@@ -41,10 +41,24 @@ impl Numbers {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// At a node, or at whoever leads.
-    Put { node: Option<u64>, key: usize },
-    Get { node: Option<u64>, key: usize },
-    Deliver { from: u64, to: u64, count: usize },
-    Drop { from: u64, to: u64, count: usize },
+    Put {
+        node: Option<u64>,
+        key: usize,
+    },
+    Get {
+        node: Option<u64>,
+        key: usize,
+    },
+    Deliver {
+        from: u64,
+        to: u64,
+        count: usize,
+    },
+    Drop {
+        from: u64,
+        to: u64,
+        count: usize,
+    },
     Tick(u64),
     Run(u64),
     Crash(Option<u64>),
@@ -243,7 +257,10 @@ impl Run {
         let answered = self.runner.invariants().acknowledged;
         self.put(leader, "a");
         self.run(500);
-        assert!(self.runner.invariants().acknowledged > answered, "a put at n{leader} is not acknowledged");
+        assert!(
+            self.runner.invariants().acknowledged > answered,
+            "a put at n{leader} is not acknowledged"
+        );
         for key in KEYS {
             let answered = self.runner.invariants().answered;
             self.get(leader, key);
@@ -275,9 +292,8 @@ fn name(text: &str) -> &str {
 
 /// Leaves out steps for as long as it fails in the same way, and returns the script.
 fn shrink(nodes: u64, mut steps: Vec<Step>, fault: Option<&str>, text: &str) -> String {
-    let is_alike = |steps: &[Step]| {
-        fails(nodes, steps, fault).filter(|(other, _)| name(other) == name(text))
-    };
+    let is_alike =
+        |steps: &[Step]| fails(nodes, steps, fault).filter(|(other, _)| name(other) == name(text));
     let mut size = steps.len() / 2;
     while size > 0 {
         let mut at = 0;
