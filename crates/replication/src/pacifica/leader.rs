@@ -259,10 +259,11 @@ impl Pacifica {
         let Part::Primary(primary) = &mut self.part else { return };
         let is_careless = faults.serves_while_removing && primary.is_reconciled;
         //= PAC-7
-        if !primary.serves(self.now) && !is_careless {
+        let serves = primary.serves(self.now);
+        if !serves && !is_careless {
             return;
         }
-        let until = (!is_careless).then_some(primary.lease_until);
+        let until = serves.then_some(primary.lease_until);
         for ticket in std::mem::take(&mut primary.reads) {
             self.journal.reply(ticket, Reply::Read { until }, When::Now);
         }
@@ -287,6 +288,9 @@ impl Pacifica {
         let lapsed: Vec<_> =
             ends.into_iter().filter(|(_, end)| *end <= now).map(|(node, _)| node).collect();
         self.remove(&lapsed);
+        if self.options.faults.serves_while_removing {
+            self.answer_reads();
+        }
     }
 
     fn refuse_as_fenced(&mut self, ticket: Ticket) {

@@ -5,7 +5,7 @@ use trireme_replication::pacifica::Pacifica;
 use trireme_types::NodeId;
 
 use crate::script::Runner;
-use crate::script::random::{Numbers, Trial, run_script_from_elsewhere, try_seeds};
+use crate::script::random::{Numbers, Trial, notices, run_script_from_elsewhere, try_seeds};
 
 impl Trial for Pacifica {
     /// Two, three or four replicas; in half of all runs one more node is free.
@@ -17,6 +17,10 @@ impl Trial for Pacifica {
 
     fn trouble(_node: u64) -> String {
         "hold".into()
+    }
+
+    fn depose(leader: u64) -> Vec<String> {
+        vec![format!("cut {leader}")]
     }
 
     fn relief(_node: u64) -> String {
@@ -40,6 +44,14 @@ impl Trial for Pacifica {
             (status.role == Role::Learner || !runner.is_intact(*id)).then_some(status)
         });
         behind.map(|status| format!("{status} lacks something"))
+    }
+}
+
+/// The mistakes that need no rare sequence are found by chance; the others have scenarios of their own.
+#[test]
+fn random_faults_find_mistakes() {
+    for fault in ["P2", "P5", "P7", "P9"] {
+        assert!(notices::<Pacifica>(fault), "{fault} is not noticed");
     }
 }
 

@@ -76,6 +76,10 @@ pub(crate) enum Command {
     /// Has a disk `stall`, so that nothing becomes durable on it, or `resume`: `disk 2 stall`.
     Disk(u64, String),
 
+    /// Has a node `stall`, so that no piece of the log that it reads for others leaves it, or
+    /// `resume`; or lets so many pieces go, and no more: `sender 2 stall`, `sender 2 resume 1`.
+    Sender(u64, String, Option<usize>),
+
     /// Makes what a node's table includes durable: `flush 1`.
     Flush(u64),
 

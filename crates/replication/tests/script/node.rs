@@ -1,6 +1,7 @@
 //! One replica of a scripted cluster: its core, and what stands in for its driver.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use trireme_replication::ReplicaStatus;
 use trireme_replication::core::{Effect, Event, Moment, Recovered, Reply, Ticket, When};
@@ -22,10 +23,17 @@ pub(crate) const SEND_LOG_ENTRIES_MAX: usize = 3;
 #[derive(Clone, Debug)]
 pub(crate) enum Asked {
     /// Keys with the values that they are to get; none to delete one.
-    Write { changes: Vec<(String, Option<String>)> },
-    Read { key: String },
+    Write {
+        changes: Vec<(String, Option<String>)>,
+    },
+    Read {
+        key: String,
+    },
     Other,
-    Snapshot { from: NodeId, table: Table },
+    Snapshot {
+        from: NodeId,
+        table: Table,
+    },
 }
 
 /// What became of a proposal.
@@ -65,6 +73,15 @@ pub(crate) struct Live<S: Subject> {
     pub(crate) committed: Lsn,
     /// Effects that may not leave yet, in order.
     waiting: VecDeque<(When, Effect<S>)>,
+    /// Pieces of the log that a stalled sender holds back; none if it is not stalled.
+    pub(crate) unsent: Option<Vec<Piece<S>>>,
+}
+
+/// A piece of the log that is to be sent.
+pub(crate) struct Piece<S: Subject> {
+    pub(crate) to: NodeId,
+    pub(crate) seqs: Range<u64>,
+    pub(crate) context: S::Context,
 }
 
 impl<S: Subject> Node<S> {
@@ -102,6 +119,7 @@ impl<S: Subject> Node<S> {
             durable: IoId(0),
             committed: self.table.applied,
             waiting: VecDeque::new(),
+            unsent: None,
         });
     }
 

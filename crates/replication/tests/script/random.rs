@@ -1,9 +1,9 @@
 //! Random faults, from a seed: whatever is lost, crashes, stalls or is cut off, the invariants hold,
 //! and when it is over the cohort serves and nothing that was acknowledged is lost.
 //!
-//! `SEED=17` runs one seed; `SEEDS=5000` runs that many; `FAULT=S2` has all replicas make a mistake. A
-//! failure is shown as the shortest script found that fails alike; `SCRIPT=file` runs that one and
-//! prints everything.
+//! `SEED=17` runs one seed, `SEEDS=5000` that many, and `FAULT=S2` has all replicas make a mistake. A
+//! failure is shown as the shortest script found that fails alike; `SCRIPT=file`, with `--nocapture`,
+//! runs such a script and prints all that happens.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -19,6 +19,9 @@ pub(crate) trait Trial: Subject {
 
     /// Returns what a coordinator can do that makes trouble, for a node or for all.
     fn trouble(node: u64) -> String;
+
+    /// Returns what a coordinator does so that the others replace a leader, which does not know.
+    fn depose(leader: u64) -> Vec<String>;
 
     /// Returns what a coordinator does for a node, or for all, so that the trouble ends.
     fn relief(node: u64) -> String;
@@ -59,10 +62,24 @@ impl Numbers {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// At a node, or at whoever leads.
-    Put { node: Option<u64>, key: usize },
-    Get { node: Option<u64>, key: usize },
-    Deliver { from: u64, to: u64, count: usize },
-    Drop { from: u64, to: u64, count: usize },
+    Put {
+        node: Option<u64>,
+        key: usize,
+    },
+    Get {
+        node: Option<u64>,
+        key: usize,
+    },
+    Deliver {
+        from: u64,
+        to: u64,
+        count: usize,
+    },
+    Drop {
+        from: u64,
+        to: u64,
+        count: usize,
+    },
     Tick(u64),
     Run(u64),
     Crash(Option<u64>),
@@ -78,6 +95,8 @@ enum Step {
     HealCoordinator(u64),
     Trouble(u64),
     StepCoordinator,
+    /// The others replace the leader, which does not know.
+    Depose,
 }
 
 /// A run: the cluster, and the steps. The same seed gives the same run.
@@ -128,6 +147,8 @@ fn step(numbers: &mut Numbers, nodes: u64, without: u64) -> Step {
         93 if without != 6 => Step::CutCoordinator(node),
         94..96 => Step::HealCoordinator(node),
         96 if without != 7 => Step::Trouble(node),
+        97 if without != 7 => Step::Depose,
+        98 => Step::Tick(1000 + numbers.below(100)),
         _ => Step::StepCoordinator,
     }
 }
@@ -222,6 +243,10 @@ impl<S: Trial> Run<S> {
             Step::CutCoordinator(node) => self.coordinator(&format!("cut {node}")),
             Step::HealCoordinator(node) => self.coordinator(&format!("heal {node}")),
             Step::Trouble(node) => self.coordinator(&S::trouble(node)),
+            Step::Depose => {
+                let commands = S::depose(self.leader());
+                commands.iter().for_each(|words| self.coordinator(words));
+            }
             Step::StepCoordinator => self.coordinator("step"),
             _ => {}
         }
@@ -267,7 +292,10 @@ impl<S: Trial> Run<S> {
         let answered = self.runner.invariants().acknowledged;
         self.put(leader, "a");
         self.run(500);
-        assert!(self.runner.invariants().acknowledged > answered, "a put at n{leader} is not acknowledged");
+        assert!(
+            self.runner.invariants().acknowledged > answered,
+            "a put at n{leader} is not acknowledged"
+        );
         for key in KEYS {
             let answered = self.runner.invariants().answered;
             self.get(leader, key);
@@ -329,6 +357,11 @@ pub(crate) fn run_script_from_elsewhere<S: Trial>() {
     let script = std::fs::read_to_string(path).expect("the script can be read");
     let mut runner = Runner::<S>::loud();
     goldenscript::generate(&mut runner, &format!("{script}\n---\n")).expect("the script runs");
+}
+
+/// Says whether a normal run notices a mistake that all replicas make.
+pub(crate) fn notices<S: Trial>(fault: &str) -> bool {
+    (0..SEEDS).any(|seed| Plan::new::<S>(seed, Some(fault)).fails::<S>().is_some())
 }
 
 /// Tries the protocol.

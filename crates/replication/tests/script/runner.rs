@@ -1,19 +1,20 @@
 //! Runs the commands of a script on a cluster.
 
+mod driving;
+
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
-use trireme_replication::core::{Effect, Event, Message, Moment, Reply, Ticket};
-use trireme_replication::{ErrorClass, ReplicaStatus, Role};
-use trireme_types::{Command as Write, CommandBatch, Condition, Lsn, NodeId, Operation};
+use trireme_replication::ReplicaStatus;
+use trireme_replication::core::{Event, Moment};
+use trireme_types::{Command as Write, CommandBatch, Condition, NodeId, Operation};
 
 use super::command::Command;
-use super::invariants::{Invariants, POINTERS_ARE_ORDERED};
-use super::network::{Content, Envelope, Network, Selection};
-use super::node::{Answer, Asked, Node, SEND_LOG_ENTRIES_MAX};
+use super::invariants::Invariants;
+use super::network::{Network, Selection};
+use super::node::{Asked, Node};
 use super::{Cluster, ScriptCoordinator, Subject, Told, format};
 
 /// The most messages that `stabilize` delivers: a protocol that never comes to rest is an error.
@@ -143,6 +144,7 @@ impl<S: Subject> Runner<S> {
             }
             Command::Tick(milliseconds) => self.tick(Duration::from_millis(*milliseconds)),
             Command::Disk(node, what) => self.disk(*node, what)?,
+            Command::Sender(node, what, count) => self.sender(*node, what, *count)?,
             Command::Flush(node) => {
                 let node = self.node(*node)?;
                 node.flushed = node.table.clone();
@@ -231,7 +233,10 @@ impl<S: Subject> Runner<S> {
                     self.now = self.now.max(at);
                     self.tell(id, Event::Timeout);
                     let again = self.nodes[&id].next_timeout();
-                    assert!(again.is_none_or(|next| next > at), "{id} wants its timeout for ever: {again:?}");
+                    assert!(
+                        again.is_none_or(|next| next > at),
+                        "{id} wants its timeout for ever: {again:?}"
+                    );
                 }
                 _ => break,
             }
@@ -240,12 +245,25 @@ impl<S: Subject> Runner<S> {
     }
 
     fn disk(&mut self, node: u64, what: &str) -> Result<(), Box<dyn Error>> {
-        let is_stalled = match what {
-            "stall" => true,
-            "resume" => false,
-            other => return Err(format!("a disk can stall or resume, not {other}").into()),
-        };
-        self.node(node)?.disk.is_stalled = is_stalled;
+        self.node(node)?.disk.is_stalled = is_stall(what)?;
+        self.settle(NodeId(node));
+        Ok(())
+    }
+
+    fn sender(
+        &mut self,
+        node: u64,
+        what: &str,
+        count: Option<usize>,
+    ) -> Result<(), Box<dyn Error>> {
+        let is_stalled = is_stall(what)? || count.is_some();
+        let Some(live) = &mut self.node(node)?.live else { return Ok(()) };
+        let mut held = live.unsent.take().unwrap_or_default();
+        let kept = held.split_off(count.unwrap_or(held.len()).min(held.len()));
+        live.unsent = is_stalled.then_some(kept);
+        for piece in held {
+            self.send_log(NodeId(node), piece, "leaves");
+        }
         self.settle(NodeId(node));
         Ok(())
     }
@@ -340,347 +358,17 @@ impl<S: Subject> Runner<S> {
     }
 }
 
-// What stands in for drivers and the network.
-impl<S: Subject> Runner<S> {
-    fn start(&mut self, id: NodeId) {
-        let cluster = self.cluster.clone();
-        self.coordinator.started(id);
-        self.live_or_dead(id).start(&cluster);
-        self.drain(id);
-        self.settle(id);
-    }
-
-    fn ask(
-        &mut self,
-        node: u64,
-        asked: Asked,
-        event: impl FnOnce(Ticket) -> Event<S>,
-    ) -> Result<(), Box<dyn Error>> {
-        let node = self.node(node)?;
-        if node.live.is_none() {
-            return Err(format!("{} is dead", node.id).into());
-        }
-        let id = node.id;
-        let Some(ticket) = node.ask(asked.clone(), event) else { return Ok(()) };
-        match asked {
-            Asked::Write { changes } => self.invariants.write_asked((id, ticket), &changes),
-            Asked::Read { .. } => self.invariants.read_asked((id, ticket)),
-            Asked::Other | Asked::Snapshot { .. } => {}
-        }
-        self.settle(id);
-        Ok(())
-    }
-
-    /// Tells a core something, if it is alive.
-    fn tell(&mut self, id: NodeId, event: Event<S>) {
-        if let Some(live) = &mut self.live_or_dead(id).live {
-            live.events.push_back(event);
-        }
-        self.settle(id);
-    }
-
-    /// Has a node work until it rests: every event handled, every effect performed, the disk and
-    /// the table as far as they can be.
-    fn settle(&mut self, id: NodeId) {
-        loop {
-            let now = self.now;
-            let Some(live) = &mut self.live_or_dead(id).live else { return };
-            if let Some(event) = live.events.pop_front() {
-                let text = format::event(&event);
-                self.print(id, &text);
-                if let Some(live) = &mut self.live_or_dead(id).live {
-                    live.core.handle(now, event);
-                }
-                self.drain(id);
-                self.check(id);
-                continue;
-            }
-            if let Some(effect) = self.live_or_dead(id).release() {
-                self.perform(id, effect, "leaves");
-                continue;
-            }
-            let (worked, answer) = self.live_or_dead(id).work();
-            if let Some(Answer { ticket, lsn, text }) = answer {
-                self.print_effect(id, &text);
-                let replicas = self.coordinator.replicas();
-                self.invariants.acknowledged((id, ticket), lsn, self.now, &self.nodes, replicas);
-            }
-            if !worked {
-                return;
-            }
-        }
-    }
-
-    fn drain(&mut self, id: NodeId) {
-        let mut effects = Vec::new();
-        if let Some(live) = &mut self.live_or_dead(id).live {
-            live.core.drain_effects(&mut effects);
-        }
-        for effect in effects {
-            match format::condition(&effect) {
-                Some(when) if !self.nodes[&id].holds(when) => {
-                    let text = format::effect(&effect, "send");
-                    self.print_effect(id, &format!("{text} when {when}"));
-                    self.live_or_dead(id).keep(when, effect);
-                }
-                _ => self.perform(id, effect, "send"),
-            }
-        }
-    }
-
-    fn perform(&mut self, id: NodeId, effect: Effect<S>, verb: &str) {
-        let text = format::effect(&effect, verb);
-        match effect {
-            Effect::Persist(write) => {
-                let io = self.live_or_dead(id).disk.write(write);
-                self.print_effect(id, &text.replacen("persist", &format!("persist {}", io.0), 1));
-            }
-            Effect::Send { to, message, .. } => {
-                let content = Content::Message(message.encode());
-                self.send(id, to, content, message.to_string(), verb);
-            }
-            Effect::SendLog { to, seqs, context, .. } => {
-                self.print_effect(id, &text);
-                let entries = self.nodes[&id].disk.read(seqs.clone(), SEND_LOG_ENTRIES_MAX);
-                let next = seqs.start + entries.len() as u64;
-                if !entries.is_empty() {
-                    let message = S::entries_message(context, entries);
-                    let content = Content::Message(message.encode());
-                    self.send(id, to, content, message.to_string(), verb);
-                }
-                self.queue(id, Event::LogSent { to, seqs, next });
-            }
-            Effect::SendSnapshot { to, message, .. } => {
-                let table = self.nodes[&id].table.clone();
-                let shown = format!("snapshot at {}: {message}", table.applied);
-                let content = Content::Snapshot { message: message.encode(), table };
-                if !self.send(id, to, content, shown, verb) {
-                    self.queue(id, Event::SnapshotSent { to, answer: None });
-                }
-            }
-            Effect::InstallSnapshot { ticket } => {
-                self.print_effect(id, &text);
-                self.install(id, ticket);
-            }
-            Effect::Commit { upto } => {
-                self.print_effect(id, &text);
-                self.commit(id, upto);
-            }
-            Effect::ReplyOutcomes { ticket, lsn } => {
-                self.print_effect(id, &text);
-                let node = self.live_or_dead(id);
-                assert!(node.table.applied.seq < lsn.seq, "{lsn} was applied before its reply");
-                let live = node.live.as_mut().expect("its core had an effect");
-                live.proposals.insert(lsn.seq, (lsn, ticket));
-            }
-            Effect::Reply { ticket, reply, .. } => self.answer(id, ticket, &reply),
-            Effect::Coordinate { request, .. } => {
-                self.print_effect(id, &text);
-                self.coordinator.request(id, request);
-            }
-            Effect::EndReads => {
-                self.print_effect(id, &text);
-                self.invariants.reads_no_more(id);
-            }
-        }
-    }
-
-    fn answer(&mut self, id: NodeId, ticket: Ticket, reply: &Reply<S>) {
-        let (text, asked) = self.live_or_dead(id).answer(ticket, reply);
-        self.print_effect(id, &text);
-        let caller = (id, ticket);
-        match (asked, reply) {
-            (Some(Asked::Snapshot { from, .. }), reply) => {
-                let message = match reply {
-                    Reply::Message(message) => Some(message.encode()),
-                    _ => None,
-                };
-                let content = Content::SnapshotAnswer(message);
-                self.send(id, from, content, "snapshot answer".into(), "send");
-            }
-            (Some(Asked::Read { key }), Reply::Read { until }) => {
-                let value = self.nodes[&id].table.value(&key);
-                let value = value.map(|value| value.escape_ascii().to_string());
-                self.invariants.may_read(id, *until, self.now);
-                self.invariants.found(caller, &key, value.as_deref());
-            }
-            (_, Reply::Error(error)) if error.class() == ErrorClass::Unknown => {
-                self.invariants.unanswered(caller);
-            }
-            (_, Reply::Error(_)) => self.invariants.refused(caller),
-            _ => {}
-        }
-    }
-
-    fn install(&mut self, id: NodeId, ticket: Ticket) {
-        let node = self.live_or_dead(id);
-        let live = node.live.as_mut().expect("its core had an effect");
-        let Some(Asked::Snapshot { table, .. }) = live.open.get(&ticket) else {
-            panic!("{id}: no snapshot was offered under {ticket}");
-        };
-        let upto = table.applied;
-        assert!(upto > node.table.applied, "{id}: the snapshot at {upto} is old");
-        // Installing is atomic and durable.
-        node.table = table.clone();
-        node.flushed = table.clone();
-        live.committed = live.committed.max(upto);
-        live.events.push_back(Event::SnapshotInstalled { ticket, upto });
-    }
-
-    /// Takes a commit point from a core, and checks that the cohort agrees on what it commits.
-    fn commit(&mut self, id: NodeId, upto: Lsn) {
-        let node = self.nodes.get_mut(&id).expect("a node of the cluster");
-        let live = node.live.as_mut().expect("its core had an effect");
-        for seq in live.committed.seq + 1..=upto.seq {
-            let entry = node.disk.memory.entries.get(&seq);
-            let entry = entry.unwrap_or_else(|| panic!("{id} commits {seq} and lacks it"));
-            self.invariants.commits(id, entry);
-        }
-        live.committed = live.committed.max(upto);
-    }
-
-    /// Checks what must hold of every replica whose core has been told everything.
-    fn check(&mut self, id: NodeId) {
-        let Some(status) = self.nodes[&id].status() else { return };
-        self.live_or_dead(id).is_learner = status.role == Role::Learner;
-        if status.role == Role::Leader {
-            self.invariants.leads(id, status.epoch);
-        }
-        if self.nodes[&id].live.as_ref().is_some_and(|live| !live.events.is_empty()) {
-            return;
-        }
-        let is_ordered = status.applied.seq <= status.committed.seq
-            && status.committed.seq <= status.last.seq
-            && status.last == self.nodes[&id].disk.memory.last();
-        assert!(is_ordered, "{POINTERS_ARE_ORDERED}: {status}");
-    }
-
-    fn send(
-        &mut self,
-        from: NodeId,
-        to: NodeId,
-        content: Content,
-        text: String,
-        verb: &str,
-    ) -> bool {
-        let line = format!("{verb} {to}");
-        match self.network.send(Envelope { from, to, content, text: text.clone() }) {
-            Some(number) => self.print_effect(from, &format!("{line} #{number}: {text}")),
-            None => {
-                self.print_effect(from, &format!("{line} (lost): {text}"));
-                return false;
-            }
-        }
-        true
-    }
-
-    fn deliver(&mut self, id: u64, envelope: Envelope) {
-        if self.nodes[&envelope.to].live.is_none() {
-            return self.lose(id, envelope);
-        }
-        let Envelope { from, to, content, .. } = envelope;
-        let decode = |bytes: Bytes| S::Message::decode(bytes).expect("a message reads back");
-        match content {
-            Content::Message(bytes) => {
-                self.tell(to, Event::Message { from, message: decode(bytes) });
-            }
-            Content::Snapshot { message, table } => {
-                let upto = table.applied;
-                let message = decode(message);
-                let asked = Asked::Snapshot { from, table };
-                let offered = |ticket| Event::SnapshotOffered { ticket, from, message, upto };
-                let _ticket = self.live_or_dead(to).ask(asked, offered);
-                self.settle(to);
-            }
-            Content::SnapshotAnswer(answer) => {
-                let answer = answer.map(decode);
-                self.tell(to, Event::SnapshotSent { to: from, answer });
-            }
-        }
-    }
-
-    fn lose(&mut self, id: u64, envelope: Envelope) {
-        let Envelope { from, to, content, text } = envelope;
-        self.print_line(&format!("#{id} {from} -> {to} is lost: {text}"));
-        // Snapshots go over connections of their own, so their senders learn of a loss.
-        match content {
-            Content::Message(_) => {}
-            Content::Snapshot { .. } => self.tell(from, Event::SnapshotSent { to, answer: None }),
-            Content::SnapshotAnswer(_) => {
-                self.tell(to, Event::SnapshotSent { to: from, answer: None });
-            }
-        }
-    }
-
-    /// Loses the snapshots among these; messages are gone without a word.
-    fn lose_snapshots(&mut self, lost: Vec<(u64, Envelope)>) {
-        let is_snapshot = |e: &Envelope| !matches!(e.content, Content::Message(_));
-        let snapshots = lost.into_iter().filter(|(_, envelope)| is_snapshot(envelope));
-        snapshots.for_each(|(id, envelope)| self.lose(id, envelope));
-    }
-
-    fn queue(&mut self, id: NodeId, event: Event<S>) {
-        if let Some(live) = &mut self.live_or_dead(id).live {
-            live.events.push_back(event);
-        }
-    }
-
-    /// Returns who reaches whom, in order.
-    fn connections(&self) -> Vec<(NodeId, NodeId, bool)> {
-        let live = |id: &NodeId| self.nodes[id].live.is_some();
-        let pairs = self.cluster.nodes.iter().flat_map(|a| {
-            self.cluster.nodes.iter().filter(move |b| *b != a).map(move |b| (*a, *b))
-        });
-        pairs.map(|(a, b)| (a, b, live(&a) && live(&b) && self.network.connects(a, b))).collect()
-    }
-
-    /// Tells everybody who has gone out of reach or come back.
-    fn tell_connections(&mut self, before: &[(NodeId, NodeId, bool)]) {
-        for (was, is) in before.iter().zip(self.connections()) {
-            let (id, node, connects) = is;
-            match (was.2, connects) {
-                (true, false) => self.tell(id, Event::PeerLost { node }),
-                (false, true) => self.tell(id, Event::PeerAlive { node }),
-                _ => {}
-            }
-        }
-    }
-
-    fn node(&mut self, node: u64) -> Result<&mut Node<S>, Box<dyn Error>> {
-        self.nodes.get_mut(&NodeId(node)).ok_or_else(|| format!("there is no n{node}").into())
-    }
-
-    fn live_or_dead(&mut self, id: NodeId) -> &mut Node<S> {
-        self.nodes.get_mut(&id).expect("a node of the cluster")
-    }
-
-    fn print(&mut self, id: NodeId, text: &str) {
-        self.print_line(&format!("{id} {text}"));
-    }
-
-    fn print_effect(&mut self, id: NodeId, text: &str) {
-        self.print_line(&format!("{id}   {text}"));
-    }
-
-    fn print_line(&mut self, line: &str) {
-        if self.is_quiet {
-            return;
-        }
-        if self.is_loud {
-            println!("{line}");
-        }
-        writeln!(self.output, "{line}").expect("a string takes every line");
-    }
-}
-
-fn selection(
-    ids: &[u64],
-    from: Option<u64>,
-    to: Option<u64>,
-    count: Option<usize>,
-) -> Selection {
+fn selection(ids: &[u64], from: Option<u64>, to: Option<u64>, count: Option<usize>) -> Selection {
     let count = count.unwrap_or(usize::MAX);
     Selection { ids: ids.to_vec(), from: from.map(NodeId), to: to.map(NodeId), count }
+}
+
+fn is_stall(what: &str) -> Result<bool, Box<dyn Error>> {
+    match what {
+        "stall" => Ok(true),
+        "resume" => Ok(false),
+        other => Err(format!("it can stall or resume, not {other}").into()),
+    }
 }
 
 fn operation((key, value): &(String, Option<String>)) -> Operation {

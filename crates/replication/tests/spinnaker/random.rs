@@ -4,7 +4,7 @@ use trireme_replication::spinnaker::Spinnaker;
 use trireme_types::NodeId;
 
 use crate::script::Runner;
-use crate::script::random::{Numbers, Trial, run_script_from_elsewhere, try_seeds};
+use crate::script::random::{Numbers, Trial, notices, run_script_from_elsewhere, try_seeds};
 
 impl Trial for Spinnaker {
     fn cluster(numbers: &mut Numbers) -> (u64, Vec<(String, String)>) {
@@ -13,6 +13,10 @@ impl Trial for Spinnaker {
 
     fn trouble(node: u64) -> String {
         format!("expire {node}")
+    }
+
+    fn depose(leader: u64) -> Vec<String> {
+        vec![format!("cut {leader}"), format!("expire {leader}"), "step".into()]
     }
 
     fn relief(node: u64) -> String {
@@ -27,6 +31,14 @@ impl Trial for Spinnaker {
     fn missing(runner: &Runner<Self>) -> Option<String> {
         let learners = runner.learners();
         (learners > 0).then(|| format!("{learners} replicas have not caught up"))
+    }
+}
+
+/// The mistakes that need no rare sequence are found by chance; the others have scenarios of their own.
+#[test]
+fn random_faults_find_mistakes() {
+    for fault in ["S3", "S14"] {
+        assert!(notices::<Spinnaker>(fault), "{fault} is not noticed");
     }
 }
 
