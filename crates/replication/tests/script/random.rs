@@ -164,7 +164,8 @@ struct Run<S: Trial> {
 impl<S: Trial> Run<S> {
     fn new(nodes: u64, options: &[(String, String)]) -> Self {
         let mut run = Self { runner: Runner::quiet(), nodes, script: Vec::new(), puts: 0 };
-        let shown: String = options.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+        let shown: String =
+            options.iter().map(|(name, value)| format!(" {name}={value}")).collect();
         let command = Command::Cluster { nodes, leader: None, options: options.to_vec() };
         run.execute(format!("cluster nodes={nodes}{shown}"), &command);
         run
