@@ -22,6 +22,6 @@ mod routes;
 mod services;
 pub mod transport;
 
-pub use data_folder::{DataFolder, DataFolderError, NodeFile};
+pub use data_folder::{DataFolder, DataFolderError, MIN_REPLICAS_FOR_WRITE, NodeFile};
 pub use factory::check_protocol;
 pub use node::{Node, NodeError, NodeOptions};

@@ -25,6 +25,7 @@ mod rows;
 mod scan;
 mod status;
 mod table;
+mod timing;
 mod up;
 
 use std::io::{self, Write};
@@ -85,6 +86,9 @@ enum Command {
 struct NodeCommand {
     #[command(flatten)]
     run: Option<node::NodeArgs>,
+    // Beside the rest, since clap cannot tell of options within options whether any was given.
+    #[command(flatten)]
+    timing: timing::TimingArgs,
     #[command(subcommand)]
     command: Option<NodeSubcommand>,
 }
@@ -122,8 +126,10 @@ impl Cli {
             Command::Node(NodeCommand { command: Some(NodeSubcommand::List(args)), .. }) => {
                 block_on(args.run(&cluster))
             }
-            Command::Node(NodeCommand { run: Some(args), command: None }) => args.run(),
-            Command::Node(NodeCommand { run: None, command: None }) => {
+            Command::Node(NodeCommand { run: Some(args), timing, command: None }) => {
+                args.run(&timing)
+            }
+            Command::Node(NodeCommand { run: None, command: None, .. }) => {
                 Err(UsageError("nothing says which node to run; see 'trireme node --help'".into())
                     .into())
             }
@@ -192,7 +198,7 @@ mod tests {
     #[test]
     fn node_list_needs_none_of_what_a_node_needs() {
         let cli = Cli::try_parse_from(["trireme", "node", "list", "--json"]).unwrap();
-        let Command::Node(NodeCommand { run, command }) = cli.command else {
+        let Command::Node(NodeCommand { run, command, .. }) = cli.command else {
             panic!("not the command that was given")
         };
         assert!(run.is_none() && matches!(command, Some(NodeSubcommand::List(_))));

@@ -18,7 +18,7 @@ use trireme_coordinator::recipes::membership::RegisterError;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_replication::{Replica, ReplicaError};
 use trireme_storage::{LogError, LogOptions, SharedLog, TableError, Tables};
-use trireme_types::{CohortId, Durability, Engine, Lsn, NodeId, Timing};
+use trireme_types::{CohortId, Durability, Engine, InvalidTiming, Lsn, NodeId, TimingChange};
 
 use self::membership::register;
 use self::settings::Settings;
@@ -49,10 +49,10 @@ pub struct NodeOptions {
     pub log_bytes_max: u64,
     /// The bytes of one segment of the log.
     pub segment_bytes: u64,
-    /// The periods of Spinnaker and PacificA.
-    pub timing: Timing,
+    /// The periods of Spinnaker and PacificA, where they are to be others than the folder's.
+    pub timing: TimingChange,
     /// How many replicas a PacificA cohort must have to take writes (P10).
-    pub min_replicas_for_write: usize,
+    pub min_replicas_for_write: Option<usize>,
 }
 
 impl NodeOptions {
@@ -67,8 +67,8 @@ impl NodeOptions {
             durability: None,
             log_bytes_max: 1024 * 1024 * 1024,
             segment_bytes: LogOptions::default().segment_bytes,
-            timing: Timing::default(),
-            min_replicas_for_write: 1,
+            timing: TimingChange::default(),
+            min_replicas_for_write: None,
         }
     }
 }
@@ -79,6 +79,9 @@ pub enum NodeError {
     /// The data folder cannot be used.
     #[error(transparent)]
     Folder(#[from] DataFolderError),
+    /// The periods that were asked for do not go with each other, or with those of the folder.
+    #[error(transparent)]
+    Timing(#[from] InvalidTiming),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -168,6 +171,7 @@ impl Node {
     /// Starts a node. Client requests are served by the current runtime; consensus, and all that
     /// must not wait behind them, runs on `consensus`.
     pub async fn start(options: NodeOptions, consensus: &Handle) -> Result<Self, NodeError> {
+        Settings::check_timing(&options)?;
         let folder = DataFolder::open(&options.data)?;
         let settings = Settings::settle(&folder, &options)?;
         // Held from here on, so that two nodes cannot both believe that the address is theirs.

@@ -179,6 +179,8 @@ impl Starting {
                 tables: self.tables.clone(),
                 table: table.clone(),
                 transport: transport.clone(),
+                timing: self.file.timing,
+                min_replicas_for_write: self.file.min_replicas_for_write,
                 on_failure: Arc::new(move |reason| on_failure(format!("{cohort}: {reason}"))),
             };
             let opened = consensus.spawn(open_replica(parts)).await.map_err(io::Error::other)?;
