@@ -11,6 +11,7 @@ mod delete;
 mod duration;
 mod escape;
 mod export;
+mod fault;
 mod get;
 mod import;
 mod json;
@@ -76,6 +77,11 @@ enum Command {
     /// Shows the ranges.
     #[command(subcommand)]
     Range(RangeCommand),
+    /// Has a node suffer faults, for tests; the node must have been started with --allow-faults.
+    ///
+    /// One call states all faults of a node: those that earlier calls asked for and that it does not
+    /// name again end.
+    Fault(fault::FaultArgs),
     /// Loads a running cluster and reports how fast it answers.
     Bench(bench::BenchArgs),
 }
@@ -142,6 +148,7 @@ impl Cli {
             Command::Export(args) => block_on(args.run(&cluster)),
             Command::Status(args) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::List(args)) => block_on(args.run(&cluster)),
+            Command::Fault(args) => block_on(args.run(&cluster)),
             Command::Bench(args) => block_on(args.run(&cluster)),
         }
     }

@@ -46,6 +46,9 @@ pub(crate) struct NodeArgs {
     /// The bytes of one segment of the log.
     #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
     segment_bytes: u64,
+    /// Lets `trireme fault` cut, delay and stall the node. For tests; not remembered.
+    #[arg(long)]
+    allow_faults: bool,
     /// Stop when standard input ends, as it does when the process that started this one is gone.
     #[arg(long, hide = true)]
     stop_at_stdin_end: bool,
@@ -91,6 +94,7 @@ impl NodeArgs {
             segment_bytes: self.segment_bytes,
             timing: timing.change(),
             min_replicas_for_write: timing.min_replicas_for_write(),
+            allow_faults: self.allow_faults,
         }
     }
 }

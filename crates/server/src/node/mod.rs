@@ -24,6 +24,7 @@ use self::membership::register;
 use self::settings::Settings;
 use self::starting::{Starting, open_storage};
 use crate::data_folder::{DataFolder, DataFolderError};
+use crate::faults::{Faults, ForwarderError};
 use crate::listener;
 use crate::transport::PeerTransport;
 
@@ -53,6 +54,8 @@ pub struct NodeOptions {
     pub timing: TimingChange,
     /// How many replicas a PacificA cohort must have to take writes (P10).
     pub min_replicas_for_write: Option<usize>,
+    /// Whether whoever reaches the node may have it suffer faults. Never remembered.
+    pub allow_faults: bool,
 }
 
 impl NodeOptions {
@@ -69,6 +72,7 @@ impl NodeOptions {
             segment_bytes: LogOptions::default().segment_bytes,
             timing: TimingChange::default(),
             min_replicas_for_write: None,
+            allow_faults: false,
         }
     }
 }
@@ -82,6 +86,9 @@ pub enum NodeError {
     /// The periods that were asked for do not go with each other, or with those of the folder.
     #[error(transparent)]
     Timing(#[from] InvalidTiming),
+    /// The way to the coordinator cannot be made one that can be cut.
+    #[error(transparent)]
+    Forwarder(#[from] ForwarderError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -163,6 +170,8 @@ pub struct Node {
     stop_serving: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
+    /// Held until the session is closed: the way to the coordinator may lead through it.
+    _faults: Option<Arc<Faults>>,
     /// Held until everything else is closed.
     _folder: DataFolder,
 }
@@ -178,16 +187,17 @@ impl Node {
         let listener = listener::bind(&settings.listen)
             .map_err(|source| NodeError::Listen { address: settings.listen.clone(), source })?;
         let address = listener.local_addr()?;
-        let (coordinator, catalog) = settings.connect(&folder).await?;
+        let faults = options.allow_faults.then(Faults::new);
+        let (coordinator, catalog) = settings.connect(&folder, faults.as_deref()).await?;
         let mut file = settings.adopt(&folder, &catalog, address)?;
         register(&coordinator, &file, &folder).await?;
         folder.check_log(&file)?;
-        let (log, tables) = open_storage(&folder, &file, &catalog, &options)?;
+        let (log, tables) = open_storage(&folder, &file, &catalog, &options, faults.as_deref())?;
         if !file.has_log {
             file.has_log = true;
             folder.write(&file)?;
         }
-        let started = Starting { file, catalog, coordinator, log, tables, folder, address };
+        let started = Starting { file, catalog, coordinator, log, tables, folder, address, faults };
         started.run(listener, &options, consensus).await
     }
 

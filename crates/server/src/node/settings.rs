@@ -9,6 +9,7 @@ use trireme_types::{Durability, Engine, NodeId, Timing};
 
 use super::{NodeError, NodeOptions};
 use crate::data_folder::{DataFolder, DataFolderError, MIN_REPLICAS_FOR_WRITE, NodeFile};
+use crate::faults::Faults;
 
 /// How long a starting node waits for the coordinator to know a cluster.
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(30);
@@ -74,10 +75,15 @@ impl Settings {
     pub(super) async fn connect(
         &self,
         folder: &DataFolder,
+        faults: Option<&Faults>,
     ) -> Result<(Coordinator, CatalogState), NodeError> {
         let endpoints = self.coordinator.join(",");
         let refused = |source| NodeError::Coordinator { endpoints: endpoints.clone(), source };
-        let options = CoordinatorOptions::new(self.coordinator.clone());
+        let reached = match faults {
+            Some(faults) => faults.forward(&self.coordinator).await?,
+            None => self.coordinator.clone(),
+        };
+        let options = CoordinatorOptions::new(reached);
         let coordinator = Coordinator::connect(options).await.map_err(refused)?;
         let mut watch = Catalog::new(&coordinator).watch().map_err(refused)?;
         let catalog = match tokio::time::timeout(CATALOG_TIMEOUT, watch.next()).await {

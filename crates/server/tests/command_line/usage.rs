@@ -64,9 +64,10 @@ fn help_says_what_there_is() {
     let mut command = trireme();
     command.arg("--help");
     let help = finish(command, b"");
-    for word in
-        ["up", "node", "put", "get", "delete", "scan", "import", "export", "status", "bench"]
-    {
+    for word in [
+        "up", "node", "put", "get", "delete", "scan", "import", "export", "status", "fault",
+        "bench",
+    ] {
         assert!(help.out().contains(&format!("\n  {word} ")), "no {word} in {}", help.out());
     }
 }

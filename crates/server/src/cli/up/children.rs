@@ -24,6 +24,7 @@ pub(super) struct NodeProcess<'a> {
     pub(super) durability: Durability,
     pub(super) timing: Timing,
     pub(super) min_replicas_for_write: usize,
+    pub(super) allow_faults: bool,
 }
 
 /// The nodes' processes, each with its number. They stop when this one is gone, however it went:
@@ -57,6 +58,7 @@ impl Children {
             .args(["--engine", node.engine.name()])
             .args(["--durability", node.durability.name()])
             .args(timing::arguments(&node.timing, node.min_replicas_for_write))
+            .args(node.allow_faults.then_some("--allow-faults"))
             .arg("--stop-at-stdin-end")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -80,6 +80,9 @@ pub(crate) struct UpArgs {
     durability: Option<Durability>,
     #[command(flatten)]
     timing: TimingArgs,
+    /// Lets `trireme fault` cut, delay and stall the nodes. For tests; not remembered.
+    #[arg(long)]
+    allow_faults: bool,
 }
 
 impl UpArgs {
@@ -115,6 +118,7 @@ impl UpArgs {
                 durability: file.durability,
                 timing: file.timing,
                 min_replicas_for_write: file.min_replicas_for_write,
+                allow_faults: self.allow_faults,
             })?;
         }
         let started = tokio::select! {
