@@ -10,10 +10,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use trireme_types::{ClusterId, Durability, Engine, NodeId};
+use trireme_types::{ClusterId, Durability, Engine, NodeId, Timing};
 
 /// The format of `node.json` that this build writes, and the newest that it reads.
 const FORMAT: u32 = 1;
+
+/// How many replicas a PacificA cohort must have to take writes, unless somebody asks for more.
+pub const MIN_REPLICAS_FOR_WRITE: usize = 1;
 
 const DESCRIPTION_FILE: &str = "node.json";
 const LOCK_FILE: &str = "LOCK";
@@ -39,6 +42,17 @@ pub struct NodeFile {
     pub listen: String,
     /// The coordinator's endpoints.
     pub coordinator: Vec<String>,
+    /// The periods of Spinnaker and PacificA.
+    #[serde(default)]
+    pub timing: Timing,
+    /// How many replicas a PacificA cohort must have to take writes (P10).
+    #[serde(default = "min_replicas_for_write")]
+    pub min_replicas_for_write: usize,
+}
+
+/// What folders say that were made before the choice was remembered.
+const fn min_replicas_for_write() -> usize {
+    MIN_REPLICAS_FOR_WRITE
 }
 
 /// Why a data folder cannot be used.
@@ -165,7 +179,13 @@ impl DataFolder {
 
     /// Returns what the folder says of itself; `None` if it is new.
     pub fn read(&self) -> Result<Option<NodeFile>, DataFolderError> {
-        let path = self.path.join(DESCRIPTION_FILE);
+        Self::describe(&self.path)
+    }
+
+    /// Returns what the folder at `path` says of itself, without holding or making it; `None` if it
+    /// is new or not there. Somebody who holds it may be changing it.
+    pub fn describe(path: &Path) -> Result<Option<NodeFile>, DataFolderError> {
+        let path = path.join(DESCRIPTION_FILE);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -202,7 +222,19 @@ impl NodeFile {
     ) -> Self {
         let (cluster, data_id) = (cluster.to_string(), rand::random());
         let (format, has_log) = (FORMAT, false);
-        Self { format, cluster, node, data_id, engine, durability, has_log, listen, coordinator }
+        Self {
+            format,
+            cluster,
+            node,
+            data_id,
+            engine,
+            durability,
+            has_log,
+            listen,
+            coordinator,
+            timing: Timing::default(),
+            min_replicas_for_write: MIN_REPLICAS_FOR_WRITE,
+        }
     }
 
     /// Returns the description with what may change from one start to the next.
@@ -269,6 +301,20 @@ mod tests {
         assert!(matches!(second, Err(DataFolderError::InUse(_))), "{second:?}");
         drop(folder);
         assert!(DataFolder::open(dir.path()).is_ok());
+    }
+
+    /// Folders were written before they remembered the periods.
+    #[test]
+    fn a_folder_that_says_nothing_of_periods_has_the_default_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        let mut old = serde_json::to_value(file()).unwrap();
+        let fields = old.as_object_mut().unwrap();
+        assert!(fields.remove("timing").is_some());
+        assert!(fields.remove("min_replicas_for_write").is_some());
+        fs::write(dir.path().join(DESCRIPTION_FILE), old.to_string()).unwrap();
+        let read = folder.read().unwrap().unwrap();
+        assert_eq!((read.timing, read.min_replicas_for_write), (Timing::default(), 1));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use trireme_replication::raft::{RaftOptions, RaftParts, RaftReplica};
 use trireme_replication::{Replica, ReplicaError, Transport};
 use trireme_storage::{CohortLog, CohortTable, Tables};
-use trireme_types::{CohortConfig, NodeId, Protocol};
+use trireme_types::{CohortConfig, NodeId, Protocol, Timing};
 
 /// What every replica is made of, whatever its protocol.
 pub(crate) struct ReplicaParts {
@@ -15,6 +15,10 @@ pub(crate) struct ReplicaParts {
     pub(crate) tables: Tables,
     pub(crate) table: CohortTable,
     pub(crate) transport: Arc<dyn Transport>,
+    #[expect(dead_code, reason = "Raft has periods of its own")]
+    pub(crate) timing: Timing,
+    #[expect(dead_code, reason = "a Raft cohort writes with any majority")]
+    pub(crate) min_replicas_for_write: usize,
     pub(crate) on_failure: Arc<dyn Fn(String) + Send + Sync>,
 }
 
@@ -32,7 +36,7 @@ pub fn check_protocol(protocol: Protocol) -> Result<(), String> {
 pub(crate) async fn open_replica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
     let protocol = parts.config.protocol;
     check_protocol(protocol).map_err(ReplicaError::Invalid)?;
-    let ReplicaParts { node, config, log, tables, table, transport, on_failure } = parts;
+    let ReplicaParts { node, config, log, tables, table, transport, on_failure, .. } = parts;
     let options = RaftOptions::default();
     let parts = RaftParts { node, config, log, tables, table, transport, options, on_failure };
     Ok(RaftReplica::open(parts).await?)

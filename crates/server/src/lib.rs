@@ -7,11 +7,13 @@
 //! - `services` is the gRPC face of it.
 //! - [`Node`] puts a node together from its data folder; `factory` is the only place that knows
 //!   which protocols there are.
+//! - `faults` disturbs a node that was started to allow it.
 //! - `maintenance` keeps the shared log short.
 
 mod cohort;
 mod data_folder;
 mod factory;
+mod faults;
 mod listener;
 mod maintenance;
 mod node;
@@ -22,6 +24,7 @@ mod routes;
 mod services;
 pub mod transport;
 
-pub use data_folder::{DataFolder, DataFolderError, NodeFile};
+pub use data_folder::{DataFolder, DataFolderError, MIN_REPLICAS_FOR_WRITE, NodeFile};
 pub use factory::check_protocol;
+pub use faults::ForwarderError;
 pub use node::{Node, NodeError, NodeOptions};

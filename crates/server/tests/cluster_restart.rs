@@ -6,6 +6,8 @@ mod common;
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use common::{Cluster, Import, Rows, assert_holds, sorted, split_keys, until_ok, words};
 
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -130,6 +132,40 @@ fn import(cluster: &Cluster, name: &str, count: usize, value_bytes: usize) -> Ro
     let summary = Import::start(cluster, &rows, &[]).finish();
     assert!(summary.out().starts_with(&format!("imported {count} rows, 0 errors")), "{summary:?}");
     rows
+}
+
+/// What a cluster was started with goes on until something else is asked for, also where a node is
+/// started by its folder alone; what would not go with it is refused, and changes nothing.
+#[test]
+fn the_periods_are_remembered_until_others_are_given() {
+    let remembered = |cluster: &Cluster, path: &str| {
+        let text = std::fs::read_to_string(cluster.data().join(path)).unwrap();
+        let file: Value = serde_json::from_str(&text).unwrap();
+        let periods = ["commit_period", "beacon_interval", "lease", "grace"].map(|name| {
+            let period: Duration = serde_json::from_value(file["timing"][name].clone()).unwrap();
+            u64::try_from(period.as_millis()).unwrap()
+        });
+        (periods, file["min_replicas_for_write"].as_u64().unwrap())
+    };
+    let lease = ["--lease", "2s", "--grace", "3s", "--min-replicas-for-write", "2"];
+    let cluster = &mut Cluster::start(&lease);
+    for path in ["cluster.json", "node-1/node.json", "node-3/node.json"] {
+        assert_eq!(remembered(cluster, path), ([20, 100, 2000, 3000], 2), "{path}");
+    }
+    cluster.stop();
+    cluster.up_again_with(&["--commit-period", "1.5s"]);
+    for path in ["cluster.json", "node-1/node.json", "node-3/node.json"] {
+        assert_eq!(remembered(cluster, path), ([1500, 100, 2000, 3000], 2), "{path}");
+    }
+    cluster.kill(3);
+    let refused = cluster.node_fails(3, &["--lease", "2.9s"]);
+    assert!(refused.error(2).contains("a grace of 3s must be at least 3.19s"), "{refused:?}");
+    cluster.restart_node_with(3, &["--beacon-interval", "200ms"]);
+    cluster.wait_until_caught_up(CATCH_UP_TIMEOUT);
+    cluster.kill(3);
+    cluster.restart_node(3);
+    cluster.wait_until_caught_up(CATCH_UP_TIMEOUT);
+    assert_eq!(remembered(cluster, "node-3/node.json"), ([1500, 200, 2000, 3000], 2));
 }
 
 /// `up` does not wait for ever for nodes that are all dead.

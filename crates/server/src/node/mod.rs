@@ -18,12 +18,13 @@ use trireme_coordinator::recipes::membership::RegisterError;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_replication::{Replica, ReplicaError};
 use trireme_storage::{LogError, LogOptions, SharedLog, TableError, Tables};
-use trireme_types::{CohortId, Durability, Engine, Lsn, NodeId, Timing};
+use trireme_types::{CohortId, Durability, Engine, InvalidTiming, Lsn, NodeId, TimingChange};
 
 use self::membership::register;
 use self::settings::Settings;
 use self::starting::{Starting, open_storage};
 use crate::data_folder::{DataFolder, DataFolderError};
+use crate::faults::{Faults, ForwarderError};
 use crate::listener;
 use crate::transport::PeerTransport;
 
@@ -49,10 +50,12 @@ pub struct NodeOptions {
     pub log_bytes_max: u64,
     /// The bytes of one segment of the log.
     pub segment_bytes: u64,
-    /// The periods of Spinnaker and PacificA.
-    pub timing: Timing,
+    /// The periods of Spinnaker and PacificA, where they are to be others than the folder's.
+    pub timing: TimingChange,
     /// How many replicas a PacificA cohort must have to take writes (P10).
-    pub min_replicas_for_write: usize,
+    pub min_replicas_for_write: Option<usize>,
+    /// Whether whoever reaches the node may have it suffer faults. Never remembered.
+    pub allow_faults: bool,
 }
 
 impl NodeOptions {
@@ -67,8 +70,9 @@ impl NodeOptions {
             durability: None,
             log_bytes_max: 1024 * 1024 * 1024,
             segment_bytes: LogOptions::default().segment_bytes,
-            timing: Timing::default(),
-            min_replicas_for_write: 1,
+            timing: TimingChange::default(),
+            min_replicas_for_write: None,
+            allow_faults: false,
         }
     }
 }
@@ -79,6 +83,12 @@ pub enum NodeError {
     /// The data folder cannot be used.
     #[error(transparent)]
     Folder(#[from] DataFolderError),
+    /// The periods that were asked for do not go with each other, or with those of the folder.
+    #[error(transparent)]
+    Timing(#[from] InvalidTiming),
+    /// The way to the coordinator cannot be made one that can be cut.
+    #[error(transparent)]
+    Forwarder(#[from] ForwarderError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -160,6 +170,8 @@ pub struct Node {
     stop_serving: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
+    /// Held until the session is closed: the way to the coordinator may lead through it.
+    _faults: Option<Arc<Faults>>,
     /// Held until everything else is closed.
     _folder: DataFolder,
 }
@@ -168,22 +180,24 @@ impl Node {
     /// Starts a node. Client requests are served by the current runtime; consensus, and all that
     /// must not wait behind them, runs on `consensus`.
     pub async fn start(options: NodeOptions, consensus: &Handle) -> Result<Self, NodeError> {
+        Settings::check_timing(&options)?;
         let folder = DataFolder::open(&options.data)?;
         let settings = Settings::settle(&folder, &options)?;
         // Held from here on, so that two nodes cannot both believe that the address is theirs.
         let listener = listener::bind(&settings.listen)
             .map_err(|source| NodeError::Listen { address: settings.listen.clone(), source })?;
         let address = listener.local_addr()?;
-        let (coordinator, catalog) = settings.connect(&folder).await?;
+        let faults = options.allow_faults.then(Faults::new);
+        let (coordinator, catalog) = settings.connect(&folder, faults.as_deref()).await?;
         let mut file = settings.adopt(&folder, &catalog, address)?;
         register(&coordinator, &file, &folder).await?;
         folder.check_log(&file)?;
-        let (log, tables) = open_storage(&folder, &file, &catalog, &options)?;
+        let (log, tables) = open_storage(&folder, &file, &catalog, &options, faults.as_deref())?;
         if !file.has_log {
             file.has_log = true;
             folder.write(&file)?;
         }
-        let started = Starting { file, catalog, coordinator, log, tables, folder, address };
+        let started = Starting { file, catalog, coordinator, log, tables, folder, address, faults };
         started.run(listener, &options, consensus).await
     }
 

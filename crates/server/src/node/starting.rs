@@ -14,7 +14,7 @@ use tonic::transport::Server;
 use trireme_coordinator::recipes::catalog::CatalogState;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_proto::v1;
-use trireme_storage::fs::RealFs;
+use trireme_storage::fs::{Fs, RealFs};
 use trireme_storage::{LogIdentity, LogOptions, SharedLog, TableOptions, Tables};
 use trireme_types::CohortId;
 
@@ -23,6 +23,7 @@ use super::{Node, NodeError, NodeOptions};
 use crate::cohort::HostedCohort;
 use crate::data_folder::{DataFolder, NodeFile};
 use crate::factory::{ReplicaParts, open_replica};
+use crate::faults::Faults;
 use crate::listener::{self, ClientSocket};
 use crate::maintenance::Maintenance;
 use crate::peers::Peers;
@@ -45,6 +46,7 @@ pub(super) fn open_storage(
     file: &NodeFile,
     catalog: &CatalogState,
     options: &NodeOptions,
+    faults: Option<&Faults>,
 ) -> Result<(SharedLog, Tables), NodeError> {
     let identity = LogIdentity { cluster: catalog.cluster, node: file.node };
     let log_options = LogOptions {
@@ -52,7 +54,8 @@ pub(super) fn open_storage(
         segment_bytes: options.segment_bytes,
         ..LogOptions::default()
     };
-    let log = SharedLog::open(Arc::new(RealFs), &folder.log(), identity, log_options)?;
+    let fs = faults.map_or_else(|| Arc::new(RealFs) as Arc<dyn Fs>, Faults::fs);
+    let log = SharedLog::open(fs, &folder.log(), identity, log_options)?;
     let table_options = TableOptions { engine: file.engine, ..TableOptions::default() };
     let tables = Tables::open(&folder.tables(), table_options)?;
     std::fs::create_dir_all(folder.incoming())?;
@@ -68,6 +71,7 @@ pub(super) struct Starting {
     pub(super) tables: Tables,
     pub(super) folder: DataFolder,
     pub(super) address: SocketAddr,
+    pub(super) faults: Option<Arc<Faults>>,
 }
 
 impl Starting {
@@ -84,11 +88,11 @@ impl Starting {
         });
         self.watch_storage(&fail);
         let peers = Peers::new(self.folder.incoming());
-        let transport = PeerTransport::new(
-            TransportOptions::new(self.catalog.cluster, self.file.node),
-            peers.clone(),
-            consensus.clone(),
-        );
+        let transport_options = TransportOptions {
+            faults: self.faults.as_ref().map(|faults| faults.links()),
+            ..TransportOptions::new(self.catalog.cluster, self.file.node)
+        };
+        let transport = PeerTransport::new(transport_options, peers.clone(), consensus.clone());
         let directory = Arc::<NodeDirectory>::default();
         let mut news = News::new(&self.coordinator, directory.clone(), transport.clone())
             .map_err(|source| self.refused(source))?;
@@ -136,6 +140,7 @@ impl Starting {
             stop_serving: Some(stop_serving),
             server: Some(server),
             tasks,
+            _faults: self.faults,
             _folder: self.folder,
         })
     }
@@ -179,6 +184,8 @@ impl Starting {
                 tables: self.tables.clone(),
                 table: table.clone(),
                 transport: transport.clone(),
+                timing: self.file.timing,
+                min_replicas_for_write: self.file.min_replicas_for_write,
                 on_failure: Arc::new(move |reason| on_failure(format!("{cohort}: {reason}"))),
             };
             let opened = consensus.spawn(open_replica(parts)).await.map_err(io::Error::other)?;
@@ -208,7 +215,7 @@ impl Starting {
         };
         let kv = v1::kv_server::KvServer::new(KvService::new(router.clone()))
             .max_decoding_message_size(REQUEST_FRAME_BYTES_MAX);
-        let admin = AdminService::new(description, router, self.log.clone());
+        let admin = AdminService::new(description, router, self.log.clone(), self.faults.clone());
         let admin = v1::admin_server::AdminServer::new(admin);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)

@@ -10,6 +10,7 @@ use trireme_storage::SharedLog;
 use trireme_types::{CohortId, Durability, Engine, NodeId};
 
 use crate::cohort::HostedCohort;
+use crate::faults::{FaultSet, Faults};
 use crate::routes::Router;
 
 /// What a node says of itself besides its replicas.
@@ -26,11 +27,18 @@ pub(crate) struct AdminService {
     description: NodeDescription,
     router: Arc<Router>,
     log: SharedLog,
+    /// `None` unless the node was started to allow them.
+    faults: Option<Arc<Faults>>,
 }
 
 impl AdminService {
-    pub(crate) fn new(description: NodeDescription, router: Arc<Router>, log: SharedLog) -> Self {
-        Self { description, router, log }
+    pub(crate) fn new(
+        description: NodeDescription,
+        router: Arc<Router>,
+        log: SharedLog,
+        faults: Option<Arc<Faults>>,
+    ) -> Self {
+        Self { description, router, log, faults }
     }
 
     fn log_status(&self, commands: u64) -> v1::LogStatus {
@@ -83,6 +91,19 @@ impl v1::admin_server::Admin for AdminService {
         }
         cohort.replica.transfer_leader(NodeId(to)).await.map_err(replica_status_error)?;
         Ok(Response::new(v1::TransferLeaderResponse {}))
+    }
+
+    async fn set_faults(
+        &self,
+        request: Request<v1::SetFaultsRequest>,
+    ) -> Result<Response<v1::SetFaultsResponse>, Status> {
+        let Some(faults) = &self.faults else {
+            let reason = "the node was not started with --allow-faults";
+            return Err(Status::failed_precondition(reason));
+        };
+        let asked = FaultSet::read(self.description.node, request.into_inner());
+        faults.set(asked.map_err(Status::invalid_argument)?);
+        Ok(Response::new(v1::SetFaultsResponse {}))
     }
 }
 

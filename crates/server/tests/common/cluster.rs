@@ -6,13 +6,14 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use trireme_client::{Client, ClientOptions};
+use trireme_proto::v1::SetFaultsRequest;
 
 use super::etcd::Etcd;
 use super::process::{self, Ran, finish, run, trireme};
@@ -46,6 +47,10 @@ pub(crate) struct Cluster {
     /// The processes of nodes that run, by the nodes' numbers.
     pub(super) running: BTreeMap<usize, NodeProcess>,
     started: usize,
+    /// What nodes were asked to suffer.
+    pub(super) faults: Mutex<BTreeMap<usize, SetFaultsRequest>>,
+    /// The errors that the test provokes.
+    expected_errors: Vec<&'static str>,
 }
 
 pub(super) struct NodeProcess {
@@ -94,6 +99,8 @@ impl Cluster {
             up: None,
             running: BTreeMap::new(),
             started: 0,
+            faults: Mutex::default(),
+            expected_errors: EXPECTED_ERRORS.to_vec(),
         }
     }
 
@@ -126,6 +133,8 @@ impl Cluster {
 
     #[track_caller]
     fn run_up(&mut self, mut command: Command) {
+        // A node that is started is whole.
+        self.faults.get_mut().unwrap().clear();
         command.stdout(Stdio::piped()).stderr(self.stderr_file("up"));
         let mut child = command.spawn().unwrap();
         let (send, lines) = mpsc::channel();
@@ -149,6 +158,7 @@ impl Cluster {
     /// Starts a node again, with options.
     pub(crate) fn restart_node_with(&mut self, node: usize, options: &[&str]) {
         assert!(!self.running.contains_key(&node), "node {node} still runs");
+        self.faults.get_mut().unwrap().remove(&node);
         let mut command = self.node_command(node);
         command
             .args(options)
@@ -314,13 +324,23 @@ impl Cluster {
         }
     }
 
+    /// Lets a process tell of errors with this text in them, which the test provokes.
+    pub(crate) fn expect_error(&mut self, text: &'static str) {
+        self.expected_errors.push(text);
+    }
+
+    /// Says whether a process has said something with this text in it.
+    pub(crate) fn has_said(&self, text: &str) -> bool {
+        self.all_stderr().iter().any(|(_, said)| said.contains(text))
+    }
+
     /// Fails the test if a process has met what it should not have, though nobody noticed.
     fn check_stderr(&self) {
         for (path, text) in self.all_stderr() {
             let is_bad = |line: &&str| {
                 line.contains("panicked at")
                     || (line.contains(" ERROR ")
-                        && !EXPECTED_ERRORS.iter().any(|e| line.contains(e)))
+                        && !self.expected_errors.iter().any(|e| line.contains(e)))
             };
             if let Some(line) = text.lines().find(is_bad) {
                 panic!("{}: {line}", path.display());

@@ -8,6 +8,7 @@ mod by_hand;
 mod cluster;
 mod data;
 mod etcd;
+mod faults;
 mod import;
 mod poll;
 mod process;
@@ -19,6 +20,7 @@ pub(crate) use cluster::{Cluster, start_fails, up_command};
 pub(crate) use data::{
     Rows, made_up_unicode_data, made_up_words, sorted, split_keys, tsv, unicode_data, words,
 };
+pub(crate) use faults::Disk;
 pub(crate) use import::{Import, assert_holds};
 pub(crate) use poll::{until, until_ok};
 pub(crate) use process::{Ran, finish, run, trireme};

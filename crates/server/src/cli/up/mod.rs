@@ -25,6 +25,7 @@ use self::children::{Children, NodeProcess};
 use self::cluster_file::ClusterFile;
 use self::plan::{Plan, RangeProtocol, Splits, range_protocol};
 use super::node::stop_signal;
+use super::timing::TimingArgs;
 use super::{UsageError, logging};
 
 /// How long the cluster may take until every range has a leader.
@@ -77,6 +78,11 @@ pub(crate) struct UpArgs {
     /// What an acknowledged write has survived: fsync, os or memory. [default: fsync]
     #[arg(long)]
     durability: Option<Durability>,
+    #[command(flatten)]
+    timing: TimingArgs,
+    /// Lets `trireme fault` cut, delay and stall the nodes. For tests; not remembered.
+    #[arg(long)]
+    allow_faults: bool,
 }
 
 impl UpArgs {
@@ -89,6 +95,7 @@ impl UpArgs {
         let stop = stop_signal(false)?;
         let plan = self.plan();
         check_plan(&plan)?;
+        self.check_timing()?;
         let folder = DataFolder::open(&self.data)?;
         let file = self.cluster_file(&folder)?;
         let addresses = addresses(&file)?;
@@ -109,6 +116,9 @@ impl UpArgs {
                 coordinator: &endpoints,
                 engine: file.engine,
                 durability: file.durability,
+                timing: file.timing,
+                min_replicas_for_write: file.min_replicas_for_write,
+                allow_faults: self.allow_faults,
             })?;
         }
         let started = tokio::select! {
@@ -156,14 +166,16 @@ impl UpArgs {
         let port = self.port.unwrap_or(PORT_DEFAULT);
         let Some(mut file) = ClusterFile::read(folder.path())? else {
             let plan = self.plan();
-            return Ok(ClusterFile::new(
+            let mut file = ClusterFile::new(
                 plan.nodes,
                 plan.replication,
                 self.engine.unwrap_or_default(),
                 self.durability.unwrap_or_default(),
                 port,
                 coordinator,
-            ));
+            );
+            self.change_timing(&mut file)?;
+            return Ok(file);
         };
         let shape = self.replicas.is_some()
             || self.ranges.is_some()
@@ -175,13 +187,31 @@ impl UpArgs {
         if shape {
             tracing::warn!("the cluster exists: its ranges and replicas stay as they are");
         }
-        // What may change: where it listens, and how durable writes are from now on.
+        // What may change: where it listens, how durable writes are from now on, and the periods.
         file.port = self.port.unwrap_or(file.port);
         file.durability = self.durability.unwrap_or(file.durability);
         if self.coordinator.is_some() {
             file.coordinator = coordinator;
         }
+        self.change_timing(&mut file)?;
         Ok(file)
+    }
+
+    /// Checks the periods that were asked for, with those that the folder remembers, before
+    /// anything is made or held.
+    fn check_timing(&self) -> anyhow::Result<()> {
+        let existing = ClusterFile::read(&self.data)?;
+        let timing = existing.map(|file| file.timing).unwrap_or_default();
+        self.timing.change().of(timing).map_err(UsageError::from)?;
+        Ok(())
+    }
+
+    fn change_timing(&self, file: &mut ClusterFile) -> anyhow::Result<()> {
+        file.timing = self.timing.change().of(file.timing).map_err(UsageError::from)?;
+        if let Some(least) = self.timing.min_replicas_for_write() {
+            file.min_replicas_for_write = least;
+        }
+        Ok(())
     }
 
     fn check_same<T: PartialEq + Display>(
