@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Value, json};
 use trireme_client::ClientOptions;
-use trireme_types::Protocol;
+use trireme_types::{NodeId, Protocol};
 
 use super::WHOLE_TIMEOUT;
 use crate::cluster::{ALLOW_FAULTS, Cluster, ClusterArgs};
@@ -29,6 +29,8 @@ const HEADS: &[&str] = &[
     "P99 SLOW",
     "P99 HEALED",
     "P99 SLOW/BEFORE",
+    "LAG BEFORE",
+    "LAG SLOW",
 ];
 
 /// Arguments of `trireme-lab slow-replica`.
@@ -58,9 +60,17 @@ pub(crate) struct SlowReplicaArgs {
 
 /// How long puts took with one protocol.
 struct Phases {
-    before: Summary,
-    slow: Summary,
-    healed: Summary,
+    before: Phase,
+    slow: Phase,
+    healed: Phase,
+}
+
+/// What one phase showed.
+struct Phase {
+    latencies: Summary,
+    /// How many entries of the leader's the follower was not known to have in the middle of the
+    /// phase: whether it is slow indeed.
+    lag: Option<u64>,
 }
 
 impl SlowReplicaArgs {
@@ -77,6 +87,7 @@ impl SlowReplicaArgs {
         report.setting("duration", format!("{:?}", self.duration));
         let mut failed = Vec::new();
         for protocol in protocols {
+            progress(format_args!("{protocol}"));
             match self.measure(protocol, &mut report).await {
                 Ok(phases) => {
                     report.row(phases.cells(protocol), "protocols", phases.json(protocol))
@@ -86,6 +97,8 @@ impl SlowReplicaArgs {
             }
         }
         if !report.is_empty() {
+            report
+                .line("LAG: entries that the leader did not know the follower to have, half way.");
             report.print(self.json)?;
         }
         if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n")) }
@@ -96,28 +109,38 @@ impl SlowReplicaArgs {
         report.conditions(cluster.conditions().await?);
         let client = cluster.client(ClientOptions::default()).await?;
         let load = Load { client, callers: self.callers, value_bytes: self.value_bytes };
-        let before = self.phase(&load, protocol, "before").await?;
         let statuses = cluster.wait_until_whole(WHOLE_TIMEOUT).await?;
         let slow_node = statuses.followers().pop().context("nobody follows")?;
+        let before = self.phase(&cluster, slow_node, &load, "before").await?;
         cluster.delay_all_from(slow_node, self.delay).await?;
-        let slow = self.phase(&load, protocol, "with one slow follower").await?;
+        let slow = self.phase(&cluster, slow_node, &load, "with one slow follower").await?;
         let leads = cluster.statuses().await?.leader().map(|(node, _)| node);
         if leads == Some(slow_node) {
             bail!("{slow_node} was to be the slow follower, and leads now");
         }
         cluster.heal(slow_node).await?;
         cluster.wait_until_whole(WHOLE_TIMEOUT).await?;
-        let healed = self.phase(&load, protocol, "healed").await?;
+        let healed = self.phase(&cluster, slow_node, &load, "healed").await?;
         Ok(Phases { before, slow, healed })
     }
 
-    async fn phase(&self, load: &Load, protocol: Protocol, name: &str) -> anyhow::Result<Summary> {
-        let latencies = load.latencies(WARM_UP, self.duration).await;
-        let latencies = latencies.with_context(|| format!("the phase '{name}'"))?;
-        let summary = Summary::of(latencies).context("no put was acknowledged")?;
-        let (count, p50) = (summary.count, milliseconds(summary.p50));
-        progress(format_args!("{protocol}, {name}: {count} puts, p50 {p50}"));
-        Ok(summary)
+    async fn phase(
+        &self,
+        cluster: &Cluster,
+        slow_node: NodeId,
+        load: &Load,
+        name: &str,
+    ) -> anyhow::Result<Phase> {
+        let lag = async {
+            tokio::time::sleep(WARM_UP + self.duration / 2).await;
+            Ok(cluster.statuses().await?.lag(slow_node))
+        };
+        let measured = tokio::try_join!(load.latencies(WARM_UP, self.duration), lag);
+        let (latencies, lag) = measured.with_context(|| format!("the phase '{name}'"))?;
+        let latencies = Summary::of(latencies).context("no put was acknowledged")?;
+        let (count, p50) = (latencies.count, milliseconds(latencies.p50));
+        progress(format_args!("{name}: {count} puts, p50 {p50}"));
+        Ok(Phase { latencies, lag })
     }
 }
 
@@ -126,22 +149,31 @@ impl Phases {
         let mut cells = vec![protocol.to_string()];
         let parts: [fn(&Summary) -> Duration; 2] = [|summary| summary.p50, |summary| summary.p99];
         for part in parts {
-            let [before, slow, healed] = [&self.before, &self.slow, &self.healed].map(part);
+            let phases = [&self.before, &self.slow, &self.healed];
+            let [before, slow, healed] = phases.map(|phase| part(&phase.latencies));
             cells.extend([before, slow, healed].map(milliseconds));
             cells.push(format!("{:.2}", ratio(slow, before)));
         }
+        let entries = |lag: Option<u64>| lag.map_or_else(|| "-".to_owned(), |lag| lag.to_string());
+        cells.extend([self.before.lag, self.slow.lag].map(entries));
         cells
     }
 
     fn json(&self, protocol: Protocol) -> Value {
         json!({
             "protocol": protocol.name(),
-            "before_us": self.before.json(),
-            "slow_us": self.slow.json(),
-            "healed_us": self.healed.json(),
-            "p50_ratio": ratio(self.slow.p50, self.before.p50),
-            "p99_ratio": ratio(self.slow.p99, self.before.p99),
+            "before": self.before.json(),
+            "slow": self.slow.json(),
+            "healed": self.healed.json(),
+            "p50_ratio": ratio(self.slow.latencies.p50, self.before.latencies.p50),
+            "p99_ratio": ratio(self.slow.latencies.p99, self.before.latencies.p99),
         })
+    }
+}
+
+impl Phase {
+    fn json(&self) -> Value {
+        json!({ "latency_us": self.latencies.json(), "lag_entries": self.lag })
     }
 }
 
