@@ -55,6 +55,7 @@ fn crates_import_only_what_the_table_allows() {
         ("crates/replication", &["types", "storage", "proto"]),
         ("crates/coordinator", &["types"]),
         ("crates/client", &["types", "proto"]),
+        ("crates/lab", &["types", "proto", "client"]),
     ]);
     for (krate, allowed) in allowed {
         let found = dependencies(&format!("{krate}/Cargo.toml"));
