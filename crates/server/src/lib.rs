@@ -20,6 +20,8 @@ mod refusal;
 mod request;
 mod routes;
 mod services;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 
 pub use data_folder::{DataFolder, DataFolderError, NodeFile};
