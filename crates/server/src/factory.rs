@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use trireme_coordinator::Coordinator;
 use trireme_replication::raft::{RaftOptions, RaftParts, RaftReplica};
 use trireme_replication::{Replica, ReplicaError, Transport};
 use trireme_storage::{CohortLog, CohortTable, Tables};
@@ -15,6 +16,13 @@ pub(crate) struct ReplicaParts {
     pub(crate) tables: Tables,
     pub(crate) table: CohortTable,
     pub(crate) transport: Arc<dyn Transport>,
+    /// The coordinator, for the protocols that elect or change configurations through it.
+    #[expect(dead_code, reason = "Raft does without; the protocols of our own will not")]
+    pub(crate) coordinator: Coordinator,
+    /// Whether the node once lost its disk, with what its replicas had acknowledged (S14): one that
+    /// finds nothing here must first be brought up to date before it counts.
+    #[expect(dead_code, reason = "a node with Raft cohorts is not let in then")]
+    pub(crate) rejoins: bool,
     pub(crate) on_failure: Arc<dyn Fn(String) + Send + Sync>,
 }
 
@@ -32,7 +40,7 @@ pub fn check_protocol(protocol: Protocol) -> Result<(), String> {
 pub(crate) async fn open_replica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
     let protocol = parts.config.protocol;
     check_protocol(protocol).map_err(ReplicaError::Invalid)?;
-    let ReplicaParts { node, config, log, tables, table, transport, on_failure } = parts;
+    let ReplicaParts { node, config, log, tables, table, transport, on_failure, .. } = parts;
     let options = RaftOptions::default();
     let parts = RaftParts { node, config, log, tables, table, transport, options, on_failure };
     Ok(RaftReplica::open(parts).await?)

@@ -1,5 +1,6 @@
 //! A node: one data folder, one shared log, one set of tables, and the replicas on them.
 
+mod hand_over;
 mod membership;
 mod settings;
 mod starting;
@@ -20,6 +21,7 @@ use trireme_replication::{Replica, ReplicaError};
 use trireme_storage::{LogError, LogOptions, SharedLog, TableError, Tables};
 use trireme_types::{CohortId, Durability, Engine, Lsn, NodeId, Timing};
 
+use self::hand_over::hand_over;
 use self::membership::register;
 use self::settings::Settings;
 use self::starting::{Starting, open_storage};
@@ -150,6 +152,7 @@ pub enum NodeError {
 
 /// A running node.
 pub struct Node {
+    id: NodeId,
     address: SocketAddr,
     coordinator: Coordinator,
     transport: Arc<PeerTransport>,
@@ -214,6 +217,8 @@ impl Node {
 
     async fn stop(&mut self) -> Result<(), NodeError> {
         tracing::info!("stopping");
+        // Before the clients are turned away: until then they can be told who leads instead.
+        self.hand_over().await;
         if let Some(stop) = self.stop_serving.take() {
             let _gone = stop.send(());
         }
@@ -238,5 +243,12 @@ impl Node {
             tracing::warn!(%error, "the session at the coordinator was left to expire");
         }
         Ok(())
+    }
+
+    async fn hand_over(&self) {
+        let is_connected = |node| {
+            self.transport.peer_state().iter().any(|peer| peer.node == node && peer.connected)
+        };
+        hand_over(self.id, self.replicas.clone(), is_connected).await;
     }
 }

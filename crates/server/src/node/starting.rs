@@ -126,6 +126,7 @@ impl Starting {
         let (stop_serving, stopped) = oneshot::channel();
         let server = self.serve(router, accepted, stopped, fail);
         Ok(Node {
+            id: self.file.node,
             address: self.address,
             coordinator: self.coordinator,
             transport,
@@ -179,6 +180,8 @@ impl Starting {
                 tables: self.tables.clone(),
                 table: table.clone(),
                 transport: transport.clone(),
+                coordinator: self.coordinator.clone(),
+                rejoins: false,
                 on_failure: Arc::new(move |reason| on_failure(format!("{cohort}: {reason}"))),
             };
             let opened = consensus.spawn(open_replica(parts)).await.map_err(io::Error::other)?;
