@@ -36,6 +36,24 @@ pub fn check_protocol(protocol: Protocol) -> Result<(), String> {
     }
 }
 
+/// Says whether a cohort of the protocol takes in replicas by itself, for those that it removed.
+pub(crate) fn admits_replicas(protocol: Protocol) -> bool {
+    match protocol {
+        Protocol::Pacifica => true,
+        Protocol::Spinnaker | Protocol::Raft => false,
+    }
+}
+
+/// Says whether a replica of the protocol that has lost what it acknowledged can come back under
+/// its name and be brought up to date before it counts (S14).
+pub(crate) fn takes_back_without_data(protocol: Protocol) -> bool {
+    match protocol {
+        Protocol::Spinnaker | Protocol::Pacifica => true,
+        // An empty voter would vote again in terms in which it has voted.
+        Protocol::Raft => false,
+    }
+}
+
 /// Opens a replica of the protocol that its cohort's configuration names.
 pub(crate) async fn open_replica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
     let protocol = parts.config.protocol;

@@ -5,18 +5,22 @@
 //! - `cohort` gathers writes into batches and strong reads behind shared barriers, alike for every
 //!   protocol.
 //! - `services` is the gRPC face of it.
+//! - `hosting` opens and closes the node's replicas as the catalog asks for.
 //! - [`Node`] puts a node together from its data folder; `factory` is the only place that knows
 //!   which protocols there are.
+//! - `replacement` asks nodes to hold replicas that cohorts have lost.
 //! - `maintenance` keeps the shared log short.
 
 mod cohort;
 mod data_folder;
 mod factory;
+mod hosting;
 mod listener;
 mod maintenance;
 mod node;
 mod peers;
 mod refusal;
+mod replacement;
 mod request;
 mod routes;
 mod services;
@@ -26,4 +30,4 @@ pub mod transport;
 
 pub use data_folder::{DataFolder, DataFolderError, NodeFile};
 pub use factory::check_protocol;
-pub use node::{Node, NodeError, NodeOptions};
+pub use node::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};

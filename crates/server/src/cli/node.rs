@@ -2,16 +2,17 @@
 
 use std::io::Read;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use trireme_server::{Node, NodeOptions};
+use trireme_server::{Node, NodeOptions, REPLACE_DELAY_DEFAULT};
 use trireme_types::{Durability, Engine, NodeId};
 
-use super::logging;
+use super::{duration, logging};
 
 /// The threads of the runtime that carries consensus: few, since its work is short, and apart from
 /// those of the clients, so that their load cannot hold up a heartbeat.
@@ -45,6 +46,10 @@ pub(crate) struct NodeArgs {
     /// The bytes of one segment of the log.
     #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
     segment_bytes: u64,
+    /// How long a replica must be missing from a range before its leader asks another node to hold
+    /// one, for protocols that replace replicas. [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
+    replace_delay: Option<Duration>,
     /// Stop when standard input ends, as it does when the process that started this one is gone.
     #[arg(long, hide = true)]
     stop_at_stdin_end: bool,
@@ -87,6 +92,7 @@ impl NodeArgs {
             durability,
             log_bytes_max: self.log_bytes_max,
             segment_bytes: self.segment_bytes,
+            replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
             ..NodeOptions::new(PathBuf::new())
         }
     }

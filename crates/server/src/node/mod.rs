@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use trireme_coordinator::recipes::membership::RegisterError;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_replication::{Replica, ReplicaError};
@@ -27,10 +28,18 @@ use self::settings::Settings;
 use self::starting::{Starting, open_storage};
 use crate::data_folder::{DataFolder, DataFolderError};
 use crate::listener;
+use crate::routes::Router;
 use crate::transport::PeerTransport;
 
 /// How long a stopping node waits for its clients' streams to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a replica is missing before it is replaced, unless something else is asked for: several
+/// times what a restart takes. (Pegasus waits for ten minutes.)
+pub const REPLACE_DELAY_DEFAULT: Duration = Duration::from_secs(10);
+
+/// How long a stopping node waits for a replica that is being opened or closed.
+const HOSTING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a node is started with. What an existing data folder knows need not be said.
 #[derive(Clone, Debug)]
@@ -55,6 +64,10 @@ pub struct NodeOptions {
     pub timing: Timing,
     /// How many replicas a PacificA cohort must have to take writes (P10).
     pub min_replicas_for_write: usize,
+    /// How long a replica must be missing from a cohort before its leader asks another node to hold
+    /// one (M52). Shorter makes up for a dead node sooner; longer bears longer absences without
+    /// copying the rows that the node still has (P13).
+    pub replace_delay: Duration,
 }
 
 impl NodeOptions {
@@ -71,6 +84,7 @@ impl NodeOptions {
             segment_bytes: LogOptions::default().segment_bytes,
             timing: Timing::default(),
             min_replicas_for_write: 1,
+            replace_delay: REPLACE_DELAY_DEFAULT,
         }
     }
 }
@@ -156,7 +170,9 @@ pub struct Node {
     address: SocketAddr,
     coordinator: Coordinator,
     transport: Arc<PeerTransport>,
-    replicas: Vec<Arc<dyn Replica>>,
+    router: Arc<Router>,
+    hosting: Option<JoinHandle<()>>,
+    stop_hosting: CancellationToken,
     log: SharedLog,
     tables: Tables,
     failed: watch::Receiver<Option<String>>,
@@ -217,8 +233,11 @@ impl Node {
 
     async fn stop(&mut self) -> Result<(), NodeError> {
         tracing::info!("stopping");
+        self.stop_hosting().await;
+        let replicas: Vec<_> =
+            self.router.routes().hosted.values().map(|hosted| hosted.replica.clone()).collect();
         // Before the clients are turned away: until then they can be told who leads instead.
-        self.hand_over().await;
+        self.hand_over(&replicas).await;
         if let Some(stop) = self.stop_serving.take() {
             let _gone = stop.send(());
         }
@@ -228,7 +247,7 @@ impl Node {
                 abort.abort();
             }
         }
-        for replica in &self.replicas {
+        for replica in &replicas {
             replica.shutdown().await;
         }
         self.transport.shutdown();
@@ -245,10 +264,22 @@ impl Node {
         Ok(())
     }
 
-    async fn hand_over(&self) {
+    /// Has no replica opened or closed any more.
+    async fn stop_hosting(&mut self) {
+        self.stop_hosting.cancel();
+        if let Some(hosting) = self.hosting.take() {
+            let abort = hosting.abort_handle();
+            if tokio::time::timeout(HOSTING_TIMEOUT, hosting).await.is_err() {
+                tracing::warn!("a replica is still being opened or closed");
+                abort.abort();
+            }
+        }
+    }
+
+    async fn hand_over(&self, replicas: &[Arc<dyn Replica>]) {
         let is_connected = |node| {
             self.transport.peer_state().iter().any(|peer| peer.node == node && peer.connected)
         };
-        hand_over(self.id, self.replicas.clone(), is_connected).await;
+        hand_over(self.id, replicas.to_vec(), is_connected).await;
     }
 }

@@ -20,6 +20,7 @@ pub(super) struct NodeProcess<'a> {
     pub(super) coordinator: &'a [String],
     pub(super) engine: Engine,
     pub(super) durability: Durability,
+    pub(super) replace_delay: Duration,
 }
 
 /// The nodes' processes, each with its number. They stop when this one is gone, however it went:
@@ -52,6 +53,7 @@ impl Children {
             .args(["--coordinator", &node.coordinator.join(",")])
             .args(["--engine", node.engine.name()])
             .args(["--durability", node.durability.name()])
+            .args(["--replace-delay", &format!("{}ms", node.replace_delay.as_millis())])
             .arg("--stop-at-stdin-end")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

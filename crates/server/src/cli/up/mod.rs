@@ -18,14 +18,14 @@ use trireme_client::Client;
 use trireme_coordinator::embedded::{EmbeddedOptions, EmbeddedServer};
 use trireme_coordinator::recipes::catalog::{Bootstrapped, Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorOptions};
-use trireme_server::{DataFolder, check_protocol};
+use trireme_server::{DataFolder, REPLACE_DELAY_DEFAULT, check_protocol};
 use trireme_types::{Durability, Engine, Protocol};
 
 use self::children::{Children, NodeProcess};
 use self::cluster_file::ClusterFile;
 use self::plan::{Plan, RangeProtocol, Splits, range_protocol};
 use super::node::stop_signal;
-use super::{UsageError, logging};
+use super::{UsageError, duration, logging};
 
 /// How long the cluster may take until every range has a leader.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -77,6 +77,10 @@ pub(crate) struct UpArgs {
     /// What an acknowledged write has survived: fsync, os or memory. [default: fsync]
     #[arg(long)]
     durability: Option<Durability>,
+    /// How long a replica must be missing from a range before its leader asks another node to hold
+    /// one, for protocols that replace replicas; counts for this start. [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
+    replace_delay: Option<Duration>,
 }
 
 impl UpArgs {
@@ -109,6 +113,7 @@ impl UpArgs {
                 coordinator: &endpoints,
                 engine: file.engine,
                 durability: file.durability,
+                replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
             })?;
         }
         let started = tokio::select! {
