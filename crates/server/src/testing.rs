@@ -1,15 +1,44 @@
 //! What the crate's own tests share.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tempfile::TempDir;
+use trireme_coordinator::embedded::{EmbeddedOptions, EmbeddedServer};
+use trireme_coordinator::{Coordinator, CoordinatorOptions};
 use trireme_replication::{
     Freshness, Lane, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role,
 };
 use trireme_storage::StagedSnapshot;
 use trireme_types::{CohortConfig, CohortId, CommandBatch, Lsn, NodeId, Outcome, Protocol};
+
+/// A coordinator in this process, with a folder of its own.
+pub(crate) struct EmbeddedCoordinator {
+    server: EmbeddedServer,
+    _folder: TempDir,
+}
+
+impl EmbeddedCoordinator {
+    /// Starts one on any free port.
+    pub(crate) async fn start() -> Self {
+        let folder = TempDir::new().unwrap();
+        let options = EmbeddedOptions::new(folder.path(), SocketAddr::from(([127, 0, 0, 1], 0)));
+        Self { server: EmbeddedServer::start(options).await.unwrap(), _folder: folder }
+    }
+
+    /// Returns where it listens.
+    pub(crate) fn endpoint(&self) -> String {
+        self.server.endpoint()
+    }
+
+    /// Opens a session.
+    pub(crate) async fn connect(&self) -> Coordinator {
+        Coordinator::connect(CoordinatorOptions::new(vec![self.endpoint()])).await.unwrap()
+    }
+}
 
 /// A replica that replicates nothing: it notes what it hears, and says what it was told to say.
 pub(crate) struct FakeReplica {

@@ -107,21 +107,25 @@ impl Hosting {
 
     /// Takes in the next news. Returns whether there can be more. Can be cancelled.
     async fn hear(&mut self, news: &mut News) -> bool {
-        let heard = tokio::select! {
+        let error = tokio::select! {
             told = news.catalog.next() => match told {
-                Some(Ok(told)) => Ok(take_in(&mut self.catalog, told)),
-                Some(Err(error)) => Err(error),
+                Some(Ok(told)) => {
+                    take_in(&mut self.catalog, told);
+                    return true;
+                }
+                Some(Err(error)) => error,
                 None => return false,
             },
             told = news.invitations.next() => match told {
-                Some(Ok(told)) => Ok(self.invitations = told),
-                Some(Err(error)) => Err(error),
+                Some(Ok(told)) => {
+                    self.invitations = told;
+                    return true;
+                }
+                Some(Err(error)) => error,
                 None => return false,
             },
         };
-        if let Err(error) = heard {
-            tracing::error!(%error, "what the coordinator told is passed over");
-        }
+        tracing::error!(%error, "what the coordinator told is passed over");
         true
     }
 

@@ -2,15 +2,12 @@
 //! protocol whose configurations do not change in practice, which opening and closing does not
 //! know.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use trireme_coordinator::CoordinatorOptions;
-use trireme_coordinator::embedded::{EmbeddedOptions, EmbeddedServer};
 use trireme_coordinator::recipes::catalog::{ClusterSpec, CompareAndSet};
 use trireme_coordinator::recipes::invitations::Invitation;
 use trireme_replication::Replica;
@@ -22,6 +19,7 @@ use trireme_types::{
 };
 
 use super::*;
+use crate::testing::EmbeddedCoordinator;
 use crate::transport::{PeerTransport, TransportOptions};
 
 const ME: NodeId = NodeId(1);
@@ -49,18 +47,15 @@ struct Fixture {
     router: Arc<Router>,
     running: JoinHandle<()>,
     stop: CancellationToken,
-    _server: EmbeddedServer,
+    _server: EmbeddedCoordinator,
     _folder: TempDir,
 }
 
 impl Fixture {
     async fn start() -> Self {
         let folder = TempDir::new().unwrap();
-        let listen: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let options = EmbeddedOptions::new(folder.path().join("coordinator"), listen);
-        let server = EmbeddedServer::start(options).await.unwrap();
-        let options = CoordinatorOptions::new(vec![server.endpoint()]);
-        let coordinator = Coordinator::connect(options).await.unwrap();
+        let server = EmbeddedCoordinator::start().await;
+        let coordinator = server.connect().await;
         let map = RangeMap::from_splits(&[Bytes::from("m")]).unwrap();
         let configs = [ONE, TWO].map(|cohort| config(cohort, 1, &[1], 1)).to_vec();
         let spec = ClusterSpec { cluster: ClusterId(7), map, configs };

@@ -20,7 +20,7 @@ use trireme_coordinator::recipes::membership::RegisterError;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_replication::{Replica, ReplicaError};
 use trireme_storage::{LogError, LogOptions, SharedLog, TableError, Tables};
-use trireme_types::{CohortId, Durability, Engine, Lsn, NodeId, Timing};
+use trireme_types::{CohortId, Durability, Engine, Lsn, NodeId, Protocol, Timing};
 
 use self::hand_over::hand_over;
 use self::membership::register;
@@ -134,6 +134,22 @@ pub enum NodeError {
         /// The folder that was to be its data.
         path: PathBuf,
     },
+    /// The coordinator knows the node with data that is lost, and a cohort counts on it.
+    #[error(
+        "node {node} is known with other data than what is in {path}, which is empty: cohort \
+         {cohort} counts on what the node acknowledged, and {protocol} cannot take back a replica \
+         that has lost it"
+    )]
+    LostDisk {
+        /// The node.
+        node: NodeId,
+        /// The folder that was to be its data.
+        path: PathBuf,
+        /// A cohort that the catalog places on the node.
+        cohort: CohortId,
+        /// Its protocol.
+        protocol: Protocol,
+    },
     /// A cohort's rows are gone from the tables, and its log does not reach back far enough to
     /// bring them again.
     #[error(
@@ -195,7 +211,7 @@ impl Node {
         let address = listener.local_addr()?;
         let (coordinator, catalog) = settings.connect(&folder).await?;
         let mut file = settings.adopt(&folder, &catalog, address)?;
-        register(&coordinator, &file, &folder).await?;
+        register(&coordinator, &catalog, &mut file, &folder).await?;
         folder.check_log(&file)?;
         let (log, tables) = open_storage(&folder, &file, &catalog, &options)?;
         if !file.has_log {

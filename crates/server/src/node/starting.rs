@@ -167,7 +167,7 @@ impl Starting {
     ) -> Opener {
         Opener {
             node: self.file.node,
-            rejoins: false,
+            rejoins: self.file.rejoins,
             log: self.log.clone(),
             tables: self.tables.clone(),
             transport: transport.clone(),
