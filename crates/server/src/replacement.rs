@@ -209,10 +209,15 @@ fn next_step(
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
     use trireme_coordinator::NodeVersion;
-    use trireme_types::Protocol;
+    use trireme_coordinator::recipes::invitations::AllInvitations;
+    use trireme_proto::v1;
+    use trireme_storage::{TableOptions, Tables};
+    use trireme_types::{ClusterId, Protocol, RangeMap};
 
     use super::*;
+    use crate::testing::{EmbeddedCoordinator, FakeReplica};
 
     const DELAY: Duration = Duration::from_secs(10);
 
@@ -309,5 +314,48 @@ mod tests {
         seen.take_in(now, &config(&[1, 4]), Some(standing(4)));
         let another = next_step(&config(&[1, 4]), &seen, &mut nodes, now, DELAY);
         assert_eq!(another, Some(Step::Withdraw(standing(4))));
+    }
+
+    /// A cohort that is led by a fake replica, on a node that asks a real coordinator.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_leader_invites_a_living_node_and_withdraws_the_invitation_when_it_is_in() {
+        let (embedded, folder) = (EmbeddedCoordinator::start().await, TempDir::new().unwrap());
+        let coordinator = embedded.connect().await;
+        let tables = Tables::open(folder.path(), TableOptions::default()).unwrap();
+        let directory = Arc::<NodeDirectory>::default();
+        let alive = |id| v1::Node { id, address: String::new(), alive: id != 3 };
+        directory.set((1..=4).map(alive));
+        let map = RangeMap::from_splits(&[]).unwrap();
+        let descriptor = map.ranges()[0].clone();
+        let table = tables.cohort(descriptor.cohort, descriptor.range.clone()).unwrap();
+        let replica = FakeReplica::new(1, 1);
+        replica.lead(&[]);
+        let hosted = HostedCohort::start(descriptor, replica, table, directory.clone());
+        let routes = |replicas: &[u64], invitations: AllInvitations| Routes {
+            map: map.clone(),
+            configs: [(CohortId(1), config(replicas))].into(),
+            invitations,
+            hosted: [(CohortId(1), hosted.clone())].into(),
+        };
+        let first = routes(&[1, 2], AllInvitations::new());
+        let router = Arc::new(Router::new(ClusterId(7), directory.clone(), first));
+        let invitations = Invitations::new(&coordinator);
+        let mut told = invitations.watch().unwrap();
+        assert_eq!(told.next().await, Some(Ok(AllInvitations::new())));
+        let replacement = Replacement {
+            node: NodeId(1),
+            router: router.clone(),
+            directory,
+            invitations,
+            delay: Duration::from_millis(50),
+        };
+        let running = tokio::spawn(replacement.run());
+        let invited = told.next().await.unwrap().unwrap();
+        let expected = Invitation { node: NodeId(4), at: 3 };
+        assert_eq!(invited[&CohortId(1)].invitation, expected, "node 3 is dead");
+        router.set(routes(&[1, 2, 4], invited));
+        assert_eq!(told.next().await, Some(Ok(AllInvitations::new())));
+        running.abort();
+        coordinator.close().await.unwrap();
     }
 }

@@ -12,9 +12,9 @@ use trireme_coordinator::recipes::catalog::{ClusterSpec, CompareAndSet};
 use trireme_coordinator::recipes::invitations::Invitation;
 use trireme_replication::Replica;
 use trireme_storage::fs::RealFs;
-use trireme_storage::{LogIdentity, LogOptions, SharedLog, TableOptions, Tables};
+use trireme_storage::{LogIdentity, LogOptions, LogWrite, SharedLog, TableOptions, Tables};
 use trireme_types::{
-    ClusterId, CohortConfig, Command, CommandBatch, Condition, NodeId, Operation, Protocol,
+    ClusterId, CohortConfig, Command, CommandBatch, Condition, Lsn, NodeId, Operation, Protocol,
     RangeMap,
 };
 
@@ -59,35 +59,34 @@ impl Fixture {
         let map = RangeMap::from_splits(&[Bytes::from("m")]).unwrap();
         let configs = [ONE, TWO].map(|cohort| config(cohort, 1, &[1], 1)).to_vec();
         let spec = ClusterSpec { cluster: ClusterId(7), map, configs };
-        let catalog = Catalog::bootstrap(&coordinator, spec).await.unwrap().into_state();
-
+        Catalog::bootstrap(&coordinator, spec).await.unwrap();
         let identity = LogIdentity { cluster: ClusterId(7), node: ME };
-        let (log_folder, tables) = (folder.path().join("log"), folder.path().join("tables"));
-        let log = SharedLog::open(Arc::new(RealFs), &log_folder, identity, LogOptions::default());
-        let log = log.unwrap();
+        let (log, tables) = (folder.path().join("log"), folder.path().join("tables"));
+        let log = SharedLog::open(Arc::new(RealFs), &log, identity, LogOptions::default()).unwrap();
         let tables = Tables::open(&tables, TableOptions::default()).unwrap();
-        let peers = Peers::new(PathBuf::new());
-        let options = TransportOptions::new(ClusterId(7), ME);
-        let opener = Opener {
-            node: ME,
-            rejoins: false,
-            log: log.clone(),
-            tables: tables.clone(),
-            transport: PeerTransport::new(options, peers.clone(), Handle::current()),
-            directory: Arc::default(),
-            coordinator: coordinator.clone(),
-            fail: Arc::new(|reason| panic!("{reason}")),
-            consensus: Handle::current(),
-        };
-        let hosting = Hosting::start(opener, peers, catalog).await.unwrap();
-        let (router, stop) = (hosting.router(), CancellationToken::new());
-        let running = tokio::spawn(hosting.run(coordinator.clone(), stop.clone()));
+        let (router, running, stop) = host(&coordinator, &log, &tables).await;
         let (_server, _folder) = (server, folder);
         let fixture = Self { coordinator, log, tables, router, running, stop, _server, _folder };
         for (cohort, key) in [(ONE, "a"), (TWO, "z")] {
             fixture.put(cohort, key).await;
         }
         fixture
+    }
+
+    /// Closes all replicas, has something done meanwhile, and hosts anew.
+    async fn restart(&mut self, meanwhile: impl AsyncFnOnce(&Self)) {
+        self.close().await;
+        meanwhile(self).await;
+        (self.router, self.running, self.stop) =
+            host(&self.coordinator, &self.log, &self.tables).await;
+    }
+
+    async fn close(&mut self) {
+        self.stop.cancel();
+        (&mut self.running).await.unwrap();
+        for hosted in self.router.routes().hosted.values() {
+            hosted.replica.shutdown().await;
+        }
     }
 
     fn hosted(&self, cohort: CohortId) -> Option<Arc<dyn Replica>> {
@@ -110,10 +109,16 @@ impl Fixture {
         }
     }
 
-    async fn install(&self, config: CohortConfig) {
+    /// Has the coordinator know a configuration.
+    async fn propose(&self, config: CohortConfig) {
         let catalog = Catalog::new(&self.coordinator);
         let installed = catalog.compare_and_set_cohort(config.clone()).await;
-        assert_eq!(installed, Ok(CompareAndSet::Installed(config.clone())));
+        assert_eq!(installed, Ok(CompareAndSet::Installed(config)));
+    }
+
+    /// Has the coordinator and the node know a configuration.
+    async fn install(&self, config: CohortConfig) {
+        self.propose(config.clone()).await;
         self.until("the newest configuration", async || {
             self.router.routes().configs[&config.cohort] == config
         })
@@ -143,14 +148,40 @@ impl Fixture {
         .await;
     }
 
-    async fn stop(self) {
-        self.stop.cancel();
-        self.running.await.unwrap();
-        for hosted in self.router.routes().hosted.values() {
-            hosted.replica.shutdown().await;
-        }
+    fn applied(&self, cohort: CohortId) -> Lsn {
+        self.router.routes().hosted[&cohort].table.applied()
+    }
+
+    async fn stop(mut self) {
+        self.close().await;
         self.coordinator.close().await.unwrap();
     }
+}
+
+/// Hosts what the catalog places on the node.
+async fn host(
+    coordinator: &Coordinator,
+    log: &SharedLog,
+    tables: &Tables,
+) -> (Arc<Router>, JoinHandle<()>, CancellationToken) {
+    let catalog = Catalog::new(coordinator).load().await.unwrap().unwrap();
+    let peers = Peers::new(PathBuf::new());
+    let options = TransportOptions::new(ClusterId(7), ME);
+    let opener = Opener {
+        node: ME,
+        rejoins: false,
+        log: log.clone(),
+        tables: tables.clone(),
+        transport: PeerTransport::new(options, peers.clone(), Handle::current()),
+        directory: Arc::default(),
+        coordinator: coordinator.clone(),
+        fail: Arc::new(|reason| panic!("{reason}")),
+        consensus: Handle::current(),
+    };
+    let hosting = Hosting::start(opener, peers, catalog).await.unwrap();
+    let (router, stop) = (hosting.router(), CancellationToken::new());
+    let running = tokio::spawn(hosting.run(coordinator.clone(), stop.clone()));
+    (router, running, stop)
 }
 
 fn is_same(one: &Arc<dyn Replica>, other: Option<&Arc<dyn Replica>>) -> bool {
@@ -207,5 +238,43 @@ async fn a_removed_replica_that_has_data_stays_until_its_place_is_taken() {
     assert!(is_same(&removed, fixture.hosted(ONE).as_ref()));
     fixture.install(config(ONE, 4, &[2, 3], 2)).await;
     fixture.until_gone(ONE).await;
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_to_go_goes_at_the_start_too_and_the_rest_comes_back_as_it_was() {
+    let mut fixture = Fixture::start().await;
+    let applied = fixture.applied(TWO);
+    fixture.restart(async |fixture| fixture.propose(config(ONE, 2, &[2], 1)).await).await;
+    fixture.until_gone(ONE).await;
+    assert_eq!(fixture.applied(TWO), applied);
+    fixture.put(TWO, "y").await;
+    fixture.stop().await;
+}
+
+/// A crash in the middle of discarding may leave rows without their log, or a log without its rows.
+/// If the replica is asked for again by then, it begins anew: what is left must neither be built
+/// upon nor keep the node from starting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_interrupted_discard_has_left_is_not_built_upon() {
+    let mut fixture = Fixture::start().await;
+    fixture
+        .restart(async |fixture| {
+            fixture.log.forget_cohort(ONE).unwrap();
+            fixture.propose(config(ONE, 2, &[2], 2)).await;
+        })
+        .await;
+    assert_eq!(fixture.applied(ONE), Lsn::ZERO, "rows without their log");
+
+    fixture.put(TWO, "y").await;
+    fixture
+        .restart(async |fixture| {
+            let upto = fixture.log.cohort(TWO).bounds().last;
+            fixture.log.cohort(TWO).submit(LogWrite::Purge { upto }).unwrap();
+            fixture.tables.drop_cohort(TWO).unwrap();
+            fixture.propose(config(TWO, 2, &[2], 2)).await;
+        })
+        .await;
+    assert_eq!(fixture.log.cohort(TWO).bounds().purged, Lsn::ZERO, "a log without its rows");
     fixture.stop().await;
 }
