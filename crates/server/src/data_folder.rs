@@ -38,6 +38,10 @@ pub struct NodeFile {
     pub durability: Durability,
     /// Whether the log was made: from then on its absence is a loss, not a beginning.
     pub has_log: bool,
+    /// Whether the node came to the cluster with this folder after it had lost another one, and
+    /// with it what its replicas had acknowledged (S14).
+    #[serde(default)]
+    pub rejoins: bool,
     /// The address that the node listens on, host:port.
     pub listen: String,
     /// The coordinator's endpoints.
@@ -161,6 +165,19 @@ impl DataFolder {
         self.path.join("incoming")
     }
 
+    /// Says whether there is a log or a table in the folder, whosever it may be.
+    pub fn has_data(&self) -> Result<bool, DataFolderError> {
+        for path in [self.log(), self.tables()] {
+            match fs::read_dir(&path).map(Iterator::count) {
+                Ok(0) => {}
+                Ok(_) => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(io_error(&path, source)),
+            }
+        }
+        Ok(false)
+    }
+
     /// Checks that a log that was made is still there.
     pub fn check_log(&self, file: &NodeFile) -> Result<(), DataFolderError> {
         let path = self.log();
@@ -221,15 +238,15 @@ impl NodeFile {
         coordinator: Vec<String>,
     ) -> Self {
         let (cluster, data_id) = (cluster.to_string(), rand::random());
-        let (format, has_log) = (FORMAT, false);
         Self {
-            format,
+            format: FORMAT,
             cluster,
             node,
             data_id,
             engine,
             durability,
-            has_log,
+            has_log: false,
+            rejoins: false,
             listen,
             coordinator,
             timing: Timing::default(),
@@ -325,10 +342,20 @@ mod tests {
         assert!(folder.check_log(&file()).is_ok(), "a folder that has none yet is new");
         let lost = folder.check_log(&made);
         assert!(matches!(lost, Err(DataFolderError::LostLog(_))), "{lost:?}");
+        assert!(!folder.has_data().unwrap());
         fs::create_dir(folder.log()).unwrap();
         assert!(folder.check_log(&made).is_err());
         fs::write(folder.log().join("00000000000000000001.log"), "").unwrap();
         assert!(folder.check_log(&made).is_ok());
+        assert!(folder.has_data().unwrap());
+    }
+
+    #[test]
+    fn a_description_that_was_written_before_nodes_could_rejoin_is_read() {
+        let mut written = serde_json::to_value(file()).unwrap();
+        written.as_object_mut().unwrap().remove("rejoins").unwrap();
+        let read = parse(Path::new("node.json"), written.to_string().as_bytes()).unwrap();
+        assert!(!read.rejoins);
     }
 
     #[test]

@@ -168,6 +168,33 @@ fn the_periods_are_remembered_until_others_are_given() {
     assert_eq!(remembered(cluster, "node-3/node.json"), ([1500, 200, 2000, 3000], 2));
 }
 
+/// A node that is stopped in order hands the ranges that it leads to others before it goes: when its
+/// process has ended, the others know a leader already, and nobody waits for an election timeout.
+#[test]
+fn a_node_that_is_stopped_hands_over_what_it_leads_before_it_ends() {
+    const STOPPED: usize = 2;
+
+    let cluster = &mut Cluster::start(&["--ranges", "4"]);
+    cluster.run(["put", "before", "1"]).out();
+    cluster.lead_everywhere(STOPPED);
+    cluster.wait_until_caught_up(CATCH_UP_TIMEOUT);
+    cluster.stop_node(STOPPED);
+    // Sooner than any follower can have noticed that it hears nothing from its leader.
+    let after = cluster.statuses().unwrap();
+    for cohort in after.cohorts() {
+        for (node, replica) in after.replicas(cohort) {
+            assert_ne!(replica.leader, STOPPED as u64, "node {node}: {replica:?}");
+            assert_ne!(replica.leader, 0, "node {node}: {replica:?}");
+        }
+    }
+    for key in ["apple", "grape", "melon", "zebra"] {
+        cluster.run(["put", key, "1"]).out();
+    }
+    cluster.restart_node(STOPPED);
+    cluster.wait_until_caught_up(CATCH_UP_TIMEOUT);
+    assert_eq!(cluster.rows().len(), 5);
+}
+
 /// `up` does not wait for ever for nodes that are all dead.
 #[test]
 fn up_ends_when_every_node_has_died() {

@@ -64,6 +64,7 @@ mod message;
 mod options;
 mod reconfiguration;
 
+use trireme_storage::IoId;
 use trireme_types::{CohortConfig, CohortId, Entry, Epoch, NodeId, Protocol};
 
 pub use self::coordinator::{Newest, Proposal};
@@ -99,6 +100,8 @@ pub struct Pacifica {
     part: Part,
     /// What it asked the manager for and has not seen decided.
     pending: Option<Pending>,
+    /// It becomes primary when this write, by which it will know that it acted, is on disk.
+    becomes_primary_at: Option<IoId>,
     /// What it measured when it was primary before.
     measures: Measures,
 }
@@ -132,6 +135,7 @@ impl Pacifica {
             support: Support::starting(Moment::START, grace, true),
             part: Part::Idle,
             pending: None,
+            becomes_primary_at: None,
             measures: Measures::default(),
             options,
         };
@@ -238,6 +242,9 @@ impl Core for Pacifica {
             }
             Event::Durable { upto } => {
                 self.journal.on_durable(upto);
+                if self.becomes_primary_at.take_if(|io| *io <= upto).is_some() {
+                    self.become_primary();
+                }
                 self.advance();
             }
             Event::Applied { upto } => self.begin_serving(upto),

@@ -141,6 +141,7 @@ impl Pacifica {
 
     /// Acts in the newest configuration from now on.
     fn adopt(&mut self, is_mine: bool, is_first: bool, was_listed: bool) {
+        self.becomes_primary_at = None;
         let Some(config) = self.config.clone() else { return };
         let is_listed = config.replicas.contains(&self.node);
         if is_listed && self.state.is_learner && matches!(self.part, Part::Idle) {
@@ -169,7 +170,12 @@ impl Pacifica {
         if may_have_acted && !self.options.faults.resumes_its_version {
             return self.propose(Purpose::Resume);
         }
-        self.become_primary();
+        // A version that the manager has just installed for it is one that no incarnation of it has
+        // acted in. In its first one, it must know after a crash that it may have.
+        match self.journal.when_durable() {
+            When::Durable(io) if is_first => self.becomes_primary_at = Some(io),
+            _ => self.become_primary(),
+        }
     }
 
     /// Goes on in a configuration with the same primary: replicas were removed or added.

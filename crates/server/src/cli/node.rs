@@ -2,17 +2,18 @@
 
 use std::io::Read;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use trireme_server::{Node, NodeError, NodeOptions};
+use trireme_server::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};
 use trireme_types::{Durability, Engine, NodeId};
 
 use super::timing::TimingArgs;
-use super::{UsageError, logging};
+use super::{UsageError, duration, logging};
 
 /// The threads of the runtime that carries consensus: few, since its work is short, and apart from
 /// those of the clients, so that their load cannot hold up a heartbeat.
@@ -49,6 +50,10 @@ pub(crate) struct NodeArgs {
     /// Lets `trireme fault` cut, delay and stall the node. For tests; not remembered.
     #[arg(long)]
     allow_faults: bool,
+    /// How long a replica must be missing from a range before its leader asks another node to hold
+    /// one, for protocols that replace replicas. [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
+    replace_delay: Option<Duration>,
     /// Stop when standard input ends, as it does when the process that started this one is gone.
     #[arg(long, hide = true)]
     stop_at_stdin_end: bool,
@@ -94,6 +99,7 @@ impl NodeArgs {
             segment_bytes: self.segment_bytes,
             timing: timing.change(),
             min_replicas_for_write: timing.min_replicas_for_write(),
+            replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
             allow_faults: self.allow_faults,
         }
     }

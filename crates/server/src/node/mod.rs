@@ -1,5 +1,6 @@
 //! A node: one data folder, one shared log, one set of tables, and the replicas on them.
 
+mod hand_over;
 mod membership;
 mod settings;
 mod starting;
@@ -14,22 +15,34 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use trireme_coordinator::recipes::membership::RegisterError;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_replication::{Replica, ReplicaError};
 use trireme_storage::{LogError, LogOptions, SharedLog, TableError, Tables};
-use trireme_types::{CohortId, Durability, Engine, InvalidTiming, Lsn, NodeId, TimingChange};
+use trireme_types::{
+    CohortId, Durability, Engine, InvalidTiming, Lsn, NodeId, Protocol, TimingChange,
+};
 
+use self::hand_over::hand_over;
 use self::membership::register;
 use self::settings::Settings;
 use self::starting::{Starting, open_storage};
 use crate::data_folder::{DataFolder, DataFolderError};
 use crate::faults::{Faults, ForwarderError};
 use crate::listener;
+use crate::routes::Router;
 use crate::transport::PeerTransport;
 
 /// How long a stopping node waits for its clients' streams to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a replica is missing before it is replaced, unless something else is asked for: several
+/// times what a restart takes. (Pegasus waits for ten minutes.)
+pub const REPLACE_DELAY_DEFAULT: Duration = Duration::from_secs(10);
+
+/// How long a stopping node waits for a replica that is being opened or closed.
+const HOSTING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a node is started with. What an existing data folder knows need not be said.
 #[derive(Clone, Debug)]
@@ -54,6 +67,10 @@ pub struct NodeOptions {
     pub timing: TimingChange,
     /// How many replicas a PacificA cohort must have to take writes (P10).
     pub min_replicas_for_write: Option<usize>,
+    /// How long a replica must be missing from a cohort before its leader asks another node to hold
+    /// one (M52). Shorter makes up for a dead node sooner; longer bears longer absences without
+    /// copying the rows that the node still has (P13).
+    pub replace_delay: Duration,
     /// Whether whoever reaches the node may have it suffer faults. Never remembered.
     pub allow_faults: bool,
 }
@@ -72,6 +89,7 @@ impl NodeOptions {
             segment_bytes: LogOptions::default().segment_bytes,
             timing: TimingChange::default(),
             min_replicas_for_write: None,
+            replace_delay: REPLACE_DELAY_DEFAULT,
             allow_faults: false,
         }
     }
@@ -128,6 +146,22 @@ pub enum NodeError {
         /// The folder that was to be its data.
         path: PathBuf,
     },
+    /// The coordinator knows the node with data that is lost, and a cohort counts on it.
+    #[error(
+        "node {node} is known with other data than what is in {path}, which is empty: cohort \
+         {cohort} counts on what the node acknowledged, and {protocol} cannot take back a replica \
+         that has lost it"
+    )]
+    LostDisk {
+        /// The node.
+        node: NodeId,
+        /// The folder that was to be its data.
+        path: PathBuf,
+        /// A cohort that the catalog places on the node.
+        cohort: CohortId,
+        /// Its protocol.
+        protocol: Protocol,
+    },
     /// A cohort's rows are gone from the tables, and its log does not reach back far enough to
     /// bring them again.
     #[error(
@@ -160,10 +194,13 @@ pub enum NodeError {
 
 /// A running node.
 pub struct Node {
+    id: NodeId,
     address: SocketAddr,
     coordinator: Coordinator,
     transport: Arc<PeerTransport>,
-    replicas: Vec<Arc<dyn Replica>>,
+    router: Arc<Router>,
+    hosting: Option<JoinHandle<()>>,
+    stop_hosting: CancellationToken,
     log: SharedLog,
     tables: Tables,
     failed: watch::Receiver<Option<String>>,
@@ -190,7 +227,7 @@ impl Node {
         let faults = options.allow_faults.then(Faults::new);
         let (coordinator, catalog) = settings.connect(&folder, faults.as_deref()).await?;
         let mut file = settings.adopt(&folder, &catalog, address)?;
-        register(&coordinator, &file, &folder).await?;
+        register(&coordinator, &catalog, &mut file, &folder).await?;
         folder.check_log(&file)?;
         let (log, tables) = open_storage(&folder, &file, &catalog, &options, faults.as_deref())?;
         if !file.has_log {
@@ -228,6 +265,11 @@ impl Node {
 
     async fn stop(&mut self) -> Result<(), NodeError> {
         tracing::info!("stopping");
+        self.stop_hosting().await;
+        let replicas: Vec<_> =
+            self.router.routes().hosted.values().map(|hosted| hosted.replica.clone()).collect();
+        // Before the clients are turned away: until then they can be told who leads instead.
+        self.hand_over(&replicas).await;
         if let Some(stop) = self.stop_serving.take() {
             let _gone = stop.send(());
         }
@@ -237,7 +279,7 @@ impl Node {
                 abort.abort();
             }
         }
-        for replica in &self.replicas {
+        for replica in &replicas {
             replica.shutdown().await;
         }
         self.transport.shutdown();
@@ -252,5 +294,24 @@ impl Node {
             tracing::warn!(%error, "the session at the coordinator was left to expire");
         }
         Ok(())
+    }
+
+    /// Has no replica opened or closed any more.
+    async fn stop_hosting(&mut self) {
+        self.stop_hosting.cancel();
+        if let Some(hosting) = self.hosting.take() {
+            let abort = hosting.abort_handle();
+            if tokio::time::timeout(HOSTING_TIMEOUT, hosting).await.is_err() {
+                tracing::warn!("a replica is still being opened or closed");
+                abort.abort();
+            }
+        }
+    }
+
+    async fn hand_over(&self, replicas: &[Arc<dyn Replica>]) {
+        let is_connected = |node| {
+            self.transport.peer_state().iter().any(|peer| peer.node == node && peer.connected)
+        };
+        hand_over(self.id, replicas.to_vec(), is_connected).await;
     }
 }

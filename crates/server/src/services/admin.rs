@@ -83,13 +83,14 @@ impl v1::admin_server::Admin for AdminService {
     ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
         let v1::TransferLeaderRequest { cohort, to } = request.into_inner();
         let routes = self.router.routes();
-        let Some(cohort) = routes.hosted.get(&CohortId(cohort)) else {
-            return Err(Status::not_found(format!("cohort c{cohort} has no replica here")));
+        let (id, to_node) = (CohortId(cohort), NodeId(to));
+        let Some(cohort) = routes.hosted.get(&id) else {
+            return Err(Status::not_found(format!("cohort {id} has no replica here")));
         };
-        if !cohort.config.replicas.contains(&NodeId(to)) {
+        if !routes.configs.get(&id).is_some_and(|config| config.replicas.contains(&to_node)) {
             return Err(Status::invalid_argument(format!("node n{to} has no replica of it")));
         }
-        cohort.replica.transfer_leader(NodeId(to)).await.map_err(replica_status_error)?;
+        cohort.replica.transfer_leader(to_node).await.map_err(replica_status_error)?;
         Ok(Response::new(v1::TransferLeaderResponse {}))
     }
 

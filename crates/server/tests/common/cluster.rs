@@ -30,8 +30,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of what each process said is shown when a test fails.
 const TAIL_LINES: usize = 40;
 
-/// The error that `up` tells of when nothing is wrong: a test has killed a node.
-const EXPECTED_ERRORS: [&str; 1] = ["has ended: signal: 9 (SIGKILL)"];
+/// The errors that `up` tells of when nothing is wrong: a test has killed or stopped a node.
+const EXPECTED_ERRORS: [&str; 2] = ["has ended: signal: 9 (SIGKILL)", "has ended: exit status: 0"];
 
 /// A cluster with a folder and ports of its own.
 pub(crate) struct Cluster {
@@ -188,6 +188,18 @@ impl Cluster {
         process::kill(process.pid);
         if let Some(child) = &mut process.child {
             child.wait().unwrap();
+        }
+    }
+
+    /// Stops a node in order, and returns when it is gone.
+    #[track_caller]
+    pub(crate) fn stop_node(&mut self, node: usize) {
+        let mut process = self.running.remove(&node).expect("the node runs");
+        process::signal(process.pid, Signal::TERM);
+        process::wait_until_gone(process.pid);
+        if let Some(child) = &mut process.child {
+            let status = child.wait().unwrap();
+            assert!(status.success(), "node {node} ended with {status}");
         }
     }
 

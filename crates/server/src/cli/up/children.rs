@@ -25,6 +25,7 @@ pub(super) struct NodeProcess<'a> {
     pub(super) timing: Timing,
     pub(super) min_replicas_for_write: usize,
     pub(super) allow_faults: bool,
+    pub(super) replace_delay: Duration,
 }
 
 /// The nodes' processes, each with its number. They stop when this one is gone, however it went:
@@ -59,6 +60,7 @@ impl Children {
             .args(["--durability", node.durability.name()])
             .args(timing::arguments(&node.timing, node.min_replicas_for_write))
             .args(node.allow_faults.then_some("--allow-faults"))
+            .args(["--replace-delay", &format!("{}ms", node.replace_delay.as_millis())])
             .arg("--stop-at-stdin-end")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
