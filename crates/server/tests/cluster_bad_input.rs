@@ -32,9 +32,6 @@ fn a_cluster_that_cannot_be_is_refused_before_anything_is_made() {
     let long = "k".repeat(KEY_BYTES_MAX + 1);
     let cases: &[(&[&str], &str)] = &[
         (&["--replication", "paxos"], "unknown protocol 'paxos'"),
-        (&["--replication", "spinnaker"], "spinnaker yet"),
-        (&["--replication", "pacifica"], "pacifica yet"),
-        (&["--range", "a..m=spinnaker"], "spinnaker yet"),
         (&["--range", "a..m=paxos"], "unknown protocol 'paxos'"),
         (&["--range", "a..m"], "START..END=PROTOCOL"),
         (&["--range", "m..a=raft"], "no key lies in"),

@@ -108,6 +108,10 @@ impl Cluster {
     fn run_first<A: AsRef<OsStr>>(&mut self, arguments: &[A]) {
         let mut command = up_command(&self.data(), self.port);
         command.args(["--nodes", &self.nodes.to_string()]).args(arguments);
+        let is_said = arguments.iter().any(|argument| argument.as_ref() == "--replication");
+        if !is_said && let Some(protocol) = replication() {
+            command.args(["--replication", &protocol]);
+        }
         if Etcd::is_chosen() {
             let etcd = Etcd::start(self.folder(), self.seat.ports(2));
             command.args(["--coordinator", &etcd.endpoint()]);
@@ -392,6 +396,12 @@ impl Drop for Cluster {
             self.check_stderr();
         }
     }
+}
+
+/// Returns the protocol that every cluster is to replicate by that does not say so itself: set by
+/// `TRIREME_TEST_REPLICATION`, so that what holds for one protocol is seen to hold for all.
+pub(crate) fn replication() -> Option<String> {
+    std::env::var("TRIREME_TEST_REPLICATION").ok().filter(|protocol| !protocol.is_empty())
 }
 
 /// Returns `trireme up` in a folder and from a port on.
