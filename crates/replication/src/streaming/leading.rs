@@ -148,6 +148,7 @@ impl Leading {
             return;
         }
         if upto.seq > follower.acked.seq && follower.stage != Stage::Unheard {
+            follower.progressed = now;
             follower.acked = upto;
             follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
         }
@@ -209,6 +210,7 @@ impl Leading {
     /// Does what is due at `now`.
     pub(crate) fn on_timeout<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
         self.end_block_if_due(now, journal);
+        self.note_who_owes_nothing(now, journal);
         if self.tell_if_due(now, journal) {
             let told = |follower: &Follower| {
                 follower.stage == Stage::InStep && follower.next > journal.last().seq
@@ -222,6 +224,14 @@ impl Leading {
             self.followers.iter().filter(|(_, f)| overdue(f)).map(|(node, _)| *node).collect();
         due.into_iter().for_each(|to| self.probe(now, journal, to));
         self.send_beacons(now, journal);
+    }
+
+    /// Notes who has everything: his time to acknowledge counts from what comes next.
+    fn note_who_owes_nothing<C: Streams>(&mut self, now: Moment, journal: &Journal<C>) {
+        let last = journal.last().seq;
+        for follower in self.followers.values_mut().filter(|follower| follower.acked.seq >= last) {
+            follower.progressed = now;
+        }
     }
 
     /// Sends a message without entries: it tells the commit point, and whoever lacks what comes
