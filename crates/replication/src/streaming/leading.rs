@@ -236,7 +236,12 @@ impl Leading {
 
     /// Sends a message without entries: it tells the commit point, and whoever lacks what comes
     /// before it says so.
-    fn send_empty<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>, to: NodeId) {
+    pub(super) fn send_empty<C: Streams>(
+        &mut self,
+        now: Moment,
+        journal: &mut Journal<C>,
+        to: NodeId,
+    ) {
         let Some(follower) = self.followers.get_mut(&to) else { return };
         let Some(previous) = journal.log().lsn_at(follower.next - 1) else { return };
         follower.asked = Some(now);
