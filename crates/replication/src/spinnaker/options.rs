@@ -27,7 +27,8 @@ impl SpinnakerOptions {
 /// The mistakes that break naive versions of the protocol, each off. Only tests make one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpinnakerFaults {
-    /// Entries of older epochs count as committed by themselves (S1, S16).
+    /// Entries of older epochs count as committed by themselves, and with the last of them strong
+    /// reads begin (S1, S16).
     pub commits_older_epochs: bool,
     /// A candidate publishes its log's end without a promise, and goes on acknowledging (S2).
     pub publishes_without_fence: bool,
