@@ -306,9 +306,7 @@ impl Spinnaker {
 
     pub(super) fn on_timeout_of_leader(&mut self) {
         let now = self.now;
-        let end = self.end_of_support();
-        let Part::Leader(leader) = &mut self.part else { return };
-        if now >= end {
+        if now >= self.end_of_support() {
             //= SPIN-45
             tracing::warn!(epoch = self.epoch, "a majority does not answer: leads no more");
             return self.resign(None);
