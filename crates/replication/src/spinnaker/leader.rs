@@ -312,6 +312,7 @@ impl Spinnaker {
             return self.resign(None);
         }
         self.advance();
+        // It may have handed over.
         let Part::Leader(leader) = &mut self.part else { return };
         leader.leading.on_timeout(now, &mut self.journal);
         if let Some(hand_over) = leader.hand_over.take_if(|hand_over| hand_over.until <= now) {

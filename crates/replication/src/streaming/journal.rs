@@ -61,6 +61,7 @@ impl<C: Core> Journal<C> {
             // A snapshot was installed, and the replica stopped before its log said so.
             journal.installed(applied);
         }
+        //= SPIN-40
         if committed > applied {
             journal.outbox.push(Effect::Commit { upto: committed });
         }
@@ -125,6 +126,7 @@ impl<C: Core> Journal<C> {
         entries.drain(..known);
         if let Some(first) = entries.first() {
             if first.lsn.seq <= self.last().seq {
+                //= SPIN-43
                 self.truncate_after(first.lsn.seq - 1);
             }
             entries.iter().for_each(|entry| self.log.append(entry.lsn));

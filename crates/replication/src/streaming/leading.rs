@@ -81,6 +81,7 @@ impl Leading {
         kind: EntryKind,
         payload: Bytes,
     ) -> Lsn {
+        //= SPIN-1
         let lsn = Lsn::new(self.epoch, journal.last().seq + 1);
         journal.propose(Entry { lsn, kind, payload });
         lsn
@@ -112,6 +113,8 @@ impl Leading {
 
     /// Sends what the batch has proposed to everybody who is in step, as few messages to each.
     pub(crate) fn send_gathered<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
+        //= SPIN-2
+        // The write to the log has been submitted, and nothing here waits for it.
         let entries = journal.take_unsent();
         let Some(first) = entries.first().map(|entry| entry.lsn.seq) else { return };
         self.tell_if_due(now, journal);
@@ -170,6 +173,7 @@ impl Leading {
             && lsn.seq <= seq
         {
             self.waiting.pop_front();
+            //= SPIN-6
             journal.push(Effect::ReplyOutcomes { ticket, lsn });
         }
         journal.commit(seq)
@@ -193,6 +197,7 @@ impl Leading {
         if journal.committed() <= self.told || now < self.tell_at() {
             return false;
         }
+        //= SPIN-7
         self.told = journal.committed();
         self.told_at = now;
         journal.note_commit_point();

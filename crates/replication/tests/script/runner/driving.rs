@@ -343,6 +343,7 @@ impl<S: Subject> Runner<S> {
         self.print_line(&format!("{id}   {text}"));
     }
 
+    #[expect(clippy::print_stdout, reason = "it is what a loud runner is for")]
     pub(super) fn print_line(&mut self, line: &str) {
         if self.is_quiet {
             return;
