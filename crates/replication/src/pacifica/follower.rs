@@ -107,14 +107,19 @@ impl Pacifica {
         Some(sent)
     }
 
-    /// Says where the replica stands, at most once in a beacon interval.
+    /// Says where the replica stands, at most once in a beacon interval, and not again while a
+    /// stalled disk still holds back that it did: each time the primary starts anew.
     pub(super) fn report_position(&mut self, primary: NodeId, version: Epoch) {
         let (now, interval) = (self.now, self.options.timing.beacon_interval);
+        let is_durable = self.journal.is_durable();
         let Part::Follower(following) = &mut self.part else { return };
         if following.joined.is_some_and(|joined| now < joined + interval) {
             return;
         }
-        following.joined = Some(now);
+        let has_joined = following.joined.replace(now).is_some();
+        if has_joined && !is_durable {
+            return;
+        }
         let join = PacificaMessage::Join { epoch: version, position: self.position() };
         let when = self.journal.when_durable();
         self.journal.send(primary, join, when);

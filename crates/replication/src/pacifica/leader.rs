@@ -259,10 +259,11 @@ impl Pacifica {
         let Part::Primary(primary) = &mut self.part else { return };
         let is_careless = faults.serves_while_removing && primary.is_reconciled;
         //= PAC-7
-        if !primary.serves(self.now) && !is_careless {
+        let serves = primary.serves(self.now);
+        if !serves && !is_careless {
             return;
         }
-        let until = (!is_careless).then_some(primary.lease_until);
+        let until = serves.then_some(primary.lease_until);
         for ticket in std::mem::take(&mut primary.reads) {
             self.journal.reply(ticket, Reply::Read { until }, When::Now);
         }
@@ -287,6 +288,9 @@ impl Pacifica {
         let lapsed: Vec<_> =
             ends.into_iter().filter(|(_, end)| *end <= now).map(|(node, _)| node).collect();
         self.remove(&lapsed);
+        if self.options.faults.serves_while_removing {
+            self.answer_reads();
+        }
     }
 
     fn refuse_as_fenced(&mut self, ticket: Ticket) {
@@ -363,6 +367,16 @@ impl Pacifica {
         primary.transfer = Some(ticket);
         primary.successor = Some(to);
         self.try_transfer();
+    }
+
+    /// Keeps the lead if whoever was to get it is not in the configuration any more.
+    pub(super) fn give_up_transfer_to_others_than(&mut self, secondaries: &[NodeId]) {
+        let Part::Primary(primary) = &mut self.part else { return };
+        let Some(to) = primary.successor.take_if(|to| !secondaries.contains(to)) else { return };
+        if let Some(ticket) = primary.transfer.take() {
+            let reason = format!("{to} was taken out of the configuration");
+            self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
+        }
     }
 
     fn try_transfer(&mut self) {

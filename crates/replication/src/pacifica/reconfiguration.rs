@@ -213,11 +213,13 @@ impl Pacifica {
             primary.leading.forget(now, &mut self.journal, node);
             primary.note_removal(now, node);
         }
-        for node in listed {
+        for &node in &listed {
             let follower = primary.leading.followers.entry(node).or_insert(Follower::new(true));
             follower.counts = true;
             primary.counted.entry(node).or_insert(now);
         }
+        self.give_up_transfer_to_others_than(&listed);
+        let Part::Primary(primary) = &mut self.part else { return };
         // What is under way in the old version may be refused by now: who lacks it says so.
         primary.leading.probe_all(now, &mut self.journal);
         self.look_at_leases();

@@ -11,6 +11,9 @@
 //! The first `replicas` nodes form the cohort, node 1 is its primary; other nodes are free, and are
 //! started as replicas that may join.
 
+mod faults;
+mod random;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use trireme_replication::core::Recovered;
@@ -81,6 +84,10 @@ impl ScriptCoordinator<Pacifica> for Manager {
         self.told.remove(&node);
     }
 
+    fn replicas(&self) -> Option<&[NodeId]> {
+        self.config.as_ref().map(|config| &config.replicas[..])
+    }
+
     fn request(&mut self, from: NodeId, request: Proposal) {
         if !self.cut_off.contains(&from) {
             self.asked.push((from, request));
@@ -116,6 +123,18 @@ impl ScriptCoordinator<Pacifica> for Manager {
 }
 
 impl Manager {
+    /// Returns the newest configuration.
+    pub(crate) const fn config(&self) -> &CohortConfig {
+        self.config.as_ref().expect("it has begun")
+    }
+
+    /// Returns the configurations that may be the newest when what it was asked is worked off.
+    pub(crate) fn possible(&self) -> impl Iterator<Item = &CohortConfig> {
+        let next = self.config().version + 1;
+        let asked = self.asked.iter().map(|(_, Proposal(proposed))| proposed);
+        asked.filter(move |proposed| proposed.version == next).chain(&self.config)
+    }
+
     fn work(&mut self) -> Told<Pacifica> {
         let Some(config) = &mut self.config else { return Vec::new() };
         for (_, Proposal(proposed)) in std::mem::take(&mut self.asked) {

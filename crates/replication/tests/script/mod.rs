@@ -20,10 +20,12 @@
 
 mod command;
 mod disk;
+pub(crate) mod faults;
 mod format;
 pub(crate) mod invariants;
 mod network;
 mod node;
+pub(crate) mod random;
 mod runner;
 mod table;
 
@@ -90,6 +92,11 @@ pub(crate) trait ScriptCoordinator<C: Core>: Default {
     /// Works off what it was asked, and returns what to tell which replicas.
     fn step(&mut self) -> Told<C> {
         Vec::new()
+    }
+
+    /// Returns who must have what is acknowledged, if it is not just any majority.
+    fn replicas(&self) -> Option<&[NodeId]> {
+        None
     }
 
     /// Takes a replica's request.

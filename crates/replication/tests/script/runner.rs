@@ -89,6 +89,18 @@ impl<S: Subject> Runner<S> {
         self.nodes.values().filter(|node| node.is_learner).count()
     }
 
+    /// Says whether a replica counts, as far as it said last, and its disk has all that any replica
+    /// has committed.
+    pub(crate) fn is_intact(&self, id: NodeId) -> bool {
+        let node = &self.nodes[&id];
+        let image = node.disk.durable();
+        !node.is_learner && self.invariants.committed().all(|entry| image.keeps(entry))
+    }
+
+    pub(crate) const fn coordinator(&self) -> &S::Coordinator {
+        &self.coordinator
+    }
+
     pub(crate) const fn invariants(&self) -> &Invariants {
         &self.invariants
     }

@@ -1,39 +1,13 @@
 //! The mistakes of naive versions of the protocol: each breaks something that the runner sees, in a
 //! scenario that the protocol passes.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use trireme_replication::spinnaker::Spinnaker;
 
-use crate::script::Runner;
+use crate::script::faults;
 use crate::script::invariants::{ACKNOWLEDGED_IS_READ, COMMITTED_NEVER_CHANGES, NO_GHOST};
 
-/// Runs a script, all of whose replicas make the mistake if one is named. Returns the output, or
-/// what was violated.
-fn run(script: &str, fault: Option<&str>) -> Result<String, String> {
-    let fault = fault.map(|fault| format!(" fault={fault}")).unwrap_or_default();
-    let script = script.replacen("cluster nodes=3", &format!("cluster nodes=3{fault}"), 1);
-    let commands: Vec<_> = script.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let script = format!("{}\n---\n", commands.join("\n"));
-    let generate = || goldenscript::generate(&mut Runner::<Spinnaker>::default(), &script);
-    match catch_unwind(AssertUnwindSafe(generate)) {
-        Ok(output) => Ok(output.expect("the script runs")),
-        Err(panic) => Err(panic.downcast_ref::<String>().cloned().unwrap_or_default()),
-    }
-}
-
-/// Checks that the protocol passes the scenario, and reads these rows in it, and that the mistake
-/// violates this invariant.
 fn check(script: &str, rows: &[&str], fault: &str, invariant: &str) {
-    let output = run(script, None).expect("the protocol passes");
-    for row in rows {
-        let is_read = |line: &str| line.contains("read until") && line.ends_with(row);
-        assert!(output.lines().any(is_read), "nobody reads {row}:\n{output}");
-    }
-    match run(script, Some(fault)) {
-        Ok(output) => panic!("{fault} is not noticed:\n{output}"),
-        Err(violated) => assert!(violated.starts_with(invariant), "{fault}: {violated}"),
-    }
+    faults::check::<Spinnaker>(script, rows, fault, invariant);
 }
 
 /// The trace of Raft's figure 8 [SPIN-31]: n2 has three writes that nobody else has; n3, elected

@@ -75,7 +75,8 @@ impl<S: Subject> Runner<S> {
             let (worked, answer) = self.live_or_dead(id).work();
             if let Some(Answer { ticket, lsn, text }) = answer {
                 self.print_effect(id, &text);
-                self.invariants.acknowledged((id, ticket), lsn, self.now, &self.nodes);
+                let replicas = self.coordinator.replicas();
+                self.invariants.acknowledged((id, ticket), lsn, self.now, &self.nodes, replicas);
             }
             if !worked {
                 return;
@@ -182,7 +183,7 @@ impl<S: Subject> Runner<S> {
             (Some(Asked::Read { key }), Reply::Read { until }) => {
                 let value = self.nodes[&id].table.value(&key);
                 let value = value.map(|value| value.escape_ascii().to_string());
-                self.invariants.may_read(id, *until);
+                self.invariants.may_read(id, *until, self.now);
                 self.invariants.found(caller, &key, value.as_deref());
             }
             (_, Reply::Error(error)) if error.class() == ErrorClass::Unknown => {
