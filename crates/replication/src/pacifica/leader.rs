@@ -135,7 +135,7 @@ impl Pacifica {
             return;
         }
         let Part::Primary(primary) = &mut self.part else { return };
-        primary.leading.on_ack(self.now, &self.journal, from, upto);
+        primary.leading.on_ack(self.now, &mut self.journal, from, upto);
         self.take_support(from, supports);
         self.advance();
         self.consider_adding(from);

@@ -316,7 +316,9 @@ impl Pacifica {
         if !is_missing || has_candidate || is_kept_out || !serves {
             return false;
         }
-        followers.insert(node, Follower { asked: Some(now), ..Follower::new(false) });
+        let mut follower = Follower::new(false);
+        follower.asked = Some(now);
+        followers.insert(node, follower);
         primary.counted.insert(node, now);
         true
     }

@@ -124,9 +124,15 @@ impl Leading {
             let first = piece[0].lsn.seq;
             let preceding = self.preceding(now, previous);
             let next = first + piece.len() as u64;
+            let bytes = piece.iter().map(|entry| entry.payload.len()).sum();
             for (&to, follower) in &mut self.followers {
                 if follower.stage == Stage::InStep && follower.next == first {
-                    follower.next = next;
+                    if !follower.has_room() {
+                        tracing::debug!(follower = %to, "does not keep up");
+                        follower.stage = Stage::CatchingUp;
+                        continue;
+                    }
+                    follower.sent(next - 1, bytes);
                     follower.asked = Some(now);
                     follower.probe_at.get_or_insert(now + PROBE_AFTER);
                     let message = C::entries_message(preceding, piece.to_vec());
@@ -141,7 +147,7 @@ impl Leading {
     pub(crate) fn on_ack<C: Streams>(
         &mut self,
         now: Moment,
-        journal: &Journal<C>,
+        journal: &mut Journal<C>,
         from: NodeId,
         upto: Lsn,
     ) {
@@ -152,8 +158,10 @@ impl Leading {
         }
         if upto.seq > follower.acked.seq && follower.stage != Stage::Unheard {
             follower.progressed = now;
-            follower.acked = upto;
+            follower.acked(upto);
             follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
+            // There may be room again for the next piece.
+            self.send_next(now, journal, from);
         }
     }
 
@@ -260,7 +268,8 @@ impl Leading {
         follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
         match follower.stage {
             Stage::InStep => self.send_empty(now, journal, to),
-            Stage::CatchingUp => self.send_next(now, journal, to),
+            Stage::CatchingUp if follower.has_room() => self.send_next(now, journal, to),
+            Stage::CatchingUp => self.send_empty(now, journal, to),
             Stage::Unheard => {}
         }
     }
