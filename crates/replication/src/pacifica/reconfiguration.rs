@@ -213,6 +213,10 @@ impl Pacifica {
             primary.leading.forget(now, &mut self.journal, node);
             primary.note_removal(now, node);
         }
+        let is_new = |node: &NodeId| primary.leading.followers.get(node).is_none_or(|f| !f.counts);
+        if listed.iter().any(is_new) {
+            self.journal.push(Effect::EndReads);
+        }
         for &node in &listed {
             let follower = primary.leading.followers.entry(node).or_insert(Follower::new(true));
             follower.counts = true;
@@ -345,6 +349,10 @@ impl Pacifica {
         //= PAC-37
         follower.counts = !adds_without_waiting;
         primary.counted.insert(node, self.now);
+        if !adds_without_waiting {
+            // The rights that were given out rest on the leases of the others alone.
+            self.journal.push(Effect::EndReads);
+        }
         self.propose(Purpose::Add(node));
         self.look_at_leases();
     }
