@@ -53,6 +53,10 @@ fn a_cluster_that_cannot_be_is_refused_before_anything_is_made() {
         (&["--port", "70000"], "70000"),
         (&["--nodes", "many"], "many"),
         (&["--no-such-option"], "--no-such-option"),
+        (&["--min-replicas-for-write", "4"], "cannot need 4 replicas where there are 3"),
+        (&["--memtable-bytes", "0"], "at least 1048576"),
+        (&["--lease", "200ms"], "longer than two beacon intervals"),
+        (&["--grace", "800ms"], "at least 880ms"),
     ];
     for (arguments, expected) in cases {
         let ran = match arguments {

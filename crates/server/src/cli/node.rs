@@ -49,7 +49,7 @@ pub(crate) struct NodeArgs {
     segment_bytes: u64,
     /// Bytes written to the tables after which they are flushed to files. More means fewer and
     /// larger files, more memory, and more of the log to apply again after a crash.
-    #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
+    #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024, value_parser = memtable_bytes)]
     memtable_bytes: usize,
     /// Lets `trireme fault` cut, delay and stall the node. For tests; not remembered.
     #[arg(long)]
@@ -61,6 +61,13 @@ pub(crate) struct NodeArgs {
     /// Stop when standard input ends, as it does when the process that started this one is gone.
     #[arg(long, hide = true)]
     stop_at_stdin_end: bool,
+}
+
+/// Reads the size of a memtable. With less than a mebibyte, a node would do little but flush.
+pub(crate) fn memtable_bytes(text: &str) -> Result<usize, String> {
+    const LEAST: usize = 1024 * 1024;
+    let bytes: usize = text.parse().map_err(|_| "expected a number of bytes".to_owned())?;
+    if bytes < LEAST { Err(format!("must be at least {LEAST}")) } else { Ok(bytes) }
 }
 
 impl NodeArgs {

@@ -82,7 +82,7 @@ pub(crate) struct UpArgs {
     timing: TimingArgs,
     /// Bytes written to a node's tables after which they are flushed to files; counts for this
     /// start. [default: 64 MiB]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = super::node::memtable_bytes)]
     memtable_bytes: Option<usize>,
     /// Lets `trireme fault` cut, delay and stall the nodes. For tests; not remembered.
     #[arg(long)]
@@ -211,8 +211,15 @@ impl UpArgs {
     /// anything is made or held.
     fn check_timing(&self) -> anyhow::Result<()> {
         let existing = ClusterFile::read(&self.data)?;
-        let timing = existing.map(|file| file.timing).unwrap_or_default();
+        let timing = existing.as_ref().map(|file| file.timing).unwrap_or_default();
         self.timing.change().of(timing).map_err(UsageError::from)?;
+        // A range of a new cluster has so many replicas; of an old one, at most as many as nodes.
+        let replicas = existing.map_or(self.plan().replicas, |file| file.nodes);
+        let least = self.timing.min_replicas_for_write().unwrap_or(1);
+        if least > replicas {
+            let reason = format!("writes cannot need {least} replicas where there are {replicas}");
+            return Err(UsageError(reason).into());
+        }
         Ok(())
     }
 
