@@ -115,6 +115,7 @@ impl ReadPermit {
 
     /// Says, after the state has been read, whether it may be given to a client.
     pub fn confirm(&self) -> Result<(), ReplicaError> {
+        //= SPIN-10
         match &self.valid {
             Some(right)
                 if right.has_ended.load(Ordering::SeqCst) || Instant::now() >= right.until =>
@@ -278,6 +279,7 @@ impl fmt::Display for ReplicaStatus {
 mod tests {
     use super::*;
 
+    /// The second look at the lease, after the state was read. [SPIN-10]
     #[test]
     fn a_permit_that_ran_out_is_not_confirmed() {
         assert!(ReadPermit::lasting().confirm().is_ok());
@@ -286,6 +288,7 @@ mod tests {
         assert_eq!(lapsed.unwrap_err().class(), ErrorClass::Retry);
     }
 
+    /// [SPIN-12]
     #[test]
     fn permits_that_were_ended_are_not_confirmed_and_later_ones_are() {
         let mut rights = ReadRights::default();

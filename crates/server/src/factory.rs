@@ -73,6 +73,7 @@ fn open_spinnaker(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError>
     let options = SpinnakerOptions {
         timing: parts.timing,
         rejoins: parts.rejoins,
+        base: replicas.first().copied(),
         ..SpinnakerOptions::new(replicas.clone())
     };
     let wish = Wish::new();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use trireme_client::{Client, ClientOptions};
 
-use common::{Cluster, Disk, until, until_ok};
+use common::{Cluster, Disk, replication, until, until_ok};
 
 /// How long a cluster may take to be as it should after a fault, or after its end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -53,6 +53,10 @@ fn faults_are_refused_unless_they_were_allowed() {
 /// The others notice the silence and elect one of them; once it is healed, the old leader follows.
 #[test]
 fn a_leader_whose_messages_are_lost_is_replaced_and_follows_when_it_is_healed() {
+    if replication().as_deref() == Some("pacifica") {
+        // A primary that no secondary answers goes on without them: `cluster_pacifica` has it.
+        return;
+    }
     let cluster = &Cluster::start(&FAULTY);
     cluster.lead_everywhere(1);
     cluster.run(["put", "before", "1"]).out();

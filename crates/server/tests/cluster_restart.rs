@@ -195,6 +195,24 @@ fn a_node_that_is_stopped_hands_over_what_it_leads_before_it_ends() {
     assert_eq!(cluster.rows().len(), 5);
 }
 
+/// A node that leads is stopped in order in the middle of an import, which notices nothing.
+#[test]
+fn an_import_rides_out_the_stop_of_a_node() {
+    const STOPPED: usize = 2;
+    let words: Vec<_> = words().into_iter().step_by(2).collect();
+    let rows = sorted(&words);
+    let cluster = &mut Cluster::start(&["--split-at", &split_keys(&rows, 4)]);
+    let pairs = words.iter().map(|(word, number)| (word, number));
+    let mut import = Import::start(cluster, pairs, &["--jobs", "64"]);
+    import.wait_for_acknowledged(words.len() / 8);
+    cluster.stop_node(STOPPED);
+    let summary = import.finish();
+    assert!(summary.out().starts_with(&format!("imported {} rows, 0 errors", words.len())));
+    assert!(cluster.rows() == rows, "rows are lost");
+    cluster.restart_node(STOPPED);
+    cluster.wait_until_caught_up(CATCH_UP_TIMEOUT);
+}
+
 /// `up` does not wait for ever for nodes that are all dead.
 #[test]
 fn up_ends_when_every_node_has_died() {

@@ -190,6 +190,7 @@ impl Election {
                 // An answer that was lost may have made this replica the leader already.
                 return Ok(state.leader.filter(|l| l.epoch == round && l.session == session));
             }
+            //= SPIN-25
             match self.coordinator.multi(self.takeover(&state, round)).await {
                 Ok(_) => return Ok(Some(Leader { node: self.node, epoch: round, session })),
                 Err(error) if is_conflict(&error) => {}

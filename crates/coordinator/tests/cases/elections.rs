@@ -58,7 +58,8 @@ fn leader_of(ended: &[Campaign]) -> Leader {
     elected[0]
 }
 
-/// M27, M29: with two standing, the longer log wins, and the other one learns of it.
+/// M27, M29: with two standing, the longer log wins, and the other one learns of it. [SPIN-24]
+/// The change is refused once the round is over. [SPIN-25]
 pub async fn the_longest_log_wins(options: CoordinatorOptions) {
     let all = replicas(&options).await;
     let pair = [&all[0], &all[1]];

@@ -89,6 +89,8 @@ impl Pacifica {
     /// Prepares for `primary` from now on.
     pub(super) fn follow(&mut self, primary: NodeId) {
         tracing::info!(%primary, version = self.state.promised, "following");
+        // A new primary is given its time to be heard.
+        self.support.hold(self.now + self.options.timing.grace);
         let (leader, heard) = (Some(primary), Some(self.now));
         self.set_part(Part::Follower(Following { leader, heard, ..Following::default() }));
     }

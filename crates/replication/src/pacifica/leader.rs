@@ -306,8 +306,14 @@ impl Pacifica {
     }
 
     pub(super) fn on_refuse(&mut self, version: Epoch) {
+        let Part::Primary(primary) = &mut self.part else { return };
+        let may_be_ours = self.pending.as_ref().is_some_and(|p| p.version() >= version);
         //= PAC-12
-        if matches!(&self.part, Part::Primary(primary) if version > primary.leading.epoch) {
+        if version > primary.leading.epoch && may_be_ours {
+            // Whether it is what this primary has asked for, only the manager can tell.
+            primary.is_fenced.get_or_insert(self.now);
+            self.open_or_close();
+        } else if version > primary.leading.epoch {
             tracing::info!(version, "a newer configuration is installed");
             self.pending = None;
             self.set_part(Part::Follower(Following::default()));

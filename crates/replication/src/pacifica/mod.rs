@@ -156,6 +156,11 @@ impl Pacifica {
     fn promise(&mut self, version: Epoch) {
         if version > self.state.promised {
             self.keep(HardState { promised: version, ..self.state });
+            // The same primary may have begun anew, and not know where anybody stands.
+            if let Part::Follower(following) = &mut self.part {
+                following.is_streaming = false;
+                following.joined = None;
+            }
         }
     }
 
@@ -173,7 +178,8 @@ impl Pacifica {
     fn leader(&self) -> Option<NodeId> {
         match &self.part {
             Part::Idle => None,
-            Part::Follower(following) => following.leader,
+            // One that was only named, and has not been heard, may not be up to it yet.
+            Part::Follower(following) => following.leader.filter(|_| following.is_streaming),
             Part::Primary(primary) => primary.serves(self.now).then_some(self.node),
         }
     }

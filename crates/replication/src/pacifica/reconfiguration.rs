@@ -11,6 +11,10 @@ use crate::core::{Effect, Moment, When};
 use crate::streaming::wire::HardState;
 use crate::streaming::{Follower, Stage};
 
+/// For how many leases a secondary may acknowledge nothing of what it was sent, before it counts as
+/// one that does not answer. More bears slower disks; fewer ends a stall sooner.
+const PREPARE_LEASES: u32 = 3;
+
 /// After how long a proposal is sent again whose fate is not known yet.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -31,6 +35,13 @@ pub(super) struct Pending {
     config: CohortConfig,
     /// When it asks again.
     pub(super) retry_at: Moment,
+}
+
+impl Pending {
+    /// Returns the version that it asked for.
+    pub(super) const fn version(&self) -> u64 {
+        self.config.version
+    }
 }
 
 /// What a proposal is for.
@@ -71,9 +82,14 @@ impl Primary {
     pub(super) fn lease_ends(&self, lease: Duration) -> impl Iterator<Item = (NodeId, Moment)> {
         let counting = self.leading.followers.iter().filter(|(_, follower)| follower.counts);
         counting.map(move |(node, follower)| {
+            let counted = self.counted.get(node).copied().unwrap_or_default();
             // Before its first acknowledgement a secondary gives no lease, and is given the time of
             // one to answer.
-            (*node, follower.supported.map_or(Moment::START, |sent| sent + lease))
+            let supported = follower.supported.map_or(Moment::START, |sent| sent + lease);
+            // A lease of beacons alone would keep one whose disk hangs (P14).
+            //= PAC-25
+            let hung = follower.progressed.max(counted) + PREPARE_LEASES * lease;
+            (*node, supported.min(hung))
         })
     }
 }
@@ -214,12 +230,8 @@ impl Pacifica {
         }
         let primary = config.replicas.first().copied();
         let follows = matches!(&self.part, Part::Follower(f) if f.leader == primary);
-        if !follows {
-            // A new primary is given its time to be heard.
-            self.support.hold(self.now + self.options.timing.grace);
-            if let Some(primary) = primary {
-                self.follow(primary);
-            }
+        if let Some(primary) = primary.filter(|_| !follows) {
+            self.follow(primary);
         }
     }
 

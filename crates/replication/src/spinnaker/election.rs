@@ -8,8 +8,8 @@ use super::follower::Following;
 use super::{Candidate, ElectionRequest, ElectionView, Part, Spinnaker, SpinnakerMessage};
 use crate::core::{Effect, Moment, When};
 
-/// After how long a candidate asks the coordinator again for what it does not see yet.
-const RETRY: Duration = Duration::from_millis(500);
+/// After how long a replica asks the coordinator again for what it does not see yet.
+pub(super) const RETRY: Duration = Duration::from_millis(500);
 
 /// How long others let a successor stand first that their leader has named.
 const HEAD_START: Duration = Duration::from_millis(200);
@@ -27,15 +27,13 @@ impl Spinnaker {
     /// Takes in the election as the coordinator holds it.
     pub(super) fn on_view(&mut self, view: ElectionView) {
         let (epoch, leader) = (view.epoch, view.leader);
+        self.remember(&view);
         self.view = Some(view);
         // Whoever leads the newest epoch was elected by a majority that has promised the same.
         self.promise(epoch);
         let is_leading = matches!(&self.part, Part::Leader(_));
         if is_leading && epoch == self.epoch {
-            if leader.is_none() {
-                self.reclaim();
-            }
-            return;
+            return self.on_view_of_leader(leader.is_some());
         }
         match &self.part {
             Part::Candidate(candidacy) if epoch < candidacy.round => {}
@@ -50,7 +48,45 @@ impl Spinnaker {
             _ => {}
         }
         self.note_leaderless(epoch, leader);
+        self.defer_to_base();
         self.consider_standing();
+    }
+
+    /// Lets the range's base node stand first when the cohort has never had a leader.
+    fn defer_to_base(&mut self) {
+        let is_first = self.view.as_ref().is_some_and(|view| view.epoch == 0);
+        let Some(base) = self.options.base.filter(|base| is_first && *base != self.node) else {
+            return;
+        };
+        let until = self.now + HEAD_START;
+        match &mut self.part {
+            Part::Follower(following) if following.successor.is_none() => {
+                following.successor = Some(base);
+                self.support.hold(until);
+                // The base node needs to know that it is not alone.
+                self.tell_doubt();
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes back what the replica may have promised and its disk does not know.
+    fn remember(&mut self, view: &ElectionView) {
+        if self.state.promised == 0 && view.epoch > 0 {
+            //= SPIN-11
+            // It may have supported that leader from the heartbeat lane, whose promises wait for no
+            // disk.
+            let started = self.started.unwrap_or(self.now);
+            self.support.renew(started);
+        }
+        if self.state.is_learner {
+            //= SPIN-44
+            // Where it still stands it is counted, so what it promised for that must hold.
+            let mine = view.candidates.iter().filter(|candidate| candidate.node == self.node);
+            if let Some(round) = mine.map(|candidate| candidate.round).max() {
+                self.promise(round);
+            }
+        }
     }
 
     /// Takes in that the round is over in which the replica stands (SPIN-26).
@@ -248,6 +284,9 @@ impl Spinnaker {
                 }
                 // Whoever is there now has not heard that there is no leader.
                 following.doubted = None;
+                if following.successor.is_some() {
+                    self.tell_doubt();
+                }
                 self.consider_standing();
             }
             Part::Leader(leader) => leader.leading.probe(self.now, &mut self.journal, node),

@@ -18,7 +18,7 @@ pub(super) struct Following {
     pub(super) is_lost: bool,
     /// The leader streams its log to it: something that continues its log has arrived.
     pub(super) is_streaming: bool,
-    /// When it last reported a gap in this epoch.
+    /// When it last said where it stands in this epoch.
     pub(super) joined: Option<Moment>,
     /// The replica that should stand before this one does, since the leader wants it so.
     pub(super) successor: Option<NodeId>,
@@ -121,11 +121,13 @@ impl Spinnaker {
         Some(sent)
     }
 
-    /// Says where the replica stands, at most once in a beacon interval.
+    /// Says where the replica stands, at most once in a beacon interval, and not again while a
+    /// stalled disk still holds back that it did: each time the leader starts anew.
     fn report_position(&mut self, leader: NodeId, epoch: Epoch) {
         let (now, interval) = (self.now, self.options.timing.beacon_interval);
+        let is_durable = self.journal.is_durable();
         let Part::Follower(following) = &mut self.part else { return };
-        if following.joined.is_some_and(|joined| now < joined + interval) {
+        if following.joined.is_some_and(|joined| now < joined + interval || !is_durable) {
             return;
         }
         following.joined = Some(now);
@@ -141,9 +143,12 @@ impl Spinnaker {
         }
     }
 
-    pub(super) fn on_welcome(&mut self, from: NodeId, epoch: Epoch) {
+    pub(super) fn on_welcome(&mut self, from: NodeId, epoch: Epoch, upto: Lsn) {
         let is_from_leader = self.leader() == Some(from) && epoch == self.epoch;
-        if is_from_leader && self.state.is_learner {
+        //= SPIN-44
+        // A leader that does not know yet that the disk was lost welcomes whoever had caught up.
+        let has_all = self.journal.log().holds(upto) || upto.seq <= self.journal.committed().seq;
+        if is_from_leader && self.state.is_learner && has_all {
             tracing::info!("caught up: the replica counts again");
             self.keep(HardState { is_learner: false, ..self.state });
         }

@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use trireme_types::{EntryKind, Epoch, Lsn, NodeId};
 
+use super::election::RETRY;
 use super::follower::Following;
 use super::{ElectionRequest, Part, Spinnaker, SpinnakerMessage};
 use crate::core::{Effect, Moment, Reply, Ticket, When};
 use crate::replica::ReplicaError;
-use crate::streaming::{Leading, Position, Stage};
+use crate::streaming::{Follower, Leading, Position, Stage};
 
 /// How long a leader that is to hand over waits for its successor to have all that it has.
 const HAND_OVER_MAX: Duration = Duration::from_secs(1);
@@ -28,6 +29,8 @@ pub(super) struct Leader {
     /// Reads that wait until it serves and has its lease.
     reads: Vec<Ticket>,
     hand_over: Option<HandOver>,
+    /// When it asks for its node at the coordinator again.
+    reclaim_at: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -58,6 +61,7 @@ impl Spinnaker {
             serves: false,
             reads: Vec::new(),
             hand_over: None,
+            reclaim_at: None,
         };
         self.set_part(Part::Leader(Box::new(leader)));
     }
@@ -121,14 +125,14 @@ impl Spinnaker {
         if let Some(sent) = supports {
             leader.leading.on_support(self.now, from, sent);
         }
-        let counts = leader
-            .leading
-            .followers
-            .get(&from)
-            .is_some_and(|follower| follower.counts && follower.stage == Stage::InStep);
-        if is_learner && counts {
-            // The word that it counts again was lost.
-            self.journal.send(from, SpinnakerMessage::Welcome { epoch }, When::Now);
+        let counts = |follower: &&Follower| follower.counts && follower.stage == Stage::InStep;
+        if let Some(follower) = leader.leading.followers.get(&from).filter(counts)
+            && is_learner
+            && let Some(upto) = self.journal.log().lsn_at(follower.next - 1)
+        {
+            // The word that it counts again was lost; or it has lost its disk since, and the word
+            // that it stands nowhere is on its way.
+            self.journal.send(from, SpinnakerMessage::Welcome { epoch, upto }, When::Now);
         }
         self.answer_reads();
     }
@@ -171,8 +175,10 @@ impl Spinnaker {
         if !follower.counts && has_all && is_established {
             //= SPIN-44
             follower.counts = true;
-            let epoch = leader.leading.epoch;
-            self.journal.send(node, SpinnakerMessage::Welcome { epoch }, When::Now);
+            let (epoch, upto) = (leader.leading.epoch, follower.acked);
+            self.journal.send(node, SpinnakerMessage::Welcome { epoch, upto }, When::Now);
+            // What it has acknowledged already counts from now on.
+            self.advance();
         }
     }
 
@@ -187,7 +193,12 @@ impl Spinnaker {
         if seq < leader.barrier.seq && !self.options.faults.commits_older_epochs {
             return;
         }
+        let barrier = leader.barrier;
         leader.leading.commit(&mut self.journal, seq);
+        if self.options.faults.commits_older_epochs && seq + 1 >= barrier.seq {
+            self.begin_serving(barrier);
+        }
+        let Part::Leader(leader) = &mut self.part else { return };
         if self.journal.committed().seq >= leader.barrier.seq
             && !leader.leading.is_open()
             && leader.hand_over.is_none()
@@ -295,20 +306,25 @@ impl Spinnaker {
 
     pub(super) fn on_timeout_of_leader(&mut self) {
         let now = self.now;
-        let end = self.end_of_support();
-        let Part::Leader(leader) = &mut self.part else { return };
-        if now >= end {
+        if now >= self.end_of_support() {
             //= SPIN-45
             tracing::warn!(epoch = self.epoch, "a majority does not answer: leads no more");
             return self.resign(None);
         }
+        self.advance();
+        // It may have handed over.
+        let Part::Leader(leader) = &mut self.part else { return };
         leader.leading.on_timeout(now, &mut self.journal);
         if let Some(hand_over) = leader.hand_over.take_if(|hand_over| hand_over.until <= now) {
             let reason = format!("{} did not catch up in time", hand_over.to);
             self.journal.refuse(hand_over.ticket, ReplicaError::Unavailable(reason));
-            leader.leading.open(&mut self.journal);
+            // Writes go on, unless the cohort did not take any yet.
+            self.advance();
         }
-        self.advance();
+        let Part::Leader(leader) = &self.part else { return };
+        if leader.reclaim_at.is_some_and(|at| at <= now) {
+            self.reclaim();
+        }
         self.answer_reads();
     }
 
@@ -321,12 +337,26 @@ impl Spinnaker {
 
     pub(super) fn next_of_leader(&self, leader: &Leader) -> Option<Moment> {
         let hand_over = leader.hand_over.as_ref().map(|hand_over| hand_over.until);
-        let end = Some(self.end_of_support());
-        leader.leading.next_timeout(&self.journal).into_iter().chain(hand_over).chain(end).min()
+        let others = [hand_over, leader.reclaim_at, Some(self.end_of_support())];
+        let next = leader.leading.next_timeout(&self.journal);
+        others.into_iter().chain([next]).flatten().min()
     }
 
-    /// Asks for the leader's node again, whose session has ended (SPIN-27).
-    pub(super) fn reclaim(&mut self) {
+    /// Takes in whether the coordinator still knows that it leads, in the epoch that it does.
+    pub(super) fn on_view_of_leader(&mut self, is_known: bool) {
+        if let Part::Leader(leader) = &mut self.part {
+            leader.reclaim_at = None;
+        }
+        if !is_known {
+            self.reclaim();
+        }
+    }
+
+    /// Asks for the leader's node again, whose session has ended, until the coordinator knows it
+    /// (SPIN-27).
+    fn reclaim(&mut self) {
+        let Part::Leader(leader) = &mut self.part else { return };
+        leader.reclaim_at = Some(self.now + RETRY);
         //= SPIN-27
         let request = ElectionRequest::Reclaim { epoch: self.epoch };
         self.journal.push(Effect::Coordinate { request, when: When::Now });

@@ -46,10 +46,13 @@ pub enum SpinnakerMessage {
         /// Where it stands.
         position: Position,
     },
-    /// Leader to follower: you have all that you may ever have acknowledged, and count again (S14).
+    /// Leader to follower: you count again if your log reaches up to here, since then you have all
+    /// that you may ever have acknowledged (S14).
     Welcome {
         /// The leader's epoch.
         epoch: Epoch,
+        /// An entry of the leader's log.
+        upto: Lsn,
     },
     /// To a leader of the past: I have promised myself to this epoch (S2).
     Refuse {
@@ -94,7 +97,7 @@ impl Message for SpinnakerMessage {
             Self::Join { epoch, position } => {
                 Writer::new(5).number(*epoch).position(position).finish()
             }
-            Self::Welcome { epoch } => Writer::new(6).number(*epoch).finish(),
+            Self::Welcome { epoch, upto } => Writer::new(6).number(*epoch).lsn(*upto).finish(),
             Self::Refuse { epoch } => Writer::new(7).number(*epoch).finish(),
             Self::Snapshot { epoch } => Writer::new(8).number(*epoch).finish(),
             Self::Doubt { epoch } => Writer::new(9).number(*epoch).finish(),
@@ -122,7 +125,7 @@ impl Message for SpinnakerMessage {
                 Self::BeaconAck { epoch, is_learner, supports: reader.supports()? }
             }
             5 => Self::Join { epoch: reader.number()?, position: reader.position()? },
-            6 => Self::Welcome { epoch: reader.number()? },
+            6 => Self::Welcome { epoch: reader.number()?, upto: reader.lsn()? },
             7 => Self::Refuse { epoch: reader.number()? },
             8 => Self::Snapshot { epoch: reader.number()? },
             9 => Self::Doubt { epoch: reader.number()? },
@@ -158,7 +161,7 @@ impl fmt::Display for SpinnakerMessage {
                 let learner = if *is_learner { " learner" } else { "" };
                 write!(f, "join committed={committed} last={last}{learner} e{epoch}")
             }
-            Self::Welcome { epoch } => write!(f, "welcome e{epoch}"),
+            Self::Welcome { epoch, upto } => write!(f, "welcome with {upto} e{epoch}"),
             Self::Refuse { epoch } => write!(f, "refuse e{epoch}"),
             Self::Snapshot { epoch } => write!(f, "snapshot e{epoch}"),
             Self::Doubt { epoch } => write!(f, "doubt e{epoch}"),
@@ -201,7 +204,7 @@ mod tests {
             SpinnakerMessage::Beacon(Beacon { epoch, committed, sent }),
             SpinnakerMessage::BeaconAck { epoch, supports: Some(sent), is_learner: true },
             SpinnakerMessage::Join { epoch, position },
-            SpinnakerMessage::Welcome { epoch },
+            SpinnakerMessage::Welcome { epoch, upto: previous },
             SpinnakerMessage::Refuse { epoch },
             SpinnakerMessage::Snapshot { epoch },
             SpinnakerMessage::Doubt { epoch },

@@ -103,8 +103,8 @@ pub struct Spinnaker {
     state: HardState,
     /// The newest epoch of which it knows a leader.
     epoch: Epoch,
-    /// Whether it has been told the time.
-    has_started: bool,
+    /// When it was first told the time.
+    started: Option<Moment>,
     support: Support,
     part: Part,
     /// The election, as the coordinator last told it.
@@ -142,7 +142,7 @@ impl Spinnaker {
             journal: Journal::new(recovered),
             state,
             epoch: recovered.log.last().epoch,
-            has_started: false,
+            started: None,
             support: Support::starting(now, grace, state.promised > 0),
             part: Part::Follower(Following::default()),
             view: None,
@@ -204,7 +204,7 @@ impl Spinnaker {
                 self.on_beacon_ack(from, epoch, supports, is_learner);
             }
             SpinnakerMessage::Join { epoch, position } => self.on_join(from, epoch, position),
-            SpinnakerMessage::Welcome { epoch } => self.on_welcome(from, epoch),
+            SpinnakerMessage::Welcome { epoch, upto } => self.on_welcome(from, epoch, upto),
             SpinnakerMessage::Refuse { epoch } => self.on_refuse(epoch),
             // It comes with a snapshot only.
             SpinnakerMessage::Snapshot { .. } => {}
@@ -229,8 +229,8 @@ impl Core for Spinnaker {
 
     fn handle(&mut self, now: Moment, event: Event<Self>) {
         self.now = now;
-        if !self.has_started {
-            self.has_started = true;
+        if self.started.is_none() {
+            self.started = Some(now);
             //= SPIN-11
             let may_have_promised = self.state.promised > 0;
             self.support = Support::starting(now, self.options.timing.grace, may_have_promised);

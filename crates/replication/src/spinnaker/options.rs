@@ -7,6 +7,9 @@ use trireme_types::{NodeId, Timing};
 pub struct SpinnakerOptions {
     /// The cohort's replicas, this one among them.
     pub replicas: Vec<NodeId>,
+    /// The replica that the others let stand first in a new cohort's first election, so that leaders
+    /// spread over nodes as ranges do; if none, whoever is first is first.
+    pub base: Option<NodeId>,
     /// The periods.
     pub timing: Timing,
     /// The replica's disk was lost and is empty now: what the replica once acknowledged or promised
@@ -20,14 +23,15 @@ impl SpinnakerOptions {
     /// Returns the defaults for a cohort of these replicas.
     pub fn new(replicas: Vec<NodeId>) -> Self {
         let (timing, faults) = (Timing::default(), SpinnakerFaults::default());
-        Self { replicas, timing, rejoins: false, faults }
+        Self { replicas, base: None, timing, rejoins: false, faults }
     }
 }
 
 /// The mistakes that break naive versions of the protocol, each off. Only tests make one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpinnakerFaults {
-    /// Entries of older epochs count as committed by themselves (S1, S16).
+    /// Entries of older epochs count as committed by themselves, and with the last of them strong
+    /// reads begin (S1, S16).
     pub commits_older_epochs: bool,
     /// A candidate publishes its log's end without a promise, and goes on acknowledging (S2).
     pub publishes_without_fence: bool,

@@ -51,6 +51,12 @@ impl Leading {
             tracing::info!(follower = %from, from = %matched, to = %journal.last(), "catching up");
         }
         self.send_next(now, journal, from);
+        let lacks_nothing =
+            self.followers.get(&from).is_some_and(|follower| follower.stage == Stage::InStep);
+        if lacks_nothing {
+            // It waits for a word that continues its log.
+            self.send_empty(now, journal, from);
+        }
     }
 
     /// Sends a follower that is catching up the next piece of what it lacks, unless one is on its

@@ -33,6 +33,9 @@ pub(crate) struct Follower {
     pub(crate) asked: Option<Moment>,
     /// When its acknowledgement is overdue.
     pub(crate) probe_at: Option<Moment>,
+    /// When it last acknowledged more than before, or owed nothing: a disk that hangs shows here
+    /// while beacons are still acknowledged (P14).
+    pub(crate) progressed: Moment,
     /// The end of the leader's log when a follower that does not count said where it stands: all
     /// that it may once have acknowledged lies before (S14).
     pub(crate) counts_from: u64,
@@ -49,6 +52,7 @@ impl Follower {
             supported: None,
             asked: None,
             probe_at: None,
+            progressed: Moment::START,
             counts_from: 0,
         }
     }

@@ -25,6 +25,8 @@ pub(crate) struct Journal<C: Core> {
     unsent: Vec<Entry>,
     /// The newest write that is forced: all but commit points are.
     last_forced: IoId,
+    /// The newest write that is on disk.
+    synced: IoId,
     outbox: Outbox<C>,
 }
 
@@ -51,9 +53,16 @@ impl<C: Core> Journal<C> {
             gathered: Vec::new(),
             unsent: Vec::new(),
             last_forced: IoId(0),
+            synced: IoId(0),
             outbox: Outbox::new(),
         };
-        if committed > recovered.applied {
+        let applied = recovered.applied;
+        if applied.seq > journal.log.purged().seq && !journal.log.holds(applied) {
+            // A snapshot was installed, and the replica stopped before its log said so.
+            journal.installed(applied);
+        }
+        //= SPIN-40
+        if committed > applied {
             journal.outbox.push(Effect::Commit { upto: committed });
         }
         journal
@@ -117,6 +126,7 @@ impl<C: Core> Journal<C> {
         entries.drain(..known);
         if let Some(first) = entries.first() {
             if first.lsn.seq <= self.last().seq {
+                //= SPIN-43
                 self.truncate_after(first.lsn.seq - 1);
             }
             entries.iter().for_each(|entry| self.log.append(entry.lsn));
@@ -155,6 +165,11 @@ impl<C: Core> Journal<C> {
     /// Takes in that the table was replaced by a snapshot that includes `upto`.
     pub(crate) fn installed(&mut self, upto: Lsn) {
         self.write_gathered();
+        if !self.log.holds(upto) && upto.seq < self.last().seq {
+            // What comes after another entry than the snapshot's is of another history.
+            self.log.truncate_after(upto.seq);
+            self.force(LogWrite::TruncateAfter { seq: upto.seq });
+        }
         self.log.purge(upto);
         self.committed = self.committed.max(upto);
         self.noted = self.noted.max(upto);
@@ -194,6 +209,12 @@ impl<C: Core> Journal<C> {
     /// Takes in that every write up to this one is on disk.
     pub(crate) fn on_durable(&mut self, upto: IoId) {
         self.durable.completed(upto);
+        self.synced = upto;
+    }
+
+    /// Says whether everything that was to be forced up to now is on disk.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.gathered.is_empty() && self.last_forced <= self.synced
     }
 
     /// Returns the condition that everything in the log, and the hard state, is on disk.

@@ -81,6 +81,7 @@ impl Leading {
         kind: EntryKind,
         payload: Bytes,
     ) -> Lsn {
+        //= SPIN-1
         let lsn = Lsn::new(self.epoch, journal.last().seq + 1);
         journal.propose(Entry { lsn, kind, payload });
         lsn
@@ -112,6 +113,8 @@ impl Leading {
 
     /// Sends what the batch has proposed to everybody who is in step, as few messages to each.
     pub(crate) fn send_gathered<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
+        //= SPIN-2
+        // The write to the log has been submitted, and nothing here waits for it.
         let entries = journal.take_unsent();
         let Some(first) = entries.first().map(|entry| entry.lsn.seq) else { return };
         self.tell_if_due(now, journal);
@@ -148,6 +151,7 @@ impl Leading {
             return;
         }
         if upto.seq > follower.acked.seq && follower.stage != Stage::Unheard {
+            follower.progressed = now;
             follower.acked = upto;
             follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
         }
@@ -169,6 +173,7 @@ impl Leading {
             && lsn.seq <= seq
         {
             self.waiting.pop_front();
+            //= SPIN-6
             journal.push(Effect::ReplyOutcomes { ticket, lsn });
         }
         journal.commit(seq)
@@ -192,6 +197,7 @@ impl Leading {
         if journal.committed() <= self.told || now < self.tell_at() {
             return false;
         }
+        //= SPIN-7
         self.told = journal.committed();
         self.told_at = now;
         journal.note_commit_point();
@@ -209,6 +215,7 @@ impl Leading {
     /// Does what is due at `now`.
     pub(crate) fn on_timeout<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
         self.end_block_if_due(now, journal);
+        self.note_who_owes_nothing(now, journal);
         if self.tell_if_due(now, journal) {
             let told = |follower: &Follower| {
                 follower.stage == Stage::InStep && follower.next > journal.last().seq
@@ -224,9 +231,22 @@ impl Leading {
         self.send_beacons(now, journal);
     }
 
+    /// Notes who has everything: his time to acknowledge counts from what comes next.
+    fn note_who_owes_nothing<C: Streams>(&mut self, now: Moment, journal: &Journal<C>) {
+        let last = journal.last().seq;
+        for follower in self.followers.values_mut().filter(|follower| follower.acked.seq >= last) {
+            follower.progressed = now;
+        }
+    }
+
     /// Sends a message without entries: it tells the commit point, and whoever lacks what comes
     /// before it says so.
-    fn send_empty<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>, to: NodeId) {
+    pub(super) fn send_empty<C: Streams>(
+        &mut self,
+        now: Moment,
+        journal: &mut Journal<C>,
+        to: NodeId,
+    ) {
         let Some(follower) = self.followers.get_mut(&to) else { return };
         let Some(previous) = journal.log().lsn_at(follower.next - 1) else { return };
         follower.asked = Some(now);

@@ -1,7 +1,7 @@
 //! The words of scripts.
 
 /// What a script can say.
-#[derive(Debug, goldenscript::Command)]
+#[derive(Clone, Debug, goldenscript::Command)]
 pub(crate) enum Command {
     /// Starts nodes 1, 2, ... with empty disks: `cluster nodes=3 leader=1`. Other options are the
     /// protocol's own.
@@ -29,8 +29,8 @@ pub(crate) enum Command {
     },
 
     /// Delivers the messages with these numbers, or all that are on the network now, in the order
-    /// in which they were sent; only those of one sender or receiver: `deliver 3 4`,
-    /// `deliver from=1 to=2`.
+    /// in which they were sent; only those of one sender or receiver, only the first so many:
+    /// `deliver 3 4`, `deliver from=1 to=2 count=1`.
     Deliver {
         #[arg(optional)]
         ids: Vec<u64>,
@@ -38,6 +38,8 @@ pub(crate) enum Command {
         from: Option<u64>,
         #[arg(key)]
         to: Option<u64>,
+        #[arg(key)]
+        count: Option<usize>,
     },
 
     /// Loses messages, chosen as by `deliver`.
@@ -48,6 +50,8 @@ pub(crate) enum Command {
         from: Option<u64>,
         #[arg(key)]
         to: Option<u64>,
+        #[arg(key)]
+        count: Option<usize>,
     },
 
     /// Cuts nodes off from the others: what they send or are sent from now on is lost.
@@ -71,6 +75,10 @@ pub(crate) enum Command {
 
     /// Has a disk `stall`, so that nothing becomes durable on it, or `resume`: `disk 2 stall`.
     Disk(u64, String),
+
+    /// Has a node `stall`, so that no piece of the log that it reads for others leaves it, or
+    /// `resume`; or lets so many pieces go, and no more: `sender 2 stall`, `sender 2 resume 1`.
+    Sender(u64, String, Option<usize>),
 
     /// Makes what a node's table includes durable: `flush 1`.
     Flush(u64),

@@ -25,6 +25,12 @@ impl LogImage {
         runs
     }
 
+    /// Says whether it holds this very entry, or a table does that has taken its place.
+    pub(crate) fn keeps(&self, entry: &Entry) -> bool {
+        let seq = entry.lsn.seq;
+        seq <= self.purged.seq || self.entries.get(&seq) == Some(entry)
+    }
+
     pub(crate) fn last(&self) -> Lsn {
         self.entries.values().next_back().map_or(self.purged, |entry| entry.lsn)
     }
@@ -104,5 +110,10 @@ impl Disk {
     /// Says whether this very entry is durable.
     pub(crate) fn has_forced(&self, entry: &Entry) -> bool {
         self.durable.entries.get(&entry.lsn.seq) == Some(entry)
+    }
+
+    /// Returns what a crash would leave.
+    pub(crate) const fn durable(&self) -> &LogImage {
+        &self.durable
     }
 }

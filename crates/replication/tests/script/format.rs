@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use trireme_replication::core::{Core, Event, Reply};
+use trireme_replication::core::{Core, Effect, Event, Reply, When};
 use trireme_storage::LogWrite;
 use trireme_types::{CommandBatch, Condition, Entry, EntryKind, Lsn, Operation, Outcome};
 
@@ -86,6 +86,40 @@ pub(crate) fn reply<C: Core<Message: std::fmt::Display>>(reply: &Reply<C>) -> St
         Reply::Read { until: None } => "read".into(),
         Reply::Message(message) => message.to_string(),
         Reply::Error(error) => format!("error: {error}"),
+    }
+}
+
+/// Returns the condition under which the effect may leave, if it is of a kind that has one.
+pub(crate) fn condition<S: Subject>(effect: &Effect<S>) -> Option<When> {
+    match effect {
+        Effect::Send { when, .. }
+        | Effect::SendLog { when, .. }
+        | Effect::SendSnapshot { when, .. }
+        | Effect::Reply { when, .. }
+        | Effect::Coordinate { when, .. } => Some(*when),
+        Effect::Persist(_)
+        | Effect::InstallSnapshot { .. }
+        | Effect::Commit { .. }
+        | Effect::ReplyOutcomes { .. }
+        | Effect::EndReads => None,
+    }
+}
+
+/// Returns an effect as one line, with what it does now.
+pub(crate) fn effect<S: Subject>(effect: &Effect<S>, verb: &str) -> String {
+    match effect {
+        Effect::Persist(write) => format!("persist: {}", self::write(write)),
+        Effect::Send { to, message, .. } => format!("{verb} {to}: {message}"),
+        Effect::SendLog { to, seqs, context, .. } => {
+            format!("{verb} {to} log {}: {context}", range(seqs))
+        }
+        Effect::SendSnapshot { to, message, .. } => format!("{verb} {to} snapshot: {message}"),
+        Effect::InstallSnapshot { ticket } => format!("install {ticket}"),
+        Effect::Commit { upto } => format!("commit {upto}"),
+        Effect::ReplyOutcomes { ticket, lsn } => format!("reply {ticket} when applied({lsn})"),
+        Effect::Reply { ticket, reply, .. } => format!("reply {ticket}: {}", self::reply(reply)),
+        Effect::Coordinate { request, .. } => format!("ask coordinator: {request:?}"),
+        Effect::EndReads => "end reads".into(),
     }
 }
 

@@ -16,12 +16,12 @@
 //! ```
 //!
 //! The runner is generic over the protocol ([`Subject`]) and checks after every step what must hold
-//! for all of them: what was once committed never changes, nothing is committed that is not in the
-//! log, and every caller is answered at most once.
+//! for all of them: its [`invariants`].
 
 mod command;
 mod disk;
 mod format;
+pub(crate) mod invariants;
 mod network;
 mod node;
 mod runner;
@@ -36,6 +36,7 @@ use std::time::Duration;
 use trireme_replication::core::{Core, Recovered};
 use trireme_types::{NodeId, Timing};
 
+pub(crate) use self::command::Command;
 pub(crate) use self::runner::Runner;
 
 /// A protocol that scripts can run.

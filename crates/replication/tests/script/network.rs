@@ -30,11 +30,13 @@ pub(crate) enum Content {
 }
 
 /// Which messages a command is about.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Selection {
     pub(crate) ids: Vec<u64>,
     pub(crate) from: Option<NodeId>,
     pub(crate) to: Option<NodeId>,
+    /// The most messages that are chosen.
+    pub(crate) count: usize,
 }
 
 impl Selection {
@@ -71,16 +73,18 @@ impl Network {
         self.cut_off.contains(&a) == self.cut_off.contains(&b)
     }
 
-    pub(crate) fn cut_off(&mut self, nodes: impl Iterator<Item = NodeId>) {
+    /// Cuts nodes off from the others. Returns what was under way between them and is lost.
+    pub(crate) fn cut_off(&mut self, nodes: impl Iterator<Item = NodeId>) -> Vec<(u64, Envelope)> {
         self.cut_off.extend(nodes);
         let cut_off = &self.cut_off;
-        self.under_way.retain(|_, e| cut_off.contains(&e.from) == cut_off.contains(&e.to));
+        let is_lost = |e: &Envelope| cut_off.contains(&e.from) != cut_off.contains(&e.to);
+        self.under_way.extract_if(.., |_, envelope| is_lost(envelope)).collect()
     }
 
-    /// Loses what the one sends the other, from now on and what is under way.
-    pub(crate) fn cut(&mut self, from: NodeId, to: NodeId) {
+    /// Loses what the one sends the other from now on. Returns what was under way and is lost.
+    pub(crate) fn cut(&mut self, from: NodeId, to: NodeId) -> Vec<(u64, Envelope)> {
         self.cuts.insert((from, to));
-        self.under_way.retain(|_, e| (e.from, e.to) != (from, to));
+        self.under_way.extract_if(.., |_, e| (e.from, e.to) == (from, to)).collect()
     }
 
     pub(crate) fn heal(&mut self) {
@@ -88,9 +92,10 @@ impl Network {
         self.cuts.clear();
     }
 
-    /// Takes the chosen messages off the network.
+    /// Takes the chosen messages off the network, the oldest first.
     pub(crate) fn take(&mut self, selection: &Selection) -> Vec<(u64, Envelope)> {
-        self.under_way.extract_if(.., |id, envelope| selection.includes(*id, envelope)).collect()
+        let chosen = |id: &u64, envelope: &mut Envelope| selection.includes(*id, envelope);
+        self.under_way.extract_if(.., chosen).take(selection.count).collect()
     }
 
     /// Takes the oldest message off the network.
@@ -98,9 +103,11 @@ impl Network {
         self.under_way.pop_first()
     }
 
-    /// Loses what is sent to a dead node. What it sent itself may still arrive.
-    pub(crate) fn lose(&mut self, node: NodeId) {
-        self.under_way.retain(|_, envelope| envelope.to != node);
+    /// Loses what is sent to a node that died, and returns it. What it sent itself may still
+    /// arrive, but for snapshots, whose connections it takes with it.
+    pub(crate) fn lose(&mut self, node: NodeId) -> Vec<(u64, Envelope)> {
+        self.under_way.retain(|_, e| e.from != node || matches!(e.content, Content::Message(_)));
+        self.under_way.extract_if(.., |_, envelope| envelope.to == node).collect()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&u64, &Envelope)> {

@@ -1,13 +1,15 @@
 //! One replica of a scripted cluster: its core, and what stands in for its driver.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use trireme_replication::ReplicaStatus;
 use trireme_replication::core::{Effect, Event, Moment, Recovered, Reply, Ticket, When};
 use trireme_storage::IoId;
-use trireme_types::{CohortId, Lsn, NodeId};
+use trireme_types::{CohortId, Entry, Lsn, NodeId};
 
-use super::disk::Disk;
+use super::disk::{Disk, LogImage};
+use super::invariants::ANSWERED_ONCE;
 use super::table::Table;
 use super::{Cluster, Subject, format};
 
@@ -18,12 +20,27 @@ pub(crate) const COHORT: CohortId = CohortId(1);
 pub(crate) const SEND_LOG_ENTRIES_MAX: usize = 3;
 
 /// What was asked for under a ticket.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Asked {
-    Write,
-    Read { key: String },
+    /// Keys with the values that they are to get; none to delete one.
+    Write {
+        changes: Vec<(String, Option<String>)>,
+    },
+    Read {
+        key: String,
+    },
     Other,
-    Snapshot { from: NodeId, table: Table },
+    Snapshot {
+        from: NodeId,
+        table: Table,
+    },
+}
+
+/// What became of a proposal.
+pub(crate) struct Answer {
+    pub(crate) ticket: Ticket,
+    pub(crate) lsn: Lsn,
+    pub(crate) text: String,
 }
 
 /// One node.
@@ -37,6 +54,10 @@ pub(crate) struct Node<S: Subject> {
     pub(crate) live: Option<Live<S>>,
     /// Whether the disk has lost what was on it.
     pub(crate) was_wiped: bool,
+    /// Whether the replica said last that it counts in no majority.
+    pub(crate) is_learner: bool,
+    /// What was on the disk when it was lost, each time.
+    pub(crate) lost: Vec<LogImage>,
     tickets: u64,
 }
 
@@ -52,12 +73,31 @@ pub(crate) struct Live<S: Subject> {
     pub(crate) committed: Lsn,
     /// Effects that may not leave yet, in order.
     waiting: VecDeque<(When, Effect<S>)>,
+    /// Pieces of the log that a stalled sender holds back; none if it is not stalled.
+    pub(crate) unsent: Option<Vec<Piece<S>>>,
+}
+
+/// A piece of the log that is to be sent.
+pub(crate) struct Piece<S: Subject> {
+    pub(crate) to: NodeId,
+    pub(crate) seqs: Range<u64>,
+    pub(crate) context: S::Context,
 }
 
 impl<S: Subject> Node<S> {
     pub(crate) fn new(id: NodeId) -> Self {
         let (disk, table, flushed) = <(Disk, Table, Table)>::default();
-        Self { id, disk, table, flushed, live: None, was_wiped: false, tickets: 0 }
+        Self {
+            id,
+            disk,
+            table,
+            flushed,
+            live: None,
+            was_wiped: false,
+            is_learner: false,
+            lost: Vec::new(),
+            tickets: 0,
+        }
     }
 
     /// Starts the core from what the disk holds.
@@ -79,6 +119,7 @@ impl<S: Subject> Node<S> {
             durable: IoId(0),
             committed: self.table.applied,
             waiting: VecDeque::new(),
+            unsent: None,
         });
     }
 
@@ -90,13 +131,31 @@ impl<S: Subject> Node<S> {
         live.map_or_else(Vec::new, |live| live.open.into_keys().collect())
     }
 
-    /// Opens a ticket and hands the core the event that asks under it.
-    pub(crate) fn ask(&mut self, asked: Asked, event: impl FnOnce(Ticket) -> Event<S>) {
-        let Some(live) = &mut self.live else { return };
+    /// Empties a dead node's disk.
+    pub(crate) fn wipe(&mut self) {
+        self.lost.push(self.disk.durable().clone());
+        (self.disk, self.table, self.flushed) = Default::default();
+        (self.was_wiped, self.is_learner) = (true, true);
+    }
+
+    /// Says whether the replica has made this entry durable. What its disk had when it was lost
+    /// counts: losing it a moment later would be no other failure.
+    pub(crate) fn has_made_durable(&self, entry: &Entry) -> bool {
+        self.disk.durable().keeps(entry) || self.lost.iter().any(|image| image.keeps(entry))
+    }
+
+    /// Opens a ticket and hands the core the event that asks under it, if it is alive.
+    pub(crate) fn ask(
+        &mut self,
+        asked: Asked,
+        event: impl FnOnce(Ticket) -> Event<S>,
+    ) -> Option<Ticket> {
+        let live = self.live.as_mut()?;
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         live.open.insert(ticket, asked);
         live.events.push_back(event(ticket));
+        Some(ticket)
     }
 
     /// Closes a ticket and returns what to print: the answer, with the value if it was a read.
@@ -112,7 +171,7 @@ impl<S: Subject> Node<S> {
     /// Closes a ticket, which every answer must do exactly once.
     pub(crate) fn close(&mut self, ticket: Ticket) -> Option<Asked> {
         let asked = self.live.as_mut().and_then(|live| live.open.remove(&ticket));
-        assert!(asked.is_some(), "{}: {ticket} is answered twice, or was never asked", self.id);
+        assert!(asked.is_some(), "{ANSWERED_ONCE}: {} answers {ticket} again", self.id);
         asked
     }
 
@@ -160,33 +219,34 @@ impl<S: Subject> Node<S> {
     }
 
     /// Makes what can be durable so, and applies what is committed, one entry at a time; each tells
-    /// the core. Returns the answers that this gave, and whether anything happened.
-    pub(crate) fn work(&mut self) -> (bool, Vec<String>) {
-        let Some(live) = &mut self.live else { return (false, Vec::new()) };
+    /// the core. Returns whether anything happened, and the answer that this gave.
+    pub(crate) fn work(&mut self) -> (bool, Option<Answer>) {
+        let Some(live) = &mut self.live else { return (false, None) };
         if let Some(upto) = self.disk.sync() {
             live.durable = upto;
             live.events.push_back(Event::Durable { upto });
-            return (true, Vec::new());
+            return (true, None);
         }
         if self.table.applied.seq >= live.committed.seq {
-            return (false, Vec::new());
+            return (false, None);
         }
         let seq = self.table.applied.seq + 1;
         let entry = self.disk.memory.entries.get(&seq).expect("what is committed is in the log");
         // As in the driver, a table never runs ahead of its own log.
         if !self.disk.has_forced(entry) {
-            return (false, Vec::new());
+            return (false, None);
         }
         let outcomes = self.table.apply(entry);
         let lsn = entry.lsn;
         live.events.push_back(Event::Applied { upto: lsn });
-        let mut answers = Vec::new();
-        if let Some((proposed, ticket)) = live.proposals.remove(&seq) {
+        let proposal = live.proposals.remove(&seq);
+        let answer = proposal.map(|(proposed, ticket)| {
             assert_eq!(proposed, lsn, "{ticket} was promised the outcome of another entry");
             self.close(ticket);
-            answers.push(format!("reply {ticket}: {}", format::outcomes(lsn, &outcomes)));
-        }
-        (true, answers)
+            let text = format!("reply {ticket}: {}", format::outcomes(lsn, &outcomes));
+            Answer { ticket, lsn, text }
+        });
+        (true, answer)
     }
 
     /// Returns when the core wants to be woken.

@@ -1,17 +1,20 @@
 //! Runs the commands of a script on a cluster.
 
+mod driving;
+
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
-use trireme_replication::core::{Effect, Event, Message, Moment, Reply, Ticket, When};
-use trireme_types::{Command as Write, CommandBatch, Condition, Entry, Lsn, NodeId, Operation};
+use trireme_replication::ReplicaStatus;
+use trireme_replication::core::{Event, Moment};
+use trireme_types::{Command as Write, CommandBatch, Condition, NodeId, Operation};
 
 use super::command::Command;
-use super::network::{Content, Envelope, Network, Selection};
-use super::node::{Asked, Node, SEND_LOG_ENTRIES_MAX};
+use super::invariants::Invariants;
+use super::network::{Network, Selection};
+use super::node::{Asked, Node};
 use super::{Cluster, ScriptCoordinator, Subject, Told, format};
 
 /// The most messages that `stabilize` delivers: a protocol that never comes to rest is an error.
@@ -27,8 +30,11 @@ pub(crate) struct Runner<S: Subject> {
     network: Network,
     coordinator: S::Coordinator,
     now: Moment,
-    /// What any replica has ever committed.
-    committed: BTreeMap<u64, Entry>,
+    invariants: Invariants,
+    /// Whether nothing is printed.
+    is_quiet: bool,
+    /// Whether everything is printed at once, which shows what led to a violation.
+    is_loud: bool,
     output: String,
 }
 
@@ -40,7 +46,9 @@ impl<S: Subject> Default for Runner<S> {
             network: Network::default(),
             coordinator: S::Coordinator::default(),
             now: Moment::START,
-            committed: BTreeMap::new(),
+            invariants: Invariants::default(),
+            is_quiet: false,
+            is_loud: false,
             output: String::new(),
         }
     }
@@ -60,29 +68,61 @@ impl<S: Subject> goldenscript::Runner for Runner<S> {
     }
 }
 
+impl<S: Subject> Runner<S> {
+    /// Returns a runner that prints nothing.
+    pub(crate) fn quiet() -> Self {
+        Self { is_quiet: true, ..Self::default() }
+    }
+
+    /// Returns a runner that prints what happens as it happens.
+    pub(crate) fn loud() -> Self {
+        Self { is_loud: true, ..Self::default() }
+    }
+
+    /// Describes a replica, if it is alive.
+    pub(crate) fn status(&self, id: NodeId) -> Option<ReplicaStatus> {
+        self.nodes[&id].status()
+    }
+
+    /// Counts the replicas that have lost their disk and count in no majority yet.
+    pub(crate) fn learners(&self) -> usize {
+        self.nodes.values().filter(|node| node.is_learner).count()
+    }
+
+    pub(crate) const fn invariants(&self) -> &Invariants {
+        &self.invariants
+    }
+}
+
 // The script's commands.
 impl<S: Subject> Runner<S> {
-    fn execute(&mut self, command: &Command) -> Result<(), Box<dyn Error>> {
+    pub(crate) fn execute(&mut self, command: &Command) -> Result<(), Box<dyn Error>> {
         match command {
             Command::Cluster { nodes, leader, options } => {
                 self.start_cluster(*nodes, *leader, options);
             }
-            Command::Put(node, pairs) => self.propose(*node, pairs.iter().map(put).collect())?,
+            Command::Put(node, pairs) => {
+                let puts = pairs.iter().map(|(key, value)| (key.clone(), Some(value.clone())));
+                self.propose(*node, puts.collect())?;
+            }
             Command::Delete(node, keys) => {
-                self.propose(*node, keys.iter().map(|key| delete(key)).collect())?;
+                self.propose(*node, keys.iter().map(|key| (key.clone(), None)).collect())?;
             }
             Command::Get { node, key, level } => self.get(*node, key, level.as_deref())?,
-            Command::Deliver { ids, from, to } => {
-                let taken = self.network.take(&selection(ids, *from, *to));
+            Command::Deliver { ids, from, to, count } => {
+                let taken = self.network.take(&selection(ids, *from, *to, *count));
                 taken.into_iter().for_each(|(id, envelope)| self.deliver(id, envelope));
             }
-            Command::Drop { ids, from, to } => {
-                for (id, envelope) in self.network.take(&selection(ids, *from, *to)) {
+            Command::Drop { ids, from, to, count } => {
+                for (id, envelope) in self.network.take(&selection(ids, *from, *to, *count)) {
                     self.lose(id, envelope);
                 }
             }
             Command::Partition(nodes) => self.partition(nodes),
-            Command::Cut(from, to) => self.network.cut(NodeId(*from), NodeId(*to)),
+            Command::Cut(from, to) => {
+                let lost = self.network.cut(NodeId(*from), NodeId(*to));
+                self.lose_snapshots(lost);
+            }
             Command::Heal => self.heal(),
             Command::Run(milliseconds) => self.run_for(Duration::from_millis(*milliseconds)),
             Command::Transfer(node, to) => {
@@ -92,6 +132,7 @@ impl<S: Subject> Runner<S> {
             }
             Command::Tick(milliseconds) => self.tick(Duration::from_millis(*milliseconds)),
             Command::Disk(node, what) => self.disk(*node, what)?,
+            Command::Sender(node, what, count) => self.sender(*node, what, *count)?,
             Command::Flush(node) => {
                 let node = self.node(*node)?;
                 node.flushed = node.table.clone();
@@ -103,10 +144,7 @@ impl<S: Subject> Runner<S> {
             }
             Command::Crash(node) => self.crash(*node)?,
             Command::Wipe(node) => match self.node(*node)? {
-                node if node.live.is_none() => {
-                    *node = Node::new(node.id);
-                    node.was_wiped = true;
-                }
+                node if node.live.is_none() => node.wipe(),
                 node => return Err(format!("{} is alive", node.id).into()),
             },
             Command::Restart(node) => self.restart(*node)?,
@@ -127,17 +165,22 @@ impl<S: Subject> Runner<S> {
         let options = options.iter().cloned().collect();
         self.cluster = Cluster { nodes, leader: NodeId(leader.unwrap_or(1)), options };
         self.coordinator.begin(&self.cluster);
+        self.invariants = Invariants::default();
         self.nodes = self.cluster.nodes.iter().map(|id| (*id, Node::new(*id))).collect();
         for id in self.cluster.nodes.clone() {
             self.start(id);
         }
     }
 
-    fn propose(&mut self, node: u64, operations: Vec<Operation>) -> Result<(), Box<dyn Error>> {
-        let commands =
-            operations.into_iter().map(|operation| Write { request: None, operation }).collect();
+    fn propose(
+        &mut self,
+        node: u64,
+        changes: Vec<(String, Option<String>)>,
+    ) -> Result<(), Box<dyn Error>> {
+        let write = |change| Write { request: None, operation: operation(change) };
+        let commands = changes.iter().map(write).collect();
         let payload = CommandBatch { commands }.encode();
-        self.ask(node, Asked::Write, |ticket| Event::Propose { ticket, payload })
+        self.ask(node, Asked::Write { changes }, |ticket| Event::Propose { ticket, payload })
     }
 
     fn get(&mut self, node: u64, key: &str, level: Option<&str>) -> Result<(), Box<dyn Error>> {
@@ -157,8 +200,9 @@ impl<S: Subject> Runner<S> {
 
     fn partition(&mut self, nodes: &[u64]) {
         let before = self.connections();
-        self.network.cut_off(nodes.iter().copied().map(NodeId));
+        let lost = self.network.cut_off(nodes.iter().copied().map(NodeId));
         self.tell_connections(&before);
+        self.lose_snapshots(lost);
     }
 
     fn heal(&mut self) {
@@ -177,7 +221,10 @@ impl<S: Subject> Runner<S> {
                     self.now = self.now.max(at);
                     self.tell(id, Event::Timeout);
                     let again = self.nodes[&id].next_timeout();
-                    assert!(again.is_none_or(|next| next > at), "{id} wants its timeout for ever");
+                    assert!(
+                        again.is_none_or(|next| next > at),
+                        "{id} wants its timeout for ever: {again:?}"
+                    );
                 }
                 _ => break,
             }
@@ -186,23 +233,40 @@ impl<S: Subject> Runner<S> {
     }
 
     fn disk(&mut self, node: u64, what: &str) -> Result<(), Box<dyn Error>> {
-        let is_stalled = match what {
-            "stall" => true,
-            "resume" => false,
-            other => return Err(format!("a disk can stall or resume, not {other}").into()),
-        };
-        self.node(node)?.disk.is_stalled = is_stalled;
+        self.node(node)?.disk.is_stalled = is_stall(what)?;
+        self.settle(NodeId(node));
+        Ok(())
+    }
+
+    fn sender(
+        &mut self,
+        node: u64,
+        what: &str,
+        count: Option<usize>,
+    ) -> Result<(), Box<dyn Error>> {
+        let is_stalled = is_stall(what)? || count.is_some();
+        let Some(live) = &mut self.node(node)?.live else { return Ok(()) };
+        let mut held = live.unsent.take().unwrap_or_default();
+        let kept = held.split_off(count.unwrap_or(held.len()).min(held.len()));
+        live.unsent = is_stalled.then_some(kept);
+        for piece in held {
+            self.send_log(NodeId(node), piece, "leaves");
+        }
         self.settle(NodeId(node));
         Ok(())
     }
 
     fn crash(&mut self, node: u64) -> Result<(), Box<dyn Error>> {
         let before = self.connections();
+        let id = NodeId(node);
         for ticket in self.node(node)?.crash() {
-            self.print(NodeId(node), &format!("never answers {ticket}"));
+            self.print(id, &format!("never answers {ticket}"));
+            self.invariants.unanswered((id, ticket));
         }
-        self.network.lose(NodeId(node));
+        self.invariants.reads_no_more(id);
+        let lost = self.network.lose(id);
         self.tell_connections(&before);
+        self.lose_snapshots(lost);
         Ok(())
     }
 
@@ -282,349 +346,23 @@ impl<S: Subject> Runner<S> {
     }
 }
 
-// What stands in for drivers and the network.
-impl<S: Subject> Runner<S> {
-    fn start(&mut self, id: NodeId) {
-        let cluster = self.cluster.clone();
-        self.coordinator.started(id);
-        self.live_or_dead(id).start(&cluster);
-        self.drain(id);
-        self.settle(id);
-    }
+fn selection(ids: &[u64], from: Option<u64>, to: Option<u64>, count: Option<usize>) -> Selection {
+    let count = count.unwrap_or(usize::MAX);
+    Selection { ids: ids.to_vec(), from: from.map(NodeId), to: to.map(NodeId), count }
+}
 
-    fn ask(
-        &mut self,
-        node: u64,
-        asked: Asked,
-        event: impl FnOnce(Ticket) -> Event<S>,
-    ) -> Result<(), Box<dyn Error>> {
-        let node = self.node(node)?;
-        if node.live.is_none() {
-            return Err(format!("{} is dead", node.id).into());
-        }
-        node.ask(asked, event);
-        let id = node.id;
-        self.settle(id);
-        Ok(())
-    }
-
-    /// Tells a core something, if it is alive.
-    fn tell(&mut self, id: NodeId, event: Event<S>) {
-        if let Some(live) = &mut self.live_or_dead(id).live {
-            live.events.push_back(event);
-        }
-        self.settle(id);
-    }
-
-    /// Has a node work until it rests: every event handled, every effect performed, the disk and
-    /// the table as far as they can be.
-    fn settle(&mut self, id: NodeId) {
-        loop {
-            let now = self.now;
-            let Some(live) = &mut self.live_or_dead(id).live else { return };
-            if let Some(event) = live.events.pop_front() {
-                let text = format::event(&event);
-                self.print(id, &text);
-                if let Some(live) = &mut self.live_or_dead(id).live {
-                    live.core.handle(now, event);
-                }
-                self.drain(id);
-                self.check(id);
-                continue;
-            }
-            if let Some(effect) = self.live_or_dead(id).release() {
-                self.perform(id, effect, "leaves");
-                continue;
-            }
-            let (worked, answers) = self.live_or_dead(id).work();
-            answers.iter().for_each(|answer| self.print_effect(id, answer));
-            if !worked {
-                return;
-            }
-        }
-    }
-
-    fn drain(&mut self, id: NodeId) {
-        let mut effects = Vec::new();
-        if let Some(live) = &mut self.live_or_dead(id).live {
-            live.core.drain_effects(&mut effects);
-        }
-        for effect in effects {
-            match condition(&effect) {
-                Some(when) if !self.nodes[&id].holds(when) => {
-                    let text = describe(&effect, "send");
-                    self.print_effect(id, &format!("{text} when {when}"));
-                    self.live_or_dead(id).keep(when, effect);
-                }
-                _ => self.perform(id, effect, "send"),
-            }
-        }
-    }
-
-    fn perform(&mut self, id: NodeId, effect: Effect<S>, verb: &str) {
-        let text = describe(&effect, verb);
-        match effect {
-            Effect::Persist(write) => {
-                let io = self.live_or_dead(id).disk.write(write);
-                self.print_effect(id, &text.replacen("persist", &format!("persist {}", io.0), 1));
-            }
-            Effect::Send { to, message, .. } => {
-                let content = Content::Message(message.encode());
-                self.send(id, to, content, message.to_string(), verb);
-            }
-            Effect::SendLog { to, seqs, context, .. } => {
-                self.print_effect(id, &text);
-                let entries = self.nodes[&id].disk.read(seqs.clone(), SEND_LOG_ENTRIES_MAX);
-                let next = seqs.start + entries.len() as u64;
-                if !entries.is_empty() {
-                    let message = S::entries_message(context, entries);
-                    let content = Content::Message(message.encode());
-                    self.send(id, to, content, message.to_string(), verb);
-                }
-                self.queue(id, Event::LogSent { to, seqs, next });
-            }
-            Effect::SendSnapshot { to, message, .. } => {
-                let table = self.nodes[&id].table.clone();
-                let shown = format!("snapshot at {}: {message}", table.applied);
-                let content = Content::Snapshot { message: message.encode(), table };
-                if !self.send(id, to, content, shown, verb) {
-                    self.queue(id, Event::SnapshotSent { to, answer: None });
-                }
-            }
-            Effect::InstallSnapshot { ticket } => {
-                self.print_effect(id, &text);
-                self.install(id, ticket);
-            }
-            Effect::Commit { upto } => {
-                self.print_effect(id, &text);
-                self.commit(id, upto);
-            }
-            Effect::ReplyOutcomes { ticket, lsn } => {
-                self.print_effect(id, &text);
-                let node = self.live_or_dead(id);
-                assert!(node.table.applied.seq < lsn.seq, "{lsn} was applied before its reply");
-                let live = node.live.as_mut().expect("its core had an effect");
-                live.proposals.insert(lsn.seq, (lsn, ticket));
-            }
-            Effect::Reply { ticket, reply, .. } => self.answer(id, ticket, &reply),
-            Effect::Coordinate { request, .. } => {
-                self.print_effect(id, &text);
-                self.coordinator.request(id, request);
-            }
-            Effect::EndReads => self.print_effect(id, &text),
-        }
-    }
-
-    fn answer(&mut self, id: NodeId, ticket: Ticket, reply: &Reply<S>) {
-        let (text, asked) = self.live_or_dead(id).answer(ticket, reply);
-        self.print_effect(id, &text);
-        if let Some(Asked::Snapshot { from, .. }) = asked {
-            let message = match reply {
-                Reply::Message(message) => Some(message.encode()),
-                _ => None,
-            };
-            self.send(id, from, Content::SnapshotAnswer(message), "snapshot answer".into(), "send");
-        }
-    }
-
-    fn install(&mut self, id: NodeId, ticket: Ticket) {
-        let node = self.live_or_dead(id);
-        let live = node.live.as_mut().expect("its core had an effect");
-        let Some(Asked::Snapshot { table, .. }) = live.open.get(&ticket) else {
-            panic!("{id}: no snapshot was offered under {ticket}");
-        };
-        let upto = table.applied;
-        assert!(upto > node.table.applied, "{id}: the snapshot at {upto} is old");
-        // Installing is atomic and durable.
-        node.table = table.clone();
-        node.flushed = table.clone();
-        live.committed = live.committed.max(upto);
-        live.events.push_back(Event::SnapshotInstalled { ticket, upto });
-    }
-
-    /// Takes a commit point from a core, and checks that the cohort agrees on what it commits.
-    fn commit(&mut self, id: NodeId, upto: Lsn) {
-        let node = self.nodes.get_mut(&id).expect("a node of the cluster");
-        let live = node.live.as_mut().expect("its core had an effect");
-        for seq in live.committed.seq + 1..=upto.seq {
-            let entry = node.disk.memory.entries.get(&seq);
-            let entry = entry.unwrap_or_else(|| panic!("{id} commits {seq} and lacks it"));
-            let agreed = self.committed.entry(seq).or_insert_with(|| entry.clone());
-            assert_eq!(agreed, entry, "{id} commits another entry at {seq} than was committed");
-        }
-        live.committed = live.committed.max(upto);
-    }
-
-    /// Checks what must hold of every replica whose core has been told everything.
-    fn check(&self, id: NodeId) {
-        let Some(status) = self.nodes[&id].status() else { return };
-        if self.nodes[&id].live.as_ref().is_some_and(|live| !live.events.is_empty()) {
-            return;
-        }
-        assert!(
-            status.applied.seq <= status.committed.seq,
-            "applied what is not committed: {status}"
-        );
-        assert!(status.committed.seq <= status.last.seq, "committed what is not there: {status}");
-        assert_eq!(
-            status.last,
-            self.nodes[&id].disk.memory.last(),
-            "the core lost count: {status}"
-        );
-    }
-
-    fn send(
-        &mut self,
-        from: NodeId,
-        to: NodeId,
-        content: Content,
-        text: String,
-        verb: &str,
-    ) -> bool {
-        let line = format!("{verb} {to}");
-        match self.network.send(Envelope { from, to, content, text: text.clone() }) {
-            Some(number) => self.print_effect(from, &format!("{line} #{number}: {text}")),
-            None => {
-                self.print_effect(from, &format!("{line} (lost): {text}"));
-                return false;
-            }
-        }
-        true
-    }
-
-    fn deliver(&mut self, id: u64, envelope: Envelope) {
-        let Envelope { from, to, content, text } = envelope;
-        if self.nodes[&to].live.is_none() {
-            self.print_line(&format!("#{id} {from} -> {to} is lost: {text}"));
-            return;
-        }
-        let decode = |bytes: Bytes| S::Message::decode(bytes).expect("a message reads back");
-        match content {
-            Content::Message(bytes) => {
-                self.tell(to, Event::Message { from, message: decode(bytes) });
-            }
-            Content::Snapshot { message, table } => {
-                let upto = table.applied;
-                let message = decode(message);
-                let node = self.live_or_dead(to);
-                node.ask(Asked::Snapshot { from, table }, |ticket| Event::SnapshotOffered {
-                    ticket,
-                    from,
-                    message,
-                    upto,
-                });
-                self.settle(to);
-            }
-            Content::SnapshotAnswer(answer) => {
-                let answer = answer.map(decode);
-                self.tell(to, Event::SnapshotSent { to: from, answer });
-            }
-        }
-    }
-
-    fn lose(&mut self, id: u64, envelope: Envelope) {
-        let Envelope { from, to, content, text } = envelope;
-        self.print_line(&format!("#{id} {from} -> {to} is lost: {text}"));
-        // Snapshots go over connections of their own, so their senders learn of a loss.
-        match content {
-            Content::Message(_) => {}
-            Content::Snapshot { .. } => self.tell(from, Event::SnapshotSent { to, answer: None }),
-            Content::SnapshotAnswer(_) => {
-                self.tell(to, Event::SnapshotSent { to: from, answer: None });
-            }
-        }
-    }
-
-    fn queue(&mut self, id: NodeId, event: Event<S>) {
-        if let Some(live) = &mut self.live_or_dead(id).live {
-            live.events.push_back(event);
-        }
-    }
-
-    /// Returns who reaches whom, in order.
-    fn connections(&self) -> Vec<(NodeId, NodeId, bool)> {
-        let live = |id: &NodeId| self.nodes[id].live.is_some();
-        let pairs = self.cluster.nodes.iter().flat_map(|a| {
-            self.cluster.nodes.iter().filter(move |b| *b != a).map(move |b| (*a, *b))
-        });
-        pairs.map(|(a, b)| (a, b, live(&a) && live(&b) && self.network.connects(a, b))).collect()
-    }
-
-    /// Tells everybody who has gone out of reach or come back.
-    fn tell_connections(&mut self, before: &[(NodeId, NodeId, bool)]) {
-        for (was, is) in before.iter().zip(self.connections()) {
-            let (id, node, connects) = is;
-            match (was.2, connects) {
-                (true, false) => self.tell(id, Event::PeerLost { node }),
-                (false, true) => self.tell(id, Event::PeerAlive { node }),
-                _ => {}
-            }
-        }
-    }
-
-    fn node(&mut self, node: u64) -> Result<&mut Node<S>, Box<dyn Error>> {
-        self.nodes.get_mut(&NodeId(node)).ok_or_else(|| format!("there is no n{node}").into())
-    }
-
-    fn live_or_dead(&mut self, id: NodeId) -> &mut Node<S> {
-        self.nodes.get_mut(&id).expect("a node of the cluster")
-    }
-
-    fn print(&mut self, id: NodeId, text: &str) {
-        self.print_line(&format!("{id} {text}"));
-    }
-
-    fn print_effect(&mut self, id: NodeId, text: &str) {
-        self.print_line(&format!("{id}   {text}"));
-    }
-
-    fn print_line(&mut self, line: &str) {
-        writeln!(self.output, "{line}").expect("a string takes every line");
+fn is_stall(what: &str) -> Result<bool, Box<dyn Error>> {
+    match what {
+        "stall" => Ok(true),
+        "resume" => Ok(false),
+        other => Err(format!("it can stall or resume, not {other}").into()),
     }
 }
 
-/// Returns the condition under which the effect may leave, if it is of a kind that has one.
-fn condition<S: Subject>(effect: &Effect<S>) -> Option<When> {
-    match effect {
-        Effect::Send { when, .. }
-        | Effect::SendLog { when, .. }
-        | Effect::SendSnapshot { when, .. }
-        | Effect::Reply { when, .. }
-        | Effect::Coordinate { when, .. } => Some(*when),
-        Effect::Persist(_)
-        | Effect::InstallSnapshot { .. }
-        | Effect::Commit { .. }
-        | Effect::ReplyOutcomes { .. }
-        | Effect::EndReads => None,
+fn operation((key, value): &(String, Option<String>)) -> Operation {
+    let (key, condition) = (Bytes::from(key.clone()), Condition::None);
+    match value.clone().map(Bytes::from) {
+        Some(value) => Operation::Put { key, value, condition },
+        None => Operation::Delete { key, condition },
     }
-}
-
-fn describe<S: Subject>(effect: &Effect<S>, verb: &str) -> String {
-    match effect {
-        Effect::Persist(write) => format!("persist: {}", format::write(write)),
-        Effect::Send { to, message, .. } => format!("{verb} {to}: {message}"),
-        Effect::SendLog { to, seqs, context, .. } => {
-            format!("{verb} {to} log {}: {context}", format::range(seqs))
-        }
-        Effect::SendSnapshot { to, message, .. } => format!("{verb} {to} snapshot: {message}"),
-        Effect::InstallSnapshot { ticket } => format!("install {ticket}"),
-        Effect::Commit { upto } => format!("commit {upto}"),
-        Effect::ReplyOutcomes { ticket, lsn } => format!("reply {ticket} when applied({lsn})"),
-        Effect::Reply { ticket, reply, .. } => format!("reply {ticket}: {}", format::reply(reply)),
-        Effect::Coordinate { request, .. } => format!("ask coordinator: {request:?}"),
-        Effect::EndReads => "end reads".into(),
-    }
-}
-
-fn selection(ids: &[u64], from: Option<u64>, to: Option<u64>) -> Selection {
-    Selection { ids: ids.to_vec(), from: from.map(NodeId), to: to.map(NodeId) }
-}
-
-fn put((key, value): &(String, String)) -> Operation {
-    let (key, value) = (Bytes::from(key.clone()), Bytes::from(value.clone()));
-    Operation::Put { key, value, condition: Condition::None }
-}
-
-fn delete(key: &str) -> Operation {
-    Operation::Delete { key: Bytes::from(key.to_owned()), condition: Condition::None }
 }

@@ -42,6 +42,11 @@ impl Table {
         }
     }
 
+    /// Returns the value of a key.
+    pub(crate) fn value(&self, key: &str) -> Option<&Bytes> {
+        self.rows.get(key.as_bytes()).map(|(value, _)| value)
+    }
+
     fn execute(&mut self, command: Command) -> Outcome {
         let current = self.rows.get(command.operation.key()).map(|(_, version)| *version);
         match command.operation {

@@ -6,10 +6,12 @@
 //! coordinator cut 1             loses what node 1 asks, and tells it nothing
 //! coordinator heal 1            ends that
 //! coordinator expire 1          ends the session of node 1, and with it what is bound to it
-//! coordinator show              prints nothing; `view` in a script's output is what replicas are told
 //! ```
 //!
 //! A node that starts has a new session; what its old one holds stays until it expires.
+
+mod faults;
+mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +27,9 @@ impl Subject for Spinnaker {
     type Coordinator = Elections;
 
     fn start(recovered: Recovered, cluster: &Cluster, rejoins: bool) -> Self {
+        let base = cluster.options.get("base").map(|id| NodeId(id.parse().expect("a number")));
         let options = SpinnakerOptions {
+            base,
             timing: cluster.timing(),
             rejoins,
             faults: faults(cluster.options.get("fault").map(String::as_str)),
@@ -39,7 +43,7 @@ fn faults(name: Option<&str>) -> SpinnakerFaults {
     let mut faults = SpinnakerFaults::default();
     match name {
         None => {}
-        Some("S1") => faults.commits_older_epochs = true,
+        Some("S1" | "S16") => faults.commits_older_epochs = true,
         Some("S2") => faults.publishes_without_fence = true,
         Some("S3") => faults.counts_old_candidates = true,
         Some("S5") => faults.reads_without_lease = true,

@@ -47,6 +47,10 @@ pub(crate) struct NodeArgs {
     /// The bytes of one segment of the log.
     #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
     segment_bytes: u64,
+    /// Bytes written to the tables after which they are flushed to files. More means fewer and
+    /// larger files, more memory, and more of the log to apply again after a crash.
+    #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
+    memtable_bytes: usize,
     /// Lets `trireme fault` cut, delay and stall the node. For tests; not remembered.
     #[arg(long)]
     allow_faults: bool,
@@ -97,6 +101,7 @@ impl NodeArgs {
             durability,
             log_bytes_max: self.log_bytes_max,
             segment_bytes: self.segment_bytes,
+            memtable_bytes: self.memtable_bytes,
             timing: timing.change(),
             min_replicas_for_write: timing.min_replicas_for_write(),
             replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),

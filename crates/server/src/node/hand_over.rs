@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::time::{Instant, sleep, timeout_at};
-use trireme_replication::{Replica, ReplicaStatus};
+use trireme_replication::{ErrorClass, Replica, ReplicaStatus};
 use trireme_types::{Lsn, NodeId};
 
 /// The longest that a stopping node waits for others to lead what it led. About what finding a dead
@@ -59,7 +59,12 @@ async fn hand_over_one(
             };
             match replica.transfer_leader(to).await {
                 Ok(()) => tracing::info!(%cohort, %to, "handing over"),
-                Err(error) => tracing::info!(%cohort, %to, %error, "not handed over"),
+                Err(error) => {
+                    tracing::info!(%cohort, %to, %error, "not handed over");
+                    if matches!(error.class(), ErrorClass::Invalid | ErrorClass::Fatal) {
+                        return;
+                    }
+                }
             }
             ask_at = Instant::now() + ASK_AGAIN;
         }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use trireme_coordinator::recipes::membership::RegisterError;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_replication::{Replica, ReplicaError};
-use trireme_storage::{LogError, LogOptions, SharedLog, TableError, Tables};
+use trireme_storage::{LogError, LogOptions, SharedLog, TableError, TableOptions, Tables};
 use trireme_types::{
     CohortId, Durability, Engine, InvalidTiming, Lsn, NodeId, Protocol, TimingChange,
 };
@@ -63,6 +63,9 @@ pub struct NodeOptions {
     pub log_bytes_max: u64,
     /// The bytes of one segment of the log.
     pub segment_bytes: u64,
+    /// Bytes written to the tables after which they are flushed. More means fewer and larger files,
+    /// more memory, and more of the log to apply again after a crash.
+    pub memtable_bytes: usize,
     /// The periods of Spinnaker and PacificA, where they are to be others than the folder's.
     pub timing: TimingChange,
     /// How many replicas a PacificA cohort must have to take writes (P10).
@@ -87,6 +90,7 @@ impl NodeOptions {
             durability: None,
             log_bytes_max: 1024 * 1024 * 1024,
             segment_bytes: LogOptions::default().segment_bytes,
+            memtable_bytes: TableOptions::default().memtable_bytes,
             timing: TimingChange::default(),
             min_replicas_for_write: None,
             replace_delay: REPLACE_DELAY_DEFAULT,

@@ -55,7 +55,11 @@ pub(super) fn open_storage(
     };
     let fs = faults.map_or_else(|| Arc::new(RealFs) as Arc<dyn Fs>, Faults::fs);
     let log = SharedLog::open(fs, &folder.log(), identity, log_options)?;
-    let table_options = TableOptions { engine: file.engine, ..TableOptions::default() };
+    let table_options = TableOptions {
+        engine: file.engine,
+        memtable_bytes: options.memtable_bytes,
+        ..TableOptions::default()
+    };
     let tables = Tables::open(&folder.tables(), table_options)?;
     std::fs::create_dir_all(folder.incoming())?;
     Ok((log, tables))

@@ -17,7 +17,7 @@ mod seat;
 mod status;
 pub(crate) mod wire;
 
-pub(crate) use cluster::{Cluster, start_fails, up_command};
+pub(crate) use cluster::{Cluster, replication, start_fails, up_command};
 pub(crate) use data::{
     Rows, made_up_unicode_data, made_up_words, sorted, split_keys, tsv, unicode_data, words,
 };

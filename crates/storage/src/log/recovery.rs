@@ -301,6 +301,9 @@ impl Scan {
             RecordBody::HardState => {
                 index.set_hard_state(Bytes::copy_from_slice(record.payload), 0);
             }
+            #[cfg(test)]
+            RecordBody::TruncateAfter(kept) if naive::replays() => naive::skip(index, *kept),
+            //= SPIN-43
             RecordBody::TruncateAfter(kept) => index.truncate_after(*kept),
             RecordBody::Purge(upto) => index.purge(*upto),
             RecordBody::CommitPoint(point) => index.raise_commit_point(*point),
@@ -316,6 +319,8 @@ impl Scan {
     fn finish(&mut self, oldest: &Segment) -> Result<BTreeMap<CohortId, CohortIndex>, LogError> {
         let mut cohorts = std::mem::take(&mut self.cohorts);
         for (cohort, index) in &mut cohorts {
+            #[cfg(test)]
+            naive::drop_skipped(index);
             if let Some(seq) = index.first_missing() {
                 let what = format!(
                     "entry {seq} of cohort {cohort} is in no segment: one before this is missing"
@@ -408,5 +413,44 @@ impl<'a> Reader<'a> {
             return Err(LogError::corrupt(path, next + read as u64, what));
         }
         Ok(())
+    }
+}
+
+/// What local recovery must not do with what was dropped from a log (S9).
+#[cfg(test)]
+mod naive {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    use trireme_types::Lsn;
+
+    use super::CohortIndex;
+    use crate::tests::mistakes::{Mistake, is_made};
+
+    thread_local! {
+        static SKIPPED: RefCell<BTreeSet<Lsn>> = const { RefCell::new(BTreeSet::new()) };
+    }
+
+    pub(super) fn replays() -> bool {
+        is_made(Mistake::SkipsAddresses) || is_made(Mistake::ForgetsTruncations)
+    }
+
+    /// Puts the addresses after `kept` on a list, and leaves the entries where they are.
+    pub(super) fn skip(index: &CohortIndex, kept: Lsn) {
+        let dropped = (kept.seq + 1..=index.last_seq()).filter_map(|seq| index.lsn_at(seq));
+        SKIPPED.with_borrow_mut(|skipped| skipped.extend(dropped));
+    }
+
+    /// Ends the log before the first entry whose address is on the list.
+    pub(super) fn drop_skipped(index: &mut CohortIndex) {
+        let skipped = SKIPPED.take();
+        let bounds = index.bounds();
+        let is_skipped = |seq: &u64| index.lsn_at(*seq).is_some_and(|lsn| skipped.contains(&lsn));
+        let first = (bounds.purged.seq + 1..=bounds.last.seq).find(is_skipped);
+        if is_made(Mistake::SkipsAddresses)
+            && let Some(kept) = first.and_then(|seq| index.lsn_at(seq - 1))
+        {
+            index.truncate_after(kept);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use trireme_types::limits::{SCAN_BYTES_MAX, SCAN_ROWS_MAX, SESSIONS_MAX};
 
+use super::mistakes::{Mistake, making};
 use super::*;
 use crate::TableError;
 
@@ -9,6 +10,7 @@ for_each_engine!(
     puts_and_deletions_do_what_they_say,
     deletions_follow_the_table_in_the_documentation,
     conditions_see_the_commands_before_them_in_the_same_call,
+    s12_of_two_writes_that_await_one_version_one_passes,
     versions_rise_across_deletion_and_restart,
     keys_outside_the_range_are_neither_written_nor_read,
     pages_end_at_their_limits,
@@ -63,7 +65,7 @@ fn deletions_follow_the_table_in_the_documentation(engine: Engine) {
     assert_eq!(all_rows(&table), []);
 }
 
-/// S12: two conditional writes that await the same version can never both pass.
+/// S12: two conditional writes that await the same version can never both pass. [SPIN-9]
 fn conditions_see_the_commands_before_them_in_the_same_call(engine: Engine) {
     let fixture = Fixture::new(engine);
     let table = fixture.cohort();
@@ -92,6 +94,24 @@ fn conditions_see_the_commands_before_them_in_the_same_call(engine: Engine) {
     // And against rows that earlier calls have left.
     assert_eq!(apply(&table, vec![put_if("k", "7", version(3))]), [failed(4)]);
     assert_eq!(apply(&table, vec![put_if("k", "8", version(4))]), [was_put(5)]);
+}
+
+/// S12: judged against the rows as of before the call, both pass, and an update is lost. [SPIN-9]
+fn s12_of_two_writes_that_await_one_version_one_passes(engine: Engine) {
+    let passed = |mistake| {
+        let fixture = Fixture::new(engine);
+        let table = fixture.cohort();
+        apply(&table, vec![put("k", "0")]);
+        let writes = [
+            entry(2, vec![put_if("k", "1", version(1))]),
+            entry(3, vec![put_if("k", "2", version(1))]),
+        ];
+        let applied = making(mistake, || table.apply(&writes)).unwrap();
+        let outcomes = applied.into_iter().flat_map(|applied| applied.outcomes);
+        outcomes.filter(|outcome| matches!(outcome, Outcome::Put { .. })).count()
+    };
+    assert_eq!(passed(None), 1);
+    assert_eq!(passed(Some(Mistake::JudgesOldRows)), 2, "the mistake would not be noticed");
 }
 
 /// S13.

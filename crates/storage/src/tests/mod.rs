@@ -3,11 +3,13 @@
 mod apply;
 mod faults;
 mod kill;
+pub(crate) mod mistakes;
 mod model;
 mod readers;
 mod script;
 mod snapshots;
 mod tables;
+mod truncation;
 
 use std::path::Path;
 

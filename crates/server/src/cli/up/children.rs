@@ -24,6 +24,7 @@ pub(super) struct NodeProcess<'a> {
     pub(super) durability: Durability,
     pub(super) timing: Timing,
     pub(super) min_replicas_for_write: usize,
+    pub(super) memtable_bytes: Option<usize>,
     pub(super) allow_faults: bool,
     pub(super) replace_delay: Duration,
 }
@@ -59,6 +60,7 @@ impl Children {
             .args(["--engine", node.engine.name()])
             .args(["--durability", node.durability.name()])
             .args(timing::arguments(&node.timing, node.min_replicas_for_write))
+            .args(node.memtable_bytes.map(|bytes| format!("--memtable-bytes={bytes}")))
             .args(node.allow_faults.then_some("--allow-faults"))
             .args(["--replace-delay", &format!("{}ms", node.replace_delay.as_millis())])
             .arg("--stop-at-stdin-end")

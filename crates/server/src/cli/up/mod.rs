@@ -80,6 +80,10 @@ pub(crate) struct UpArgs {
     durability: Option<Durability>,
     #[command(flatten)]
     timing: TimingArgs,
+    /// Bytes written to a node's tables after which they are flushed to files; counts for this
+    /// start. [default: 64 MiB]
+    #[arg(long, value_name = "BYTES")]
+    memtable_bytes: Option<usize>,
     /// Lets `trireme fault` cut, delay and stall the nodes. For tests; not remembered.
     #[arg(long)]
     allow_faults: bool,
@@ -122,6 +126,7 @@ impl UpArgs {
                 durability: file.durability,
                 timing: file.timing,
                 min_replicas_for_write: file.min_replicas_for_write,
+                memtable_bytes: self.memtable_bytes,
                 allow_faults: self.allow_faults,
                 replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
             })?;

@@ -1,0 +1,344 @@
+//! Random faults, from a seed: whatever is lost, crashes, stalls or is cut off, the invariants hold,
+//! and when it is over the cohort serves and nothing that was acknowledged is lost.
+//!
+//! `SEED=17` runs one seed and prints everything; `SEEDS=5000` runs that many; `FAULT=S2` has all
+//! replicas make a mistake. A failure is shown as the shortest script found that fails alike.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use trireme_replication::Role;
+use trireme_replication::spinnaker::Spinnaker;
+use trireme_types::NodeId;
+
+use crate::script::{Command, Runner};
+
+/// The seeds of a normal run.
+const SEEDS: u64 = 300;
+
+/// The steps of one run.
+const STEPS: usize = 150;
+
+const KEYS: [&str; 3] = ["a", "b", "c"];
+
+/// Numbers from a seed (SplitMix64).
+struct Numbers(u64);
+
+impl Numbers {
+    const fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut number = self.0;
+        number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        number ^ (number >> 31)
+    }
+
+    const fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+/// One step, which does nothing where it makes no sense.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// At a node, or at whoever leads.
+    Put {
+        node: Option<u64>,
+        key: usize,
+    },
+    Get {
+        node: Option<u64>,
+        key: usize,
+    },
+    Deliver {
+        from: u64,
+        to: u64,
+        count: usize,
+    },
+    Drop {
+        from: u64,
+        to: u64,
+        count: usize,
+    },
+    Tick(u64),
+    Run(u64),
+    Crash(Option<u64>),
+    Restart(u64),
+    Wipe(u64),
+    Partition(u64),
+    Cut(u64, u64),
+    Heal,
+    Disk(u64, bool),
+    FlushAndRelease(u64),
+    Transfer(u64),
+    Coordinator(&'static str, u64),
+}
+
+/// A run: how many nodes, and the steps. The same seed gives the same run.
+struct Plan {
+    nodes: u64,
+    steps: Vec<Step>,
+}
+
+impl Plan {
+    fn new(seed: u64) -> Self {
+        let mut numbers = Numbers(seed);
+        let nodes = if numbers.below(4) == 0 { 5 } else { 3 };
+        // Some runs are without one kind of trouble, so that others come further.
+        let without = numbers.below(8);
+        let steps = (0..STEPS).map(|_| step(&mut numbers, nodes, without)).collect();
+        Self { nodes, steps }
+    }
+}
+
+fn step(numbers: &mut Numbers, nodes: u64, without: u64) -> Step {
+    let node = numbers.below(nodes) + 1;
+    let other = numbers.below(nodes) + 1;
+    let at = (numbers.below(4) == 0).then_some(node);
+    let key = usize::try_from(numbers.below(KEYS.len() as u64)).expect("few keys");
+    let count = usize::try_from(numbers.below(3) + 1).expect("few messages");
+    let kind = numbers.below(100);
+    match kind {
+        0..18 => Step::Put { node: at, key },
+        18..28 => Step::Get { node: at, key },
+        28..40 => Step::Deliver { from: node, to: other, count },
+        40..44 if without != 0 => Step::Drop { from: node, to: other, count },
+        44..50 => Step::Tick(numbers.below(400)),
+        50..56 => Step::Run(numbers.below(60)),
+        56..64 => Step::Run(numbers.below(600)),
+        64..66 => Step::Run(1200),
+        66..70 if without != 1 => Step::Crash(at),
+        70..77 => Step::Restart(node),
+        77..79 if without != 2 => Step::Wipe(node),
+        79..81 if without != 3 => Step::Partition(node),
+        81..83 if without != 4 => Step::Cut(node, other),
+        83..87 => Step::Heal,
+        87..89 if without != 5 => Step::Disk(node, true),
+        89..91 => Step::Disk(node, false),
+        91 => Step::FlushAndRelease(node),
+        92 => Step::Transfer(node),
+        93 if without != 6 => Step::Coordinator("cut", node),
+        94..96 => Step::Coordinator("heal", node),
+        96 if without != 7 => Step::Coordinator("expire", node),
+        _ => Step::Coordinator("step", node),
+    }
+}
+
+/// A cluster under way, with the script that it has run.
+struct Run {
+    runner: Runner<Spinnaker>,
+    nodes: u64,
+    script: Vec<String>,
+    puts: u64,
+}
+
+impl Run {
+    fn new(nodes: u64, fault: Option<&str>) -> Self {
+        let mut run = Self { runner: Runner::quiet(), nodes, script: Vec::new(), puts: 0 };
+        let options: Vec<_> =
+            fault.iter().map(|fault| ("fault".to_owned(), (*fault).to_owned())).collect();
+        let fault = fault.map(|fault| format!(" fault={fault}")).unwrap_or_default();
+        let command = Command::Cluster { nodes, leader: None, options };
+        run.execute(format!("cluster nodes={nodes}{fault}"), &command);
+        run
+    }
+
+    fn execute(&mut self, text: String, command: &Command) {
+        self.script.push(text);
+        self.runner.execute(command).expect("a step makes sense");
+    }
+
+    /// Returns the node that leads in the newest epoch, or any.
+    fn leader(&self) -> u64 {
+        let leads = |id: &u64| {
+            let status = self.runner.status(NodeId(*id))?;
+            (status.role == Role::Leader).then_some((status.epoch, *id))
+        };
+        (1..=self.nodes).filter_map(|id| leads(&id)).max().map_or(1, |(_, id)| id)
+    }
+
+    fn is_alive(&self, node: u64) -> bool {
+        self.runner.status(NodeId(node)).is_some()
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Put { node, key } => self.put(node.unwrap_or_else(|| self.leader()), KEYS[key]),
+            Step::Get { node, key } => self.get(node.unwrap_or_else(|| self.leader()), KEYS[key]),
+            Step::Deliver { from, to, count } if from != to => {
+                let text = format!("deliver from={from} to={to} count={count}");
+                let (ids, from, to, count) = (vec![], Some(from), Some(to), Some(count));
+                self.execute(text, &Command::Deliver { ids, from, to, count });
+            }
+            Step::Drop { from, to, count } if from != to => {
+                let text = format!("drop from={from} to={to} count={count}");
+                let (ids, from, to, count) = (vec![], Some(from), Some(to), Some(count));
+                self.execute(text, &Command::Drop { ids, from, to, count });
+            }
+            Step::Tick(time) => self.execute(format!("tick {time}"), &Command::Tick(time)),
+            Step::Run(time) => self.run(time),
+            Step::Crash(node) => {
+                let node = node.unwrap_or_else(|| self.leader());
+                if self.is_alive(node) {
+                    self.execute(format!("crash {node}"), &Command::Crash(node));
+                }
+            }
+            Step::Restart(node) if !self.is_alive(node) => {
+                self.execute(format!("restart {node}"), &Command::Restart(node));
+            }
+            // Another disk is lost only when all that were lost before count again.
+            Step::Wipe(node) if !self.is_alive(node) && self.runner.learners() == 0 => {
+                self.execute(format!("wipe {node}"), &Command::Wipe(node));
+            }
+            Step::Partition(node) => {
+                self.execute(format!("partition {node}"), &Command::Partition(vec![node]));
+            }
+            Step::Cut(from, to) if from != to => {
+                self.execute(format!("cut {from} {to}"), &Command::Cut(from, to));
+            }
+            Step::Heal => self.execute("heal".into(), &Command::Heal),
+            Step::Disk(node, is_stalled) => {
+                let what = if is_stalled { "stall" } else { "resume" };
+                self.execute(format!("disk {node} {what}"), &Command::Disk(node, what.into()));
+            }
+            Step::FlushAndRelease(node) if self.is_alive(node) => {
+                let upto = self.runner.status(NodeId(node)).map_or(0, |s| s.applied.seq);
+                self.execute(format!("flush {node}"), &Command::Flush(node));
+                self.execute(format!("release {node} {upto}"), &Command::Release(node, upto));
+            }
+            Step::Transfer(to) => {
+                let leader = self.leader();
+                if self.is_alive(leader) {
+                    self.execute(format!("transfer {leader} {to}"), &Command::Transfer(leader, to));
+                }
+            }
+            Step::Coordinator("step", _) => self.coordinator(&["step"]),
+            Step::Coordinator(what, node) => self.coordinator(&[what, &node.to_string()]),
+            _ => {}
+        }
+    }
+
+    fn put(&mut self, node: u64, key: &str) {
+        if self.is_alive(node) {
+            self.puts += 1;
+            let value = format!("v{}", self.puts);
+            let text = format!("put {node} {key}={value}");
+            self.execute(text, &Command::Put(node, vec![(key.to_owned(), value)]));
+        }
+    }
+
+    fn get(&mut self, node: u64, key: &str) {
+        if self.is_alive(node) {
+            let (key, level) = (key.to_owned(), None);
+            self.execute(format!("get {node} {key}"), &Command::Get { node, key, level });
+        }
+    }
+
+    fn run(&mut self, time: u64) {
+        self.execute(format!("run {time}"), &Command::Run(time));
+    }
+
+    fn coordinator(&mut self, words: &[&str]) {
+        let text = format!("coordinator {}", words.join(" "));
+        let words = words.iter().map(|word| (*word).to_owned()).collect();
+        self.execute(text, &Command::Coordinator(words));
+    }
+
+    /// Ends all faults, and sees the cohort serve.
+    fn end(&mut self) {
+        self.take(Step::Heal);
+        for node in 1..=self.nodes {
+            self.take(Step::Disk(node, false));
+            self.take(Step::Coordinator("heal", node));
+            self.take(Step::Coordinator("expire", node));
+            self.take(Step::Restart(node));
+        }
+        self.run(5000);
+        let leader = self.leader();
+        let answered = self.runner.invariants().acknowledged;
+        self.put(leader, "a");
+        self.run(500);
+        assert!(
+            self.runner.invariants().acknowledged > answered,
+            "a put at n{leader} is not acknowledged"
+        );
+        for key in KEYS {
+            let answered = self.runner.invariants().answered;
+            self.get(leader, key);
+            self.run(500);
+            assert!(self.runner.invariants().answered > answered, "n{leader} does not read {key}");
+        }
+        let learners = self.runner.learners();
+        assert!(learners == 0, "{learners} replicas have not caught up");
+    }
+}
+
+/// Takes the steps, and returns what failed with the script up to there.
+fn fails(nodes: u64, steps: &[Step], fault: Option<&str>) -> Option<(String, Vec<String>)> {
+    let mut run = Run::new(nodes, fault);
+    let whole = AssertUnwindSafe(|| {
+        steps.iter().for_each(|step| run.take(*step));
+        run.end();
+    });
+    let panic = catch_unwind(whole).err()?;
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    Some((text.unwrap_or_default(), run.script))
+}
+
+/// What comes before the first colon: the invariant.
+fn name(text: &str) -> &str {
+    text.split(':').next().unwrap_or_default()
+}
+
+/// Leaves out steps for as long as it fails in the same way, and returns the script.
+fn shrink(nodes: u64, mut steps: Vec<Step>, fault: Option<&str>, text: &str) -> String {
+    let is_alike =
+        |steps: &[Step]| fails(nodes, steps, fault).filter(|(other, _)| name(other) == name(text));
+    let mut size = steps.len() / 2;
+    while size > 0 {
+        let mut at = 0;
+        while at < steps.len() {
+            let mut fewer = steps.clone();
+            fewer.drain(at..(at + size).min(steps.len()));
+            if is_alike(&fewer).is_some() {
+                steps = fewer;
+            } else {
+                at += size;
+            }
+        }
+        size /= 2;
+    }
+    let (text, script) = is_alike(&steps).unwrap_or_default();
+    format!("{text}\n{}", script.join("\n"))
+}
+
+/// Runs the script in the file that `SCRIPT` names, and prints what happens.
+#[test]
+fn a_script_from_elsewhere() {
+    let Ok(path) = std::env::var("SCRIPT") else { return };
+    let script = std::fs::read_to_string(path).expect("the script can be read");
+    let mut runner = Runner::<Spinnaker>::loud();
+    goldenscript::generate(&mut runner, &format!("{script}\n---\n")).expect("the script runs");
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is no number")))
+}
+
+#[test]
+fn whatever_happens_the_invariants_hold() {
+    let fault = std::env::var("FAULT").ok();
+    let fault = fault.as_deref();
+    let seeds = match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SEEDS").unwrap_or(SEEDS),
+    };
+    for seed in seeds {
+        let Plan { nodes, steps } = Plan::new(seed);
+        if let Some((text, _)) = fails(nodes, &steps, fault) {
+            let shortest = shrink(nodes, steps, fault, &text);
+            panic!("SEED={seed}: {text}\nin the shortest such script: {shortest}");
+        }
+    }
+}
