@@ -4,13 +4,12 @@
 
 mod common;
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use trireme_types::Protocol;
 
-use common::{Cluster, History, Report, check_the_judge, finish, trireme, until, until_ok};
+use common::{Cluster, History, Report, check_the_judge, finish, until, until_ok};
 
 /// How long a cluster may take to be as it should after a fault, or after its end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -290,21 +289,49 @@ fn a_follower_that_lost_its_disk_comes_back_as_a_learner_and_gets_all_rows() {
     show("a disk was lost", &history.finish(cluster));
 }
 
+/// The disks of a majority are gone, and with them perhaps acknowledged writes: nobody may pretend
+/// otherwise, and least of all serve what is left as if it were all.
+#[test]
+fn a_cohort_that_lost_the_disks_of_a_majority_serves_nothing() {
+    let cluster = &mut Cluster::start_by_hand_as(Protocol::Spinnaker, &[], &[]);
+    cluster.lead_everywhere(1);
+    let history = History::start(cluster, &KEY);
+    history.wait_for_writes(20);
+    for node in [2, 3] {
+        cluster.kill(node);
+        cluster.wipe(node);
+    }
+    for node in [2, 3] {
+        cluster.start_new_node(node, &[]);
+        cluster.wait_for_role(COHORT, node, "learner", PATIENCE);
+    }
+    until("the leader has given up", PATIENCE, || {
+        cluster.statuses().ok()?.leader(COHORT).is_none().then_some(())
+    });
+    history.hold(Duration::from_secs(1));
+    let answered = || [1, 2, 3].map(|node| history.answered_by(node));
+    let (writes, before) = (history.acknowledged(), answered());
+    history.hold(LONGER_THAN_A_SESSION);
+    assert_eq!((history.acknowledged(), answered()), (writes, before));
+}
+
 /// M21, M22: it is sent what it missed while writes go on; only for the last of it they wait, and
 /// not for long.
 #[test]
 fn a_follower_that_missed_ten_thousand_writes_catches_up_from_the_log() {
+    const SMALL: [&str; 2] = ["--value-bytes", "32"];
+
     let cluster = &mut Cluster::start(&["--replication", "spinnaker", "--ranges", "1"]);
     cluster.lead_everywhere(1);
     let history = History::start(cluster, &KEY);
     cluster.kill(3);
     until_ok("ten thousand writes", PATIENCE, || {
-        finish(load(cluster, "3s")).out();
+        finish(cluster.load("3s", &SMALL)).out();
         let written = cluster.statuses().unwrap().log(1).commands;
         if written > 10_000 { Ok(()) } else { Err(written) }
     });
     history.take_gap();
-    let more = load(cluster, "4s");
+    let more = cluster.load("4s", &SMALL);
     let more = std::thread::spawn(move || finish(more));
     cluster.restart_node(3);
     more.join().unwrap().out();
@@ -317,38 +344,14 @@ fn a_follower_that_missed_ten_thousand_writes_catches_up_from_the_log() {
     let block = measures.longest_block_us;
     // The promise is 50 ms; a machine that is busy may wake the leader later.
     assert!(block.is_none_or(|block| block < 150_000), "{measures:?}");
-    assert_has_the_same_rows(cluster, 3);
+    cluster.assert_has_the_same_rows(3, KEY[0]);
     let report = history.finish(cluster);
     show(&format!("behind: block {block:?} us, gap {gap:?}"), &report);
-}
-
-/// Reads all rows but the counter at the leader, and once more when this node leads.
-#[track_caller]
-fn assert_has_the_same_rows(cluster: &Cluster, node: usize) {
-    let rows = || {
-        let ran = cluster.run(["scan", "--json"]);
-        let rows: Vec<String> = ran.out().lines().map(str::to_owned).collect();
-        let is_counter = |row: &String| row.contains(&format!("\"{}\"", KEY[0]));
-        rows.into_iter().filter(|row| !is_counter(row)).collect::<Vec<_>>()
-    };
-    let before = rows();
-    assert!(before.len() > 1_000, "only {} rows", before.len());
-    cluster.lead_everywhere(node);
-    assert!(rows() == before, "node {node} has other rows");
 }
 
 fn last(cluster: &Cluster) -> u64 {
     let statuses = cluster.statuses().unwrap();
     statuses.leader(COHORT).unwrap().1.last.unwrap().seq
-}
-
-/// Returns a command that puts rows for a time, by many callers.
-fn load(cluster: &Cluster, time: &str) -> Command {
-    let mut command = trireme();
-    command.env("TRIREME_ENDPOINTS", cluster.endpoints());
-    command.args(["bench", "--callers", "64", "--warm-up", "0s", "--workload", "put"]);
-    command.args(["--value-bytes", "32", "--duration", time]);
-    command
 }
 
 /// M23: the leader has let go of the log that the follower needs, and sends its rows instead.
@@ -362,9 +365,7 @@ fn a_follower_that_missed_more_than_the_log_holds_comes_back_by_snapshot() {
     cluster.kill(3);
     let had = last(cluster);
     until_ok("the log is gone that the dead node needs", PATIENCE, || {
-        let bench = ["bench", "--callers", "64", "--duration", "2s", "--warm-up", "0s"];
-        let only_writes = ["--workload", "put", "--keys", "2000", "--value-bytes", "2000"];
-        cluster.run(bench.iter().chain(&only_writes)).out();
+        finish(cluster.load("2s", &["--keys", "2000", "--value-bytes", "2000"])).out();
         let statuses = cluster.statuses()?;
         let purged = statuses.leader(COHORT).ok_or("no leader")?.1.purged.unwrap();
         if purged.seq > had { Ok(()) } else { Err(format!("{purged:?} of {had}")) }
@@ -373,7 +374,7 @@ fn a_follower_that_missed_more_than_the_log_holds_comes_back_by_snapshot() {
     let statuses = cluster.wait_until_caught_up(PATIENCE);
     let (_, replica) = statuses.replicas(COHORT)[2];
     assert!(replica.purged.unwrap().seq > had, "not by snapshot: {replica:?}");
-    assert_has_the_same_rows(cluster, 3);
+    cluster.assert_has_the_same_rows(3, KEY[0]);
     show("a snapshot", &history.finish(cluster));
 }
 

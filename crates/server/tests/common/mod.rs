@@ -11,6 +11,7 @@ mod etcd;
 mod faults;
 mod history;
 mod import;
+mod load;
 mod poll;
 mod process;
 mod seat;
