@@ -4,9 +4,14 @@
 
 mod common;
 
+use std::fmt::Write;
 use std::time::Duration;
 
-use common::{Cluster, History, Import, Report, sorted, words};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use rustix::process::Signal;
+
+use common::{Cluster, Disk, History, Import, Report, sorted, until_ok, words};
 
 /// How long a cluster may take to be as it should after a fault, or after its end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -85,8 +90,100 @@ fn ranges_of_all_protocols_bear_that_every_node_is_stopped_and_started() {
     show("stopped and started", &history.finish(cluster));
 }
 
+/// Faults by chance, one or two at a time and for as long as chance has it, around the lease, the grace
+/// and the session timeout. `TRIREME_TEST_SEED` has them befall the nodes again in the same order, and
+/// `TRIREME_TEST_ROUNDS` more of them.
+#[test]
+fn ranges_of_all_protocols_bear_faults_by_chance() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
+    let seed = number("TRIREME_TEST_SEED").unwrap_or_else(rand::random);
+    let mut random = StdRng::seed_from_u64(seed);
+    let cluster = &mut Cluster::start(&[&RANGES[..], &["--allow-faults"]].concat());
+    let history = History::start(cluster, &KEYS);
+    let mut done = format!("seed {seed}:");
+    for round in 1..=number("TRIREME_TEST_ROUNDS").unwrap_or(5) {
+        for _ in 0..random.random_range(1..=2) {
+            let fault = befall(cluster, &mut random);
+            write!(done, " {fault};").unwrap();
+            std::thread::sleep(Duration::from_millis(random.random_range(100..2_500)));
+        }
+        show_text(&format!("round {round}: {done}"));
+        history.check();
+        for node in cluster.running() {
+            cluster.signal(node, Signal::CONT);
+        }
+        for node in cluster.nodes() {
+            if !cluster.running().contains(&node) {
+                cluster.restart_node_with(node, &["--allow-faults"]);
+            }
+        }
+        until_ok("every node answers", PATIENCE, || cluster.statuses().map(drop));
+        cluster.heal_all();
+        history.wait_for_writes(5);
+        done.clear();
+    }
+    cluster.wait_until_caught_up(PATIENCE);
+    show(&format!("seed {seed}"), &history.finish(cluster));
+}
+
+/// Has a node suffer by chance, and tells how.
+fn befall(cluster: &mut Cluster, random: &mut StdRng) -> String {
+    let running = cluster.running();
+    let node = running[random.random_range(0..running.len())];
+    let others: Vec<usize> = running.iter().copied().filter(|&other| other != node).collect();
+    let other = others[random.random_range(0..others.len())];
+    // A node that does not run, or not on, takes no faults.
+    if cluster.statuses_of(&[node, other]).is_err() || running.len() < 3 {
+        return "nothing".to_owned();
+    }
+    let all = running.clone();
+    let how = match random.random_range(0..9) {
+        0 => {
+            cluster.kill(node);
+            "is killed"
+        }
+        1 => {
+            cluster.signal(node, Signal::STOP);
+            "is stopped"
+        }
+        2 => {
+            cluster.cut(node, other);
+            "and another do not hear each other"
+        }
+        3 => {
+            cluster.cut_one_way(node, other);
+            "is not heard by another"
+        }
+        4 => {
+            others.iter().for_each(|&other| cluster.cut_one_way(node, other));
+            "is not heard"
+        }
+        5 => {
+            others.iter().for_each(|&other| cluster.cut_one_way(other, node));
+            "hears nobody"
+        }
+        6 => {
+            cluster.cut_coordinator(node);
+            "does not reach the coordinator"
+        }
+        7 => {
+            all.iter().for_each(|&node| cluster.cut_coordinator(node));
+            "and all others do not reach the coordinator"
+        }
+        _ => {
+            cluster.disk(node, Disk::Stall);
+            "has a disk that stalls"
+        }
+    };
+    format!("node {node} {how} ({other})")
+}
+
 /// Tells what was measured; shown where tests are run with their output.
 #[expect(clippy::print_stderr, reason = "a figure for whoever runs the test")]
+fn show_text(text: &str) {
+    eprintln!("{text}");
+}
+
 fn show(what: &str, report: &Report) {
-    eprintln!("{what}: {report:?}");
+    show_text(&format!("{what}: {report:?}"));
 }
