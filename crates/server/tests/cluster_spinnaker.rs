@@ -166,6 +166,32 @@ fn replaces_a_leader_that_is_cut_off(how: &str, cut: impl FnOnce(&Cluster)) {
     show(how, &history.finish(cluster));
 }
 
+/// S5: it is cut off from everybody, the coordinator included, so that nothing tells it that another one
+/// leads. All that keeps it from answering is its own clock, whether its process runs on or is stopped
+/// meanwhile.
+#[test]
+fn a_leader_that_nobody_tells_of_its_successor_answers_nothing_stale() {
+    let cluster = &Cluster::start(&ONE);
+    let history = History::start(cluster, &KEY);
+    for stop_ms in [0, 0, 1_300, 1_500, 1_700, 3_000] {
+        cluster.lead_everywhere(1);
+        history.wait_for_writes(10);
+        cluster.isolate(1);
+        cluster.cut_coordinator(1);
+        if stop_ms > 0 {
+            cluster.signal(1, Signal::STOP);
+            history.hold(Duration::from_millis(stop_ms));
+            cluster.signal(1, Signal::CONT);
+        }
+        cluster.wait_for_another_leader(COHORT, 1, FAILOVER_MAX);
+        history.wait_for_writes_within(20, FAILOVER_MAX);
+        history.hold(Duration::from_secs(1));
+        cluster.heal_all();
+        cluster.wait_until_caught_up(PATIENCE);
+    }
+    show("nobody told", &history.finish(cluster));
+}
+
 /// SPIN-27: its session ends. Until it is clear whether it comes back, it may lead on, or another one
 /// takes over.
 #[test]
