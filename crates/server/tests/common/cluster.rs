@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -37,7 +39,9 @@ const EXPECTED_ERRORS: [&str; 2] = ["has ended: signal: 9 (SIGKILL)", "has ended
 pub(crate) struct Cluster {
     pub(crate) runtime: Runtime,
     /// Dropped, and so killed, before its folder.
-    etcd: Option<Etcd>,
+    pub(super) etcd: Option<Etcd>,
+    /// Where etcd listens, if it was started.
+    etcd_port: Option<u16>,
     folder: TempDir,
     seat: Arc<Seat>,
     port: u16,
@@ -49,6 +53,8 @@ pub(crate) struct Cluster {
     started: usize,
     /// What nodes were asked to suffer.
     pub(super) faults: Mutex<BTreeMap<usize, SetFaultsRequest>>,
+    /// How often each node's process has ended, by the nodes' numbers.
+    ends: Arc<Vec<AtomicU64>>,
     /// The errors that the test provokes.
     expected_errors: Vec<&'static str>,
 }
@@ -92,6 +98,7 @@ impl Cluster {
                 .build()
                 .unwrap(),
             etcd: None,
+            etcd_port: None,
             folder: TempDir::new().unwrap(),
             seat,
             port,
@@ -100,6 +107,7 @@ impl Cluster {
             running: BTreeMap::new(),
             started: 0,
             faults: Mutex::default(),
+            ends: Arc::new((0..=nodes).map(|_| AtomicU64::new(0)).collect()),
             expected_errors: EXPECTED_ERRORS.to_vec(),
         }
     }
@@ -113,11 +121,16 @@ impl Cluster {
             command.args(["--replication", &protocol]);
         }
         if Etcd::is_chosen() {
-            let etcd = Etcd::start(self.folder(), self.seat.ports(2));
-            command.args(["--coordinator", &etcd.endpoint()]);
-            self.etcd = Some(etcd);
+            self.start_etcd();
+            command.args(["--coordinator", &self.coordinator()]);
         }
         self.run_up(command);
+    }
+
+    /// Starts etcd, also again.
+    pub(super) fn start_etcd(&mut self) {
+        let port = *self.etcd_port.get_or_insert_with(|| self.seat.ports(2));
+        self.etcd = Some(Etcd::start(self.folder(), port));
     }
 
     /// Starts the cluster again, in which nothing runs.
@@ -193,6 +206,7 @@ impl Cluster {
         if let Some(child) = &mut process.child {
             child.wait().unwrap();
         }
+        self.note_end(node);
     }
 
     /// Stops a node in order, and returns when it is gone.
@@ -205,6 +219,22 @@ impl Cluster {
             let status = child.wait().unwrap();
             assert!(status.success(), "node {node} ended with {status}");
         }
+        self.note_end(node);
+    }
+
+    /// Notes that a node's process has ended, before another one may run.
+    pub(super) fn note_end(&self, node: usize) {
+        self.ends[node].fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Returns how often each node's process has ended, by the nodes' numbers.
+    pub(crate) fn ends(&self) -> Arc<Vec<AtomicU64>> {
+        Arc::clone(&self.ends)
+    }
+
+    /// Returns the numbers of all nodes.
+    pub(crate) fn nodes(&self) -> RangeInclusive<usize> {
+        1..=self.nodes
     }
 
     /// Sends a signal to a node.
@@ -224,6 +254,7 @@ impl Cluster {
             child.wait().unwrap();
         }
         pids.into_iter().for_each(process::wait_until_gone);
+        self.nodes().for_each(|node| self.note_end(node));
     }
 
     /// Forgets the running nodes and returns those that are this process's children.
@@ -244,6 +275,7 @@ impl Cluster {
             assert!(status.success(), "a node ended with {status}");
         }
         pids.into_iter().for_each(process::wait_until_gone);
+        self.nodes().for_each(|node| self.note_end(node));
     }
 
     /// Waits until `up` ends by itself, and returns how.
@@ -292,10 +324,7 @@ impl Cluster {
 
     /// Returns the coordinator's endpoint.
     pub(crate) fn coordinator(&self) -> String {
-        match &self.etcd {
-            Some(etcd) => etcd.endpoint(),
-            None => format!("http://127.0.0.1:{}", self.port),
-        }
+        format!("http://127.0.0.1:{}", self.etcd_port.unwrap_or(self.port))
     }
 
     /// Returns where a node listens.
@@ -324,6 +353,18 @@ impl Cluster {
     pub(crate) fn statuses(&self) -> Result<Statuses, String> {
         let nodes = self.running.keys().map(|&node| (node, self.address(node)));
         self.runtime.block_on(Statuses::ask(nodes.collect()))
+    }
+
+    /// Asks some nodes how they are.
+    pub(crate) fn statuses_of(&self, nodes: &[usize]) -> Result<Statuses, String> {
+        let nodes = nodes.iter().map(|&node| (node, self.address(node)));
+        self.runtime.block_on(Statuses::ask(nodes.collect()))
+    }
+
+    /// Removes all that a node has on disk, which must not run.
+    pub(crate) fn wipe(&self, node: usize) {
+        assert!(!self.running.contains_key(&node), "node {node} still runs");
+        std::fs::remove_dir_all(self.node_folder(node)).unwrap();
     }
 
     pub(super) fn stderr_file(&mut self, who: &str) -> File {

@@ -96,10 +96,11 @@ impl Cluster {
             Some(child) => drop(child.wait().unwrap()),
             None => process::wait_until_gone(ended.pid),
         }
+        self.note_end(node);
     }
 
     /// Returns the other nodes that run.
-    fn others(&self, node: usize) -> Vec<usize> {
+    pub(crate) fn others(&self, node: usize) -> Vec<usize> {
         self.running().into_iter().filter(|&other| other != node).collect()
     }
 

@@ -9,7 +9,9 @@ mod cluster;
 mod data;
 mod etcd;
 mod faults;
+mod history;
 mod import;
+mod load;
 mod poll;
 mod process;
 mod seat;
@@ -21,6 +23,7 @@ pub(crate) use data::{
     Rows, made_up_unicode_data, made_up_words, sorted, split_keys, tsv, unicode_data, words,
 };
 pub(crate) use faults::Disk;
+pub(crate) use history::{History, Report, check_the_judge};
 pub(crate) use import::{Import, assert_holds};
 pub(crate) use poll::{until, until_ok};
 pub(crate) use process::{Ran, finish, run, trireme};
