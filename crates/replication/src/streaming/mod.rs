@@ -4,9 +4,9 @@
 //! # What it does
 //!
 //! A leader numbers writes under its epoch, forces them to its own log and sends them to its
-//! followers at the same time ([`Leading`]); a follower takes what continues its log, forces it and
-//! acknowledges it ([`Journal::take`]). Who must have acknowledged an entry before it is committed,
-//! and whose support a leader needs to serve, is what the protocols differ in: they ask [`Leading`]
+//! followers at the same time (`Leading`); a follower takes what continues its log, forces it and
+//! acknowledges it (`Journal::take`). Who must have acknowledged an entry before it is committed,
+//! and whose support a leader needs to serve, is what the protocols differ in: they ask `Leading`
 //! how far everybody is and decide.
 //!
 //! # One follower, as its leader sees it
@@ -27,10 +27,10 @@
 //! * Catching up is by committed entries alone, one piece at a time, while writes go on; the
 //!   uncommitted rest follows last, and while that is on its way new writes wait
 //!   (Spinnaker §6.1, S15). The wait is bounded by [`BLOCK_MAX`] and measured.
-//! * At most [`WINDOW_BYTES`] are sent ahead of a follower's acknowledgements. One that does not keep
+//! * At most `WINDOW_BYTES` are sent ahead of a follower's acknowledgements. One that does not keep
 //!   up with that falls back to catching up.
 //! * What is lost on the way is noticed by the follower as a gap, or by the leader when an
-//!   acknowledgement is overdue ([`PROBE_AFTER`]): it sends a message without entries, which is
+//!   acknowledgement is overdue (`PROBE_AFTER`): it sends a message without entries, which is
 //!   acknowledged or answered with a gap.
 //!
 //! # The commit point
