@@ -12,7 +12,9 @@ use trireme_coordinator::recipes::catalog::{ClusterSpec, CompareAndSet};
 use trireme_coordinator::recipes::invitations::Invitation;
 use trireme_replication::Replica;
 use trireme_storage::fs::RealFs;
-use trireme_storage::{LogIdentity, LogOptions, LogWrite, SharedLog, TableOptions, Tables};
+use trireme_storage::{
+    LogBounds, LogIdentity, LogOptions, LogWrite, SharedLog, TableOptions, Tables,
+};
 use trireme_types::{
     ClusterId, CohortConfig, Command, CommandBatch, Condition, Lsn, NodeId, Operation, Protocol,
     RangeMap, Timing,
@@ -125,10 +127,15 @@ impl Fixture {
         .await;
     }
 
-    async fn invite(&self, cohort: CohortId) {
+    /// Has the coordinator know an invitation of the node.
+    async fn propose_invitation(&self, cohort: CohortId) {
         let invitation = Invitation { node: ME, at: 1 };
         let invitations = Invitations::new(&self.coordinator);
         assert_eq!(invitations.invite(cohort, None, invitation).await, Ok(true));
+    }
+
+    async fn invite(&self, cohort: CohortId) {
+        self.propose_invitation(cohort).await;
         self.until("the invited replica", async || self.hosted(cohort).is_some()).await;
     }
 
@@ -144,6 +151,21 @@ impl Fixture {
             self.hosted(cohort).is_none()
                 && !self.log.cohorts().contains(&cohort)
                 && !self.tables.cohorts().contains(&cohort)
+        })
+        .await;
+    }
+
+    /// Waits until the node knows that it is invited and hosts a replica that has nothing. Before
+    /// it knows, it may close the replica, since what is to come back must have something.
+    async fn until_anew(&self, cohort: CohortId) {
+        self.until("a replica that begins anew", async || {
+            let routes = self.router.routes();
+            let has_nothing = |hosted: &Arc<HostedCohort>| {
+                hosted.table.applied() == Lsn::ZERO
+                    && self.log.cohort(cohort).bounds() == LogBounds::default()
+            };
+            routes.invitations.contains_key(&cohort)
+                && routes.hosted.get(&cohort).is_some_and(has_nothing)
         })
         .await;
     }
@@ -249,7 +271,8 @@ async fn what_is_to_go_goes_at_the_start_too_and_the_rest_comes_back_as_it_was()
     let applied = fixture.applied(TWO);
     fixture.restart(async |fixture| fixture.propose(config(ONE, 2, &[2], 1)).await).await;
     fixture.until_gone(ONE).await;
-    assert_eq!(fixture.applied(TWO), applied);
+    // It may have elected itself meanwhile, which is an entry.
+    assert!(fixture.applied(TWO) >= applied);
     fixture.put(TWO, "y").await;
     fixture.stop().await;
 }
@@ -264,9 +287,10 @@ async fn what_an_interrupted_discard_has_left_is_not_built_upon() {
         .restart(async |fixture| {
             fixture.log.forget_cohort(ONE).unwrap();
             fixture.propose(config(ONE, 2, &[2], 2)).await;
+            fixture.propose_invitation(ONE).await;
         })
         .await;
-    assert_eq!(fixture.applied(ONE), Lsn::ZERO, "rows without their log");
+    fixture.until_anew(ONE).await;
 
     fixture.put(TWO, "y").await;
     fixture
@@ -275,8 +299,9 @@ async fn what_an_interrupted_discard_has_left_is_not_built_upon() {
             fixture.log.cohort(TWO).submit(LogWrite::Purge { upto }).unwrap();
             fixture.tables.drop_cohort(TWO).unwrap();
             fixture.propose(config(TWO, 2, &[2], 2)).await;
+            fixture.propose_invitation(TWO).await;
         })
         .await;
-    assert_eq!(fixture.log.cohort(TWO).bounds().purged, Lsn::ZERO, "a log without its rows");
+    fixture.until_anew(TWO).await;
     fixture.stop().await;
 }
