@@ -237,6 +237,17 @@ impl Client {
         node.status().await.map_err(|reason| admin_error(&node, reason))
     }
 
+    /// Has the node at `address` suffer exactly these faults from now on, if it was started to allow
+    /// that. Without any, all are healed.
+    pub async fn set_faults(
+        &self,
+        address: &str,
+        faults: v1::SetFaultsRequest,
+    ) -> Result<(), ClientError> {
+        let node = NodeHandle::new(address, &self.inner.options)?;
+        node.set_faults(faults).await.map_err(|reason| admin_error(&node, reason))
+    }
+
     /// Asks the leader of `cohort` to hand its leadership to node `to`.
     pub async fn transfer_leader(&self, cohort: CohortId, to: NodeId) -> Result<(), ClientError> {
         self.refresh_routes().await?;

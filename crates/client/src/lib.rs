@@ -19,6 +19,14 @@ pub use bytes::Bytes;
 pub use trireme_proto::v1::{LogStatus, Measures, NodeStatus, ReplicaStatus};
 pub use trireme_types::{Consistency, KeyRange, Version};
 
+/// What [`Client::set_faults`] is asked for.
+pub mod faults {
+    pub use trireme_proto::v1::{
+        DiskFault, FailedDisk, Lane, LinkFault, LostOnTheWay, SetFaultsRequest, StalledDisk,
+        disk_fault, link_fault,
+    };
+}
+
 pub use client::{Client, Conditional, Freshness, Read, ReadOptions, Value};
 pub use error::{ClientError, ErrorClass, Place};
 pub use options::{ClientOptions, FRAME_BYTES_LEAST, STREAMS_PER_NODE_MAX};

@@ -88,6 +88,13 @@ impl NodeHandle {
         Ok(())
     }
 
+    /// Has the node suffer these faults.
+    pub(crate) async fn set_faults(&self, faults: v1::SetFaultsRequest) -> Result<(), String> {
+        let mut client = self.admin();
+        within(self.options.deadline, client.set_faults(faults)).await?;
+        Ok(())
+    }
+
     fn admin(&self) -> AdminClient<Channel> {
         AdminClient::new(self.channel.clone())
             .max_decoding_message_size(self.options.answer_bytes_max)

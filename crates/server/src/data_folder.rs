@@ -10,10 +10,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use trireme_types::{ClusterId, Durability, Engine, NodeId};
+use trireme_types::{ClusterId, Durability, Engine, NodeId, Timing};
 
 /// The format of `node.json` that this build writes, and the newest that it reads.
 const FORMAT: u32 = 1;
+
+/// How many replicas a PacificA cohort must have to take writes, unless somebody asks for more.
+pub const MIN_REPLICAS_FOR_WRITE: usize = 1;
 
 const DESCRIPTION_FILE: &str = "node.json";
 const LOCK_FILE: &str = "LOCK";
@@ -35,10 +38,25 @@ pub struct NodeFile {
     pub durability: Durability,
     /// Whether the log was made: from then on its absence is a loss, not a beginning.
     pub has_log: bool,
+    /// Whether the node came to the cluster with this folder after it had lost another one, and
+    /// with it what its replicas had acknowledged (S14).
+    #[serde(default)]
+    pub rejoins: bool,
     /// The address that the node listens on, host:port.
     pub listen: String,
     /// The coordinator's endpoints.
     pub coordinator: Vec<String>,
+    /// The periods of Spinnaker and PacificA.
+    #[serde(default)]
+    pub timing: Timing,
+    /// How many replicas a PacificA cohort must have to take writes (P10).
+    #[serde(default = "min_replicas_for_write")]
+    pub min_replicas_for_write: usize,
+}
+
+/// What folders say that were made before the choice was remembered.
+const fn min_replicas_for_write() -> usize {
+    MIN_REPLICAS_FOR_WRITE
 }
 
 /// Why a data folder cannot be used.
@@ -147,6 +165,19 @@ impl DataFolder {
         self.path.join("incoming")
     }
 
+    /// Says whether there is a log or a table in the folder, whosever it may be.
+    pub fn has_data(&self) -> Result<bool, DataFolderError> {
+        for path in [self.log(), self.tables()] {
+            match fs::read_dir(&path).map(Iterator::count) {
+                Ok(0) => {}
+                Ok(_) => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(io_error(&path, source)),
+            }
+        }
+        Ok(false)
+    }
+
     /// Checks that a log that was made is still there.
     pub fn check_log(&self, file: &NodeFile) -> Result<(), DataFolderError> {
         let path = self.log();
@@ -165,7 +196,13 @@ impl DataFolder {
 
     /// Returns what the folder says of itself; `None` if it is new.
     pub fn read(&self) -> Result<Option<NodeFile>, DataFolderError> {
-        let path = self.path.join(DESCRIPTION_FILE);
+        Self::describe(&self.path)
+    }
+
+    /// Returns what the folder at `path` says of itself, without holding or making it; `None` if it
+    /// is new or not there. Somebody who holds it may be changing it.
+    pub fn describe(path: &Path) -> Result<Option<NodeFile>, DataFolderError> {
+        let path = path.join(DESCRIPTION_FILE);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -201,8 +238,20 @@ impl NodeFile {
         coordinator: Vec<String>,
     ) -> Self {
         let (cluster, data_id) = (cluster.to_string(), rand::random());
-        let (format, has_log) = (FORMAT, false);
-        Self { format, cluster, node, data_id, engine, durability, has_log, listen, coordinator }
+        Self {
+            format: FORMAT,
+            cluster,
+            node,
+            data_id,
+            engine,
+            durability,
+            has_log: false,
+            rejoins: false,
+            listen,
+            coordinator,
+            timing: Timing::default(),
+            min_replicas_for_write: MIN_REPLICAS_FOR_WRITE,
+        }
     }
 
     /// Returns the description with what may change from one start to the next.
@@ -271,6 +320,20 @@ mod tests {
         assert!(DataFolder::open(dir.path()).is_ok());
     }
 
+    /// Folders were written before they remembered the periods.
+    #[test]
+    fn a_folder_that_says_nothing_of_periods_has_the_default_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        let mut old = serde_json::to_value(file()).unwrap();
+        let fields = old.as_object_mut().unwrap();
+        assert!(fields.remove("timing").is_some());
+        assert!(fields.remove("min_replicas_for_write").is_some());
+        fs::write(dir.path().join(DESCRIPTION_FILE), old.to_string()).unwrap();
+        let read = folder.read().unwrap().unwrap();
+        assert_eq!((read.timing, read.min_replicas_for_write), (Timing::default(), 1));
+    }
+
     #[test]
     fn a_log_that_was_made_and_is_gone_is_told() {
         let dir = tempfile::tempdir().unwrap();
@@ -279,10 +342,20 @@ mod tests {
         assert!(folder.check_log(&file()).is_ok(), "a folder that has none yet is new");
         let lost = folder.check_log(&made);
         assert!(matches!(lost, Err(DataFolderError::LostLog(_))), "{lost:?}");
+        assert!(!folder.has_data().unwrap());
         fs::create_dir(folder.log()).unwrap();
         assert!(folder.check_log(&made).is_err());
         fs::write(folder.log().join("00000000000000000001.log"), "").unwrap();
         assert!(folder.check_log(&made).is_ok());
+        assert!(folder.has_data().unwrap());
+    }
+
+    #[test]
+    fn a_description_that_was_written_before_nodes_could_rejoin_is_read() {
+        let mut written = serde_json::to_value(file()).unwrap();
+        written.as_object_mut().unwrap().remove("rejoins").unwrap();
+        let read = parse(Path::new("node.json"), written.to_string().as_bytes()).unwrap();
+        assert!(!read.rejoins);
     }
 
     #[test]

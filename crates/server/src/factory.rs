@@ -2,10 +2,17 @@
 
 use std::sync::Arc;
 
+use trireme_coordinator::Coordinator;
+use trireme_replication::core::{Core, Recovered};
+use trireme_replication::driver::{Coordination, CoreReplica, DriverOptions, Wiring};
+use trireme_replication::pacifica::{Pacifica, PacificaOptions};
 use trireme_replication::raft::{RaftOptions, RaftParts, RaftReplica};
+use trireme_replication::spinnaker::{Spinnaker, SpinnakerOptions};
 use trireme_replication::{Replica, ReplicaError, Transport};
 use trireme_storage::{CohortLog, CohortTable, Tables};
-use trireme_types::{CohortConfig, NodeId, Protocol};
+use trireme_types::{CohortConfig, NodeId, Protocol, Timing};
+
+use crate::coordination::{Wish, configure, elect};
 
 /// What every replica is made of, whatever its protocol.
 pub(crate) struct ReplicaParts {
@@ -15,25 +22,92 @@ pub(crate) struct ReplicaParts {
     pub(crate) tables: Tables,
     pub(crate) table: CohortTable,
     pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) timing: Timing,
+    pub(crate) min_replicas_for_write: usize,
+    /// The coordinator, for the protocols that elect or change configurations through it.
+    pub(crate) coordinator: Coordinator,
+    /// Whether the node once lost its disk, with what its replicas had acknowledged (S14): one that
+    /// finds nothing here must first be brought up to date before it counts.
+    pub(crate) rejoins: bool,
     pub(crate) on_failure: Arc<dyn Fn(String) + Send + Sync>,
 }
 
-/// Says whether this build can run cohorts of a protocol, and why not if it cannot.
-pub fn check_protocol(protocol: Protocol) -> Result<(), String> {
+/// Says whether a cohort of the protocol takes in replicas by itself, for those that it removed.
+pub(crate) fn admits_replicas(protocol: Protocol) -> bool {
     match protocol {
-        Protocol::Raft => Ok(()),
-        Protocol::Spinnaker | Protocol::Pacifica => {
-            Err(format!("this version cannot replicate by {protocol} yet; raft is what there is"))
-        }
+        Protocol::Pacifica => true,
+        Protocol::Spinnaker | Protocol::Raft => false,
     }
 }
 
-/// Opens a replica of the protocol that its cohort's configuration names.
+/// Says whether a replica of the protocol that has lost what it acknowledged can come back under
+/// its name and be brought up to date before it counts (S14).
+pub(crate) fn takes_back_without_data(protocol: Protocol) -> bool {
+    match protocol {
+        Protocol::Spinnaker | Protocol::Pacifica => true,
+        // An empty voter would vote again in terms in which it has voted.
+        Protocol::Raft => false,
+    }
+}
+
+/// Opens a replica of the protocol that its cohort's configuration names. To be called within the
+/// runtime that the replica is to run on.
 pub(crate) async fn open_replica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
-    let protocol = parts.config.protocol;
-    check_protocol(protocol).map_err(ReplicaError::Invalid)?;
-    let ReplicaParts { node, config, log, tables, table, transport, on_failure } = parts;
+    match parts.config.protocol {
+        Protocol::Spinnaker => open_spinnaker(parts),
+        Protocol::Raft => open_raft(parts).await,
+        Protocol::Pacifica => open_pacifica(parts),
+    }
+}
+
+async fn open_raft(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
+    let ReplicaParts { node, config, log, tables, table, transport, on_failure, .. } = parts;
     let options = RaftOptions::default();
     let parts = RaftParts { node, config, log, tables, table, transport, options, on_failure };
     Ok(RaftReplica::open(parts).await?)
+}
+
+fn open_spinnaker(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
+    let (node, coordinator) = (parts.node, parts.coordinator.clone());
+    let CohortConfig { cohort, replicas, .. } = parts.config.clone();
+    let options = SpinnakerOptions {
+        timing: parts.timing,
+        rejoins: parts.rejoins,
+        base: replicas.first().copied(),
+        ..SpinnakerOptions::new(replicas.clone())
+    };
+    let wish = Wish::new();
+    let make = |recovered: Recovered| Spinnaker::new(&recovered, options);
+    let replica = start(parts, wish.clone(), make)?;
+    elect(&coordinator, (cohort, node), replicas, &wish, &replica);
+    Ok(replica)
+}
+
+fn open_pacifica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
+    let (cohort, coordinator) = (parts.config.cohort, parts.coordinator.clone());
+    let options = PacificaOptions {
+        timing: parts.timing,
+        min_replicas_for_write: parts.min_replicas_for_write,
+        rejoins: parts.rejoins,
+        ..PacificaOptions::default()
+    };
+    let wish = Wish::new();
+    let make = |recovered: Recovered| Pacifica::new(&recovered, options);
+    let replica = start(parts, wish.clone(), make)?;
+    configure(&coordinator, cohort, &wish, &replica);
+    Ok(replica)
+}
+
+/// Starts a replica of a protocol of our own.
+fn start<C: Core>(
+    parts: ReplicaParts,
+    coordination: Arc<dyn Coordination<C>>,
+    make: impl FnOnce(Recovered) -> Result<C, String>,
+) -> Result<Arc<CoreReplica<C>>, ReplicaError> {
+    let ReplicaParts { node, log, table, transport, on_failure, .. } = parts;
+    let on_failure = Box::new(move |error: &ReplicaError| on_failure(error.to_string()));
+    let wiring = Wiring { log, table, transport, coordination, on_failure };
+    CoreReplica::start(node, wiring, DriverOptions::default(), make)
+        .map(Arc::new)
+        .map_err(|error| ReplicaError::Invalid(error.to_string()))
 }

@@ -5,23 +5,33 @@
 //! - `cohort` gathers writes into batches and strong reads behind shared barriers, alike for every
 //!   protocol.
 //! - `services` is the gRPC face of it.
+//! - `hosting` opens and closes the node's replicas as the catalog asks for.
 //! - [`Node`] puts a node together from its data folder; `factory` is the only place that knows
 //!   which protocols there are.
+//! - `faults` disturbs a node that was started to allow it.
+//! - `replacement` asks nodes to hold replicas that cohorts have lost.
+//! - `coordination` carries what the protocols of our own ask of the coordinator.
 //! - `maintenance` keeps the shared log short.
 
 mod cohort;
+mod coordination;
 mod data_folder;
 mod factory;
+mod faults;
+mod hosting;
 mod listener;
 mod maintenance;
 mod node;
 mod peers;
 mod refusal;
+mod replacement;
 mod request;
 mod routes;
 mod services;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 
-pub use data_folder::{DataFolder, DataFolderError, NodeFile};
-pub use factory::check_protocol;
-pub use node::{Node, NodeError, NodeOptions};
+pub use data_folder::{DataFolder, DataFolderError, MIN_REPLICAS_FOR_WRITE, NodeFile};
+pub use faults::ForwarderError;
+pub use node::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};

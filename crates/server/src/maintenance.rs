@@ -62,10 +62,9 @@ impl Maintenance {
 
     async fn release(&self, cohort: CohortId, upto: u64) -> Result<(), String> {
         let hosted = self.router.routes().hosted.get(&cohort).cloned();
-        let Some(hosted) = hosted else {
-            // A replica that is not here any more needs nothing from the log.
-            return self.log.forget_cohort(cohort).map(drop).map_err(|error| error.to_string());
-        };
+        // One that is not served yet, or not any more, is Hosting's: it may be opening, and need its
+        // log, or about to be discarded.
+        let Some(hosted) = hosted else { return Ok(()) };
         if hosted.table.persisted().seq < upto {
             let tables = self.tables.clone();
             let flush = tokio::task::spawn_blocking(move || tables.flush());

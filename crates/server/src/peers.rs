@@ -1,32 +1,47 @@
 //! What the node does with what its peers send: hands it to the replicas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use trireme_replication::{Lane, Replica};
 use trireme_storage::StagedSnapshot;
 use trireme_types::{CohortId, NodeId};
 
 use crate::transport::PeerHandler;
 
+/// The replicas of one node.
+pub(crate) type Replicas = BTreeMap<CohortId, Arc<dyn Replica>>;
+
 /// The node's replicas, as the transport reaches them.
 pub(crate) struct Peers {
-    replicas: ArcSwap<BTreeMap<CohortId, Arc<dyn Replica>>>,
+    replicas: ArcSwap<Replicas>,
+    /// The nodes that answer. Held while replicas are told of them or replaced, so that each
+    /// replica hears every up and down, in order.
+    up: Mutex<BTreeSet<NodeId>>,
     incoming: PathBuf,
 }
 
 impl Peers {
     /// Returns a handler without replicas: what arrives for them is dropped, as on any network.
     pub(crate) fn new(incoming: PathBuf) -> Arc<Self> {
-        Arc::new(Self { replicas: ArcSwap::default(), incoming })
+        Arc::new(Self { replicas: ArcSwap::default(), up: Mutex::default(), incoming })
     }
 
-    /// Gives it the node's replicas.
-    pub(crate) fn set(&self, replicas: BTreeMap<CohortId, Arc<dyn Replica>>) {
+    /// Gives it the node's replicas. Those that it did not have before hear which nodes are up.
+    pub(crate) fn set(&self, replicas: Replicas) {
+        let up = self.up.lock();
+        let before = self.replicas.load_full();
+        for (cohort, replica) in &replicas {
+            let is_known = before.get(cohort).is_some_and(|known| Arc::ptr_eq(known, replica));
+            if !is_known {
+                up.iter().for_each(|&node| replica.peer_alive(node));
+            }
+        }
         self.replicas.store(Arc::new(replicas));
     }
 }
@@ -58,9 +73,51 @@ impl PeerHandler for Peers {
 
     fn peer_up(&self, node: NodeId) {
         tracing::info!(%node, "a peer is there");
+        let mut up = self.up.lock();
+        up.insert(node);
+        self.replicas.load().values().for_each(|replica| replica.peer_alive(node));
     }
 
     fn peer_down(&self, node: NodeId) {
         tracing::info!(%node, "a peer is gone");
+        let mut up = self.up.lock();
+        up.remove(&node);
+        self.replicas.load().values().for_each(|replica| replica.peer_lost(node));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FakeReplica;
+
+    fn replicas(of: &[(u64, &Arc<FakeReplica>)]) -> Replicas {
+        let dynamic = |replica: &Arc<FakeReplica>| Arc::clone(replica) as Arc<dyn Replica>;
+        of.iter().map(|&(cohort, replica)| (CohortId(cohort), dynamic(replica))).collect()
+    }
+
+    /// A replica that is opened later learns of a node that was up before it: no further news of
+    /// that node may ever come.
+    #[test]
+    fn replicas_hear_of_nodes_and_those_opened_later_of_nodes_that_are_up() {
+        let peers = Peers::new(PathBuf::new());
+        let (early, late) = (FakeReplica::new(1, 1), FakeReplica::new(1, 2));
+        peers.set(replicas(&[(1, &early)]));
+        peers.peer_up(NodeId(2));
+        peers.peer_up(NodeId(3));
+        peers.peer_down(NodeId(3));
+        peers.set(replicas(&[(1, &early), (2, &late)]));
+        assert_eq!(early.heard(), [(2, true), (3, true), (3, false)]);
+        assert_eq!(late.heard(), [(2, true)]);
+        peers.peer_down(NodeId(2));
+        assert_eq!(late.heard(), [(2, true), (2, false)]);
+
+        // One that was closed hears nothing; opened again it is another replica.
+        peers.peer_up(NodeId(3));
+        let again = FakeReplica::new(1, 1);
+        peers.set(replicas(&[(1, &again)]));
+        peers.peer_down(NodeId(3));
+        assert_eq!(again.heard(), [(3, true), (3, false)]);
+        assert_eq!(late.heard(), [(2, true), (2, false), (3, true)]);
     }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use trireme_coordinator::recipes::catalog::CatalogState;
+use trireme_coordinator::recipes::invitations::AllInvitations;
 use trireme_proto::v1;
 use trireme_types::{
     ClusterId, CohortConfig, CohortId, KeyRange, NodeId, RangeDescriptor, RangeMap,
@@ -40,24 +42,34 @@ impl NodeDirectory {
 pub(crate) struct Router {
     cluster: ClusterId,
     directory: Arc<NodeDirectory>,
-    routes: Routes,
+    routes: ArcSwap<Routes>,
 }
 
-/// What the router knows, from the catalog that the node started with.
+/// What the router knows at one moment.
 pub(crate) struct Routes {
+    /// The ranges.
     pub(crate) map: RangeMap,
+    /// The newest configuration of every cohort.
     pub(crate) configs: BTreeMap<CohortId, CohortConfig>,
+    /// Who is asked to hold replicas that cohorts lack.
+    pub(crate) invitations: AllInvitations,
+    /// The cohorts that have a replica here.
     pub(crate) hosted: BTreeMap<CohortId, Arc<HostedCohort>>,
 }
 
 impl Router {
     pub(crate) fn new(cluster: ClusterId, directory: Arc<NodeDirectory>, routes: Routes) -> Self {
-        Self { cluster, directory, routes }
+        Self { cluster, directory, routes: ArcSwap::from_pointee(routes) }
     }
 
-    /// Returns what the router knows.
-    pub(crate) fn routes(&self) -> &Routes {
-        &self.routes
+    /// Replaces what the router knows.
+    pub(crate) fn set(&self, routes: Routes) {
+        self.routes.store(Arc::new(routes));
+    }
+
+    /// Returns what the router knows now.
+    pub(crate) fn routes(&self) -> Arc<Routes> {
+        self.routes.load_full()
     }
 
     /// Finds the cohort of a request for `key`, and checks the route that the client took to it
@@ -67,7 +79,7 @@ impl Router {
         key: &[u8],
         route: Option<&v1::Route>,
     ) -> Result<Arc<HostedCohort>, Box<v1::Error>> {
-        let routes = &self.routes;
+        let routes = self.routes.load();
         let descriptor = routes.map.find(key);
         let taken = route.filter(|route| route.cohort != 0);
         if taken.is_some_and(|taken| !is_current(taken, descriptor)) {
@@ -75,13 +87,13 @@ impl Router {
         }
         match routes.hosted.get(&descriptor.cohort) {
             Some(cohort) => Ok(cohort.clone()),
-            None => Err(Box::new(self.elsewhere(routes, descriptor.cohort))),
+            None => Err(Box::new(self.elsewhere(&routes, descriptor.cohort))),
         }
     }
 
     /// Describes all ranges and nodes to clients.
     pub(crate) fn table(&self) -> v1::RouteTable {
-        let routes = &self.routes;
+        let routes = self.routes.load();
         v1::RouteTable {
             cluster: self.cluster.0,
             version: routes.map.version,
@@ -101,26 +113,30 @@ impl Router {
 }
 
 impl Routes {
-    fn range_route(&self, descriptor: &RangeDescriptor) -> v1::RangeRoute {
-        match (self.hosted.get(&descriptor.cohort), self.configs.get(&descriptor.cohort)) {
-            (Some(cohort), _) => cohort.route(),
-            (None, Some(config)) => range_route(descriptor, config, None),
-            (None, None) => bare_route(descriptor),
+    /// Returns what the catalog says, before anything is hosted.
+    pub(crate) fn of(catalog: &CatalogState) -> Self {
+        Self {
+            map: catalog.map.clone(),
+            configs: catalog.configs.clone(),
+            invitations: AllInvitations::new(),
+            hosted: BTreeMap::new(),
         }
     }
-}
 
-/// Describes a range to clients.
-pub(crate) fn range_route(
-    descriptor: &RangeDescriptor,
-    config: &CohortConfig,
-    leader: Option<NodeId>,
-) -> v1::RangeRoute {
-    v1::RangeRoute {
-        protocol: config.protocol.name().to_owned(),
-        replicas: config.replicas.iter().map(|node| node.0).collect(),
-        leader: leader.map_or(0, |node| node.0),
-        ..bare_route(descriptor)
+    /// Describes a range to clients: its replicas as the newest configuration has them, and its
+    /// leader if a replica here knows it.
+    fn range_route(&self, descriptor: &RangeDescriptor) -> v1::RangeRoute {
+        let Some(config) = self.configs.get(&descriptor.cohort) else {
+            return bare_route(descriptor);
+        };
+        let hosted = self.hosted.get(&descriptor.cohort);
+        let leader = hosted.and_then(|cohort| cohort.replica.leader());
+        v1::RangeRoute {
+            protocol: config.protocol.name().to_owned(),
+            replicas: config.replicas.iter().map(|node| node.0).collect(),
+            leader: leader.map_or(0, |node| node.0),
+            ..bare_route(descriptor)
+        }
     }
 }
 

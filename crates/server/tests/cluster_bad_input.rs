@@ -32,9 +32,6 @@ fn a_cluster_that_cannot_be_is_refused_before_anything_is_made() {
     let long = "k".repeat(KEY_BYTES_MAX + 1);
     let cases: &[(&[&str], &str)] = &[
         (&["--replication", "paxos"], "unknown protocol 'paxos'"),
-        (&["--replication", "spinnaker"], "spinnaker yet"),
-        (&["--replication", "pacifica"], "pacifica yet"),
-        (&["--range", "a..m=spinnaker"], "spinnaker yet"),
         (&["--range", "a..m=paxos"], "unknown protocol 'paxos'"),
         (&["--range", "a..m"], "START..END=PROTOCOL"),
         (&["--range", "m..a=raft"], "no key lies in"),
@@ -56,6 +53,10 @@ fn a_cluster_that_cannot_be_is_refused_before_anything_is_made() {
         (&["--port", "70000"], "70000"),
         (&["--nodes", "many"], "many"),
         (&["--no-such-option"], "--no-such-option"),
+        (&["--min-replicas-for-write", "4"], "cannot need 4 replicas where there are 3"),
+        (&["--memtable-bytes", "0"], "at least 1048576"),
+        (&["--lease", "200ms"], "longer than two beacon intervals"),
+        (&["--grace", "800ms"], "at least 880ms"),
     ];
     for (arguments, expected) in cases {
         let ran = match arguments {

@@ -6,6 +6,8 @@ mod common;
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use common::{Cluster, Import, Rows, assert_holds, sorted, split_keys, until_ok, words};
 
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -130,6 +132,85 @@ fn import(cluster: &Cluster, name: &str, count: usize, value_bytes: usize) -> Ro
     let summary = Import::start(cluster, &rows, &[]).finish();
     assert!(summary.out().starts_with(&format!("imported {count} rows, 0 errors")), "{summary:?}");
     rows
+}
+
+/// What a cluster was started with goes on until something else is asked for, also where a node is
+/// started by its folder alone; what would not go with it is refused, and changes nothing.
+#[test]
+fn the_periods_are_remembered_until_others_are_given() {
+    let remembered = |cluster: &Cluster, path: &str| {
+        let text = std::fs::read_to_string(cluster.data().join(path)).unwrap();
+        let file: Value = serde_json::from_str(&text).unwrap();
+        let periods = ["commit_period", "beacon_interval", "lease", "grace"].map(|name| {
+            let period: Duration = serde_json::from_value(file["timing"][name].clone()).unwrap();
+            u64::try_from(period.as_millis()).unwrap()
+        });
+        (periods, file["min_replicas_for_write"].as_u64().unwrap())
+    };
+    let lease = ["--lease", "2s", "--grace", "3s", "--min-replicas-for-write", "2"];
+    let cluster = &mut Cluster::start(&lease);
+    for path in ["cluster.json", "node-1/node.json", "node-3/node.json"] {
+        assert_eq!(remembered(cluster, path), ([20, 100, 2000, 3000], 2), "{path}");
+    }
+    cluster.stop();
+    cluster.up_again_with(&["--commit-period", "1.5s"]);
+    for path in ["cluster.json", "node-1/node.json", "node-3/node.json"] {
+        assert_eq!(remembered(cluster, path), ([1500, 100, 2000, 3000], 2), "{path}");
+    }
+    cluster.kill(3);
+    let refused = cluster.node_fails(3, &["--lease", "2.9s"]);
+    assert!(refused.error(2).contains("a grace of 3s must be at least 3.19s"), "{refused:?}");
+    cluster.restart_node_with(3, &["--beacon-interval", "200ms"]);
+    cluster.wait_until_caught_up(CATCH_UP_TIMEOUT);
+    cluster.kill(3);
+    cluster.restart_node(3);
+    cluster.wait_until_caught_up(CATCH_UP_TIMEOUT);
+    assert_eq!(remembered(cluster, "node-3/node.json"), ([1500, 200, 2000, 3000], 2));
+}
+
+/// A node that is stopped in order hands the ranges that it leads to others before it goes: when its
+/// process has ended, the others know a leader already, and nobody waits for an election timeout.
+#[test]
+fn a_node_that_is_stopped_hands_over_what_it_leads_before_it_ends() {
+    const STOPPED: usize = 2;
+
+    let cluster = &mut Cluster::start(&["--ranges", "4"]);
+    cluster.run(["put", "before", "1"]).out();
+    cluster.lead_everywhere(STOPPED);
+    cluster.wait_until_caught_up(CATCH_UP_TIMEOUT);
+    cluster.stop_node(STOPPED);
+    // Sooner than any follower can have noticed that it hears nothing from its leader.
+    let after = cluster.statuses().unwrap();
+    for cohort in after.cohorts() {
+        for (node, replica) in after.replicas(cohort) {
+            assert_ne!(replica.leader, STOPPED as u64, "node {node}: {replica:?}");
+            assert_ne!(replica.leader, 0, "node {node}: {replica:?}");
+        }
+    }
+    for key in ["apple", "grape", "melon", "zebra"] {
+        cluster.run(["put", key, "1"]).out();
+    }
+    cluster.restart_node(STOPPED);
+    cluster.wait_until_caught_up(CATCH_UP_TIMEOUT);
+    assert_eq!(cluster.rows().len(), 5);
+}
+
+/// A node that leads is stopped in order in the middle of an import, which notices nothing.
+#[test]
+fn an_import_rides_out_the_stop_of_a_node() {
+    const STOPPED: usize = 2;
+    let words: Vec<_> = words().into_iter().step_by(2).collect();
+    let rows = sorted(&words);
+    let cluster = &mut Cluster::start(&["--split-at", &split_keys(&rows, 4)]);
+    let pairs = words.iter().map(|(word, number)| (word, number));
+    let mut import = Import::start(cluster, pairs, &["--jobs", "64"]);
+    import.wait_for_acknowledged(words.len() / 8);
+    cluster.stop_node(STOPPED);
+    let summary = import.finish();
+    assert!(summary.out().starts_with(&format!("imported {} rows, 0 errors", words.len())));
+    assert!(cluster.rows() == rows, "rows are lost");
+    cluster.restart_node(STOPPED);
+    cluster.wait_until_caught_up(CATCH_UP_TIMEOUT);
 }
 
 /// `up` does not wait for ever for nodes that are all dead.

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// How far two monotonic clocks may run apart, and how late a thread may look at its own, as a part
 /// of a lease: a grace must outlast a lease by at least this share of it.
 const DRIFT_DIVISOR: u32 = 10;
 
 /// The periods of Spinnaker and PacificA. Every node of a cluster should be started with the same;
 /// safety asks only that no node's `grace` is shorter than another node's `lease`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Timing {
     /// How long a leader waits before it tells its followers how far the log is committed; it rides
     /// on proposals where there are any. Longer saves messages and forced commit points; shorter
@@ -33,6 +36,32 @@ impl Default for Timing {
             lease: Duration::from_millis(800),
             grace: Duration::from_millis(1000),
         }
+    }
+}
+
+/// The periods that somebody asks for; those that are `None` stay as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimingChange {
+    /// See [`Timing::commit_period`].
+    pub commit_period: Option<Duration>,
+    /// See [`Timing::beacon_interval`].
+    pub beacon_interval: Option<Duration>,
+    /// See [`Timing::lease`].
+    pub lease: Option<Duration>,
+    /// See [`Timing::grace`].
+    pub grace: Option<Duration>,
+}
+
+impl TimingChange {
+    /// Returns the periods with the change made, unless they cannot work together then.
+    pub fn of(self, timing: Timing) -> Result<Timing, InvalidTiming> {
+        let changed = Timing {
+            commit_period: self.commit_period.unwrap_or(timing.commit_period),
+            beacon_interval: self.beacon_interval.unwrap_or(timing.beacon_interval),
+            lease: self.lease.unwrap_or(timing.lease),
+            grace: self.grace.unwrap_or(timing.grace),
+        };
+        changed.validate().map(|()| changed)
     }
 }
 
@@ -84,5 +113,17 @@ mod tests {
         assert!(Timing { beacon_interval: ms(400), ..timing }.validate().is_err());
         assert!(Timing { commit_period: ms(0), ..timing }.validate().is_err());
         assert!(Timing { beacon_interval: ms(0), ..timing }.validate().is_err());
+    }
+
+    #[test]
+    fn a_change_leaves_alone_what_it_does_not_name_and_is_judged_with_it() {
+        let timing = Timing::default();
+        assert_eq!(TimingChange::default().of(timing), Ok(timing));
+        let grace = Some(ms(2000));
+        let longer = Timing { grace: ms(2000), ..timing };
+        assert_eq!(TimingChange { grace, ..TimingChange::default() }.of(timing), Ok(longer));
+        let lease = TimingChange { lease: Some(ms(1500)), ..TimingChange::default() };
+        assert!(lease.of(timing).is_err(), "the grace is too short for it");
+        assert_eq!(lease.of(longer), Ok(Timing { lease: ms(1500), ..longer }));
     }
 }

@@ -2,6 +2,8 @@
 //! ranges, is busy, breaks streams, loses answers and dies, when a test says so. Its rows are one
 //! map, and it applies a write once however often it is sent, as real cohorts do.
 
+mod admin;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use trireme_proto::convert;
-use trireme_proto::v1::admin_server::{Admin, AdminServer};
+use trireme_proto::v1::admin_server::AdminServer;
 use trireme_proto::v1::kv_server::{Kv, KvServer};
 use trireme_proto::v1::request::Operation;
 use trireme_proto::v1::{self, ErrorCode, response};
@@ -543,30 +545,6 @@ impl FakeNode {
             return false;
         }
         responses.is_empty() || answers.send(Ok(v1::ResponseFrame { responses })).await.is_ok()
-    }
-}
-
-#[tonic::async_trait]
-impl Admin for FakeNode {
-    async fn status(
-        &self,
-        _request: Request<v1::StatusRequest>,
-    ) -> Result<Response<v1::NodeStatus>, Status> {
-        Ok(Response::new(v1::NodeStatus { node: self.id, ..Default::default() }))
-    }
-
-    async fn transfer_leader(
-        &self,
-        request: Request<v1::TransferLeaderRequest>,
-    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
-        let v1::TransferLeaderRequest { cohort, to } = request.into_inner();
-        let mut state = self.state.lock();
-        if state.leaders.get(&cohort) != Some(&self.id) {
-            return Err(Status::failed_precondition("it does not lead"));
-        }
-        state.leaders.insert(cohort, to);
-        state.told_leaders.insert(cohort, to);
-        Ok(Response::new(v1::TransferLeaderResponse {}))
     }
 }
 

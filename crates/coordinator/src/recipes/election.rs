@@ -199,6 +199,28 @@ impl Election {
         }
     }
 
+    /// Makes this replica the leader of `epoch` again, if that still is the epoch and nobody leads:
+    /// its session had expired. Returns whether it leads.
+    pub async fn reclaim(&self, epoch: Epoch) -> Result<bool, CoordinatorError> {
+        loop {
+            let state = self.state().await?;
+            let session = self.coordinator.session_id();
+            if state.epoch != epoch || state.leader.is_some() {
+                return Ok(state.leader.is_some_and(|leader| leader.session == session));
+            }
+            let leader = Op::Create {
+                path: self.leader_path(),
+                value: encode(&LeaderNode { node: self.node, epoch }),
+                mode: CreateMode::Ephemeral,
+            };
+            match self.coordinator.multi(vec![self.epoch_is(&state), leader]).await {
+                Ok(_) => return Ok(true),
+                Err(error) if is_conflict(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Stands in `round` and waits until the round is decided. Can be cancelled: the candidate
     /// then stays until its session ends or its round is over.
     pub async fn campaign(

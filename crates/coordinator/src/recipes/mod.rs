@@ -6,6 +6,7 @@
 pub mod catalog;
 pub mod configuration;
 pub mod election;
+pub mod invitations;
 pub mod membership;
 
 use serde::Serialize;

@@ -58,6 +58,8 @@ cases![together:
     recipes::a_node_waits_for_its_predecessor,
     recipes::the_membership_is_watched,
     recipes::the_configuration_manager_installs_one_successor,
+    recipes::a_cohort_has_one_invitation,
+    recipes::the_invitations_are_watched,
     elections::the_longest_log_wins,
     elections::one_of_three_never_elects,
     elections::a_dead_leader_is_followed_by_another,

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 use trireme_coordinator::recipes::catalog::{Bootstrapped, Catalog, ClusterSpec, CompareAndSet};
 use trireme_coordinator::recipes::configuration::ConfigurationManager;
+use trireme_coordinator::recipes::invitations::{Invitation, Invitations};
 use trireme_coordinator::recipes::membership::{
     Member, Membership, MembershipWatch, NodeInfo, RegisterError,
 };
@@ -261,4 +262,52 @@ pub async fn the_configuration_manager_installs_one_successor(options: Coordinat
             }
         }
     }
+}
+
+const fn invitation(node: u64, at: u64) -> Invitation {
+    Invitation { node: NodeId(node), at }
+}
+
+/// Of an old and a new leader that both invite, one is heard; and what was read before somebody
+/// else's change can neither be replaced nor withdrawn.
+pub async fn a_cohort_has_one_invitation(options: CoordinatorOptions) {
+    let (old, new) = (connect(&options).await, connect(&options).await);
+    let [old, new] = [&old, &new].map(Invitations::new);
+    let cohort = CohortId(1);
+    assert_eq!(old.all().await, Ok([].into()));
+    let (first, second) = tokio::join!(
+        old.invite(cohort, None, invitation(4, 2)),
+        new.invite(cohort, None, invitation(5, 2)),
+    );
+    let is_old = first.unwrap();
+    assert_ne!(is_old, second.unwrap(), "one is heard");
+    let before = old.all().await.unwrap()[&cohort];
+    assert_eq!(before.invitation, invitation(if is_old { 4 } else { 5 }, 2));
+
+    assert_eq!(new.invite(cohort, Some(before), invitation(6, 3)).await, Ok(true));
+    assert_eq!(old.invite(cohort, Some(before), invitation(7, 2)).await, Ok(false));
+    assert_eq!(old.withdraw(cohort, before).await, Ok(false));
+    let standing = old.all().await.unwrap()[&cohort];
+    assert_eq!(standing.invitation, invitation(6, 3));
+    assert_eq!(old.withdraw(cohort, standing).await, Ok(true));
+    assert_eq!(new.withdraw(cohort, standing).await, Ok(false));
+    assert_eq!(new.invite(cohort, Some(standing), invitation(4, 3)).await, Ok(false));
+    assert_eq!(new.all().await, Ok([].into()));
+}
+
+pub async fn the_invitations_are_watched(options: CoordinatorOptions) {
+    let (observer, leader) = (connect(&options).await, connect(&options).await);
+    let mut watch = Invitations::new(&observer).watch().unwrap();
+    let invitations = Invitations::new(&leader);
+    let mut next = async || timeout(PATIENCE, watch.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(next().await, [].into());
+    invitations.invite(CohortId(2), None, invitation(4, 2)).await.unwrap();
+    let told = next().await;
+    assert_eq!(told[&CohortId(2)].invitation, invitation(4, 2));
+    invitations.invite(CohortId(12), None, invitation(1, 9)).await.unwrap();
+    assert_eq!(next().await.len(), 2);
+    invitations.withdraw(CohortId(2), told[&CohortId(2)]).await.unwrap();
+    let told = next().await;
+    assert_eq!(told.keys().collect::<Vec<_>>(), [&CohortId(12)]);
+    assert_eq!(told, invitations.all().await.unwrap());
 }

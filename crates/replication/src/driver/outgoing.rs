@@ -24,6 +24,10 @@ impl<C: Core> Held<C> {
         Self { by_disk: VecDeque::new(), by_table: VecDeque::new() }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_disk.is_empty() && self.by_table.is_empty()
+    }
+
     /// Keeps an effect that waits for `when`.
     pub(super) fn keep(&mut self, when: When, effect: Effect<C>) {
         match when {

@@ -90,7 +90,8 @@ impl<C: Core> Task<C> {
         self.mailbox.close(Phase::Closed, refusal.clone());
         self.orders.stop();
         if let End::Failed(reason) = end {
-            tracing::error!(reason, "the replica failed");
+            // The node that is told says so as an error, once for all its replicas.
+            tracing::warn!(reason, "the replica failed");
             (self.on_failure)(&refusal);
         }
         self.state.callers.refuse_all(&refusal);
@@ -363,7 +364,12 @@ impl<C: Core> Task<C> {
 
     /// Says whether a replica that is to stop may.
     fn may_end(&mut self, phase: Phase) -> ControlFlow<()> {
-        let is_idle = || self.state.callers.is_empty() && !self.mailbox.has_requests();
+        // What waits for the disk may be what others wait for.
+        let is_idle = || {
+            self.state.callers.is_empty()
+                && self.state.held.is_empty()
+                && !self.mailbox.has_requests()
+        };
         match phase {
             Phase::Open => return ControlFlow::Continue(()),
             Phase::Draining if !is_idle() => {}

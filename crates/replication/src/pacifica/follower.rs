@@ -76,7 +76,7 @@ impl Pacifica {
         }
         self.promise(version);
         // Another primary acts in the version that this replica asked for: it will not be its own.
-        self.pending.take_if(|pending| pending.config.version <= version);
+        self.pending.take_if(|pending| pending.version() <= version);
         match &mut self.part {
             Part::Follower(following) if following.leader == Some(from) => {
                 following.heard = Some(self.now);
@@ -91,6 +91,8 @@ impl Pacifica {
     /// Prepares for `primary` from now on.
     pub(super) fn follow(&mut self, primary: NodeId) {
         tracing::info!(%primary, version = self.state.promised, "following");
+        // A new primary is given its time to be heard.
+        self.support.hold(self.now + self.options.timing.grace);
         let (leader, heard) = (Some(primary), Some(self.now));
         self.set_part(Part::Follower(Following { leader, heard, ..Following::default() }));
     }

@@ -64,6 +64,7 @@ mod message;
 mod options;
 mod reconfiguration;
 
+use trireme_storage::IoId;
 use trireme_types::{CohortConfig, CohortId, Entry, Epoch, NodeId, Protocol};
 
 pub use self::coordinator::{Newest, Proposal};
@@ -99,6 +100,8 @@ pub struct Pacifica {
     part: Part,
     /// What it asked the manager for and has not seen decided.
     pending: Option<Pending>,
+    /// It becomes primary when this write, by which it will know that it acted, is on disk.
+    becomes_primary_at: Option<IoId>,
     /// What it measured when it was primary before.
     measures: Measures,
 }
@@ -132,6 +135,7 @@ impl Pacifica {
             support: Support::starting(Moment::START, grace, true),
             part: Part::Idle,
             pending: None,
+            becomes_primary_at: None,
             measures: Measures::default(),
             options,
         };
@@ -152,9 +156,10 @@ impl Pacifica {
     fn promise(&mut self, version: Epoch) {
         if version > self.state.promised {
             self.keep(HardState { promised: version, ..self.state });
+            // The same primary may have begun anew, and not know where anybody stands.
             if let Part::Follower(following) = &mut self.part {
-                // The primary of a new version may have been restarted, and know of nobody's log.
-                (following.is_streaming, following.joined) = (false, None);
+                following.is_streaming = false;
+                following.joined = None;
             }
         }
     }
@@ -173,7 +178,8 @@ impl Pacifica {
     fn leader(&self) -> Option<NodeId> {
         match &self.part {
             Part::Idle => None,
-            Part::Follower(following) => following.leader,
+            // One that was only named, and has not been heard, may not be up to it yet.
+            Part::Follower(following) => following.leader.filter(|_| following.is_streaming),
             Part::Primary(primary) => primary.serves(self.now).then_some(self.node),
         }
     }
@@ -242,6 +248,9 @@ impl Core for Pacifica {
             }
             Event::Durable { upto } => {
                 self.journal.on_durable(upto);
+                if self.becomes_primary_at.take_if(|io| *io <= upto).is_some() {
+                    self.become_primary();
+                }
                 self.advance();
             }
             Event::Applied { upto } => self.begin_serving(upto),

@@ -11,6 +11,10 @@ use crate::core::{Effect, Moment, When};
 use crate::streaming::wire::HardState;
 use crate::streaming::{Follower, Stage};
 
+/// For how many leases a secondary may acknowledge nothing of what it was sent, before it counts as
+/// one that does not answer. More bears slower disks; fewer ends a stall sooner.
+const PREPARE_LEASES: u32 = 3;
+
 /// After how long a proposal is sent again whose fate is not known yet.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -28,9 +32,16 @@ const REMOVALS_FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Pending {
     /// What it asked for: the direct successor of the configuration that it knew.
-    pub(super) config: CohortConfig,
+    config: CohortConfig,
     /// When it asks again.
     pub(super) retry_at: Moment,
+}
+
+impl Pending {
+    /// Returns the version that it asked for.
+    pub(super) const fn version(&self) -> u64 {
+        self.config.version
+    }
 }
 
 /// What a proposal is for.
@@ -71,9 +82,14 @@ impl Primary {
     pub(super) fn lease_ends(&self, lease: Duration) -> impl Iterator<Item = (NodeId, Moment)> {
         let counting = self.leading.followers.iter().filter(|(_, follower)| follower.counts);
         counting.map(move |(node, follower)| {
+            let counted = self.counted.get(node).copied().unwrap_or_default();
             // Before its first acknowledgement a secondary gives no lease, and is given the time of
             // one to answer.
-            (*node, follower.supported.map_or(Moment::START, |sent| sent + lease))
+            let supported = follower.supported.map_or(Moment::START, |sent| sent + lease);
+            // A lease of beacons alone would keep one whose disk hangs (P14).
+            //= PAC-25
+            let hung = follower.progressed.max(counted) + PREPARE_LEASES * lease;
+            (*node, supported.min(hung))
         })
     }
 }
@@ -141,6 +157,7 @@ impl Pacifica {
 
     /// Acts in the newest configuration from now on.
     fn adopt(&mut self, is_mine: bool, is_first: bool, was_listed: bool) {
+        self.becomes_primary_at = None;
         let Some(config) = self.config.clone() else { return };
         let is_listed = config.replicas.contains(&self.node);
         if is_listed && self.state.is_learner && matches!(self.part, Part::Idle) {
@@ -169,7 +186,12 @@ impl Pacifica {
         if may_have_acted && !self.options.faults.resumes_its_version {
             return self.propose(Purpose::Resume);
         }
-        self.become_primary();
+        // A version that the manager has just installed for it is one that no incarnation of it has
+        // acted in. In its first one, it must know after a crash that it may have.
+        match self.journal.when_durable() {
+            When::Durable(io) if is_first => self.becomes_primary_at = Some(io),
+            _ => self.become_primary(),
+        }
     }
 
     /// Goes on in a configuration with the same primary: replicas were removed or added.
@@ -191,6 +213,10 @@ impl Pacifica {
             primary.leading.forget(now, &mut self.journal, node);
             primary.note_removal(now, node);
         }
+        let is_new = |node: &NodeId| primary.leading.followers.get(node).is_none_or(|f| !f.counts);
+        if listed.iter().any(is_new) {
+            self.journal.push(Effect::EndReads);
+        }
         for &node in &listed {
             let follower = primary.leading.followers.entry(node).or_insert(Follower::new(true));
             follower.counts = true;
@@ -210,12 +236,8 @@ impl Pacifica {
         }
         let primary = config.replicas.first().copied();
         let follows = matches!(&self.part, Part::Follower(f) if f.leader == primary);
-        if !follows {
-            // A new primary is given its time to be heard.
-            self.support.hold(self.now + self.options.timing.grace);
-            if let Some(primary) = primary {
-                self.follow(primary);
-            }
+        if let Some(primary) = primary.filter(|_| !follows) {
+            self.follow(primary);
         }
     }
 
@@ -298,7 +320,9 @@ impl Pacifica {
         if !is_missing || has_candidate || is_kept_out || !serves {
             return false;
         }
-        followers.insert(node, Follower { asked: Some(now), ..Follower::new(false) });
+        let mut follower = Follower::new(false);
+        follower.asked = Some(now);
+        followers.insert(node, follower);
         primary.counted.insert(node, now);
         true
     }
@@ -316,7 +340,6 @@ impl Pacifica {
         if !primary.serves(now) || primary.transfer.is_some() {
             return;
         }
-        let lease_until = primary.lease_until;
         let Some(follower) = primary.leading.followers.get_mut(&node) else { return };
         let has_all = follower.stage == Stage::InStep && follower.acked.seq >= committed.seq;
         let supports_until = follower.supported.map_or(Moment::START, |sent| sent + lease);
@@ -326,8 +349,8 @@ impl Pacifica {
         //= PAC-37
         follower.counts = !adds_without_waiting;
         primary.counted.insert(node, now);
-        if supports_until < lease_until {
-            // What was given out with the leases of the others alone would outlast this one's.
+        if !adds_without_waiting {
+            // The rights that were given out rest on the leases of the others alone.
             self.journal.push(Effect::EndReads);
         }
         self.propose(Purpose::Add(node));

@@ -48,7 +48,26 @@ impl Spinnaker {
             _ => {}
         }
         self.note_leaderless(epoch, leader);
+        self.defer_to_base();
         self.consider_standing();
+    }
+
+    /// Lets the range's base node stand first when the cohort has never had a leader.
+    fn defer_to_base(&mut self) {
+        let is_first = self.view.as_ref().is_some_and(|view| view.epoch == 0);
+        let Some(base) = self.options.base.filter(|base| is_first && *base != self.node) else {
+            return;
+        };
+        let until = self.now + HEAD_START;
+        match &mut self.part {
+            Part::Follower(following) if following.successor.is_none() => {
+                following.successor = Some(base);
+                self.support.hold(until);
+                // The base node needs to know that it is not alone.
+                self.tell_doubt();
+            }
+            _ => {}
+        }
     }
 
     /// Takes back what the replica may have promised and its disk does not know.
@@ -265,6 +284,9 @@ impl Spinnaker {
                 }
                 // Whoever is there now has not heard that there is no leader.
                 following.doubted = None;
+                if following.successor.is_some() {
+                    self.tell_doubt();
+                }
                 self.consider_standing();
             }
             Part::Leader(leader) => leader.leading.probe(self.now, &mut self.journal, node),

@@ -102,7 +102,7 @@ impl Spinnaker {
         if epoch != leader.leading.epoch {
             return;
         }
-        leader.leading.on_ack(self.now, &self.journal, from, upto);
+        leader.leading.on_ack(self.now, &mut self.journal, from, upto);
         if let Some(sent) = supports {
             leader.leading.on_support(self.now, from, sent);
         }

@@ -7,6 +7,9 @@ use trireme_types::{NodeId, Timing};
 pub struct SpinnakerOptions {
     /// The cohort's replicas, this one among them.
     pub replicas: Vec<NodeId>,
+    /// The replica that the others let stand first in a new cohort's first election, so that leaders
+    /// spread over nodes as ranges do; if none, whoever is first is first.
+    pub base: Option<NodeId>,
     /// The periods.
     pub timing: Timing,
     /// The replica's disk was lost and is empty now: what the replica once acknowledged or promised
@@ -20,7 +23,7 @@ impl SpinnakerOptions {
     /// Returns the defaults for a cohort of these replicas.
     pub fn new(replicas: Vec<NodeId>) -> Self {
         let (timing, faults) = (Timing::default(), SpinnakerFaults::default());
-        Self { replicas, timing, rejoins: false, faults }
+        Self { replicas, base: None, timing, rejoins: false, faults }
     }
 }
 

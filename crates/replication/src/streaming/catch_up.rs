@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use trireme_types::NodeId;
 
-use super::{BLOCK_MAX, BLOCK_PAUSE, Journal, Leading, PROBE_AFTER, Position, Stage, Streams};
+use super::{
+    BLOCK_MAX, BLOCK_PAUSE, Journal, Leading, PROBE_AFTER, PROPOSAL_BYTES_MAX, Position, Stage,
+    Streams,
+};
 use crate::core::{Effect, Moment, When};
 
 /// New writes wait while a follower is sent the last of what it lacks.
@@ -35,13 +38,14 @@ impl Leading {
         // If its last entry is ours, so is all before it; what it knows to be committed always is.
         let is_same = journal.log().holds(position.last);
         let matched = if is_same { position.last } else { position.committed };
-        if matched.seq > journal.last().seq {
+        let is_ours =
+            is_same || journal.log().holds(matched) || matched.seq <= journal.log().purged().seq;
+        if !is_ours {
             // It knows a commit of a later epoch, which will reach this leader too.
+            tracing::warn!(follower = %from, ?position, "knows a commit that is not here");
             return;
         }
-        follower.acked = matched;
-        follower.next = matched.seq + 1;
-        follower.probe_at = None;
+        follower.begin_after(matched);
         if position.is_learner && follower.counts {
             follower.counts = false;
             follower.counts_from = journal.last().seq;
@@ -51,6 +55,12 @@ impl Leading {
             tracing::info!(follower = %from, from = %matched, to = %journal.last(), "catching up");
         }
         self.send_next(now, journal, from);
+        let lacks_nothing =
+            self.followers.get(&from).is_some_and(|follower| follower.stage == Stage::InStep);
+        if lacks_nothing {
+            // It waits for a word that continues its log.
+            self.send_empty(now, journal, from);
+        }
     }
 
     /// Sends a follower that is catching up the next piece of what it lacks, unless one is on its
@@ -62,7 +72,8 @@ impl Leading {
         to: NodeId,
     ) {
         let Some(follower) = self.followers.get_mut(&to) else { return };
-        if follower.is_sending || follower.stage != Stage::CatchingUp {
+        let may_send = !follower.is_sending && follower.has_room();
+        if !may_send || follower.stage != Stage::CatchingUp {
             return;
         }
         journal.write_gathered();
@@ -103,8 +114,10 @@ impl Leading {
         let Some(follower) = self.followers.get_mut(&to) else { return };
         follower.is_sending = false;
         // Unless the follower has said meanwhile what it wants.
-        if follower.next == seqs.start {
-            follower.next = next;
+        if follower.next == seqs.start && next > seqs.start {
+            // How many bytes it was, only the driver knows: as many as one piece has at the most.
+            follower.sent(next - 1, PROPOSAL_BYTES_MAX);
+            follower.probe_at.get_or_insert(now + PROBE_AFTER);
         }
         self.send_next(now, journal, to);
     }
@@ -134,7 +147,7 @@ impl Leading {
 
     fn caught_up<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>, node: NodeId) {
         self.measures.catch_ups += 1;
-        tracing::info!(follower = %node, "in step");
+        tracing::debug!(follower = %node, "in step");
         if self.block.is_some_and(|block| block.node == node) {
             self.end_block(now, journal);
         }

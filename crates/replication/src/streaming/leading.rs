@@ -126,9 +126,15 @@ impl Leading {
             let first = piece[0].lsn.seq;
             let preceding = self.preceding(now, previous);
             let next = first + piece.len() as u64;
+            let bytes = piece.iter().map(|entry| entry.payload.len()).sum();
             for (&to, follower) in &mut self.followers {
                 if follower.stage == Stage::InStep && follower.next == first {
-                    follower.next = next;
+                    if !follower.has_room() {
+                        tracing::debug!(follower = %to, "does not keep up");
+                        follower.stage = Stage::CatchingUp;
+                        continue;
+                    }
+                    follower.sent(next - 1, bytes);
                     follower.asked = Some(now);
                     follower.probe_at.get_or_insert(now + PROBE_AFTER);
                     let message = C::entries_message(preceding, piece.to_vec());
@@ -143,7 +149,7 @@ impl Leading {
     pub(crate) fn on_ack<C: Streams>(
         &mut self,
         now: Moment,
-        journal: &Journal<C>,
+        journal: &mut Journal<C>,
         from: NodeId,
         upto: Lsn,
     ) {
@@ -153,8 +159,11 @@ impl Leading {
             return;
         }
         if upto.seq > follower.acked.seq && follower.stage != Stage::Unheard {
-            follower.acked = upto;
+            follower.progressed = now;
+            follower.acked(upto);
             follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
+            // There may be room again for the next piece.
+            self.send_next(now, journal, from);
         }
     }
 
@@ -216,6 +225,7 @@ impl Leading {
     /// Does what is due at `now`.
     pub(crate) fn on_timeout<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
         self.end_block_if_due(now, journal);
+        self.note_who_owes_nothing(now, journal);
         if self.tell_if_due(now, journal) {
             let told = |follower: &Follower| {
                 follower.stage == Stage::InStep && follower.next > journal.last().seq
@@ -231,9 +241,22 @@ impl Leading {
         self.send_beacons(now, journal);
     }
 
+    /// Notes who has everything: his time to acknowledge counts from what comes next.
+    fn note_who_owes_nothing<C: Streams>(&mut self, now: Moment, journal: &Journal<C>) {
+        let last = journal.last().seq;
+        for follower in self.followers.values_mut().filter(|follower| follower.acked.seq >= last) {
+            follower.progressed = now;
+        }
+    }
+
     /// Sends a message without entries: it tells the commit point, and whoever lacks what comes
     /// before it says so.
-    fn send_empty<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>, to: NodeId) {
+    pub(super) fn send_empty<C: Streams>(
+        &mut self,
+        now: Moment,
+        journal: &mut Journal<C>,
+        to: NodeId,
+    ) {
         let Some(follower) = self.followers.get_mut(&to) else { return };
         let Some(previous) = journal.log().lsn_at(follower.next - 1) else { return };
         follower.asked = Some(now);
@@ -247,7 +270,8 @@ impl Leading {
         follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
         match follower.stage {
             Stage::InStep => self.send_empty(now, journal, to),
-            Stage::CatchingUp => self.send_next(now, journal, to),
+            Stage::CatchingUp if follower.has_room() => self.send_next(now, journal, to),
+            Stage::CatchingUp => self.send_empty(now, journal, to),
             Stage::Unheard => {}
         }
     }

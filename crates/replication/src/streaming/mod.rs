@@ -4,9 +4,9 @@
 //! # What it does
 //!
 //! A leader numbers writes under its epoch, forces them to its own log and sends them to its
-//! followers at the same time ([`Leading`]); a follower takes what continues its log, forces it and
-//! acknowledges it ([`Journal::take`]). Who must have acknowledged an entry before it is committed,
-//! and whose support a leader needs to serve, is what the protocols differ in: they ask [`Leading`]
+//! followers at the same time (`Leading`); a follower takes what continues its log, forces it and
+//! acknowledges it (`Journal::take`). Who must have acknowledged an entry before it is committed,
+//! and whose support a leader needs to serve, is what the protocols differ in: they ask `Leading`
 //! how far everybody is and decide.
 //!
 //! # One follower, as its leader sees it
@@ -27,8 +27,10 @@
 //! * Catching up is by committed entries alone, one piece at a time, while writes go on; the
 //!   uncommitted rest follows last, and while that is on its way new writes wait
 //!   (Spinnaker §6.1, S15). The wait is bounded by [`BLOCK_MAX`] and measured.
+//! * At most `WINDOW_BYTES` are sent ahead of a follower's acknowledgements. One that does not keep
+//!   up with that falls back to catching up.
 //! * What is lost on the way is noticed by the follower as a gap, or by the leader when an
-//!   acknowledgement is overdue ([`PROBE_AFTER`]): it sends a message without entries, which is
+//!   acknowledgement is overdue (`PROBE_AFTER`): it sends a message without entries, which is
 //!   acknowledged or answered with a gap.
 //!
 //! # The commit point
@@ -75,6 +77,12 @@ const BLOCK_PAUSE: Duration = Duration::from_secs(1);
 /// After how long without an acknowledgement a leader asks a follower whether something was lost.
 /// Longer than most forced writes take, much shorter than anybody's patience.
 pub(crate) const PROBE_AFTER: Duration = Duration::from_millis(300);
+
+/// The bytes of entries that a follower may have been sent and not have acknowledged, before it is
+/// sent no more. A follower whose disk is slow must not have its memory, and the network's queues,
+/// filled with what it cannot take in yet: it falls behind, and catches up piece by piece. As much as
+/// proposals may be under way at a leader, so that nobody falls behind who is waited for.
+const WINDOW_BYTES: usize = 16 * 1024 * 1024;
 
 /// The bytes of entries after which a proposal message is closed and another begun.
 const PROPOSAL_BYTES_MAX: usize = 1024 * 1024;

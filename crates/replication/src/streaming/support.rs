@@ -29,9 +29,9 @@ impl Support {
         self.until = now;
     }
 
-    /// Stays bound until `until`, whatever it was bound to before.
+    /// Stays bound until `until` at least.
     pub(crate) fn hold(&mut self, until: Moment) {
-        self.until = until;
+        self.until = self.until.max(until);
     }
 
     /// Returns when the replica is free to help another.

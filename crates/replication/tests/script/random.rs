@@ -94,7 +94,7 @@ enum Step {
     CutCoordinator(u64),
     HealCoordinator(u64),
     Trouble(u64),
-    StepCoordinator,
+    CoordinatorWorks,
     /// The others replace the leader, which does not know.
     Depose,
 }
@@ -149,7 +149,7 @@ fn step(numbers: &mut Numbers, nodes: u64, without: u64) -> Step {
         96 if without != 7 => Step::Trouble(node),
         97 if without != 7 => Step::Depose,
         98 => Step::Tick(1000 + numbers.below(100)),
-        _ => Step::StepCoordinator,
+        _ => Step::CoordinatorWorks,
     }
 }
 
@@ -248,7 +248,7 @@ impl<S: Trial> Run<S> {
                 let commands = S::depose(self.leader());
                 commands.iter().for_each(|words| self.coordinator(words));
             }
-            Step::StepCoordinator => self.coordinator("step"),
+            Step::CoordinatorWorks => self.coordinator("step"),
             _ => {}
         }
     }

@@ -135,9 +135,10 @@ fn s2_a_candidate_acknowledges_nothing_more_to_an_older_leader() {
 }
 
 /// n3 alone cannot reach the others, but the coordinator, where those still stand who stood in the
-/// first round, when no log held anything [SPIN-23].
+/// first round, when no log held anything [SPIN-23]. n1 was not told that the write is committed: a
+/// replica that knew could not be had by a leader without it.
 const OLD_CANDIDATES: &str = "
-    cluster nodes=3
+    cluster commit_period=5000 nodes=3
     (run 100)
     partition 3
     put 2 a=kept

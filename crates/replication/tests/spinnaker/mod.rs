@@ -27,7 +27,9 @@ impl Subject for Spinnaker {
     type Coordinator = Elections;
 
     fn start(recovered: Recovered, cluster: &Cluster, rejoins: bool) -> Self {
+        let base = cluster.options.get("base").map(|id| NodeId(id.parse().expect("a number")));
         let options = SpinnakerOptions {
+            base,
             timing: cluster.timing(),
             rejoins,
             faults: faults(cluster.options.get("fault").map(String::as_str)),

@@ -25,6 +25,11 @@ pub(crate) fn any(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * seconds).map_err(|_| "out of range".to_owned())
 }
 
+/// Returns what reads as exactly this duration.
+pub(crate) fn text(duration: Duration) -> String {
+    format!("{}s", duration.as_secs_f64())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -37,6 +42,14 @@ mod tests {
             assert_eq!(positive(text), Ok(Duration::from_millis(milliseconds)));
         }
         assert_eq!(any("0s"), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_duration_reads_as_it_was_written() {
+        for nanoseconds in [1, 999, 20_000_000, 1_234_567_891, 86_400_000_000_001] {
+            let duration = Duration::from_nanos(nanoseconds);
+            assert_eq!(any(&text(duration)), Ok(duration));
+        }
     }
 
     #[test]

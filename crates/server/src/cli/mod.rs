@@ -11,6 +11,7 @@ mod delete;
 mod duration;
 mod escape;
 mod export;
+mod fault;
 mod get;
 mod import;
 mod json;
@@ -25,6 +26,7 @@ mod rows;
 mod scan;
 mod status;
 mod table;
+mod timing;
 mod up;
 
 use std::io::{self, Write};
@@ -75,6 +77,11 @@ enum Command {
     /// Shows the ranges.
     #[command(subcommand)]
     Range(RangeCommand),
+    /// Has a node suffer faults, for tests; the node must have been started with --allow-faults.
+    ///
+    /// One call states all faults of a node: those that earlier calls asked for and that it does not
+    /// name again end.
+    Fault(fault::FaultArgs),
     /// Loads a running cluster and reports how fast it answers.
     Bench(bench::BenchArgs),
 }
@@ -85,6 +92,9 @@ enum Command {
 struct NodeCommand {
     #[command(flatten)]
     run: Option<node::NodeArgs>,
+    // Beside the rest, since clap cannot tell of options within options whether any was given.
+    #[command(flatten)]
+    timing: timing::TimingArgs,
     #[command(subcommand)]
     command: Option<NodeSubcommand>,
 }
@@ -122,8 +132,10 @@ impl Cli {
             Command::Node(NodeCommand { command: Some(NodeSubcommand::List(args)), .. }) => {
                 block_on(args.run(&cluster))
             }
-            Command::Node(NodeCommand { run: Some(args), command: None }) => args.run(),
-            Command::Node(NodeCommand { run: None, command: None }) => {
+            Command::Node(NodeCommand { run: Some(args), timing, command: None }) => {
+                args.run(&timing)
+            }
+            Command::Node(NodeCommand { run: None, command: None, .. }) => {
                 Err(UsageError("nothing says which node to run; see 'trireme node --help'".into())
                     .into())
             }
@@ -136,6 +148,7 @@ impl Cli {
             Command::Export(args) => block_on(args.run(&cluster)),
             Command::Status(args) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::List(args)) => block_on(args.run(&cluster)),
+            Command::Fault(args) => block_on(args.run(&cluster)),
             Command::Bench(args) => block_on(args.run(&cluster)),
         }
     }
@@ -192,7 +205,7 @@ mod tests {
     #[test]
     fn node_list_needs_none_of_what_a_node_needs() {
         let cli = Cli::try_parse_from(["trireme", "node", "list", "--json"]).unwrap();
-        let Command::Node(NodeCommand { run, command }) = cli.command else {
+        let Command::Node(NodeCommand { run, command, .. }) = cli.command else {
             panic!("not the command that was given")
         };
         assert!(run.is_none() && matches!(command, Some(NodeSubcommand::List(_))));

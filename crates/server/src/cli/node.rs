@@ -2,16 +2,18 @@
 
 use std::io::Read;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use trireme_server::{Node, NodeOptions};
+use trireme_server::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};
 use trireme_types::{Durability, Engine, NodeId};
 
-use super::logging;
+use super::timing::TimingArgs;
+use super::{UsageError, duration, logging};
 
 /// The threads of the runtime that carries consensus: few, since its work is short, and apart from
 /// those of the clients, so that their load cannot hold up a heartbeat.
@@ -45,13 +47,31 @@ pub(crate) struct NodeArgs {
     /// The bytes of one segment of the log.
     #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
     segment_bytes: u64,
+    /// Bytes written to the tables after which they are flushed to files. More means fewer and
+    /// larger files, more memory, and more of the log to apply again after a crash.
+    #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024, value_parser = memtable_bytes)]
+    memtable_bytes: usize,
+    /// Lets `trireme fault` cut, delay and stall the node. For tests; not remembered.
+    #[arg(long)]
+    allow_faults: bool,
+    /// How long a replica must be missing from a range before its leader asks another node to hold
+    /// one, for protocols that replace replicas. [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
+    replace_delay: Option<Duration>,
     /// Stop when standard input ends, as it does when the process that started this one is gone.
     #[arg(long, hide = true)]
     stop_at_stdin_end: bool,
 }
 
+/// Reads the size of a memtable. With less than a mebibyte, a node would do little but flush.
+pub(crate) fn memtable_bytes(text: &str) -> Result<usize, String> {
+    const LEAST: usize = 1024 * 1024;
+    let bytes: usize = text.parse().map_err(|_| "expected a number of bytes".to_owned())?;
+    if bytes < LEAST { Err(format!("must be at least {LEAST}")) } else { Ok(bytes) }
+}
+
 impl NodeArgs {
-    pub(crate) fn run(self) -> anyhow::Result<()> {
+    pub(crate) fn run(self, timing: &TimingArgs) -> anyhow::Result<()> {
         logging::start();
         let consensus = Builder::new_multi_thread()
             .worker_threads(CONSENSUS_THREADS)
@@ -60,13 +80,14 @@ impl NodeArgs {
             .build()?;
         let clients = Runtime::new()?;
         let stop_at_stdin_end = self.stop_at_stdin_end;
-        let options = self.into_options();
+        let options = self.into_options(timing);
         let outcome = clients.block_on(async {
             let stop = stop_signal(stop_at_stdin_end)?;
             let data = options.data.display().to_string();
-            let node = Node::start(options, consensus.handle())
-                .await
-                .with_context(|| format!("starting the node in {data}"))?;
+            let node = match Node::start(options, consensus.handle()).await {
+                Err(NodeError::Timing(error)) => return Err(UsageError::from(error).into()),
+                started => started.with_context(|| format!("starting the node in {data}"))?,
+            };
             tracing::info!(address = %node.address(), data, "the node serves");
             Ok(node.run(stop).await?)
         });
@@ -76,7 +97,7 @@ impl NodeArgs {
         outcome
     }
 
-    fn into_options(self) -> NodeOptions {
+    fn into_options(self, timing: &TimingArgs) -> NodeOptions {
         let Self { data, id, listen, coordinator, engine, durability, .. } = self;
         NodeOptions {
             data,
@@ -87,7 +108,11 @@ impl NodeArgs {
             durability,
             log_bytes_max: self.log_bytes_max,
             segment_bytes: self.segment_bytes,
-            ..NodeOptions::new(PathBuf::new())
+            memtable_bytes: self.memtable_bytes,
+            timing: timing.change(),
+            min_replicas_for_write: timing.min_replicas_for_write(),
+            replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
+            allow_faults: self.allow_faults,
         }
     }
 }

@@ -6,10 +6,9 @@ mod writes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use trireme_proto::v1;
 use trireme_replication::Replica;
 use trireme_storage::CohortTable;
-use trireme_types::{CohortConfig, RangeDescriptor};
+use trireme_types::RangeDescriptor;
 
 use crate::routes::NodeDirectory;
 
@@ -20,8 +19,6 @@ pub(crate) use writes::PendingWrite;
 pub(crate) struct HostedCohort {
     /// The range that the cohort serves.
     pub(crate) descriptor: RangeDescriptor,
-    /// Who is in the cohort.
-    pub(crate) config: CohortConfig,
     /// The replica.
     pub(crate) replica: Arc<dyn Replica>,
     /// Its table.
@@ -41,7 +38,6 @@ impl HostedCohort {
     /// Starts the queues of a cohort on the current runtime.
     pub(crate) fn start(
         descriptor: RangeDescriptor,
-        config: CohortConfig,
         replica: Arc<dyn Replica>,
         table: CohortTable,
         directory: Arc<NodeDirectory>,
@@ -50,7 +46,7 @@ impl HostedCohort {
         let writes =
             writes::WriteQueue::start(replica.clone(), directory.clone(), counters.clone());
         let reads = reads::ReadQueue::start(replica.clone(), table.clone(), directory);
-        Arc::new(Self { descriptor, config, replica, table, writes, reads, counters })
+        Arc::new(Self { descriptor, replica, table, writes, reads, counters })
     }
 
     /// Queues a write, or refuses it.
@@ -66,11 +62,5 @@ impl HostedCohort {
     /// Returns how many commands clients were answered about.
     pub(crate) fn commands(&self) -> u64 {
         self.counters.commands.load(Ordering::Relaxed)
-    }
-
-    /// Describes the cohort's range to clients.
-    pub(crate) fn route(&self) -> v1::RangeRoute {
-        let leader = self.replica.leader();
-        crate::routes::range_route(&self.descriptor, &self.config, leader)
     }
 }

@@ -132,9 +132,14 @@ impl Reader {
             Read::Get(key) => self.get(key, freshness),
             Read::Scan { range, limit, reverse } => self.scan(range, *limit, *reverse, freshness),
         };
-        answer.unwrap_or_else(|error| {
-            tracing::error!(%error, "a read failed");
-            Answer::Error(refusal::internal(error))
+        answer.unwrap_or_else(|error| match error {
+            TableError::Dropped(_) => {
+                Answer::Error(refusal::unavailable("the replica is not here any more"))
+            }
+            error => {
+                tracing::error!(%error, "a read failed");
+                Answer::Error(refusal::internal(error))
+            }
         })
     }
 

@@ -1,5 +1,6 @@
 //! A node: one data folder, one shared log, one set of tables, and the replicas on them.
 
+mod hand_over;
 mod membership;
 mod settings;
 mod starting;
@@ -14,21 +15,34 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use trireme_coordinator::recipes::membership::RegisterError;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_replication::{Replica, ReplicaError};
-use trireme_storage::{LogError, LogOptions, SharedLog, TableError, Tables};
-use trireme_types::{CohortId, Durability, Engine, Lsn, NodeId, Timing};
+use trireme_storage::{LogError, LogOptions, SharedLog, TableError, TableOptions, Tables};
+use trireme_types::{
+    CohortId, Durability, Engine, InvalidTiming, Lsn, NodeId, Protocol, TimingChange,
+};
 
+use self::hand_over::hand_over;
 use self::membership::register;
 use self::settings::Settings;
 use self::starting::{Starting, open_storage};
 use crate::data_folder::{DataFolder, DataFolderError};
+use crate::faults::{Faults, ForwarderError};
 use crate::listener;
+use crate::routes::Router;
 use crate::transport::PeerTransport;
 
 /// How long a stopping node waits for its clients' streams to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a replica is missing before it is replaced, unless something else is asked for: several
+/// times what a restart takes. (Pegasus waits for ten minutes.)
+pub const REPLACE_DELAY_DEFAULT: Duration = Duration::from_secs(10);
+
+/// How long a stopping node waits for a replica that is being opened or closed.
+const HOSTING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a node is started with. What an existing data folder knows need not be said.
 #[derive(Clone, Debug)]
@@ -49,10 +63,19 @@ pub struct NodeOptions {
     pub log_bytes_max: u64,
     /// The bytes of one segment of the log.
     pub segment_bytes: u64,
-    /// The periods of Spinnaker and PacificA.
-    pub timing: Timing,
+    /// Bytes written to the tables after which they are flushed. More means fewer and larger files,
+    /// more memory, and more of the log to apply again after a crash.
+    pub memtable_bytes: usize,
+    /// The periods of Spinnaker and PacificA, where they are to be others than the folder's.
+    pub timing: TimingChange,
     /// How many replicas a PacificA cohort must have to take writes (P10).
-    pub min_replicas_for_write: usize,
+    pub min_replicas_for_write: Option<usize>,
+    /// How long a replica must be missing from a cohort before its leader asks another node to hold
+    /// one (M52). Shorter makes up for a dead node sooner; longer bears longer absences without
+    /// copying the rows that the node still has (P13).
+    pub replace_delay: Duration,
+    /// Whether whoever reaches the node may have it suffer faults. Never remembered.
+    pub allow_faults: bool,
 }
 
 impl NodeOptions {
@@ -67,8 +90,11 @@ impl NodeOptions {
             durability: None,
             log_bytes_max: 1024 * 1024 * 1024,
             segment_bytes: LogOptions::default().segment_bytes,
-            timing: Timing::default(),
-            min_replicas_for_write: 1,
+            memtable_bytes: TableOptions::default().memtable_bytes,
+            timing: TimingChange::default(),
+            min_replicas_for_write: None,
+            replace_delay: REPLACE_DELAY_DEFAULT,
+            allow_faults: false,
         }
     }
 }
@@ -79,6 +105,12 @@ pub enum NodeError {
     /// The data folder cannot be used.
     #[error(transparent)]
     Folder(#[from] DataFolderError),
+    /// The periods that were asked for do not go with each other, or with those of the folder.
+    #[error(transparent)]
+    Timing(#[from] InvalidTiming),
+    /// The way to the coordinator cannot be made one that can be cut.
+    #[error(transparent)]
+    Forwarder(#[from] ForwarderError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -118,6 +150,22 @@ pub enum NodeError {
         /// The folder that was to be its data.
         path: PathBuf,
     },
+    /// The coordinator knows the node with data that is lost, and a cohort counts on it.
+    #[error(
+        "node {node} is known with other data than what is in {path}, which is empty: cohort \
+         {cohort} counts on what the node acknowledged, and {protocol} cannot take back a replica \
+         that has lost it"
+    )]
+    LostDisk {
+        /// The node.
+        node: NodeId,
+        /// The folder that was to be its data.
+        path: PathBuf,
+        /// A cohort that the catalog places on the node.
+        cohort: CohortId,
+        /// Its protocol.
+        protocol: Protocol,
+    },
     /// A cohort's rows are gone from the tables, and its log does not reach back far enough to
     /// bring them again.
     #[error(
@@ -150,16 +198,21 @@ pub enum NodeError {
 
 /// A running node.
 pub struct Node {
+    id: NodeId,
     address: SocketAddr,
     coordinator: Coordinator,
     transport: Arc<PeerTransport>,
-    replicas: Vec<Arc<dyn Replica>>,
+    router: Arc<Router>,
+    hosting: Option<JoinHandle<()>>,
+    stop_hosting: CancellationToken,
     log: SharedLog,
     tables: Tables,
     failed: watch::Receiver<Option<String>>,
     stop_serving: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
+    /// Held until the session is closed: the way to the coordinator may lead through it.
+    _faults: Option<Arc<Faults>>,
     /// Held until everything else is closed.
     _folder: DataFolder,
 }
@@ -168,22 +221,24 @@ impl Node {
     /// Starts a node. Client requests are served by the current runtime; consensus, and all that
     /// must not wait behind them, runs on `consensus`.
     pub async fn start(options: NodeOptions, consensus: &Handle) -> Result<Self, NodeError> {
+        Settings::check_timing(&options)?;
         let folder = DataFolder::open(&options.data)?;
         let settings = Settings::settle(&folder, &options)?;
         // Held from here on, so that two nodes cannot both believe that the address is theirs.
         let listener = listener::bind(&settings.listen)
             .map_err(|source| NodeError::Listen { address: settings.listen.clone(), source })?;
         let address = listener.local_addr()?;
-        let (coordinator, catalog) = settings.connect(&folder).await?;
+        let faults = options.allow_faults.then(Faults::new);
+        let (coordinator, catalog) = settings.connect(&folder, faults.as_deref()).await?;
         let mut file = settings.adopt(&folder, &catalog, address)?;
-        register(&coordinator, &file, &folder).await?;
+        register(&coordinator, &catalog, &mut file, &folder).await?;
         folder.check_log(&file)?;
-        let (log, tables) = open_storage(&folder, &file, &catalog, &options)?;
+        let (log, tables) = open_storage(&folder, &file, &catalog, &options, faults.as_deref())?;
         if !file.has_log {
             file.has_log = true;
             folder.write(&file)?;
         }
-        let started = Starting { file, catalog, coordinator, log, tables, folder, address };
+        let started = Starting { file, catalog, coordinator, log, tables, folder, address, faults };
         started.run(listener, &options, consensus).await
     }
 
@@ -214,6 +269,11 @@ impl Node {
 
     async fn stop(&mut self) -> Result<(), NodeError> {
         tracing::info!("stopping");
+        self.stop_hosting().await;
+        let replicas: Vec<_> =
+            self.router.routes().hosted.values().map(|hosted| hosted.replica.clone()).collect();
+        // Before the clients are turned away: until then they can be told who leads instead.
+        self.hand_over(&replicas).await;
         if let Some(stop) = self.stop_serving.take() {
             let _gone = stop.send(());
         }
@@ -223,7 +283,7 @@ impl Node {
                 abort.abort();
             }
         }
-        for replica in &self.replicas {
+        for replica in &replicas {
             replica.shutdown().await;
         }
         self.transport.shutdown();
@@ -238,5 +298,24 @@ impl Node {
             tracing::warn!(%error, "the session at the coordinator was left to expire");
         }
         Ok(())
+    }
+
+    /// Has no replica opened or closed any more.
+    async fn stop_hosting(&mut self) {
+        self.stop_hosting.cancel();
+        if let Some(hosting) = self.hosting.take() {
+            let abort = hosting.abort_handle();
+            if tokio::time::timeout(HOSTING_TIMEOUT, hosting).await.is_err() {
+                tracing::warn!("a replica is still being opened or closed");
+                abort.abort();
+            }
+        }
+    }
+
+    async fn hand_over(&self, replicas: &[Arc<dyn Replica>]) {
+        let is_connected = |node| {
+            self.transport.peer_state().iter().any(|peer| peer.node == node && peer.connected)
+        };
+        hand_over(self.id, replicas.to_vec(), is_connected).await;
     }
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorOptions};
-use trireme_types::{Durability, Engine, NodeId};
+use trireme_types::{Durability, Engine, NodeId, Timing};
 
 use super::{NodeError, NodeOptions};
-use crate::data_folder::{DataFolder, DataFolderError, NodeFile};
+use crate::data_folder::{DataFolder, DataFolderError, MIN_REPLICAS_FOR_WRITE, NodeFile};
+use crate::faults::Faults;
 
 /// How long a starting node waits for the coordinator to know a cluster.
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(30);
@@ -21,9 +22,19 @@ pub(super) struct Settings {
     coordinator: Vec<String>,
     engine: Engine,
     durability: Durability,
+    timing: Timing,
+    min_replicas_for_write: usize,
 }
 
 impl Settings {
+    /// Checks the periods that were asked for, with those that the folder remembers, before
+    /// anything is made or held.
+    pub(super) fn check_timing(options: &NodeOptions) -> Result<(), NodeError> {
+        let existing = DataFolder::describe(&options.data)?;
+        options.timing.of(existing.map(|file| file.timing).unwrap_or_default())?;
+        Ok(())
+    }
+
     pub(super) fn settle(folder: &DataFolder, options: &NodeOptions) -> Result<Self, NodeError> {
         let existing = folder.read()?;
         let needs = |what| DataFolderError::Empty(folder.path().to_owned(), what);
@@ -37,6 +48,10 @@ impl Settings {
                     .ok_or_else(|| needs("a coordinator (--coordinator)"))?,
                 engine: options.engine.unwrap_or_default(),
                 durability: options.durability.unwrap_or_default(),
+                timing: options.timing.of(Timing::default())?,
+                min_replicas_for_write: options
+                    .min_replicas_for_write
+                    .unwrap_or(MIN_REPLICAS_FOR_WRITE),
                 existing,
             });
         };
@@ -48,6 +63,10 @@ impl Settings {
             coordinator: options.coordinator.clone().unwrap_or_else(|| file.coordinator.clone()),
             engine: file.engine,
             durability: options.durability.unwrap_or(file.durability),
+            timing: options.timing.of(file.timing)?,
+            min_replicas_for_write: options
+                .min_replicas_for_write
+                .unwrap_or(file.min_replicas_for_write),
             existing,
         })
     }
@@ -56,10 +75,15 @@ impl Settings {
     pub(super) async fn connect(
         &self,
         folder: &DataFolder,
+        faults: Option<&Faults>,
     ) -> Result<(Coordinator, CatalogState), NodeError> {
         let endpoints = self.coordinator.join(",");
         let refused = |source| NodeError::Coordinator { endpoints: endpoints.clone(), source };
-        let options = CoordinatorOptions::new(self.coordinator.clone());
+        let reached = match faults {
+            Some(faults) => faults.forward(&self.coordinator).await?,
+            None => self.coordinator.clone(),
+        };
+        let options = CoordinatorOptions::new(reached);
         let coordinator = Coordinator::connect(options).await.map_err(refused)?;
         let mut watch = Catalog::new(&coordinator).watch().map_err(refused)?;
         let catalog = match tokio::time::timeout(CATALOG_TIMEOUT, watch.next()).await {
@@ -80,17 +104,20 @@ impl Settings {
         address: SocketAddr,
     ) -> Result<NodeFile, NodeError> {
         let listen = address.to_string();
-        let file = match self.existing {
-            Some(file) => file.restarted(self.durability, listen, self.coordinator),
+        let Self { durability, coordinator, .. } = self;
+        let mut file = match self.existing {
+            Some(file) => file.restarted(durability, listen, coordinator),
             None => NodeFile::new(
                 catalog.cluster,
                 self.node,
                 self.engine,
-                self.durability,
+                durability,
                 listen,
-                self.coordinator,
+                coordinator,
             ),
         };
+        file.timing = self.timing;
+        file.min_replicas_for_write = self.min_replicas_for_write;
         folder.write(&file)?;
         Ok(file)
     }

@@ -1,7 +1,5 @@
 //! From storage and a place in the cluster to a node that serves.
 
-use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -10,23 +8,25 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use trireme_coordinator::recipes::catalog::CatalogState;
+use trireme_coordinator::recipes::invitations::Invitations;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_proto::v1;
-use trireme_storage::fs::RealFs;
+use trireme_storage::fs::{Fs, RealFs};
 use trireme_storage::{LogIdentity, LogOptions, SharedLog, TableOptions, Tables};
-use trireme_types::CohortId;
 
 use super::membership::{News, keep_registered};
 use super::{Node, NodeError, NodeOptions};
-use crate::cohort::HostedCohort;
 use crate::data_folder::{DataFolder, NodeFile};
-use crate::factory::{ReplicaParts, open_replica};
+use crate::faults::Faults;
+use crate::hosting::{Hosting, Opener};
 use crate::listener::{self, ClientSocket};
 use crate::maintenance::Maintenance;
 use crate::peers::Peers;
-use crate::routes::{NodeDirectory, Router, Routes};
+use crate::replacement::Replacement;
+use crate::routes::{NodeDirectory, Router};
 use crate::services::{AdminService, KvService, NodeDescription};
 use crate::transport::{PeerTransport, TransportOptions};
 
@@ -45,6 +45,7 @@ pub(super) fn open_storage(
     file: &NodeFile,
     catalog: &CatalogState,
     options: &NodeOptions,
+    faults: Option<&Faults>,
 ) -> Result<(SharedLog, Tables), NodeError> {
     let identity = LogIdentity { cluster: catalog.cluster, node: file.node };
     let log_options = LogOptions {
@@ -52,8 +53,13 @@ pub(super) fn open_storage(
         segment_bytes: options.segment_bytes,
         ..LogOptions::default()
     };
-    let log = SharedLog::open(Arc::new(RealFs), &folder.log(), identity, log_options)?;
-    let table_options = TableOptions { engine: file.engine, ..TableOptions::default() };
+    let fs = faults.map_or_else(|| Arc::new(RealFs) as Arc<dyn Fs>, Faults::fs);
+    let log = SharedLog::open(fs, &folder.log(), identity, log_options)?;
+    let table_options = TableOptions {
+        engine: file.engine,
+        memtable_bytes: options.memtable_bytes,
+        ..TableOptions::default()
+    };
     let tables = Tables::open(&folder.tables(), table_options)?;
     std::fs::create_dir_all(folder.incoming())?;
     Ok((log, tables))
@@ -68,6 +74,7 @@ pub(super) struct Starting {
     pub(super) tables: Tables,
     pub(super) folder: DataFolder,
     pub(super) address: SocketAddr,
+    pub(super) faults: Option<Arc<Faults>>,
 }
 
 impl Starting {
@@ -84,31 +91,32 @@ impl Starting {
         });
         self.watch_storage(&fail);
         let peers = Peers::new(self.folder.incoming());
-        let transport = PeerTransport::new(
-            TransportOptions::new(self.catalog.cluster, self.file.node),
-            peers.clone(),
-            consensus.clone(),
-        );
+        let transport_options = TransportOptions {
+            faults: self.faults.as_ref().map(|faults| faults.links()),
+            ..TransportOptions::new(self.catalog.cluster, self.file.node)
+        };
+        let transport = PeerTransport::new(transport_options, peers.clone(), consensus.clone());
         let directory = Arc::<NodeDirectory>::default();
         let mut news = News::new(&self.coordinator, directory.clone(), transport.clone())
             .map_err(|source| self.refused(source))?;
         news.first().await.map_err(|source| self.refused(source))?;
 
-        let hosted = self.open_cohorts(&directory, &transport, &fail, consensus).await?;
-        let replicas = |hosted: &BTreeMap<CohortId, Arc<HostedCohort>>| {
-            hosted.iter().map(|(&id, cohort)| (id, cohort.replica.clone())).collect()
-        };
-        peers.set(replicas(&hosted));
-        let all = hosted.values().map(|cohort| cohort.replica.clone()).collect();
-        let CatalogState { map, configs, .. } = self.catalog.clone();
-        let routes = Routes { map, configs, hosted };
-        let router = Arc::new(Router::new(self.catalog.cluster, directory, routes));
+        let opener = self.opener(&directory, &transport, &fail, consensus);
+        let hosting = Hosting::start(opener, peers, self.catalog.clone()).await?;
+        let router = hosting.router();
 
         let maintenance = Maintenance {
             log: self.log.clone(),
             tables: self.tables.clone(),
             router: router.clone(),
             log_bytes_max: options.log_bytes_max,
+        };
+        let replacement = Replacement {
+            node: self.file.node,
+            router: router.clone(),
+            directory,
+            invitations: Invitations::new(&self.coordinator),
+            delay: options.replace_delay,
         };
         let (clients, accepted) = mpsc::channel(CLIENTS_WAITING_MAX);
         let accepting = listener::accept(listener, transport.clone(), clients);
@@ -120,22 +128,30 @@ impl Starting {
                 }
             }),
             tokio::spawn(maintenance.run()),
+            tokio::spawn(replacement.run()),
             tokio::spawn(news.run()),
         ];
         tasks.push(tokio::spawn(keep_registered(self.coordinator.clone(), self.file.clone())));
+        let stop_hosting = CancellationToken::new();
+        let hosting = hosting.run(self.coordinator.clone(), stop_hosting.clone());
+        let hosting = tokio::spawn(hosting);
         let (stop_serving, stopped) = oneshot::channel();
-        let server = self.serve(router, accepted, stopped, fail);
+        let server = self.serve(router.clone(), accepted, stopped, fail);
         Ok(Node {
+            id: self.file.node,
             address: self.address,
             coordinator: self.coordinator,
             transport,
-            replicas: all,
+            router,
+            hosting: Some(hosting),
+            stop_hosting,
             log: self.log,
             tables: self.tables,
             failed,
             stop_serving: Some(stop_serving),
             server: Some(server),
             tasks,
+            _faults: self.faults,
             _folder: self.folder,
         })
     }
@@ -151,44 +167,26 @@ impl Starting {
         self.tables.on_failure(Box::new(move |error| on_tables(format!("the tables: {error}"))));
     }
 
-    /// Opens the replicas that the catalog places on this node.
-    async fn open_cohorts(
+    fn opener(
         &self,
         directory: &Arc<NodeDirectory>,
         transport: &Arc<PeerTransport>,
         fail: &Arc<impl Fn(String) + Send + Sync + 'static>,
         consensus: &Handle,
-    ) -> Result<BTreeMap<CohortId, Arc<HostedCohort>>, NodeError> {
-        let mut hosted = BTreeMap::new();
-        for (&cohort, config) in &self.catalog.configs {
-            let descriptor = self.catalog.map.of_cohort(cohort).cloned();
-            let Some(descriptor) = descriptor.filter(|_| config.replicas.contains(&self.file.node))
-            else {
-                continue;
-            };
-            let table = self.tables.cohort(cohort, descriptor.range.clone())?;
-            let (applied, purged) = (table.applied(), self.log.cohort(cohort).bounds().purged);
-            if applied.seq < purged.seq {
-                return Err(NodeError::LostRows { cohort, applied, purged });
-            }
-            let on_failure = fail.clone();
-            let parts = ReplicaParts {
-                node: self.file.node,
-                config: config.clone(),
-                log: self.log.cohort(cohort),
-                tables: self.tables.clone(),
-                table: table.clone(),
-                transport: transport.clone(),
-                on_failure: Arc::new(move |reason| on_failure(format!("{cohort}: {reason}"))),
-            };
-            let opened = consensus.spawn(open_replica(parts)).await.map_err(io::Error::other)?;
-            let replica = opened.map_err(|source| NodeError::Replica { cohort, source })?;
-            let config = config.clone();
-            let started =
-                HostedCohort::start(descriptor, config, replica, table, directory.clone());
-            hosted.insert(cohort, started);
+    ) -> Opener {
+        Opener {
+            node: self.file.node,
+            rejoins: self.file.rejoins,
+            timing: self.file.timing,
+            min_replicas_for_write: self.file.min_replicas_for_write,
+            log: self.log.clone(),
+            tables: self.tables.clone(),
+            transport: transport.clone(),
+            directory: directory.clone(),
+            coordinator: self.coordinator.clone(),
+            fail: fail.clone(),
+            consensus: consensus.clone(),
         }
-        Ok(hosted)
     }
 
     /// Serves clients until `stopped` resolves.
@@ -208,7 +206,7 @@ impl Starting {
         };
         let kv = v1::kv_server::KvServer::new(KvService::new(router.clone()))
             .max_decoding_message_size(REQUEST_FRAME_BYTES_MAX);
-        let admin = AdminService::new(description, router, self.log.clone());
+        let admin = AdminService::new(description, router, self.log.clone(), self.faults.clone());
         let admin = v1::admin_server::AdminServer::new(admin);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)

@@ -10,6 +10,7 @@ use trireme_storage::SharedLog;
 use trireme_types::{CohortId, Durability, Engine, NodeId};
 
 use crate::cohort::HostedCohort;
+use crate::faults::{FaultSet, Faults};
 use crate::routes::Router;
 
 /// What a node says of itself besides its replicas.
@@ -26,11 +27,18 @@ pub(crate) struct AdminService {
     description: NodeDescription,
     router: Arc<Router>,
     log: SharedLog,
+    /// `None` unless the node was started to allow them.
+    faults: Option<Arc<Faults>>,
 }
 
 impl AdminService {
-    pub(crate) fn new(description: NodeDescription, router: Arc<Router>, log: SharedLog) -> Self {
-        Self { description, router, log }
+    pub(crate) fn new(
+        description: NodeDescription,
+        router: Arc<Router>,
+        log: SharedLog,
+        faults: Option<Arc<Faults>>,
+    ) -> Self {
+        Self { description, router, log, faults }
     }
 
     fn log_status(&self, commands: u64) -> v1::LogStatus {
@@ -75,14 +83,28 @@ impl v1::admin_server::Admin for AdminService {
     ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
         let v1::TransferLeaderRequest { cohort, to } = request.into_inner();
         let routes = self.router.routes();
-        let Some(cohort) = routes.hosted.get(&CohortId(cohort)) else {
-            return Err(Status::not_found(format!("cohort c{cohort} has no replica here")));
+        let (id, to_node) = (CohortId(cohort), NodeId(to));
+        let Some(cohort) = routes.hosted.get(&id) else {
+            return Err(Status::not_found(format!("cohort {id} has no replica here")));
         };
-        if !cohort.config.replicas.contains(&NodeId(to)) {
+        if !routes.configs.get(&id).is_some_and(|config| config.replicas.contains(&to_node)) {
             return Err(Status::invalid_argument(format!("node n{to} has no replica of it")));
         }
-        cohort.replica.transfer_leader(NodeId(to)).await.map_err(replica_status_error)?;
+        cohort.replica.transfer_leader(to_node).await.map_err(replica_status_error)?;
         Ok(Response::new(v1::TransferLeaderResponse {}))
+    }
+
+    async fn set_faults(
+        &self,
+        request: Request<v1::SetFaultsRequest>,
+    ) -> Result<Response<v1::SetFaultsResponse>, Status> {
+        let Some(faults) = &self.faults else {
+            let reason = "the node was not started with --allow-faults";
+            return Err(Status::failed_precondition(reason));
+        };
+        let asked = FaultSet::read(self.description.node, request.into_inner());
+        faults.set(asked.map_err(Status::invalid_argument)?);
+        Ok(Response::new(v1::SetFaultsResponse {}))
     }
 }
 

@@ -8,20 +8,26 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedMutexGuard;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use trireme_proto::v1::{self, PeerFrame};
 use trireme_replication::Lane;
 use trireme_types::{CohortId, NodeId};
 
 use super::complaints::Who;
+use super::faults::Fate;
 use super::frame::LinkError;
 use super::hello::Caller;
+use super::in_flight::InFlight;
 use super::{Shared, snapshot, wire_lane};
 
 /// The most connections that peers may have open to this node: far more than a cluster of the
 /// intended size needs, and few enough to bound what strangers can tie up.
 pub(super) const CONNECTIONS_MAX: usize = 1024;
+
+/// The most answers to pings that are on their way at once. Only a delay that was asked for keeps
+/// more than one there; a peer that asks still more often goes without.
+const ANSWERS_MAX: usize = 1024;
 
 /// Serves an accepted connection until it ends.
 pub(super) async fn serve(shared: &Arc<Shared>, socket: TcpStream, address: SocketAddr) {
@@ -66,13 +72,24 @@ async fn receive_messages(
     let mut caller = caller.welcome(shared).await?;
     caller.connection.reader.set_bytes_max(shared.options.frame_bytes_max);
     tracing::debug!(node = %caller.node, ?lane, "a peer connected");
+    let silence_max = shared.silence_max(lane);
+    let mut silent_at = Instant::now() + silence_max;
+    let mut answers = InFlight::default();
     loop {
         let frame = tokio::select! {
             biased;
             () = turn.ends() => return Err(LinkError::Replaced),
-            frame = caller.connection.reader.next_within(shared.silence_max(lane)) => frame?,
+            () = answers.wait() => None,
+            frame = timeout_at(silent_at, caller.connection.reader.next()) => Some(frame),
         };
-        take_frame(shared, &mut caller, lane, frame).await?;
+        match frame {
+            None => send_answers(shared, &mut caller, lane, &mut answers).await?,
+            Some(Ok(frame)) => {
+                take_frame(shared, &mut caller, lane, &mut answers, frame?).await?;
+                silent_at = Instant::now() + silence_max;
+            }
+            Some(Err(_)) => return Err(LinkError::Silent(silence_max)),
+        }
     }
 }
 
@@ -80,18 +97,38 @@ async fn take_frame(
     shared: &Shared,
     caller: &mut Caller,
     lane: Lane,
+    answers: &mut InFlight<PeerFrame>,
     frame: PeerFrame,
 ) -> Result<(), LinkError> {
     let PeerFrame { messages, ping, pong } = frame;
     if pong != 0 {
         return Err(LinkError::Unexpected("an answer to a ping that was not sent"));
     }
-    if ping != 0 && shared.lets_pass(caller.node, wire_lane(lane)).await {
+    if ping != 0 && answers.len() < ANSWERS_MAX {
         let answer = PeerFrame { messages: Vec::new(), ping: 0, pong: ping };
-        caller.connection.writer.send_within(shared.silence_max(lane), &answer).await?;
+        match shared.fate(caller.node, wire_lane(lane)) {
+            Fate::Pass => answers.push(Instant::now(), 0, answer),
+            Fate::Drop => {}
+            Fate::Delay(delay) => answers.push(Instant::now() + delay, 0, answer),
+        }
     }
+    // Before the messages, whose receiver may take its time.
+    send_answers(shared, caller, lane, answers).await?;
     for message in messages {
         shared.handler.message(caller.node, CohortId(message.cohort), lane, message.payload);
+    }
+    Ok(())
+}
+
+/// Sends the answers to pings whose time has come.
+async fn send_answers(
+    shared: &Shared,
+    caller: &mut Caller,
+    lane: Lane,
+    answers: &mut InFlight<PeerFrame>,
+) -> Result<(), LinkError> {
+    while let Some(answer) = answers.pop() {
+        caller.connection.writer.send_within(shared.silence_max(lane), &answer).await?;
     }
     Ok(())
 }

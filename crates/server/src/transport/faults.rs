@@ -1,4 +1,4 @@
-//! Where tests may cut, or slow, the way to a peer.
+//! Where the way to a peer may be cut or made longer.
 
 use std::time::Duration;
 
@@ -22,9 +22,11 @@ pub enum Fate {
     /// It goes.
     #[default]
     Pass,
-    /// It is lost, with all the messages in it.
+    /// It is lost, with all the messages in it, and so is what follows it on its connection, since
+    /// a connection has no gaps. Once something would go again, the connection ends for a new one.
     Drop,
-    /// It goes after so long. What follows it on the lane waits behind it, since a connection
-    /// keeps its order.
+    /// It leaves so long after it was handed over. What is handed over meanwhile does not wait for
+    /// it to arrive, but does not overtake it either, since a connection keeps its order. A snapshot
+    /// leaves later as a whole.
     Delay(Duration),
 }

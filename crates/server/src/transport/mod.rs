@@ -48,6 +48,7 @@ mod faults;
 mod frame;
 mod handler;
 mod hello;
+mod in_flight;
 mod options;
 mod peer;
 mod queue;
@@ -243,11 +244,16 @@ impl Transport for PeerTransport {
 }
 
 impl Shared {
-    /// Says whether something may go to a node, after the delay that was asked for. Without faults
-    /// it may, at once.
+    /// Returns what becomes of the next thing that goes to a node. Without faults it goes.
+    fn fate(&self, to: NodeId, lane: ConnectionLane) -> Fate {
+        let faults = self.options.faults.as_ref();
+        faults.map(|faults| faults.fate(to, lane)).unwrap_or_default()
+    }
+
+    /// Says whether something that nothing else can follow until it is answered may go to a node,
+    /// after the delay that was asked for.
     async fn lets_pass(&self, to: NodeId, lane: ConnectionLane) -> bool {
-        let fate = self.options.faults.as_ref().map(|faults| faults.fate(to, lane));
-        match fate.unwrap_or_default() {
+        match self.fate(to, lane) {
             Fate::Pass => true,
             Fate::Drop => false,
             Fate::Delay(delay) => {

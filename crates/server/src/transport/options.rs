@@ -44,7 +44,7 @@ pub struct TransportOptions {
     pub snapshot_install_timeout: Duration,
     /// The most snapshots that are received at a time; more are refused. Default 2.
     pub snapshots_max: usize,
-    /// Disturbs what is sent, for tests. Default none.
+    /// Disturbs what is sent, on a node that allows it and in tests. Default none.
     pub faults: Option<Arc<dyn LinkFaults>>,
 }
 

@@ -1,10 +1,12 @@
 //! The way to one peer: two connections that this node opens, and opens again when they break.
 
 use std::future::pending;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use prost::Message;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use trireme_proto::v1::PeerFrame;
@@ -12,7 +14,9 @@ use trireme_replication::Lane;
 use trireme_types::NodeId;
 
 use super::complaints::Who;
+use super::faults::Fate;
 use super::frame::{Connection, FrameReader, FrameWriter, LinkError};
+use super::in_flight::InFlight;
 use super::queue::LaneQueue;
 use super::{Shared, hello, wire_lane};
 
@@ -222,14 +226,28 @@ async fn send_frames(
     started: Instant,
 ) -> LinkError {
     let link = peer.link(lane);
+    let mut in_flight = InFlight::default();
     let mut ping_at = started;
+    let mut has_gap = false;
     loop {
-        let messages = link.queue.take();
+        if let Err(error) = write_due(link, &mut writer, &mut in_flight).await {
+            return error.into();
+        }
+        // What is on its way may cost as much as what waits; past that, it waits.
+        let has_room = in_flight.bytes() < shared.options.queue_bytes_max;
+        let messages = if has_room { link.queue.take() } else { Vec::new() };
         let now = Instant::now();
         let is_ping_due = now >= ping_at;
         if messages.is_empty() && !is_ping_due {
+            let wake_at = in_flight.next_due().map_or(ping_at, |due| due.min(ping_at));
+            let filled = async {
+                match has_room {
+                    true => link.queue.filled().await,
+                    false => pending().await,
+                }
+            };
             // Either way there is something to do now.
-            let _elapsed = timeout_at(ping_at, link.queue.filled()).await;
+            let _elapsed = timeout_at(wake_at, filled).await;
             continue;
         }
         let mut frame = PeerFrame { messages, ping: 0, pong: 0 };
@@ -237,16 +255,32 @@ async fn send_frames(
             frame.ping = micros(now - started) + 1;
             ping_at = now + shared.options.ping_interval;
         }
-        if !shared.lets_pass(peer.node, wire_lane(lane)).await {
-            continue;
-        }
-        let messages = frame.messages.len() as u64;
-        if let Err(error) = writer.send(&frame).await {
-            return error.into();
-        }
-        link.frames.fetch_add(1, Ordering::Relaxed);
-        link.messages.fetch_add(messages, Ordering::Relaxed);
+        let due = match shared.fate(peer.node, wire_lane(lane)) {
+            Fate::Drop => {
+                has_gap = true;
+                continue;
+            }
+            // What comes after a gap belongs to a later connection.
+            Fate::Pass | Fate::Delay(_) if has_gap => return LinkError::Cut,
+            Fate::Pass => now,
+            Fate::Delay(delay) => now + delay,
+        };
+        in_flight.push(due, frame.encoded_len() + FRAME_OVERHEAD_BYTES, frame);
     }
+}
+
+/// Writes the frames whose time has come.
+async fn write_due(
+    link: &Link,
+    writer: &mut FrameWriter,
+    in_flight: &mut InFlight<PeerFrame>,
+) -> io::Result<()> {
+    while let Some(frame) = in_flight.pop() {
+        writer.send(&frame).await?;
+        link.frames.fetch_add(1, Ordering::Relaxed);
+        link.messages.fetch_add(frame.messages.len() as u64, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 /// Reads the answers to the pings, whose absence shows that the other end is gone. Returns why

@@ -6,10 +6,11 @@
 //! that is cut leaves nothing behind.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use trireme_proto::v1::snapshot_frame::Frame;
 use trireme_proto::v1::{Lane, SnapshotFrame, SnapshotStart};
 use trireme_replication::SendError;
@@ -17,6 +18,7 @@ use trireme_storage::{SnapshotError, SnapshotReader, SnapshotReceiver, StagedSna
 use trireme_types::{CohortId, NodeId};
 
 use super::Shared;
+use super::faults::Fate;
 use super::frame::{Connection, FrameReader, FrameWriter, LinkError, SNAPSHOT_FRAME_BYTES_MAX};
 use super::hello::{self, Caller};
 
@@ -94,8 +96,9 @@ async fn send_stream(
     snapshot: SnapshotReader,
 ) -> Result<(), StreamError> {
     let limit = shared.options.snapshot_step_timeout;
+    let mut lag = Duration::ZERO;
     let mut reading = spawn_blocking(|| read_chunk(snapshot));
-    send_frame(shared, to, writer, Frame::Start(start)).await?;
+    send_frame(shared, to, writer, &mut lag, Frame::Start(start)).await?;
     loop {
         let read = timeout(limit, reading).await;
         let read = read.map_err(|_| StreamError::Read("a chunk was not read in time".into()))?;
@@ -105,9 +108,9 @@ async fn send_stream(
         };
         // The next chunk is read while this one is written.
         reading = spawn_blocking(|| read_chunk(snapshot));
-        send_frame(shared, to, writer, Frame::Chunk(chunk)).await?;
+        send_frame(shared, to, writer, &mut lag, Frame::Chunk(chunk)).await?;
     }
-    Ok(send_frame(shared, to, writer, Frame::End(true)).await?)
+    Ok(send_frame(shared, to, writer, &mut lag, Frame::End(true)).await?)
 }
 
 /// Reads the next chunk from the disk, and returns it with what reads the one after it.
@@ -120,14 +123,22 @@ fn read_chunk(
     }
 }
 
+/// Sends a part of a stream that is `lag` late already. Only what a delay adds to that is waited
+/// for: all later parts are that late, too, and are not held up one by one.
 async fn send_frame(
     shared: &Shared,
     to: NodeId,
     writer: &mut FrameWriter,
+    lag: &mut Duration,
     frame: Frame,
 ) -> Result<(), LinkError> {
-    if !shared.lets_pass(to, Lane::Snapshot).await {
-        return Err(LinkError::Cut);
+    match shared.fate(to, Lane::Snapshot) {
+        Fate::Pass => {}
+        Fate::Drop => return Err(LinkError::Cut),
+        Fate::Delay(delay) => {
+            sleep(delay.saturating_sub(*lag)).await;
+            *lag = delay.max(*lag);
+        }
     }
     let frame = SnapshotFrame { frame: Some(frame) };
     writer.send_within(shared.options.snapshot_step_timeout, &frame).await
@@ -157,7 +168,8 @@ pub(super) async fn receive(shared: &Shared, caller: Caller) -> Result<(), LinkE
         }
         Err(ReceiveError::Link(error)) => return Err(error),
     };
-    send_frame(shared, from, writer, answer).await?;
+    let mut lag = Duration::ZERO;
+    send_frame(shared, from, writer, &mut lag, answer).await?;
     writer.finish().await?;
     // Closing while something unread arrives would tear the answer away from the sender.
     let _elapsed = timeout(shared.options.connect_timeout, reader.drain()).await;

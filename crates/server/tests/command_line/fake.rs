@@ -37,6 +37,8 @@ pub(crate) struct State {
     pub(crate) leaderless: Vec<u64>,
     /// Operations that were done, by kind.
     pub(crate) done: HashMap<&'static str, u64>,
+    /// The faults that nodes were asked for.
+    pub(crate) faults: BTreeMap<u64, v1::SetFaultsRequest>,
     addresses: Vec<SocketAddr>,
 }
 
@@ -65,6 +67,7 @@ impl Cluster {
             slow: HashMap::new(),
             leaderless: Vec::new(),
             done: HashMap::new(),
+            faults: BTreeMap::new(),
             addresses: Vec::new(),
         };
         let state = Arc::new(Mutex::new(state));
@@ -367,5 +370,13 @@ impl Admin for FakeNode {
         _: Request<v1::TransferLeaderRequest>,
     ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
         unary()
+    }
+
+    async fn set_faults(
+        &self,
+        request: Request<v1::SetFaultsRequest>,
+    ) -> Result<Response<v1::SetFaultsResponse>, Status> {
+        self.state.lock().faults.insert(self.id, request.into_inner());
+        Ok(Response::new(v1::SetFaultsResponse {}))
     }
 }

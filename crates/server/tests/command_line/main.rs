@@ -9,6 +9,7 @@
 mod bench;
 mod command;
 mod fake;
+mod faults;
 mod files;
 mod one_key;
 mod scans;

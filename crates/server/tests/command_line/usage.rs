@@ -31,14 +31,43 @@ fn what_makes_no_sense_ends_with_status_2() {
     assert!(cluster.state().done.is_empty());
 }
 
+/// M38: periods that cannot work together are refused before anything is made.
+#[test]
+fn periods_that_cannot_work_together_are_a_wrong_call_that_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let node = ["node", "--id", "1", "--listen", "127.0.0.1:0", "--coordinator", "http://[::1]:1"];
+    let leases = ["--lease", "800ms", "--grace", "800ms"];
+    for (timing, reason) in [
+        (&leases[..], "a grace of 800ms must be at least 880ms"),
+        (&["--beacon-interval", "400ms"], "must be longer than two beacon intervals of 400ms"),
+        (&["--grace", "500ms"], "a lease of 800ms and a tenth"),
+    ] {
+        for starts in [&["up"][..], &node] {
+            let mut command = trireme();
+            command.args(starts).arg("--data").arg(&data).args(timing);
+            let ran = finish(command, b"");
+            assert!(ran.error(2).contains(reason), "{ran:?}");
+            assert!(!data.exists(), "{starts:?} {timing:?} made a folder");
+        }
+    }
+    for wrong in [&["--lease", "0s"][..], &["--lease", "1"], &["--min-replicas-for-write", "0"]] {
+        let mut command = trireme();
+        command.arg("up").arg("--data").arg(&data).args(wrong);
+        assert_eq!(finish(command, b"").status, 2, "{wrong:?}");
+    }
+    assert!(!data.exists());
+}
+
 #[test]
 fn help_says_what_there_is() {
     let mut command = trireme();
     command.arg("--help");
     let help = finish(command, b"");
-    for word in
-        ["up", "node", "put", "get", "delete", "scan", "import", "export", "status", "bench"]
-    {
+    for word in [
+        "up", "node", "put", "get", "delete", "scan", "import", "export", "status", "fault",
+        "bench",
+    ] {
         assert!(help.out().contains(&format!("\n  {word} ")), "no {word} in {}", help.out());
     }
 }

@@ -1,6 +1,7 @@
 //! A cluster whose processes were started one by one, with options that `up` does not take.
 
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use trireme_coordinator::{Coordinator, CoordinatorOptions};
 use trireme_types::{ClusterId, CohortConfig, NodeId, Protocol, RangeMap, chained_placement};
 
 use super::cluster::{Cluster, NodeProcess};
+use super::etcd::Etcd;
 use super::process::trireme;
 use super::seat::Seat;
 use super::until_ok;
@@ -19,13 +21,24 @@ const NODES: usize = 3;
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Cluster {
-    /// Starts a coordinator and three nodes with these options, and four ranges with borders at
-    /// these keys.
+    /// Starts a coordinator and three nodes with these options, and ranges with borders at these
+    /// keys that Raft replicates.
     #[track_caller]
     pub(crate) fn start_by_hand(splits: &[&'static str], options: &[&str]) -> Self {
-        let mut cluster = Self::new(NODES, std::sync::Arc::new(Seat::take()));
+        Self::start_by_hand_as(Protocol::Raft, splits, options)
+    }
+
+    /// Starts a coordinator, which the test may stop and start again, and three nodes with these
+    /// options, and ranges with borders at these keys.
+    #[track_caller]
+    pub(crate) fn start_by_hand_as(
+        protocol: Protocol,
+        splits: &[&'static str],
+        options: &[&str],
+    ) -> Self {
+        let mut cluster = Self::new(NODES, Arc::new(Seat::take()));
         cluster.start_coordinator();
-        cluster.bootstrap(splits);
+        cluster.bootstrap(protocol, splits);
         for node in 1..=NODES {
             cluster.start_new_node(node, options);
         }
@@ -33,7 +46,11 @@ impl Cluster {
         cluster
     }
 
-    fn start_coordinator(&mut self) {
+    /// Starts the coordinator, also again.
+    pub(crate) fn start_coordinator(&mut self) {
+        if Etcd::is_chosen() {
+            return self.start_etcd();
+        }
         let listen = format!("127.0.0.1:{}", self.port());
         let mut command = trireme();
         command.arg("coordinator").arg("--data").arg(self.data().join("coordinator"));
@@ -41,8 +58,17 @@ impl Cluster {
         self.up = Some(command.stderr(self.stderr_file("coordinator")).spawn().unwrap());
     }
 
+    /// Kills the coordinator of a cluster that was started by hand.
+    pub(crate) fn kill_coordinator(&mut self) {
+        drop(self.etcd.take());
+        if let Some(mut coordinator) = self.up.take() {
+            coordinator.kill().unwrap();
+            coordinator.wait().unwrap();
+        }
+    }
+
     #[track_caller]
-    fn bootstrap(&self, splits: &[&'static str]) {
+    fn bootstrap(&self, protocol: Protocol, splits: &[&'static str]) {
         let splits: Vec<Bytes> =
             splits.iter().map(|key| Bytes::from_static(key.as_bytes())).collect();
         let map = RangeMap::from_splits(&splits).unwrap();
@@ -50,7 +76,7 @@ impl Cluster {
         let configs = map.ranges().iter().enumerate().map(|(index, entry)| CohortConfig {
             cohort: entry.cohort,
             version: 1,
-            protocol: Protocol::Raft,
+            protocol,
             replicas: chained_placement(&nodes, index, NODES).unwrap(),
             replicas_wanted: NODES,
         });
@@ -67,7 +93,9 @@ impl Cluster {
         });
     }
 
-    fn start_new_node(&mut self, node: usize, options: &[&str]) {
+    /// Starts a node on an empty folder.
+    pub(crate) fn start_new_node(&mut self, node: usize, options: &[&str]) {
+        self.faults.get_mut().unwrap().remove(&node);
         let mut command = self.node_command(node);
         command.args(["--id", &node.to_string(), "--listen", &self.address(node)]);
         command.args(["--coordinator", &self.coordinator()]).args(options).stdout(Stdio::null());

@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use trireme_client::{Client, ClientOptions};
+use trireme_proto::v1::SetFaultsRequest;
 
 use super::etcd::Etcd;
 use super::process::{self, Ran, finish, run, trireme};
@@ -29,14 +32,16 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of what each process said is shown when a test fails.
 const TAIL_LINES: usize = 40;
 
-/// The error that `up` tells of when nothing is wrong: a test has killed a node.
-const EXPECTED_ERRORS: [&str; 1] = ["has ended: signal: 9 (SIGKILL)"];
+/// The errors that `up` tells of when nothing is wrong: a test has killed or stopped a node.
+const EXPECTED_ERRORS: [&str; 2] = ["has ended: signal: 9 (SIGKILL)", "has ended: exit status: 0"];
 
 /// A cluster with a folder and ports of its own.
 pub(crate) struct Cluster {
     pub(crate) runtime: Runtime,
     /// Dropped, and so killed, before its folder.
-    etcd: Option<Etcd>,
+    pub(super) etcd: Option<Etcd>,
+    /// Where etcd listens, if it was started.
+    etcd_port: Option<u16>,
     folder: TempDir,
     seat: Arc<Seat>,
     port: u16,
@@ -46,6 +51,12 @@ pub(crate) struct Cluster {
     /// The processes of nodes that run, by the nodes' numbers.
     pub(super) running: BTreeMap<usize, NodeProcess>,
     started: usize,
+    /// What nodes were asked to suffer.
+    pub(super) faults: Mutex<BTreeMap<usize, SetFaultsRequest>>,
+    /// How often each node's process has ended, by the nodes' numbers.
+    ends: Arc<Vec<AtomicU64>>,
+    /// The errors that the test provokes.
+    expected_errors: Vec<&'static str>,
 }
 
 pub(super) struct NodeProcess {
@@ -87,6 +98,7 @@ impl Cluster {
                 .build()
                 .unwrap(),
             etcd: None,
+            etcd_port: None,
             folder: TempDir::new().unwrap(),
             seat,
             port,
@@ -94,6 +106,9 @@ impl Cluster {
             up: None,
             running: BTreeMap::new(),
             started: 0,
+            faults: Mutex::default(),
+            ends: Arc::new((0..=nodes).map(|_| AtomicU64::new(0)).collect()),
+            expected_errors: EXPECTED_ERRORS.to_vec(),
         }
     }
 
@@ -101,12 +116,21 @@ impl Cluster {
     fn run_first<A: AsRef<OsStr>>(&mut self, arguments: &[A]) {
         let mut command = up_command(&self.data(), self.port);
         command.args(["--nodes", &self.nodes.to_string()]).args(arguments);
+        let is_said = arguments.iter().any(|argument| argument.as_ref() == "--replication");
+        if !is_said && let Some(protocol) = replication() {
+            command.args(["--replication", &protocol]);
+        }
         if Etcd::is_chosen() {
-            let etcd = Etcd::start(self.folder(), self.seat.ports(2));
-            command.args(["--coordinator", &etcd.endpoint()]);
-            self.etcd = Some(etcd);
+            self.start_etcd();
+            command.args(["--coordinator", &self.coordinator()]);
         }
         self.run_up(command);
+    }
+
+    /// Starts etcd, also again.
+    pub(super) fn start_etcd(&mut self) {
+        let port = *self.etcd_port.get_or_insert_with(|| self.seat.ports(2));
+        self.etcd = Some(Etcd::start(self.folder(), port));
     }
 
     /// Starts the cluster again, in which nothing runs.
@@ -126,6 +150,8 @@ impl Cluster {
 
     #[track_caller]
     fn run_up(&mut self, mut command: Command) {
+        // A node that is started is whole.
+        self.faults.get_mut().unwrap().clear();
         command.stdout(Stdio::piped()).stderr(self.stderr_file("up"));
         let mut child = command.spawn().unwrap();
         let (send, lines) = mpsc::channel();
@@ -149,6 +175,7 @@ impl Cluster {
     /// Starts a node again, with options.
     pub(crate) fn restart_node_with(&mut self, node: usize, options: &[&str]) {
         assert!(!self.running.contains_key(&node), "node {node} still runs");
+        self.faults.get_mut().unwrap().remove(&node);
         let mut command = self.node_command(node);
         command
             .args(options)
@@ -179,6 +206,35 @@ impl Cluster {
         if let Some(child) = &mut process.child {
             child.wait().unwrap();
         }
+        self.note_end(node);
+    }
+
+    /// Stops a node in order, and returns when it is gone.
+    #[track_caller]
+    pub(crate) fn stop_node(&mut self, node: usize) {
+        let mut process = self.running.remove(&node).expect("the node runs");
+        process::signal(process.pid, Signal::TERM);
+        process::wait_until_gone(process.pid);
+        if let Some(child) = &mut process.child {
+            let status = child.wait().unwrap();
+            assert!(status.success(), "node {node} ended with {status}");
+        }
+        self.note_end(node);
+    }
+
+    /// Notes that a node's process has ended, before another one may run.
+    pub(super) fn note_end(&self, node: usize) {
+        self.ends[node].fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Returns how often each node's process has ended, by the nodes' numbers.
+    pub(crate) fn ends(&self) -> Arc<Vec<AtomicU64>> {
+        Arc::clone(&self.ends)
+    }
+
+    /// Returns the numbers of all nodes.
+    pub(crate) fn nodes(&self) -> RangeInclusive<usize> {
+        1..=self.nodes
     }
 
     /// Sends a signal to a node.
@@ -198,6 +254,7 @@ impl Cluster {
             child.wait().unwrap();
         }
         pids.into_iter().for_each(process::wait_until_gone);
+        self.nodes().for_each(|node| self.note_end(node));
     }
 
     /// Forgets the running nodes and returns those that are this process's children.
@@ -218,6 +275,7 @@ impl Cluster {
             assert!(status.success(), "a node ended with {status}");
         }
         pids.into_iter().for_each(process::wait_until_gone);
+        self.nodes().for_each(|node| self.note_end(node));
     }
 
     /// Waits until `up` ends by itself, and returns how.
@@ -266,10 +324,7 @@ impl Cluster {
 
     /// Returns the coordinator's endpoint.
     pub(crate) fn coordinator(&self) -> String {
-        match &self.etcd {
-            Some(etcd) => etcd.endpoint(),
-            None => format!("http://127.0.0.1:{}", self.port),
-        }
+        format!("http://127.0.0.1:{}", self.etcd_port.unwrap_or(self.port))
     }
 
     /// Returns where a node listens.
@@ -300,6 +355,18 @@ impl Cluster {
         self.runtime.block_on(Statuses::ask(nodes.collect()))
     }
 
+    /// Asks some nodes how they are.
+    pub(crate) fn statuses_of(&self, nodes: &[usize]) -> Result<Statuses, String> {
+        let nodes = nodes.iter().map(|&node| (node, self.address(node)));
+        self.runtime.block_on(Statuses::ask(nodes.collect()))
+    }
+
+    /// Removes all that a node has on disk, which must not run.
+    pub(crate) fn wipe(&self, node: usize) {
+        assert!(!self.running.contains_key(&node), "node {node} still runs");
+        std::fs::remove_dir_all(self.node_folder(node)).unwrap();
+    }
+
     pub(super) fn stderr_file(&mut self, who: &str) -> File {
         self.started += 1;
         File::create(self.folder().join(format!("{}-{who}.stderr", self.started))).unwrap()
@@ -314,13 +381,23 @@ impl Cluster {
         }
     }
 
+    /// Lets a process tell of errors with this text in them, which the test provokes.
+    pub(crate) fn expect_error(&mut self, text: &'static str) {
+        self.expected_errors.push(text);
+    }
+
+    /// Says whether a process has said something with this text in it.
+    pub(crate) fn has_said(&self, text: &str) -> bool {
+        self.all_stderr().iter().any(|(_, said)| said.contains(text))
+    }
+
     /// Fails the test if a process has met what it should not have, though nobody noticed.
     fn check_stderr(&self) {
         for (path, text) in self.all_stderr() {
             let is_bad = |line: &&str| {
                 line.contains("panicked at")
                     || (line.contains(" ERROR ")
-                        && !EXPECTED_ERRORS.iter().any(|e| line.contains(e)))
+                        && !self.expected_errors.iter().any(|e| line.contains(e)))
             };
             if let Some(line) = text.lines().find(is_bad) {
                 panic!("{}: {line}", path.display());
@@ -360,6 +437,12 @@ impl Drop for Cluster {
             self.check_stderr();
         }
     }
+}
+
+/// Returns the protocol that every cluster is to replicate by that does not say so itself: set by
+/// `TRIREME_TEST_REPLICATION`, so that what holds for one protocol is seen to hold for all.
+pub(crate) fn replication() -> Option<String> {
+    std::env::var("TRIREME_TEST_REPLICATION").ok().filter(|protocol| !protocol.is_empty())
 }
 
 /// Returns `trireme up` in a folder and from a port on.

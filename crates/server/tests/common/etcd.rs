@@ -16,7 +16,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// A running etcd of one member; killed when it is dropped.
 pub(super) struct Etcd {
     process: Child,
-    port: u16,
 }
 
 impl Etcd {
@@ -45,13 +44,9 @@ impl Etcd {
             .stderr(Stdio::null())
             .spawn()
             .expect("etcd is installed (Debian: etcd-server)");
-        let etcd = Self { process, port };
+        let etcd = Self { process };
         until("etcd listens", START_TIMEOUT, || TcpStream::connect(("127.0.0.1", port)).ok());
         etcd
-    }
-
-    pub(super) fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
     }
 }
 

@@ -8,17 +8,22 @@ mod by_hand;
 mod cluster;
 mod data;
 mod etcd;
+mod faults;
+mod history;
 mod import;
+mod load;
 mod poll;
 mod process;
 mod seat;
 mod status;
 pub(crate) mod wire;
 
-pub(crate) use cluster::{Cluster, start_fails, up_command};
+pub(crate) use cluster::{Cluster, replication, start_fails, up_command};
 pub(crate) use data::{
     Rows, made_up_unicode_data, made_up_words, sorted, split_keys, tsv, unicode_data, words,
 };
+pub(crate) use faults::Disk;
+pub(crate) use history::{History, Report, check_the_judge};
 pub(crate) use import::{Import, assert_holds};
 pub(crate) use poll::{until, until_ok};
 pub(crate) use process::{Ran, finish, run, trireme};

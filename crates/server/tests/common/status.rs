@@ -95,6 +95,31 @@ impl Cluster {
         })
     }
 
+    /// Waits until another node than this one leads a cohort, which need not answer, and returns it.
+    #[track_caller]
+    pub(crate) fn wait_for_another_leader(
+        &self,
+        cohort: u64,
+        than: usize,
+        patience: Duration,
+    ) -> usize {
+        until_ok("another node leads a cohort", patience, || {
+            let statuses = self.statuses_of(&self.others(than))?;
+            statuses.leader(cohort).map(|(node, _)| node).ok_or(format!("{statuses:?}"))
+        })
+    }
+
+    /// Waits until a node's replica of a cohort has a role.
+    #[track_caller]
+    pub(crate) fn wait_for_role(&self, cohort: u64, node: usize, role: &str, patience: Duration) {
+        until_ok(&format!("node {node} is a {role}"), patience, || {
+            let statuses = self.statuses_of(&[node])?;
+            let replicas = statuses.replicas(cohort);
+            let is_it = replicas.first().is_some_and(|(_, replica)| replica.role == role);
+            is_it.then_some(()).ok_or(format!("{statuses:?}"))
+        });
+    }
+
     /// Has one node lead every cohort.
     #[track_caller]
     pub(crate) fn lead_everywhere(&self, node: usize) {

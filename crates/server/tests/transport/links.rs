@@ -8,11 +8,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
+use trireme_proto::v1::PeerFrame;
 use trireme_replication::{Lane, SendError, Transport};
 use trireme_server::transport::{ConnectionLane, Fate, LinkFaults, TransportOptions};
 use trireme_types::{CohortId, NodeId};
 
-use crate::support::{CLUSTER, Node, Proxy, eventually, pair};
+use crate::support::{CLUSTER, Node, Proxy, Stranger, eventually, pair};
 
 fn send(node: &Node, to: NodeId) -> Result<(), SendError> {
     node.transport.send(to, CohortId(1), Lane::Data, Bytes::from_static(b"message"))
@@ -167,6 +168,99 @@ async fn a_delay_that_is_asked_for_shows_in_the_round_trip() {
     one.knows(two.id, two.address);
     let slow = || one.transport.peer_state()[0].round_trip >= Some(Duration::from_millis(30));
     eventually("the delay is measured", slow).await;
+}
+
+/// Delays what goes to any node, on one lane.
+struct Late(ConnectionLane, Duration);
+
+impl LinkFaults for Late {
+    fn fate(&self, _: NodeId, lane: ConnectionLane) -> Fate {
+        if lane == self.0 { Fate::Delay(self.1) } else { Fate::Pass }
+    }
+}
+
+/// A delay once held up each frame until the one before it had left, so that twenty frames took
+/// twenty delays.
+#[tokio::test]
+async fn a_delay_holds_up_no_frame_behind_another() {
+    const MESSAGES: u64 = 20;
+    const DELAY: Duration = Duration::from_millis(200);
+    let faults: Arc<dyn LinkFaults> = Arc::new(Late(ConnectionLane::Data, DELAY));
+    let options =
+        TransportOptions { faults: Some(faults), ..TransportOptions::new(CLUSTER, NodeId(1)) };
+    let (one, two) = (Node::start_with(options).await, Node::start(2).await);
+    one.knows(two.id, two.address);
+    one.connected().await;
+    let began = Instant::now();
+    for number in 0..MESSAGES {
+        one.send(two.id, number, Lane::Data, Bytes::new()).await;
+        eventually("it has left the queue", || one.state().queued_bytes == 0).await;
+        assert!(began.elapsed() > DELAY || two.handler.count(Lane::Data) == 0, "it came early");
+    }
+    let all = usize::try_from(MESSAGES).unwrap();
+    eventually("all arrived", || two.handler.count(Lane::Data) == all).await;
+    let took = began.elapsed();
+    assert!(took >= DELAY && took < 5 * DELAY, "{MESSAGES} delayed frames took {took:?}");
+    let arrived: Vec<u64> = two.handler.arrived.lock().iter().map(|one| one.cohort.0).collect();
+    assert_eq!(arrived, (0..MESSAGES).collect::<Vec<_>>());
+    assert!(one.state().frames_sent >= MESSAGES, "they went as one frame");
+}
+
+/// A node whose answers to pings were delayed once read nothing until each had left.
+#[tokio::test]
+async fn a_delay_of_answers_holds_up_nothing_that_comes_in() {
+    const DELAY: Duration = Duration::from_millis(500);
+    let asking = TransportOptions {
+        ping_interval: Duration::from_millis(20),
+        silence_max: Duration::from_secs(60),
+        ..TransportOptions::new(CLUSTER, NodeId(1))
+    };
+    let faults: Arc<dyn LinkFaults> = Arc::new(Late(ConnectionLane::Heartbeat, DELAY));
+    let late =
+        TransportOptions { faults: Some(faults), ..TransportOptions::new(CLUSTER, NodeId(2)) };
+    let (one, two) = (Node::start_with(asking).await, Node::start_with(late).await);
+    one.knows(two.id, two.address);
+    one.connected().await;
+    let began = Instant::now();
+    eventually("a round trip is measured", || one.state().round_trip >= Some(DELAY)).await;
+    // Some 25 pings have been asked by now.
+    one.send(two.id, 1, Lane::Heartbeat, Bytes::new()).await;
+    eventually("it arrived", || two.handler.count(Lane::Heartbeat) == 1).await;
+    assert!(began.elapsed() < 4 * DELAY, "{:?}", began.elapsed());
+}
+
+/// A connection has no gaps: what is sent after something was lost comes on a later one.
+#[tokio::test]
+async fn what_follows_a_loss_comes_on_another_connection() {
+    let cuts = Arc::new(Cuts::default());
+    let options = TransportOptions {
+        faults: Some(cuts.clone()),
+        silence_max: Duration::from_secs(60),
+        stall_max: Duration::from_secs(60),
+        ..TransportOptions::new(CLUSTER, NodeId(1))
+    };
+    let (one, two) = (Node::start_with(options).await, NodeId(2));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    one.knows(two, listener.local_addr().unwrap());
+    let mut called = Vec::new();
+    for _ in 0..2 {
+        called.push(Stranger::be_called(listener.accept().await.unwrap().0).await);
+    }
+    let at = called.iter().position(|(_, lane)| *lane == ConnectionLane::Data).unwrap();
+    let (mut data, _) = called.remove(at);
+    one.connected().await;
+    cuts.cut(two, ConnectionLane::Data);
+    assert_eq!(send(&one, two), Ok(()));
+    eventually("it is lost", || one.state().queued_bytes == 0).await;
+    cuts.mend();
+    while let Some(frame) = data.receive::<PeerFrame>().await {
+        assert!(frame.messages.is_empty(), "{frame:?} came after a gap");
+    }
+    let (mut later, lane) = Stranger::be_called(listener.accept().await.unwrap().0).await;
+    assert_eq!(lane, ConnectionLane::Data);
+    one.connected().await;
+    assert_eq!(send(&one, two), Ok(()));
+    while later.receive::<PeerFrame>().await.unwrap().messages.is_empty() {}
 }
 
 #[tokio::test]

@@ -2,7 +2,8 @@
 //!
 //! Everything that storage does to a disk goes through [`Fs`], so that tests can put [`MemFs`] under
 //! it: a file system that forgets, tears and reorders whatever was not synced when it crashes, and
-//! that fails or stalls where a test asks it to. [`RealFs`] is the operating system's.
+//! that fails or stalls where a test asks it to. [`RealFs`] is the operating system's, and
+//! [`FaultyFs`] lets whoever tests a running node stall, slow or fail the forces of another.
 //!
 //! What callers may rely on, and must not expect beyond:
 //!
@@ -15,6 +16,7 @@
 //!   may have dropped the pages. Whoever sees one must stop.
 //! * An open file stays readable after its name is removed.
 
+mod faulty;
 mod mem;
 mod real;
 
@@ -22,6 +24,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use faulty::{DiskFault, DiskFaults, FaultyFs};
 pub use mem::{Crash, FsCall, FsOperation, MemFs};
 pub use real::RealFs;
 

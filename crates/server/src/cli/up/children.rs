@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, ChildStdin, Command};
-use trireme_types::{Durability, Engine};
+use trireme_types::{Durability, Engine, Timing};
+
+use crate::cli::timing;
 
 /// How long a node may take to stop before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,6 +22,11 @@ pub(super) struct NodeProcess<'a> {
     pub(super) coordinator: &'a [String],
     pub(super) engine: Engine,
     pub(super) durability: Durability,
+    pub(super) timing: Timing,
+    pub(super) min_replicas_for_write: usize,
+    pub(super) memtable_bytes: Option<usize>,
+    pub(super) allow_faults: bool,
+    pub(super) replace_delay: Duration,
 }
 
 /// The nodes' processes, each with its number. They stop when this one is gone, however it went:
@@ -52,6 +59,10 @@ impl Children {
             .args(["--coordinator", &node.coordinator.join(",")])
             .args(["--engine", node.engine.name()])
             .args(["--durability", node.durability.name()])
+            .args(timing::arguments(&node.timing, node.min_replicas_for_write))
+            .args(node.memtable_bytes.map(|bytes| format!("--memtable-bytes={bytes}")))
+            .args(node.allow_faults.then_some("--allow-faults"))
+            .args(["--replace-delay", &format!("{}ms", node.replace_delay.as_millis())])
             .arg("--stop-at-stdin-end")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use trireme_types::{ClusterId, Durability, Engine, Protocol};
+use trireme_server::MIN_REPLICAS_FOR_WRITE;
+use trireme_types::{ClusterId, Durability, Engine, Protocol, Timing};
 
 /// The format that this build writes, and the newest that it reads.
 const FORMAT: u32 = 1;
@@ -23,6 +24,15 @@ pub(super) struct ClusterFile {
     pub(super) port: u16,
     /// The endpoints of the coordinator; `None` for the embedded one.
     pub(super) coordinator: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) timing: Timing,
+    #[serde(default = "min_replicas_for_write")]
+    pub(super) min_replicas_for_write: usize,
+}
+
+/// What folders say that were made before the choice was remembered.
+const fn min_replicas_for_write() -> usize {
+    MIN_REPLICAS_FOR_WRITE
 }
 
 impl ClusterFile {
@@ -35,7 +45,18 @@ impl ClusterFile {
         coordinator: Option<Vec<String>>,
     ) -> Self {
         let cluster = ClusterId(rand::random()).to_string();
-        Self { format: FORMAT, cluster, nodes, replication, engine, durability, port, coordinator }
+        Self {
+            format: FORMAT,
+            cluster,
+            nodes,
+            replication,
+            engine,
+            durability,
+            port,
+            coordinator,
+            timing: Timing::default(),
+            min_replicas_for_write: MIN_REPLICAS_FOR_WRITE,
+        }
     }
 
     pub(super) fn cluster(&self) -> anyhow::Result<ClusterId> {

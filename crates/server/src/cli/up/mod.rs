@@ -18,14 +18,15 @@ use trireme_client::Client;
 use trireme_coordinator::embedded::{EmbeddedOptions, EmbeddedServer};
 use trireme_coordinator::recipes::catalog::{Bootstrapped, Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorOptions};
-use trireme_server::{DataFolder, check_protocol};
+use trireme_server::{DataFolder, REPLACE_DELAY_DEFAULT};
 use trireme_types::{Durability, Engine, Protocol};
 
 use self::children::{Children, NodeProcess};
 use self::cluster_file::ClusterFile;
 use self::plan::{Plan, RangeProtocol, Splits, range_protocol};
 use super::node::stop_signal;
-use super::{UsageError, logging};
+use super::timing::TimingArgs;
+use super::{UsageError, duration, logging};
 
 /// How long the cluster may take until every range has a leader.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -77,6 +78,19 @@ pub(crate) struct UpArgs {
     /// What an acknowledged write has survived: fsync, os or memory. [default: fsync]
     #[arg(long)]
     durability: Option<Durability>,
+    #[command(flatten)]
+    timing: TimingArgs,
+    /// Bytes written to a node's tables after which they are flushed to files; counts for this
+    /// start. [default: 64 MiB]
+    #[arg(long, value_name = "BYTES", value_parser = super::node::memtable_bytes)]
+    memtable_bytes: Option<usize>,
+    /// Lets `trireme fault` cut, delay and stall the nodes. For tests; not remembered.
+    #[arg(long)]
+    allow_faults: bool,
+    /// How long a replica must be missing from a range before its leader asks another node to hold
+    /// one, for protocols that replace replicas; counts for this start. [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
+    replace_delay: Option<Duration>,
 }
 
 impl UpArgs {
@@ -89,6 +103,7 @@ impl UpArgs {
         let stop = stop_signal(false)?;
         let plan = self.plan();
         check_plan(&plan)?;
+        self.check_timing()?;
         let folder = DataFolder::open(&self.data)?;
         let file = self.cluster_file(&folder)?;
         let addresses = addresses(&file)?;
@@ -109,6 +124,11 @@ impl UpArgs {
                 coordinator: &endpoints,
                 engine: file.engine,
                 durability: file.durability,
+                timing: file.timing,
+                min_replicas_for_write: file.min_replicas_for_write,
+                memtable_bytes: self.memtable_bytes,
+                allow_faults: self.allow_faults,
+                replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
             })?;
         }
         let started = tokio::select! {
@@ -156,14 +176,16 @@ impl UpArgs {
         let port = self.port.unwrap_or(PORT_DEFAULT);
         let Some(mut file) = ClusterFile::read(folder.path())? else {
             let plan = self.plan();
-            return Ok(ClusterFile::new(
+            let mut file = ClusterFile::new(
                 plan.nodes,
                 plan.replication,
                 self.engine.unwrap_or_default(),
                 self.durability.unwrap_or_default(),
                 port,
                 coordinator,
-            ));
+            );
+            self.change_timing(&mut file)?;
+            return Ok(file);
         };
         let shape = self.replicas.is_some()
             || self.ranges.is_some()
@@ -175,13 +197,38 @@ impl UpArgs {
         if shape {
             tracing::warn!("the cluster exists: its ranges and replicas stay as they are");
         }
-        // What may change: where it listens, and how durable writes are from now on.
+        // What may change: where it listens, how durable writes are from now on, and the periods.
         file.port = self.port.unwrap_or(file.port);
         file.durability = self.durability.unwrap_or(file.durability);
         if self.coordinator.is_some() {
             file.coordinator = coordinator;
         }
+        self.change_timing(&mut file)?;
         Ok(file)
+    }
+
+    /// Checks the periods that were asked for, with those that the folder remembers, before
+    /// anything is made or held.
+    fn check_timing(&self) -> anyhow::Result<()> {
+        let existing = ClusterFile::read(&self.data)?;
+        let timing = existing.as_ref().map(|file| file.timing).unwrap_or_default();
+        self.timing.change().of(timing).map_err(UsageError::from)?;
+        // A range of a new cluster has so many replicas; of an old one, at most as many as nodes.
+        let replicas = existing.map_or(self.plan().replicas, |file| file.nodes);
+        let least = self.timing.min_replicas_for_write().unwrap_or(1);
+        if least > replicas {
+            let reason = format!("writes cannot need {least} replicas where there are {replicas}");
+            return Err(UsageError(reason).into());
+        }
+        Ok(())
+    }
+
+    fn change_timing(&self, file: &mut ClusterFile) -> anyhow::Result<()> {
+        file.timing = self.timing.change().of(file.timing).map_err(UsageError::from)?;
+        if let Some(least) = self.timing.min_replicas_for_write() {
+            file.min_replicas_for_write = least;
+        }
+        Ok(())
     }
 
     fn check_same<T: PartialEq + Display>(
@@ -202,9 +249,6 @@ impl UpArgs {
 
 /// Checks what can be checked before anything is written.
 fn check_plan(plan: &Plan) -> anyhow::Result<()> {
-    for protocol in plan.all_protocols() {
-        check_protocol(protocol).map_err(UsageError)?;
-    }
     plan.spec(trireme_types::ClusterId(0)).map_err(UsageError)?;
     Ok(())
 }

@@ -78,11 +78,6 @@ impl Plan {
         let own = self.protocols.iter().find(|own| own.range.contains(&range.start));
         own.map_or(self.replication, |own| own.protocol)
     }
-
-    /// Returns every protocol that the cluster would use.
-    pub(super) fn all_protocols(&self) -> impl Iterator<Item = Protocol> {
-        self.protocols.iter().map(|own| own.protocol).chain([self.replication])
-    }
 }
 
 /// Reads `START..END=PROTOCOL`; an empty START or END means the lowest key or no end.

@@ -1,0 +1,371 @@
+//! A cluster that `trireme up` started in a folder of its own, and that does not outlive this.
+
+mod faults;
+mod health;
+mod ports;
+mod process;
+mod ready;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use trireme_client::{Client, ClientOptions};
+use trireme_types::{Durability, Engine, NodeId, Protocol};
+
+use self::ports::{PORTS_MAX, Ports};
+use self::ready::Ready;
+use crate::report::progress;
+
+pub(crate) use self::faults::ALLOW as ALLOW_FAULTS;
+pub(crate) use self::health::{Conditions, Statuses};
+
+/// How long a cluster may take until it serves.
+const READY_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// How long a command that works with a cluster may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long one question to a node or to the cluster may take.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How many lines of what `up` and its nodes said are shown when they fail.
+const TAIL_LINES: usize = 15;
+
+/// What every experiment's clusters are started with.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ClusterArgs {
+    /// The `trireme` program. [default: beside this program]
+    #[arg(long, value_name = "PATH")]
+    trireme: Option<PathBuf>,
+    /// How many nodes; each holds a replica of the one range.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    nodes: u16,
+    /// The storage engine: lsm or sled.
+    #[arg(long, default_value_t)]
+    engine: Engine,
+    /// What an acknowledged write has survived: fsync, os or memory.
+    #[arg(long, default_value_t)]
+    durability: Durability,
+    /// One more argument for `trireme up`, as it stands; may be given more than once.
+    #[arg(long = "up", value_name = "ARGUMENT", allow_hyphen_values = true)]
+    more: Vec<String>,
+    /// The folder that each cluster's own is made in. [default: the system's temporary folder]
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// Keep the clusters' folders, and say where they are.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// A running cluster of one range with a replica on every node. Dropped, it is killed.
+pub(crate) struct Cluster {
+    program: PathBuf,
+    addresses: BTreeMap<NodeId, String>,
+    up: Child,
+    /// The processes of the nodes that run.
+    running: BTreeMap<NodeId, NodeProcess>,
+    /// How many processes were started again, so that each has a file for what it says.
+    restarts: usize,
+    /// Asks nodes how they are, apart from the clients that are measured.
+    observer: Client,
+    protocol: Protocol,
+    folder: TempDir,
+    _ports: Ports,
+}
+
+struct NodeProcess {
+    pid: u32,
+    /// Unless it is a child of `up`. Its standard input is held open: the node stops when that
+    /// ends, as it does when this program is gone, however it went.
+    child: Option<Child>,
+}
+
+/// The end of a node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Killed {
+    /// Right before the signal was sent.
+    pub(crate) at: Instant,
+    /// When the process was seen to be gone. What was begun after it was not begun at this node.
+    pub(crate) gone: Instant,
+}
+
+impl ClusterArgs {
+    /// Returns how many nodes a cluster has.
+    pub(crate) fn nodes(&self) -> usize {
+        usize::from(self.nodes)
+    }
+
+    /// Makes the folder of one cluster.
+    fn new_folder(&self) -> anyhow::Result<TempDir> {
+        let parent = self.folder.clone().unwrap_or_else(std::env::temp_dir);
+        let made = TempDir::with_prefix_in("trireme-lab-", &parent);
+        let mut folder =
+            made.with_context(|| format!("making a temporary folder in {}", parent.display()))?;
+        if self.keep {
+            folder.disable_cleanup(true);
+            progress(format_args!("the cluster's folder is {}", folder.path().display()));
+        }
+        Ok(folder)
+    }
+
+    /// Returns the arguments of `up` that every cluster is started with.
+    fn up_arguments(&self, protocol: Protocol, port: u16) -> Vec<String> {
+        let named = [
+            ("--replication", protocol.to_string()),
+            ("--nodes", self.nodes.to_string()),
+            ("--replicas", self.nodes.to_string()),
+            ("--ranges", "1".to_owned()),
+            ("--port", port.to_string()),
+            ("--engine", self.engine.to_string()),
+            ("--durability", self.durability.to_string()),
+        ];
+        named.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+    }
+
+    /// Returns the program to start.
+    fn program(&self) -> anyhow::Result<PathBuf> {
+        let (path, hint) = match &self.trireme {
+            Some(path) => (path.clone(), ""),
+            None => {
+                let own = std::env::current_exe().context("finding this program")?;
+                let hint = "; build it with `cargo build -p trireme-server` (with `--release` if \
+                            this program was), or name it with --trireme";
+                (own.with_file_name("trireme"), hint)
+            }
+        };
+        if !path.is_file() {
+            bail!("there is no program at {}{hint}", path.display());
+        }
+        path.canonicalize().with_context(|| format!("finding {}", path.display()))
+    }
+}
+
+impl Cluster {
+    /// Starts a cluster of one range, with these arguments of `up` besides what the command line
+    /// gave, and returns when it serves.
+    pub(crate) async fn start(
+        args: &ClusterArgs,
+        protocol: Protocol,
+        more: &[&str],
+    ) -> anyhow::Result<Self> {
+        if args.nodes == 0 || args.nodes >= PORTS_MAX {
+            bail!("a cluster has 1 to {} nodes, not {}", PORTS_MAX - 1, args.nodes);
+        }
+        let program = args.program()?;
+        let folder = args.new_folder()?;
+        let ports = Ports::take()?;
+        let mut command = trireme(&program);
+        command.arg("up").arg("--data").arg(folder.path().join("data"));
+        command.args(args.up_arguments(protocol, ports.first())).args(more).args(&args.more);
+        let mut starting = Starting(Some(spawn_up(&mut command, folder.path())?));
+        let ready = starting.ready(folder.path()).await?;
+        let options = ClientOptions { deadline: ASK_TIMEOUT, ..ClientOptions::default() };
+        let observer = Client::connect_with(ready.endpoints.clone(), options).await?;
+        let numbers = || (1..).map(NodeId);
+        let nodes = ready.pids.into_iter().map(|pid| NodeProcess { pid, child: None });
+        Ok(Self {
+            program,
+            addresses: numbers().zip(ready.endpoints).collect(),
+            running: numbers().zip(nodes).collect(),
+            up: starting.0.take().context("up was started")?,
+            restarts: 0,
+            observer,
+            protocol,
+            folder,
+            _ports: ports,
+        })
+    }
+
+    /// Connects a client to the nodes that run.
+    pub(crate) async fn client(&self, options: ClientOptions) -> anyhow::Result<Client> {
+        let addresses = self.running.keys().map(|node| self.addresses[node].clone());
+        Ok(Client::connect_with(addresses, options).await?)
+    }
+
+    /// Kills a node with SIGKILL, and returns when it is gone.
+    pub(crate) async fn kill(&mut self, node: NodeId) -> anyhow::Result<Killed> {
+        let Some(mut process) = self.running.remove(&node) else { bail!("{node} does not run") };
+        if !process.runs(self.folder.path()) {
+            bail!("{node} has ended by itself{}", self.said());
+        }
+        let at = Instant::now();
+        process::kill(process.pid);
+        process::wait_until_gone(process.pid).await?;
+        let gone = Instant::now();
+        if let Some(child) = &mut process.child {
+            child.wait().with_context(|| format!("waiting for {node}"))?;
+        }
+        Ok(Killed { at, gone })
+    }
+
+    /// Starts a node again as a user would, by its folder alone. Does not wait until it serves.
+    pub(crate) fn restart(&mut self, node: NodeId) -> anyhow::Result<()> {
+        if self.running.contains_key(&node) {
+            bail!("{node} runs already");
+        }
+        self.restarts += 1;
+        let said = self.folder.path().join(format!("{}-{node}.stderr", self.restarts));
+        let mut command = trireme(&self.program);
+        command.arg("node").arg("--data").arg(self.node_folder(node)).arg("--stop-at-stdin-end");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(File::create(said)?);
+        let child = command.spawn().with_context(|| format!("starting {node} again"))?;
+        self.running.insert(node, NodeProcess { pid: child.id(), child: Some(child) });
+        Ok(())
+    }
+
+    /// Runs a command of `trireme` against the cluster, expecting it to succeed.
+    pub(crate) async fn command(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = tokio::process::Command::from(trireme(&self.program));
+        let endpoints: Vec<&str> = self.addresses.values().map(String::as_str).collect();
+        command.env("TRIREME_ENDPOINTS", endpoints.join(",")).args(arguments).kill_on_drop(true);
+        let named = format!("`trireme {}`", arguments.join(" "));
+        let output = tokio::time::timeout(COMMAND_TIMEOUT, command.output()).await;
+        let output = output.with_context(|| format!("{named} took over {COMMAND_TIMEOUT:?}"))?;
+        let output = output.with_context(|| format!("running {named}"))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("{named} ended with {}: {}", output.status, said.trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Returns where a node listens.
+    pub(crate) fn address(&self, node: NodeId) -> &str {
+        &self.addresses[&node]
+    }
+
+    /// Returns a node's data folder.
+    pub(crate) fn node_folder(&self, node: NodeId) -> PathBuf {
+        self.folder.path().join("data").join(format!("node-{}", node.0))
+    }
+
+    /// Returns the folder of everything that the cluster writes.
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Returns the end of what `up` and its nodes said, to be put behind an error.
+    fn said(&self) -> String {
+        tail(self.folder.path())
+    }
+}
+
+impl NodeProcess {
+    /// Says whether the process runs still, given the folder of its cluster.
+    fn runs(&mut self, folder: &Path) -> bool {
+        match &mut self.child {
+            Some(child) => has_not_ended(child),
+            None => process::runs_in(self.pid, folder),
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // What has ended may have left its number to another program.
+        let mut pids = Vec::new();
+        if has_not_ended(&mut self.up) {
+            pids.push(self.up.id());
+        }
+        for node in self.running.values_mut() {
+            if node.runs(self.folder.path()) {
+                pids.push(node.pid);
+            }
+        }
+        pids.iter().for_each(|pid| process::kill(*pid));
+        process::wait_for_all(&pids);
+        let nodes = std::mem::take(&mut self.running).into_values();
+        for mut child in nodes.filter_map(|node| node.child) {
+            // Nobody is left to tell if one cannot be waited for.
+            let _ended = child.wait();
+        }
+        let _ended = self.up.wait();
+    }
+}
+
+/// `up`, as long as it is not ready. Dropped, it is killed with the nodes that it has started.
+struct Starting(Option<Child>);
+
+impl Starting {
+    /// Waits for the line that `up` prints when its cluster serves.
+    async fn ready(&mut self, folder: &Path) -> anyhow::Result<Ready> {
+        let up = self.0.as_mut().context("up was started")?;
+        let stdout = BufReader::new(up.stdout.take().context("the output of up is piped")?);
+        let (send, first_line) = oneshot::channel();
+        std::thread::spawn(move || {
+            let mut lines = stdout.lines().map_while(Result::ok);
+            if let Some(line) = lines.next() {
+                // Whoever waited may have given up.
+                let _unwanted = send.send(line);
+            }
+            // The pipe is read to its end, so that `up` never waits for room in it.
+            lines.for_each(drop);
+        });
+        match tokio::time::timeout(READY_TIMEOUT, first_line).await {
+            Ok(Ok(line)) => line.parse().with_context(|| format!("`trireme up` said: {line}")),
+            Ok(Err(_ended)) => {
+                let status = up.wait().context("waiting for `trireme up`")?;
+                bail!("`trireme up` ended with {status} before it was ready{}", tail(folder))
+            }
+            Err(_elapsed) => {
+                bail!("the cluster was not ready after {READY_TIMEOUT:?}{}", tail(folder))
+            }
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let Some(mut up) = self.0.take() else { return };
+        if !has_not_ended(&mut up) {
+            return;
+        }
+        let mut pids = process::children(up.id());
+        pids.push(up.id());
+        pids.iter().for_each(|pid| process::kill(*pid));
+        process::wait_for_all(&pids);
+        let _ended = up.wait();
+    }
+}
+
+/// Says whether a child runs, whose number is its own until this has said that it does not.
+fn has_not_ended(child: &mut Child) -> bool {
+    matches!(child.try_wait(), Ok(None))
+}
+
+fn spawn_up(command: &mut Command, folder: &Path) -> anyhow::Result<Child> {
+    let said = File::create(folder.join("0-up.stderr")).context("making a file for stderr")?;
+    command.stdout(Stdio::piped()).stderr(said);
+    command.spawn().context("starting `trireme up`")
+}
+
+/// Returns a command of the program that does not depend on this process's surroundings.
+fn trireme(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_remove("TRIREME_ENDPOINTS").env_remove("RUST_LOG").stdin(Stdio::null());
+    // A terminal's Ctrl-C goes to this process alone, which ends the cluster in its own way.
+    command.process_group(0);
+    command
+}
+
+/// Returns the last lines of what the processes of a cluster said, newest process last.
+fn tail(folder: &Path) -> String {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "stderr"));
+    paths.sort();
+    let texts = paths.iter().map(|path| std::fs::read_to_string(path).unwrap_or_default());
+    let text: String = texts.collect();
+    let lines: Vec<&str> = text.lines().collect();
+    let end = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    if end.is_empty() { String::new() } else { format!("; it said:\n{}", end.join("\n")) }
+}

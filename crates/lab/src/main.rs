@@ -1,0 +1,109 @@
+//! `trireme-lab`: experiments on real clusters of processes on this machine.
+//!
+//! Every experiment starts its clusters with the `trireme` program in a folder of its own, does
+//! something to them, measures what clients see of it, prints one table, and leaves nothing
+//! running behind. README.md says what each one is for.
+
+mod cluster;
+mod experiments;
+mod load;
+mod measure;
+mod parse;
+mod report;
+mod timeline;
+mod writer;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use experiments::{commit_period, kills, log_size, slow_replica};
+
+/// Experiments on real clusters of Trireme on this machine.
+#[derive(Parser)]
+#[command(name = "trireme-lab", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    experiment: Experiment,
+}
+
+#[derive(Subcommand)]
+enum Experiment {
+    /// Kills the leader, or a follower, again and again, and measures how long no write went
+    /// through.
+    Kills(kills::KillsArgs),
+    /// Measures how stale timeline reads are and how long a takeover takes, by how often a leader
+    /// tells its followers what is committed.
+    CommitPeriod(commit_period::CommitPeriodArgs),
+    /// Measures what one slow follower does to the latency of puts.
+    SlowReplica(slow_replica::SlowReplicaArgs),
+    /// Measures whether a takeover takes longer when more was written before.
+    LogSize(log_size::LogSizeArgs),
+}
+
+impl Experiment {
+    async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Kills(args) => args.run().await,
+            Self::CommitPeriod(args) => args.run().await,
+            Self::SlowReplica(args) => args.run().await,
+            Self::LogSize(args) => args.run().await,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let Cli { experiment } = Cli::parse();
+    match run(experiment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // There is nowhere left to say that stderr cannot be written.
+            let _unwritten = writeln!(io::stderr(), "trireme-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(experiment: Experiment) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        let interrupted = interrupted()?;
+        tokio::select! {
+            outcome = experiment.run() => outcome,
+            // The experiment is dropped here, and its clusters with it, which kills them.
+            () = interrupted => bail!("interrupted"),
+        }
+    });
+    // A client's stream to a node that is gone must not keep the program from ending.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Returns what resolves when the program is asked to end.
+fn interrupted() -> io::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

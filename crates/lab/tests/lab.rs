@@ -1,0 +1,93 @@
+//! The program, run as its user runs it, on clusters of the `trireme` program beside it.
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Returns the program, told to make its clusters' folders in `folder`.
+fn lab(folder: &Path, arguments: &[&str]) -> Command {
+    let program = Path::new(env!("CARGO_BIN_EXE_trireme-lab"));
+    let trireme = program.with_file_name("trireme");
+    // Cargo builds no program of another crate for this test; `cargo test --workspace` does.
+    assert!(
+        trireme.is_file(),
+        "there is no {}: run `cargo build -p trireme-server` first",
+        trireme.display()
+    );
+    let mut command = Command::new(program);
+    command.args(arguments).arg("--folder").arg(folder).stdin(Stdio::null());
+    command
+}
+
+/// Checks that nothing is left of any cluster: no process, and no file.
+fn assert_nothing_is_left(folder: &Path) {
+    let name = folder.to_str().unwrap();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let arguments = String::from_utf8_lossy(&arguments);
+        assert!(!arguments.contains(name), "{arguments:?} runs still");
+    }
+    assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0, "files are left");
+}
+
+#[test]
+fn a_killed_leader_costs_a_gap_and_no_acknowledged_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments =
+        ["kills", "--replication", "raft", "--victim", "leader", "--kills", "1", "--json"];
+    let output = lab(folder.path(), &arguments).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let conditions = &report["conditions"][0];
+    assert_eq!(conditions["durability"], "fsync", "{report}");
+    assert_eq!((&conditions["engine"], &conditions["protocol"]), (&"lsm".into(), &"raft".into()));
+    let results = &report["results"];
+    let kills = results["kills"].as_array().unwrap();
+    assert_eq!(kills.len(), 1, "{report}");
+    // A Raft cohort elects nobody while the dead leader's lease lasts.
+    assert!(kills[0]["gap_us"].as_u64().unwrap() > 100_000, "{report}");
+    assert!(results["acknowledged"].as_u64().unwrap() > 2, "{report}");
+    assert_eq!(results["lost"], Value::Null, "{report}");
+    assert_nothing_is_left(folder.path());
+}
+
+#[test]
+fn an_interrupted_experiment_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["kills", "--replication", "raft", "--victim", "follower", "--kills", "1000"];
+    let mut command = lab(folder.path(), &arguments);
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    // By then a node was killed and is being started again.
+    let mut first = String::new();
+    said.read_line(&mut first).unwrap();
+    assert!(first.starts_with("kill 1 of 1000"), "{first}");
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{rest}");
+    assert!(rest.ends_with("trireme-lab: interrupted\n"), "{rest}");
+    assert_nothing_is_left(folder.path());
+}
+
+#[test]
+fn a_missing_program_and_a_cluster_that_does_not_start_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |more: &[&str]| {
+        let arguments = ["kills", "--replication", "raft", "--victim", "leader"];
+        let output = lab(folder.path(), &arguments).args(more).output().unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let missing = error(&["--trireme", "/nowhere/trireme"]);
+    assert_eq!(missing, "trireme-lab: there is no program at /nowhere/trireme\n");
+    let refused = error(&["--up", "--no-such-option"]);
+    assert!(refused.contains("ended with exit status: 2 before it was ready"), "{refused}");
+    assert!(refused.contains("--no-such-option"), "{refused}");
+    assert_nothing_is_left(folder.path());
+}

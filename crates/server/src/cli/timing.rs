@@ -1,0 +1,71 @@
+//! The periods of the protocols, as `node` and `up` take them.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use clap::Args;
+use trireme_types::{InvalidTiming, Timing, TimingChange};
+
+use super::{UsageError, duration};
+
+/// The options that say how patient cohorts of Spinnaker and PacificA are. What is given is
+/// remembered.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct TimingArgs {
+    /// How long a leader waits before it tells its followers how far the log is committed (spinnaker,
+    /// pacifica). [default: 20ms]
+    #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
+    commit_period: Option<Duration>,
+    /// How often a leader asks its followers for their support (spinnaker, pacifica). [default:
+    /// 100ms]
+    #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
+    beacon_interval: Option<Duration>,
+    /// How long a leader may serve after the last beacon that was answered; more than two beacon
+    /// intervals (spinnaker, pacifica). [default: 800ms]
+    #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
+    lease: Option<Duration>,
+    /// How long a follower supports no other leader after a beacon; longer than the lease by at
+    /// least a tenth of it (spinnaker, pacifica). [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
+    grace: Option<Duration>,
+    /// How many replicas a cohort must have to take writes (pacifica). [default: 1]
+    #[arg(long, value_name = "N")]
+    min_replicas_for_write: Option<NonZeroUsize>,
+}
+
+impl TimingArgs {
+    /// Returns the periods that were asked for.
+    pub(crate) fn change(&self) -> TimingChange {
+        let Self { commit_period, beacon_interval, lease, grace, .. } = *self;
+        TimingChange { commit_period, beacon_interval, lease, grace }
+    }
+
+    /// Returns the number of replicas that was asked for.
+    pub(crate) fn min_replicas_for_write(&self) -> Option<usize> {
+        self.min_replicas_for_write.map(NonZeroUsize::get)
+    }
+}
+
+/// Returns the arguments that ask for exactly this.
+pub(crate) fn arguments(timing: &Timing, min_replicas_for_write: usize) -> [String; 10] {
+    let Timing { commit_period, beacon_interval, lease, grace } = *timing;
+    [
+        "--commit-period".to_owned(),
+        duration::text(commit_period),
+        "--beacon-interval".to_owned(),
+        duration::text(beacon_interval),
+        "--lease".to_owned(),
+        duration::text(lease),
+        "--grace".to_owned(),
+        duration::text(grace),
+        "--min-replicas-for-write".to_owned(),
+        min_replicas_for_write.to_string(),
+    ]
+}
+
+/// Periods that cannot work together are a wrong call, whoever finds them.
+impl From<InvalidTiming> for UsageError {
+    fn from(error: InvalidTiming) -> Self {
+        Self(error.to_string())
+    }
+}

@@ -1,0 +1,104 @@
+//! Spinnaker's elections at the coordinator.
+
+use std::sync::{Arc, Weak};
+
+use trireme_coordinator::recipes::election::{Election, ElectionState};
+use trireme_coordinator::{Coordinator, CoordinatorError};
+use trireme_replication::driver::CoreReplica;
+use trireme_replication::spinnaker::{Candidate, ElectionRequest, ElectionView, Spinnaker};
+use trireme_types::{CohortId, NodeId};
+
+use super::{RETRY_PAUSE, Wish, tell};
+
+/// Carries out what a replica asks of its cohort's election, and tells it how that stands, until the
+/// replica ends. To be called within a runtime.
+pub(crate) fn elect(
+    coordinator: &Coordinator,
+    (cohort, node): (CohortId, NodeId),
+    replicas: Vec<NodeId>,
+    wish: &Wish<Spinnaker>,
+    replica: &Arc<CoreReplica<Spinnaker>>,
+) {
+    let server = wish.server();
+    let election = Election::new(coordinator, cohort, node);
+    let end = server.end.clone();
+    let part = Part { election, coordinator: coordinator.clone(), node, replicas };
+    let (watcher, replica) = (part.clone(), Arc::downgrade(replica));
+    tokio::spawn(async move {
+        end.run_until_cancelled(watcher.watch(&replica)).await;
+    });
+    tokio::spawn(async move {
+        server.serve(|request| part.carry_out(request)).await;
+    });
+}
+
+/// One replica's part in the elections of its cohort.
+#[derive(Clone)]
+struct Part {
+    election: Election,
+    coordinator: Coordinator,
+    node: NodeId,
+    replicas: Vec<NodeId>,
+}
+
+impl Part {
+    /// Tells the replica how the election stands, whenever that has changed.
+    async fn watch(&self, replica: &Weak<CoreReplica<Spinnaker>>) {
+        loop {
+            let mut watch = match self.election.watch() {
+                Ok(watch) => watch,
+                Err(error) => {
+                    tracing::error!(%error, "the election cannot be watched");
+                    return;
+                }
+            };
+            while let Some(state) = watch.next().await {
+                match state {
+                    Ok(state) => {
+                        if !tell(replica, self.view(&state)).await {
+                            return;
+                        }
+                    }
+                    Err(error) => tracing::error!(%error, "the election cannot be read"),
+                }
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    fn view(&self, state: &ElectionState) -> ElectionView {
+        let session = self.coordinator.session_id();
+        // What an earlier session of this node holds is none of this replica's.
+        let is_ours = |node, of| node != self.node || of == session;
+        let leader = state.leader.filter(|leader| is_ours(leader.node, leader.session));
+        let round = state.round();
+        let candidates = state.candidates.values().map(|candidate| Candidate {
+            node: candidate.node,
+            round,
+            last: candidate.last,
+            sequence: candidate.sequence,
+        });
+        ElectionView {
+            epoch: state.epoch,
+            leader: leader.map(|leader| (leader.node, leader.epoch)),
+            candidates: candidates.collect(),
+        }
+    }
+
+    /// Carries out a request; says whether it is known what became of it.
+    async fn carry_out(&self, request: ElectionRequest) -> bool {
+        let done: Result<(), CoordinatorError> = match request {
+            ElectionRequest::Stand { round, last } => {
+                self.election.stand(round, last).await.map(drop)
+            }
+            ElectionRequest::Lead { round } => {
+                self.election.try_lead(round, &self.replicas).await.map(drop)
+            }
+            ElectionRequest::Reclaim { epoch } => self.election.reclaim(epoch).await.map(drop),
+        };
+        if let Err(error) = &done {
+            tracing::info!(?request, %error, "the coordinator did not do it");
+        }
+        done.is_ok()
+    }
+}

@@ -1,0 +1,163 @@
+//! Which replicas a node is to hold, as a function of what is known.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use trireme_coordinator::recipes::catalog::CatalogState;
+use trireme_coordinator::recipes::invitations::AllInvitations;
+use trireme_types::{CohortConfig, CohortId, NodeId};
+
+/// What the node has of a cohort.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Local {
+    /// A replica runs.
+    pub(super) is_hosted: bool,
+    /// There is something of the cohort in the log or in the tables.
+    pub(super) has_data: bool,
+}
+
+/// What is to change on the node.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// The cohorts whose replica is to be opened.
+    pub(super) open: BTreeSet<CohortId>,
+    /// The cohorts whose replica is to be closed, and then what is left of it discarded.
+    pub(super) close: BTreeSet<CohortId>,
+    /// The cohorts of which something is left here that nobody needs.
+    pub(super) discard: BTreeSet<CohortId>,
+}
+
+/// Compares what the node is to hold with what it has. A cohort that the catalog does not know is
+/// left alone: whatever that means, it does not mean that its rows may go.
+pub(super) fn plan(
+    node: NodeId,
+    configs: &BTreeMap<CohortId, CohortConfig>,
+    invitations: &AllInvitations,
+    local: &BTreeMap<CohortId, Local>,
+) -> Plan {
+    let mut plan = Plan::default();
+    for (&cohort, config) in configs {
+        let Local { is_hosted, has_data } = local.get(&cohort).copied().unwrap_or_default();
+        let is_invited = invitations.get(&cohort).is_some_and(|it| it.invitation.node == node);
+        match (is_to_hold(node, config, is_invited, has_data), is_hosted) {
+            (true, false) => plan.open.insert(cohort),
+            (false, true) => plan.close.insert(cohort),
+            (false, false) if has_data => plan.discard.insert(cohort),
+            (true, true) | (false, false) => continue,
+        };
+    }
+    plan
+}
+
+/// Says whether a node is to hold a replica: if it is in the cohort, or if the cohort lacks one
+/// and the node is invited to be it or was in the cohort before and can come back by itself.
+fn is_to_hold(node: NodeId, config: &CohortConfig, is_invited: bool, has_data: bool) -> bool {
+    let is_member = config.replicas.contains(&node);
+    is_member || (config.replicas_missing() > 0 && (is_invited || has_data))
+}
+
+/// Takes in what the coordinator told. A configuration or map that is older than what is known is
+/// passed over, since a coordinator's member that lags behind may be the one that tells.
+pub(super) fn take_in(known: &mut CatalogState, told: CatalogState) {
+    for (cohort, config) in told.configs {
+        let is_older = known.configs.get(&cohort).is_some_and(|it| it.version > config.version);
+        if !is_older {
+            known.configs.insert(cohort, config);
+        }
+    }
+    if told.map.version >= known.map.version {
+        (known.map, known.map_revision) = (told.map, told.map_revision);
+    }
+    known.revision = known.revision.max(told.revision);
+}
+
+#[cfg(test)]
+mod tests {
+    use trireme_coordinator::NodeVersion;
+    use trireme_coordinator::recipes::invitations::{Invitation, Standing};
+    use trireme_types::{ClusterId, Protocol, RangeMap};
+
+    use super::*;
+
+    const ME: NodeId = NodeId(4);
+    const HOSTED: Local = Local { is_hosted: true, has_data: true };
+    const LEFT_OVER: Local = Local { is_hosted: false, has_data: true };
+    const EMPTY: Local = Local { is_hosted: true, has_data: false };
+    const NOTHING: Local = Local { is_hosted: false, has_data: false };
+
+    fn config(version: u64, replicas: &[u64]) -> CohortConfig {
+        CohortConfig {
+            cohort: CohortId(1),
+            version,
+            protocol: Protocol::Pacifica,
+            replicas: replicas.iter().copied().map(NodeId).collect(),
+            replicas_wanted: 3,
+        }
+    }
+
+    fn invitations(node: u64) -> AllInvitations {
+        let invitation = Invitation { node: NodeId(node), at: 1 };
+        [(CohortId(1), Standing { invitation, version: NodeVersion(1) })].into()
+    }
+
+    /// What becomes of the cohort: opened, closed, discarded.
+    fn decided(replicas: &[u64], invited: Option<u64>, local: Local) -> [bool; 3] {
+        let configs = [(CohortId(1), config(2, replicas))].into();
+        let invitations = invited.map(invitations).unwrap_or_default();
+        let plan = plan(ME, &configs, &invitations, &[(CohortId(1), local)].into());
+        [plan.open, plan.close, plan.discard].map(|set| set.contains(&CohortId(1)))
+    }
+
+    const STAYS: [bool; 3] = [false; 3];
+    const OPENED: [bool; 3] = [true, false, false];
+    const CLOSED: [bool; 3] = [false, true, false];
+    const DISCARDED: [bool; 3] = [false, false, true];
+
+    #[test]
+    fn a_member_holds_a_replica_whatever_else_is_so() {
+        assert_eq!(decided(&[1, 2, 4], None, NOTHING), OPENED);
+        assert_eq!(decided(&[1, 4], Some(5), LEFT_OVER), OPENED);
+        assert_eq!(decided(&[1, 2, 4], None, HOSTED), STAYS);
+    }
+
+    #[test]
+    fn an_invited_node_holds_a_replica_as_long_as_one_is_missing() {
+        assert_eq!(decided(&[1, 2], Some(4), NOTHING), OPENED);
+        assert_eq!(decided(&[1, 2], Some(4), EMPTY), STAYS);
+        assert_eq!(decided(&[1, 2], Some(5), NOTHING), STAYS);
+        assert_eq!(decided(&[1, 2], None, EMPTY), CLOSED, "the invitation was withdrawn");
+        assert_eq!(decided(&[1, 2, 3], Some(4), NOTHING), STAYS, "the invitation is moot");
+        assert_eq!(decided(&[1, 2, 3], Some(4), EMPTY), CLOSED);
+    }
+
+    /// P13: a replica that was removed because its node was away for a moment comes back with what
+    /// it has; once another has taken its place, it goes, and holds no segment of the log any more.
+    #[test]
+    fn a_removed_replica_stays_until_its_place_is_taken() {
+        assert_eq!(decided(&[1, 2], None, HOSTED), STAYS);
+        assert_eq!(decided(&[1, 2], Some(5), LEFT_OVER), OPENED);
+        assert_eq!(decided(&[1, 2, 3], None, HOSTED), CLOSED);
+        assert_eq!(decided(&[1, 2, 3], None, LEFT_OVER), DISCARDED);
+        assert_eq!(decided(&[1, 2, 3], None, NOTHING), STAYS);
+    }
+
+    #[test]
+    fn a_cohort_that_the_catalog_does_not_know_is_left_alone() {
+        let local = [(CohortId(9), HOSTED), (CohortId(8), LEFT_OVER)].into();
+        assert_eq!(plan(ME, &[].into(), &invitations(4), &local), Plan::default());
+    }
+
+    #[test]
+    fn what_is_older_than_what_is_known_is_passed_over() {
+        let state = |version, config: CohortConfig| {
+            let mut map = RangeMap::from_splits(&[]).unwrap();
+            map.version = version;
+            let configs = [(CohortId(1), config)].into();
+            CatalogState { revision: 7, cluster: ClusterId(1), map, map_revision: 7, configs }
+        };
+        let mut known = state(2, config(5, &[1, 2]));
+        take_in(&mut known, state(1, config(4, &[1, 2, 3])));
+        assert_eq!(known, state(2, config(5, &[1, 2])));
+        take_in(&mut known, state(3, config(6, &[1, 2, 4])));
+        assert_eq!(known, state(3, config(6, &[1, 2, 4])));
+    }
+}

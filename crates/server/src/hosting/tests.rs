@@ -1,0 +1,307 @@
+//! A node's hosting on a real log, real tables and a real coordinator. The replicas are of a
+//! protocol whose configurations do not change in practice, which opening and closing does not
+//! know.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use trireme_coordinator::recipes::catalog::{ClusterSpec, CompareAndSet};
+use trireme_coordinator::recipes::invitations::Invitation;
+use trireme_replication::Replica;
+use trireme_storage::fs::RealFs;
+use trireme_storage::{
+    LogBounds, LogIdentity, LogOptions, LogWrite, SharedLog, TableOptions, Tables,
+};
+use trireme_types::{
+    ClusterId, CohortConfig, Command, CommandBatch, Condition, Lsn, NodeId, Operation, Protocol,
+    RangeMap, Timing,
+};
+
+use super::*;
+use crate::testing::EmbeddedCoordinator;
+use crate::transport::{PeerTransport, TransportOptions};
+
+const ME: NodeId = NodeId(1);
+const ONE: CohortId = CohortId(1);
+const TWO: CohortId = CohortId(2);
+
+/// How long what must come may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn config(cohort: CohortId, version: u64, replicas: &[u64], wanted: usize) -> CohortConfig {
+    CohortConfig {
+        cohort,
+        version,
+        protocol: Protocol::Raft,
+        replicas: replicas.iter().copied().map(NodeId).collect(),
+        replicas_wanted: wanted,
+    }
+}
+
+/// One node that hosts two cohorts, each with a row.
+struct Fixture {
+    coordinator: Coordinator,
+    log: SharedLog,
+    tables: Tables,
+    router: Arc<Router>,
+    running: JoinHandle<()>,
+    stop: CancellationToken,
+    _server: EmbeddedCoordinator,
+    _folder: TempDir,
+}
+
+impl Fixture {
+    async fn start() -> Self {
+        let folder = TempDir::new().unwrap();
+        let server = EmbeddedCoordinator::start().await;
+        let coordinator = server.connect().await;
+        let map = RangeMap::from_splits(&[Bytes::from("m")]).unwrap();
+        let configs = [ONE, TWO].map(|cohort| config(cohort, 1, &[1], 1)).to_vec();
+        let spec = ClusterSpec { cluster: ClusterId(7), map, configs };
+        Catalog::bootstrap(&coordinator, spec).await.unwrap();
+        let identity = LogIdentity { cluster: ClusterId(7), node: ME };
+        let (log, tables) = (folder.path().join("log"), folder.path().join("tables"));
+        let log = SharedLog::open(Arc::new(RealFs), &log, identity, LogOptions::default()).unwrap();
+        let tables = Tables::open(&tables, TableOptions::default()).unwrap();
+        let (router, running, stop) = host(&coordinator, &log, &tables).await;
+        let (_server, _folder) = (server, folder);
+        let fixture = Self { coordinator, log, tables, router, running, stop, _server, _folder };
+        for (cohort, key) in [(ONE, "a"), (TWO, "z")] {
+            fixture.put(cohort, key).await;
+        }
+        fixture
+    }
+
+    /// Closes all replicas, has something done meanwhile, and hosts anew.
+    async fn restart(&mut self, meanwhile: impl AsyncFnOnce(&Self)) {
+        self.close().await;
+        meanwhile(self).await;
+        (self.router, self.running, self.stop) =
+            host(&self.coordinator, &self.log, &self.tables).await;
+    }
+
+    async fn close(&mut self) {
+        self.stop.cancel();
+        (&mut self.running).await.unwrap();
+        for hosted in self.router.routes().hosted.values() {
+            hosted.replica.shutdown().await;
+        }
+    }
+
+    fn hosted(&self, cohort: CohortId) -> Option<Arc<dyn Replica>> {
+        self.router.routes().hosted.get(&cohort).map(|hosted| hosted.replica.clone())
+    }
+
+    async fn put(&self, cohort: CohortId, key: &'static str) {
+        let (key, value) = (Bytes::from(key), Bytes::from("1"));
+        let operation = Operation::Put { key, value, condition: Condition::None };
+        let batch = CommandBatch { commands: vec![Command { request: None, operation }] };
+        let replica = self.hosted(cohort).unwrap();
+        self.until("a write", async || replica.propose(batch.clone()).await.is_ok()).await;
+    }
+
+    async fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so().await {
+            assert!(Instant::now() < deadline, "{what} has not come within {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Has the coordinator know a configuration.
+    async fn propose(&self, config: CohortConfig) {
+        let catalog = Catalog::new(&self.coordinator);
+        let installed = catalog.compare_and_set_cohort(config.clone()).await;
+        assert_eq!(installed, Ok(CompareAndSet::Installed(config)));
+    }
+
+    /// Has the coordinator and the node know a configuration.
+    async fn install(&self, config: CohortConfig) {
+        self.propose(config.clone()).await;
+        self.until("the newest configuration", async || {
+            self.router.routes().configs[&config.cohort] == config
+        })
+        .await;
+    }
+
+    /// Has the coordinator know an invitation of the node.
+    async fn propose_invitation(&self, cohort: CohortId) {
+        let invitation = Invitation { node: ME, at: 1 };
+        let invitations = Invitations::new(&self.coordinator);
+        assert_eq!(invitations.invite(cohort, None, invitation).await, Ok(true));
+    }
+
+    async fn invite(&self, cohort: CohortId) {
+        self.propose_invitation(cohort).await;
+        self.until("the invited replica", async || self.hosted(cohort).is_some()).await;
+    }
+
+    async fn withdraw(&self, cohort: CohortId) {
+        let invitations = Invitations::new(&self.coordinator);
+        let standing = invitations.all().await.unwrap()[&cohort];
+        assert_eq!(invitations.withdraw(cohort, standing).await, Ok(true));
+    }
+
+    /// Waits until nothing of a cohort is on the node, and it can pin no segment.
+    async fn until_gone(&self, cohort: CohortId) {
+        self.until("the end of a replica", async || {
+            self.hosted(cohort).is_none()
+                && !self.log.cohorts().contains(&cohort)
+                && !self.tables.cohorts().contains(&cohort)
+        })
+        .await;
+    }
+
+    /// Waits until the node knows that it is invited and hosts a replica that has nothing. Before
+    /// it knows, it may close the replica, since what is to come back must have something.
+    async fn until_anew(&self, cohort: CohortId) {
+        self.until("a replica that begins anew", async || {
+            let routes = self.router.routes();
+            let has_nothing = |hosted: &Arc<HostedCohort>| {
+                hosted.table.applied() == Lsn::ZERO
+                    && self.log.cohort(cohort).bounds() == LogBounds::default()
+            };
+            routes.invitations.contains_key(&cohort)
+                && routes.hosted.get(&cohort).is_some_and(has_nothing)
+        })
+        .await;
+    }
+
+    fn applied(&self, cohort: CohortId) -> Lsn {
+        self.router.routes().hosted[&cohort].table.applied()
+    }
+
+    async fn stop(mut self) {
+        self.close().await;
+        self.coordinator.close().await.unwrap();
+    }
+}
+
+/// Hosts what the catalog places on the node.
+async fn host(
+    coordinator: &Coordinator,
+    log: &SharedLog,
+    tables: &Tables,
+) -> (Arc<Router>, JoinHandle<()>, CancellationToken) {
+    let catalog = Catalog::new(coordinator).load().await.unwrap().unwrap();
+    let peers = Peers::new(PathBuf::new());
+    let options = TransportOptions::new(ClusterId(7), ME);
+    let opener = Opener {
+        node: ME,
+        timing: Timing::default(),
+        min_replicas_for_write: 1,
+        rejoins: false,
+        log: log.clone(),
+        tables: tables.clone(),
+        transport: PeerTransport::new(options, peers.clone(), Handle::current()),
+        directory: Arc::default(),
+        coordinator: coordinator.clone(),
+        fail: Arc::new(|reason| panic!("{reason}")),
+        consensus: Handle::current(),
+    };
+    let hosting = Hosting::start(opener, peers, catalog).await.unwrap();
+    let (router, stop) = (hosting.router(), CancellationToken::new());
+    let running = tokio::spawn(hosting.run(coordinator.clone(), stop.clone()));
+    (router, running, stop)
+}
+
+fn is_same(one: &Arc<dyn Replica>, other: Option<&Arc<dyn Replica>>) -> bool {
+    other.is_some_and(|other| Arc::ptr_eq(one, other))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_place_is_taken_goes_with_its_log_and_rows_and_the_others_stay() {
+    let fixture = Fixture::start().await;
+    let two = fixture.hosted(TWO).unwrap();
+    fixture.install(config(ONE, 2, &[2], 1)).await;
+    fixture.until_gone(ONE).await;
+    assert!(is_same(&two, fixture.hosted(TWO).as_ref()), "the other cohort was touched");
+    let table = fixture.router.table();
+    assert_eq!(table.ranges[0].replicas, [2], "clients are told the newest configuration");
+
+    // It is not missed, so that nobody's invitation counts.
+    fixture.install(config(ONE, 3, &[2, 3], 2)).await;
+    let invitation = Invitation { node: ME, at: 3 };
+    let invitations = Invitations::new(&fixture.coordinator);
+    invitations.invite(ONE, None, invitation).await.unwrap();
+    fixture.until("the news of it", async || !fixture.router.routes().invitations.is_empty()).await;
+    assert!(fixture.hosted(ONE).is_none());
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invited_replica_is_opened_closed_when_uninvited_and_stays_once_it_has_joined() {
+    let fixture = Fixture::start().await;
+    fixture.install(config(ONE, 2, &[2], 1)).await;
+    fixture.until_gone(ONE).await;
+    fixture.install(config(ONE, 3, &[2], 2)).await;
+    assert!(fixture.hosted(ONE).is_none(), "it was not asked");
+    fixture.invite(ONE).await;
+    fixture.withdraw(ONE).await;
+    fixture.until_gone(ONE).await;
+
+    fixture.invite(ONE).await;
+    let invited = fixture.hosted(ONE).unwrap();
+    fixture.install(config(ONE, 4, &[2, 1], 2)).await;
+    fixture.withdraw(ONE).await;
+    fixture.until("the news of it", async || fixture.router.routes().invitations.is_empty()).await;
+    assert!(is_same(&invited, fixture.hosted(ONE).as_ref()), "it was opened anew");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_replica_that_has_data_stays_until_its_place_is_taken() {
+    let fixture = Fixture::start().await;
+    let removed = fixture.hosted(ONE).unwrap();
+    fixture.install(config(ONE, 2, &[2], 2)).await;
+    assert!(is_same(&removed, fixture.hosted(ONE).as_ref()));
+    fixture.install(config(ONE, 3, &[2, 1], 2)).await;
+    assert!(is_same(&removed, fixture.hosted(ONE).as_ref()));
+    fixture.install(config(ONE, 4, &[2, 3], 2)).await;
+    fixture.until_gone(ONE).await;
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_to_go_goes_at_the_start_too_and_the_rest_comes_back_as_it_was() {
+    let mut fixture = Fixture::start().await;
+    let applied = fixture.applied(TWO);
+    fixture.restart(async |fixture| fixture.propose(config(ONE, 2, &[2], 1)).await).await;
+    fixture.until_gone(ONE).await;
+    // It may have elected itself meanwhile, which is an entry.
+    assert!(fixture.applied(TWO) >= applied);
+    fixture.put(TWO, "y").await;
+    fixture.stop().await;
+}
+
+/// A crash in the middle of discarding may leave rows without their log, or a log without its rows.
+/// If the replica is asked for again by then, it begins anew: what is left must neither be built
+/// upon nor keep the node from starting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_interrupted_discard_has_left_is_not_built_upon() {
+    let mut fixture = Fixture::start().await;
+    fixture
+        .restart(async |fixture| {
+            fixture.log.forget_cohort(ONE).unwrap();
+            fixture.propose(config(ONE, 2, &[2], 2)).await;
+            fixture.propose_invitation(ONE).await;
+        })
+        .await;
+    fixture.until_anew(ONE).await;
+
+    fixture.put(TWO, "y").await;
+    fixture
+        .restart(async |fixture| {
+            let upto = fixture.log.cohort(TWO).bounds().last;
+            fixture.log.cohort(TWO).submit(LogWrite::Purge { upto }).unwrap();
+            fixture.tables.drop_cohort(TWO).unwrap();
+            fixture.propose(config(TWO, 2, &[2], 2)).await;
+            fixture.propose_invitation(TWO).await;
+        })
+        .await;
+    fixture.until_anew(TWO).await;
+    fixture.stop().await;
+}
