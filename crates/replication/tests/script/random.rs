@@ -91,6 +91,8 @@ enum Step {
     Disk(u64, bool),
     FlushAndRelease(u64),
     Transfer(u64),
+    /// At a node, or at whoever leads: it is stopped for so long.
+    Pause(Option<u64>, u64),
     CutCoordinator(u64),
     HealCoordinator(u64),
     Trouble(u64),
@@ -149,6 +151,7 @@ fn step(numbers: &mut Numbers, nodes: u64, without: u64) -> Step {
         96 if without != 7 => Step::Trouble(node),
         97 if without != 7 => Step::Depose,
         98 => Step::Tick(1000 + numbers.below(100)),
+        99 => Step::Pause(at, numbers.below(1500)),
         _ => Step::CoordinatorWorks,
     }
 }
@@ -244,6 +247,12 @@ impl<S: Trial> Run<S> {
             Step::CutCoordinator(node) => self.coordinator(&format!("cut {node}")),
             Step::HealCoordinator(node) => self.coordinator(&format!("heal {node}")),
             Step::Trouble(node) => self.coordinator(&S::trouble(node)),
+            Step::Pause(node, time) => {
+                let node = node.unwrap_or_else(|| self.leader());
+                self.execute(format!("pause {node}"), &Command::Pause(node));
+                self.run(time);
+                self.execute(format!("resume {node}"), &Command::Resume(node));
+            }
             Step::Depose => {
                 let commands = S::depose(self.leader());
                 commands.iter().for_each(|words| self.coordinator(words));
