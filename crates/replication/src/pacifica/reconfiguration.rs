@@ -32,16 +32,9 @@ const REMOVALS_FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Pending {
     /// What it asked for: the direct successor of the configuration that it knew.
-    config: CohortConfig,
+    pub(super) config: CohortConfig,
     /// When it asks again.
     pub(super) retry_at: Moment,
-}
-
-impl Pending {
-    /// Returns the version that it asked for.
-    pub(super) const fn version(&self) -> u64 {
-        self.config.version
-    }
 }
 
 /// What a proposal is for.
@@ -330,27 +323,28 @@ impl Pacifica {
     /// Asks for a candidate to be added, once it is in step and has all that is committed. From now
     /// on nothing is committed, and nothing served, without it (PAC-37; P6).
     pub(super) fn consider_adding(&mut self, node: NodeId) {
-        let committed = self.journal.committed();
+        let (now, committed) = (self.now, self.journal.committed());
+        let lease = self.options.timing.lease;
         let adds_without_waiting = self.options.faults.adds_without_waiting;
         if self.pending.is_some() {
             return;
         }
         let Part::Primary(primary) = &mut self.part else { return };
-        if !primary.serves(self.now) || primary.transfer.is_some() {
+        if !primary.serves(now) || primary.transfer.is_some() {
             return;
         }
+        let lease_until = primary.lease_until;
         let Some(follower) = primary.leading.followers.get_mut(&node) else { return };
-        let has_all = follower.stage == Stage::InStep
-            && follower.acked.seq >= committed.seq
-            && follower.supported.is_some();
-        if follower.counts || !has_all {
+        let has_all = follower.stage == Stage::InStep && follower.acked.seq >= committed.seq;
+        let supports_until = follower.supported.map_or(Moment::START, |sent| sent + lease);
+        if follower.counts || !has_all || supports_until <= now {
             return;
         }
         //= PAC-37
         follower.counts = !adds_without_waiting;
-        primary.counted.insert(node, self.now);
-        if !adds_without_waiting {
-            // The rights that were given out rest on the leases of the others alone.
+        primary.counted.insert(node, now);
+        if supports_until < lease_until {
+            // What was given out with the leases of the others alone would outlast this one's.
             self.journal.push(Effect::EndReads);
         }
         self.propose(Purpose::Add(node));

@@ -82,6 +82,7 @@ impl Leading {
         payload: Bytes,
     ) -> Lsn {
         //= SPIN-1
+        //= PAC-1
         let lsn = Lsn::new(self.epoch, journal.last().seq + 1);
         journal.propose(Entry { lsn, kind, payload });
         lsn
@@ -114,6 +115,7 @@ impl Leading {
     /// Sends what the batch has proposed to everybody who is in step, as few messages to each.
     pub(crate) fn send_gathered<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
         //= SPIN-2
+        //= PAC-2
         // The write to the log has been submitted, and nothing here waits for it.
         let entries = journal.take_unsent();
         let Some(first) = entries.first().map(|entry| entry.lsn.seq) else { return };

@@ -12,6 +12,7 @@
 //! started as replicas that may join.
 
 mod faults;
+mod load;
 mod random;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -80,6 +80,12 @@ pub(crate) enum Command {
     /// `resume`; or lets so many pieces go, and no more: `sender 2 stall`, `sender 2 resume 1`.
     Sender(u64, String, Option<usize>),
 
+    /// Has a node do nothing, as if its process were stopped; what comes meanwhile waits: `pause 1`.
+    Pause(u64),
+
+    /// Has a paused node go on, with what has waited for it. Its timers are late: `resume 1`.
+    Resume(u64),
+
     /// Makes what a node's table includes durable: `flush 1`.
     Flush(u64),
 

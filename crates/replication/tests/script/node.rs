@@ -59,6 +59,7 @@ pub(crate) struct Node<S: Subject> {
     /// What was on the disk when it was lost, each time.
     pub(crate) lost: Vec<LogImage>,
     tickets: u64,
+    pub(crate) is_paused: bool,
 }
 
 /// What a node has while it is alive.
@@ -97,6 +98,7 @@ impl<S: Subject> Node<S> {
             is_learner: false,
             lost: Vec::new(),
             tickets: 0,
+            is_paused: false,
         }
     }
 
@@ -127,6 +129,7 @@ impl<S: Subject> Node<S> {
     pub(crate) fn crash(&mut self) -> Vec<Ticket> {
         self.disk.crash();
         self.table = self.flushed.clone();
+        self.is_paused = false;
         let live = self.live.take();
         live.map_or_else(Vec::new, |live| live.open.into_keys().collect())
     }

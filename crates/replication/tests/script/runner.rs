@@ -145,6 +145,11 @@ impl<S: Subject> Runner<S> {
             Command::Tick(milliseconds) => self.tick(Duration::from_millis(*milliseconds)),
             Command::Disk(node, what) => self.disk(*node, what)?,
             Command::Sender(node, what, count) => self.sender(*node, what, *count)?,
+            Command::Pause(node) => self.node(*node)?.is_paused = true,
+            Command::Resume(node) => {
+                self.node(*node)?.is_paused = false;
+                self.settle(NodeId(*node));
+            }
             Command::Flush(node) => {
                 let node = self.node(*node)?;
                 node.flushed = node.table.clone();
@@ -227,7 +232,8 @@ impl<S: Subject> Runner<S> {
     fn tick(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
-            let due = self.nodes.values().filter_map(|n| n.next_timeout().map(|at| (at, n.id)));
+            let running = self.nodes.values().filter(|node| !node.is_paused);
+            let due = running.filter_map(|n| n.next_timeout().map(|at| (at, n.id)));
             match due.min() {
                 Some((at, id)) if at <= end => {
                     self.now = self.now.max(at);

@@ -57,6 +57,9 @@ impl<S: Subject> Runner<S> {
     pub(super) fn settle(&mut self, id: NodeId) {
         loop {
             let now = self.now;
+            if self.live_or_dead(id).is_paused {
+                return;
+            }
             let Some(live) = &mut self.live_or_dead(id).live else { return };
             if let Some(event) = live.events.pop_front() {
                 let text = format::event(&event);
