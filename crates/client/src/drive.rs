@@ -58,6 +58,7 @@ pub(crate) async fn drive(
         redirects: 0,
         suspect: None,
         last: None,
+        told: None,
     };
     drive.run().await
 }
@@ -84,6 +85,9 @@ struct Drive<'a> {
     suspect: Option<NodeId>,
     /// Where the last try went, and how it ended if it was not by silence.
     last: Option<(Place, Option<String>)>,
+    /// What a replica last said of why its cohort does not serve: it knows better than a node that
+    /// cannot be reached, or that does not lead.
+    told: Option<(Place, String)>,
 }
 
 /// What to do after a try.
@@ -212,16 +216,22 @@ impl Drive<'_> {
             ErrorCode::NotLeader => self.redirected(route, place, error),
             ErrorCode::Busy => {
                 let asked = Duration::from_millis(error.retry_after_ms);
-                self.last = Some((place, Some(said(error))));
+                self.told = Some((place, said(error)));
                 Next::Pause(backoff::lengthened(asked.max(self.options.backoff_min)))
             }
             ErrorCode::StaleRoute => {
                 self.last = Some((place, Some(said(error))));
                 Next::Reroute
             }
-            ErrorCode::Unavailable | ErrorCode::Expired => self.failed(place, said(error), false),
+            ErrorCode::Unavailable | ErrorCode::Expired => {
+                let reason = said(error);
+                self.told = Some((place, reason.clone()));
+                self.failed(place, reason, false)
+            }
             ErrorCode::Ambiguous | ErrorCode::Internal | ErrorCode::Unspecified => {
-                self.failed(place, said(error), true)
+                let reason = said(error);
+                self.told = Some((place, reason.clone()));
+                self.failed(place, reason, true)
             }
             ErrorCode::Invalid if self.in_doubt => {
                 Next::GiveUp(ClientError::Ambiguous { place, reason: said(error) })
@@ -301,7 +311,8 @@ impl Drive<'_> {
 
     fn out_of_time(&self) -> ClientError {
         let nowhere = Place { cohort: CohortId::default(), node: None };
-        let (place, reason) = self.last.clone().unwrap_or((nowhere, None));
+        let told = self.told.clone().map(|(place, reason)| (place, Some(reason)));
+        let (place, reason) = told.or_else(|| self.last.clone()).unwrap_or((nowhere, None));
         match reason {
             reason if self.in_doubt => {
                 let reason = reason.unwrap_or_else(|| "no answer before the deadline".to_owned());

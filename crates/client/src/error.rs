@@ -18,9 +18,9 @@ pub enum ClientError {
     /// The deadline passed, and every answer until then was a refusal. Nothing was done.
     #[error("{place} is unavailable: {reason}")]
     Unavailable {
-        /// Where the last try went.
+        /// Who last said why the cohort does not serve; if nobody did, where the last try went.
         place: Place,
-        /// What the last try met.
+        /// What was said; if nothing was, what the last try met.
         reason: String,
     },
     /// The deadline passed before the operation was done. Nothing was changed.
@@ -33,9 +33,9 @@ pub enum ClientError {
     /// applied once, or will be, or never will; a read can tell, later.
     #[error("the outcome of the write is unknown: {place}: {reason}")]
     Ambiguous {
-        /// Where the last try went.
+        /// Who last said why the cohort does not serve; if nobody did, where the last try went.
         place: Place,
-        /// What the last try met.
+        /// What was said; if nothing was, what the last try met.
         reason: String,
     },
     /// A server answered with something that means nothing. Nothing was changed.

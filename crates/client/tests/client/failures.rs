@@ -208,3 +208,20 @@ async fn meaningless_answers_are_errors_and_no_panics() {
     cluster.inject(1, [Fault::Refuse(ErrorCode::Invalid)]);
     assert_eq!(client.get("k").await.unwrap_err().class(), ErrorClass::Invalid);
 }
+
+/// One replica knows why the cohort does not serve; another one's node is gone. What is reported is
+/// what the first one said, whichever was asked last.
+#[tokio::test]
+async fn what_a_replica_said_is_told_rather_than_that_another_one_was_not_there() {
+    let cluster = Cluster::start(2, &[]).await;
+    let client = Client::connect_with(cluster.endpoints(), hasty()).await.unwrap();
+    cluster.inject(1, [Fault::Refuse(ErrorCode::Unavailable)]);
+    cluster.state().told_leaders.clear();
+    cluster.state().hints = false;
+    // From now on nobody leads, and each says so when it is asked.
+    cluster.state().leaders.insert(1, 9);
+    cluster.inject(2, (0..200).map(|_| Fault::Break { apply: false }));
+    let error = client.get("k").await.unwrap_err();
+    assert!(error.to_string().contains("UNAVAILABLE"), "{error}");
+    assert_eq!(error.class(), ErrorClass::Retry);
+}

@@ -76,7 +76,7 @@ impl Pacifica {
         }
         self.promise(version);
         // Another primary acts in the version that this replica asked for: it will not be its own.
-        self.pending.take_if(|pending| pending.version() <= version);
+        self.pending.take_if(|pending| pending.config.version <= version);
         match &mut self.part {
             Part::Follower(following) if following.leader == Some(from) => {
                 following.heard = Some(self.now);

@@ -310,18 +310,23 @@ impl Pacifica {
     }
 
     pub(super) fn on_refuse(&mut self, version: Epoch) {
+        let now = self.now;
         let Part::Primary(primary) = &mut self.part else { return };
-        let may_be_ours = self.pending.as_ref().is_some_and(|p| p.version() >= version);
-        //= PAC-12
-        if version > primary.leading.epoch && may_be_ours {
-            // Whether it is what this primary has asked for, only the manager can tell.
-            primary.is_fenced.get_or_insert(self.now);
-            self.open_or_close();
-        } else if version > primary.leading.epoch {
-            tracing::info!(version, "a newer configuration is installed");
-            self.pending = None;
-            self.set_part(Part::Follower(Following::default()));
+        if version <= primary.leading.epoch {
+            return;
         }
+        tracing::info!(version, "a newer configuration is installed");
+        if self.pending.as_ref().is_some_and(|pending| pending.config.version == version) {
+            // It may be the one that this primary asked for: the manager says whose it is.
+            if primary.is_fenced.is_none() {
+                primary.is_fenced = Some(now);
+                self.journal.push(Effect::EndReads);
+            }
+            return self.open_or_close();
+        }
+        //= PAC-12
+        self.pending = None;
+        self.set_part(Part::Follower(Following::default()));
     }
 
     pub(super) fn on_timeout_of_primary(&mut self) {

@@ -32,16 +32,9 @@ const REMOVALS_FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Pending {
     /// What it asked for: the direct successor of the configuration that it knew.
-    config: CohortConfig,
+    pub(super) config: CohortConfig,
     /// When it asks again.
     pub(super) retry_at: Moment,
-}
-
-impl Pending {
-    /// Returns the version that it asked for.
-    pub(super) const fn version(&self) -> u64 {
-        self.config.version
-    }
 }
 
 /// What a proposal is for.
@@ -340,6 +333,7 @@ impl Pacifica {
         if !primary.serves(now) || primary.transfer.is_some() {
             return;
         }
+        let lease_until = primary.lease_until;
         let Some(follower) = primary.leading.followers.get_mut(&node) else { return };
         let has_all = follower.stage == Stage::InStep && follower.acked.seq >= committed.seq;
         let supports_until = follower.supported.map_or(Moment::START, |sent| sent + lease);
@@ -349,8 +343,8 @@ impl Pacifica {
         //= PAC-37
         follower.counts = !adds_without_waiting;
         primary.counted.insert(node, now);
-        if !adds_without_waiting {
-            // The rights that were given out rest on the leases of the others alone.
+        if supports_until < lease_until {
+            // What was given out with the leases of the others alone would outlast this one's.
             self.journal.push(Effect::EndReads);
         }
         self.propose(Purpose::Add(node));
