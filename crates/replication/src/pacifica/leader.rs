@@ -17,6 +17,11 @@ use crate::streaming::{Leading, Position};
 /// How long requests wait for a primary that cannot serve, before they are refused.
 const HOLD_MAX: Duration = Duration::from_secs(1);
 
+/// For how many graces a primary waits for the configuration manager before it sends no more beacons.
+/// Long enough that a manager which is away for everybody for a moment finds the cohort as it was; a
+/// primary that it alone is away from is replaced after that.
+const SILENT_AFTER_GRACES: u32 = 5;
+
 /// What only a primary knows.
 #[derive(Debug)]
 pub(super) struct Primary {
@@ -45,6 +50,12 @@ pub(super) struct Primary {
 }
 
 impl Primary {
+    /// Says whether it has waited for the manager for so long that it is a primary no more to
+    /// anybody: whoever reaches the manager may take its place (PAC-26).
+    fn is_silent(&self, now: Moment, grace: Duration) -> bool {
+        self.is_fenced.is_some_and(|since| now >= since + SILENT_AFTER_GRACES * grace)
+    }
+
     /// Says whether it may answer strong reads at `now`.
     pub(super) fn serves(&self, now: Moment) -> bool {
         self.is_reconciled && self.is_fenced.is_none() && now < self.lease_until
@@ -330,9 +341,12 @@ impl Pacifica {
     }
 
     pub(super) fn on_timeout_of_primary(&mut self) {
-        let now = self.now;
+        let (now, grace) = (self.now, self.options.timing.grace);
         let Part::Primary(primary) = &mut self.part else { return };
-        primary.leading.on_timeout(now, &mut self.journal);
+        //= PAC-26
+        if !primary.is_silent(now, grace) {
+            primary.leading.on_timeout(now, &mut self.journal);
+        }
         self.look_at_leases();
         self.forget_silent_candidates();
         self.refuse_waiting();
@@ -344,7 +358,9 @@ impl Pacifica {
         let is_waiting = !primary.reads.is_empty() || primary.leading.is_holding();
         let fenced = primary.is_fenced.filter(|_| is_waiting).map(|since| since + HOLD_MAX);
         let candidates = self.next_silent_candidate(primary);
-        let leading = primary.leading.next_timeout(&self.journal);
+        let grace = self.options.timing.grace;
+        let is_silent = primary.is_silent(self.now, grace);
+        let leading = primary.leading.next_timeout(&self.journal).filter(|_| !is_silent);
         leading
             .into_iter()
             .chain(lease.filter(|end| *end < Moment::FAR))

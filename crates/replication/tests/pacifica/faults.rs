@@ -211,6 +211,32 @@ const AHEAD_AND_BACK: &str = "
     get 3 a
 ";
 
+/// n3 has a write that nobody else has, and hears that it is not in the configuration any more.
+const TAKEN_OUT: &str = "
+    cluster nodes=3
+    (run 100)
+    (put 1 a=kept)
+    (run 100)
+    (put 1 a=lost)
+    (deliver to=3)
+    (drop)
+    (crash 1)
+    (partition 3)
+    (run 2000)
+    log 3
+";
+
+#[test]
+fn p8_who_comes_back_has_only_what_it_knows_to_be_committed() {
+    let keeps_its_tail = |fault| {
+        let output = faults::run::<Pacifica>(TAKEN_OUT, fault).expect("no invariant is violated");
+        assert!(output.contains("n3 1.2 a=kept"), "{output}");
+        output.contains("n3 1.3 a=lost")
+    };
+    assert!(!keeps_its_tail(None));
+    assert!(keeps_its_tail(Some("P8")), "P8 is not noticed");
+}
+
 /// Without PAC-43, PAC-30 is enough: an LSN names one entry for ever, and a primary's log holds an
 /// entry of its own version. Whoever has something else drops it when it comes to that entry, and
 /// nobody can have something behind it that the primary has not. The report's serial numbers are
