@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tonic::transport::Endpoint;
 use trireme_proto::v1::admin_client::AdminClient;
-use trireme_proto::v1::{LogStatus, NodeStatus, ReplicaStatus, StatusRequest};
+use trireme_proto::v1::{LogStatus, Lsn, NodeStatus, ReplicaStatus, StatusRequest};
 
 use super::cluster::Cluster;
 use super::until_ok;
@@ -59,14 +59,22 @@ impl Statuses {
     }
 
     /// Says what a cohort lacks until all its replicas on these nodes have all that their leader
-    /// has, in their logs and in their tables.
-    fn lacks(&self) -> Result<(), String> {
+    /// had when it was asked `before`, in their logs and in their tables. What it has now they may
+    /// not have yet, where writes go on.
+    fn lacks(&self, before: &Self) -> Result<(), String> {
         for cohort in self.cohorts() {
-            let (_, leader) = self.leader(cohort).ok_or(format!("cohort {cohort}: no leader"))?;
+            let no_leader = || format!("cohort {cohort}: no leader");
+            let (led_by, leader) = self.leader(cohort).ok_or_else(no_leader)?;
+            let (was_led_by, earlier) = before.leader(cohort).ok_or_else(no_leader)?;
+            if (was_led_by, earlier.epoch) != (led_by, leader.epoch) {
+                return Err(format!("cohort {cohort}: another leader"));
+            }
+            let last = earlier.last;
+            let seq = |lsn: Option<Lsn>| lsn.map_or(0, |lsn| lsn.seq);
             for (node, replica) in self.replicas(cohort) {
                 let has = [replica.last, replica.applied];
-                if has != [leader.last; 2] || replica.leader != leader.leader {
-                    let last = leader.last;
+                let lags = has.iter().any(|&has| seq(has) < seq(last));
+                if lags || replica.leader != leader.leader {
                     return Err(format!("cohort {cohort}: node {node} has {has:?} of {last:?}"));
                 }
             }
@@ -80,9 +88,19 @@ impl Cluster {
     /// applied all that it has.
     #[track_caller]
     pub(crate) fn wait_until_caught_up(&self, patience: Duration) -> Statuses {
+        let mut before: Option<Statuses> = None;
         until_ok("every replica has caught up", patience, || {
             let statuses = self.statuses()?;
-            statuses.lacks().map(|()| statuses)
+            let lacks = before
+                .as_ref()
+                .map_or(Err("asked once".to_owned()), |before| statuses.lacks(before));
+            match lacks {
+                Ok(()) => Ok(statuses),
+                Err(lacks) => {
+                    before = Some(statuses);
+                    Err(lacks)
+                }
+            }
         })
     }
 
