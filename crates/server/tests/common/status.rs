@@ -70,10 +70,10 @@ impl Statuses {
                 return Err(format!("cohort {cohort}: another leader"));
             }
             let last = earlier.last;
-            let seq = |lsn: Option<Lsn>| lsn.map_or(0, |lsn| lsn.seq);
+            let at = |lsn: Option<Lsn>| lsn.map_or((0, 0), |lsn| (lsn.epoch, lsn.seq));
             for (node, replica) in self.replicas(cohort) {
                 let has = [replica.last, replica.applied];
-                let lags = has.iter().any(|&has| seq(has) < seq(last));
+                let lags = has.iter().any(|&has| at(has) < at(last));
                 if lags || replica.leader != leader.leader {
                     return Err(format!("cohort {cohort}: node {node} has {has:?} of {last:?}"));
                 }
