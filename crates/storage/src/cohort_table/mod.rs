@@ -60,7 +60,12 @@ use crate::cohort_table::apply::Apply;
 use crate::cohort_table::sessions::Sessions;
 use crate::snapshot::{SnapshotHeader, SnapshotReader};
 use crate::table::keys::{self, Meta, PREFIX_BYTES, Place};
-use crate::table::{Core, Points, TableError, WriteBatch};
+use crate::table::{Core, Points, ScanBudget, TableError, WriteBatch};
+
+/// What one page of a scan may read, deleted rows and older versions included. It takes a few
+/// milliseconds; more makes scans over deleted rows take fewer pages, and others wait longer.
+const PAGE_BUDGET: ScanBudget =
+    ScanBudget { entries: 2 * SCAN_ROWS_MAX, bytes: 4 * SCAN_BYTES_MAX };
 
 /// What became of one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,9 +92,11 @@ pub struct Row {
 pub struct ScanPage {
     /// The rows, in the order asked for.
     pub rows: Vec<Row>,
-    /// Whether a limit ended the page and more rows follow. The next page starts after the last
-    /// row of this one.
+    /// Whether a limit ended the page and more rows may follow.
     pub more: bool,
+    /// If so, the last key that the page covers: the next page starts after it. It need not be that
+    /// of a row.
+    pub last: Option<Bytes>,
 }
 
 /// One cohort's rows, versions and sessions. A clone is another handle of the same table.
@@ -229,9 +236,29 @@ impl CohortTable {
         Ok(Some(Row { key: Bytes::copy_from_slice(key), value, version }))
     }
 
+    /// Returns what [`CohortTable::get`] does if that takes no read of a file: the outer option is
+    /// `None` where a file may have to be read.
+    pub fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Row>>, TableError> {
+        let state = &*self.state;
+        let serving = state.serving.read();
+        serving.check(state.id)?;
+        if !serving.range.contains(key) {
+            return Ok(Some(None));
+        }
+        let place = Place { cohort: state.id, generation: serving.generation };
+        let Some(value) = state.core.get_resident(&place.row_key(key))? else {
+            return Ok(None);
+        };
+        let Some(value) = value else { return Ok(Some(None)) };
+        let (version, value) = keys::decode_row(state.id, &value)?;
+        Ok(Some(Some(Row { key: Bytes::copy_from_slice(key), value, version })))
+    }
+
     /// Returns the rows of `range` that lie in the cohort's own range, as of one moment, from the
     /// lowest key upwards or from the highest downwards. A page holds at most `limit` rows, at most
-    /// [`SCAN_ROWS_MAX`], and ends after the row that passes [`SCAN_BYTES_MAX`].
+    /// [`SCAN_ROWS_MAX`], and ends after the row that passes [`SCAN_BYTES_MAX`]. It also ends, with
+    /// the rows found until then, once it has read `PAGE_BUDGET`: what was deleted costs as much as
+    /// what is there.
     pub fn scan(
         &self,
         range: &KeyRange,
@@ -248,9 +275,10 @@ impl CohortTable {
         let mut page = ScanPage::default();
         let mut bytes = 0;
         let mut damaged = None;
-        state.core.scan(&span, &mut |key, value| {
+        let scanned = state.core.scan(&span, PAGE_BUDGET, &mut |key, value| {
             if page.rows.len() >= limit || bytes >= SCAN_BYTES_MAX {
                 page.more = true;
+                page.last = page.rows.last().map(|row| row.key.clone());
                 return ControlFlow::Break(());
             }
             match decode_entry(state.id, &key, &value) {
@@ -265,6 +293,10 @@ impl CohortTable {
                 }
             }
         })?;
+        if let Some(key) = scanned.paused_at {
+            page.more = true;
+            page.last = Some(key.slice(PREFIX_BYTES.min(key.len())..));
+        }
         damaged.map_or(Ok(page), Err)
     }
 

@@ -16,21 +16,30 @@
 //! * **Old versions.** Flushes and compactions may forget what no reader can ask for any more: the
 //!   watermark is the value of `visible`, once every reader that holds an older one is done with
 //!   its look-up (`readers`). A view that goes on for long holds its files by itself.
+//! * **Scans are counted.** They read the tree's parts by themselves (`lsm_merge`), so that deleted
+//!   rows and older versions count too, and give way. The memtables are noted in `memtables` when
+//!   they are replaced, under its lock. A reader takes its number, then the memtables, then the
+//!   files: what moves on meanwhile is seen twice, never missed.
+//! * **Tombstones** go when the levels are merged. Where scans pass over many, all files are merged
+//!   at once, if enough of what they hold is tombstones.
 //! * **After a restart** the numbers go on above the highest one found on disk. A merge into the
 //!   last level writes 0 in place of numbers, which is below every later one, so that is enough.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use lsm_tree::compaction::Leveled;
-use lsm_tree::{AbstractTree, AnyTree, Cache, Config, Guard, SeqNo, SequenceNumberCounter, Slice};
+use lsm_tree::{
+    AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, SeqNo, SequenceNumberCounter,
+    Slice,
+};
 use parking_lot::{Mutex, RwLock};
 use trireme_types::Engine;
 
-use crate::table::engine::{Span, TableEngine, View, Visit};
+use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
+use crate::table::lsm_merge::{Memtables, Parts};
 use crate::table::{TableError, WriteBatch};
 
 /// The sorted runs in the first level at which flushes wait for compaction. Each run is one more
@@ -39,6 +48,17 @@ const FIRST_LEVEL_RUNS_MAX: usize = 20;
 
 /// The levels of a tree.
 const LEVELS: usize = 7;
+
+/// All files are rewritten to be rid of tombstones if at least one in so many entries is one: it is
+/// the most entries that are written again for each tombstone that goes.
+const ENTRIES_PER_TOMBSTONE_MAX: u64 = 8;
+
+/// The most files that are merged at once, each of which is open meanwhile. A tree with more has
+/// its tombstones merged away level by level.
+const PURGE_FILES_MAX: usize = 64;
+
+/// The size of the files that such a merge writes; the tree's own default.
+const FILE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// A log-structured merge tree.
 pub(crate) struct LsmEngine {
@@ -52,6 +72,8 @@ pub(crate) struct LsmEngine {
     /// Held for reading from the moment a reader takes its number until it has found its version
     /// of the tree; taken for writing to wait for those who came before.
     readers: RwLock<()>,
+    /// The tree's memtables.
+    memtables: RwLock<Memtables>,
     strategy: Arc<Leveled>,
     /// Bytes in the memtable that is written to. Changed only under `writer`.
     active_bytes: AtomicU64,
@@ -61,18 +83,25 @@ pub(crate) struct LsmEngine {
 
 impl LsmEngine {
     /// Opens the tree in the folder `path`, or begins one there.
-    pub(crate) fn open(path: &Path, cache_bytes: u64) -> Result<Self, TableError> {
+    pub(crate) fn open(
+        path: &Path,
+        cache_bytes: u64,
+        open_files_max: usize,
+    ) -> Result<Self, TableError> {
         let numbers = SequenceNumberCounter::default();
         let config = Config::new(path, numbers.clone(), SequenceNumberCounter::default())
-            .use_cache(Arc::new(Cache::with_capacity_bytes(cache_bytes)));
+            .use_cache(Arc::new(Cache::with_capacity_bytes(cache_bytes)))
+            .use_descriptor_table(Some(Arc::new(DescriptorTable::new(open_files_max))));
         let tree = super::folder::catch_panic(Engine::Lsm, path, || {
             config.open().map_err(|error| error.to_string())
         })?;
         // 0 is never visible and 1 always is, so that every reader finds a version of the tree.
         let next = tree.get_highest_seqno().map_or(1, |highest| highest + 1).max(1);
         numbers.set(next);
+        let memtables = Memtables { active: tree.active_memtable(), sealed: Vec::new() };
         Ok(Self {
             tree,
+            memtables: RwLock::new(memtables),
             numbers,
             visible: AtomicU64::new(next),
             writer: Mutex::new(()),
@@ -146,18 +175,23 @@ impl TableEngine for LsmEngine {
         Ok(value.map_err(|e| failed("read a row", e))?.map(Bytes::from))
     }
 
-    fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
+    fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
+        let found = self.with_visible(|visible| self.memtables.read().get(key, visible));
+        Ok(found.map(|entry| (!entry.is_tombstone()).then(|| Bytes::from(entry.value))))
+    }
+
+    fn scan(
+        &self,
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, TableError> {
         if span.is_empty() {
-            return Ok(());
+            return Ok(Scanned::default());
         }
-        let mut rows = self.rows(span);
-        while let Some(row) = if span.reverse { rows.next_back() } else { rows.next() } {
-            let (key, value) = row?;
-            if visit(key, value) == ControlFlow::Break(()) {
-                break;
-            }
-        }
-        Ok(())
+        let parts = self
+            .with_visible(|visible| Parts::new(&self.tree, &self.memtables.read(), span, visible));
+        parts.scan(span.reverse, budget, visit).map_err(|e| failed("read rows", e))
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {
@@ -171,7 +205,10 @@ impl TableEngine for LsmEngine {
         let flushing = self.tree.get_flush_lock();
         {
             let _writing = self.writer.lock();
-            if self.tree.rotate_memtable().is_some() {
+            let mut memtables = self.memtables.write();
+            if let Some(full) = self.tree.rotate_memtable() {
+                memtables.active = self.tree.active_memtable();
+                memtables.sealed.push(full);
                 let sealed = self.active_bytes.swap(0, Ordering::AcqRel);
                 self.sealed_bytes.fetch_add(sealed, Ordering::AcqRel);
             }
@@ -179,6 +216,8 @@ impl TableEngine for LsmEngine {
         let watermark = self.watermark();
         // The tree writes and forces the files, then its manifest, then the folders of both.
         self.tree.flush(&flushing, watermark).map_err(|e| failed("flush", e))?;
+        // All that were sealed are in files now; the lock on flushing keeps others away.
+        self.memtables.write().sealed.clear();
         self.sealed_bytes.store(0, Ordering::Release);
         self.show_newest_version();
         Ok(())
@@ -190,6 +229,20 @@ impl TableEngine for LsmEngine {
         self.tree.compact(strategy, self.watermark()).map_err(|e| failed("compact", e))?;
         self.show_newest_version();
         Ok(self.shape() != before)
+    }
+
+    fn purge_tombstones(&self) -> Result<bool, TableError> {
+        let (tombstones, files) = (self.tree.tombstone_count(), self.tree.table_count());
+        let entries = self.tree.approximate_len() as u64;
+        let pays = tombstones.saturating_mul(ENTRIES_PER_TOMBSTONE_MAX) >= entries;
+        if tombstones == 0 || !pays || files > PURGE_FILES_MAX {
+            return Ok(false);
+        }
+        tracing::debug!(tombstones, entries, files, "rewriting the tables without what is deleted");
+        let purged = self.tree.major_compact(FILE_BYTES, self.watermark());
+        purged.map_err(|e| failed("remove tombstones", e))?;
+        self.show_newest_version();
+        Ok(true)
     }
 
     fn is_behind(&self) -> bool {

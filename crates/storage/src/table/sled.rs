@@ -27,7 +27,7 @@ use parking_lot::RwLock;
 use sled::IVec;
 use trireme_types::Engine;
 
-use crate::table::engine::{Span, TableEngine, View, Visit};
+use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
 use crate::table::{TableError, WriteBatch};
 
 /// How long to wait for the file lock of a table that was closed a moment ago: sled's threads let
@@ -103,19 +103,36 @@ impl TableEngine for SledEngine {
         Ok(value.map(to_bytes))
     }
 
-    fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
+    fn get_resident(&self, _key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
+        // sled does not reveal what its cache holds.
+        Ok(None)
+    }
+
+    fn scan(
+        &self,
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, TableError> {
         if span.is_empty() {
-            return Ok(());
+            return Ok(Scanned::default());
         }
         let _reading = self.gate.read();
         let mut rows = self.range(span);
+        let (mut entries, mut bytes) = (0, 0);
         while let Some(row) = if span.reverse { rows.next_back() } else { rows.next() } {
             let (key, value) = row.map_err(|e| failed("read rows", e))?;
-            if visit(to_bytes(key), to_bytes(value)) == ControlFlow::Break(()) {
+            let key = to_bytes(key);
+            entries += 1;
+            bytes += key.len() + value.len();
+            if visit(key.clone(), to_bytes(value)) == ControlFlow::Break(()) {
                 break;
             }
+            if entries >= budget.entries || bytes >= budget.bytes {
+                return Ok(Scanned { paused_at: Some(key), tombstones: 0 });
+            }
         }
-        Ok(())
+        Ok(Scanned::default())
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {
@@ -149,6 +166,11 @@ impl TableEngine for SledEngine {
 
     fn compact(&self) -> Result<bool, TableError> {
         // sled tidies up as it writes.
+        Ok(false)
+    }
+
+    fn purge_tombstones(&self) -> Result<bool, TableError> {
+        // sled keeps none: a removed row leaves nothing for a scan to pass over.
         Ok(false)
     }
 

@@ -10,7 +10,9 @@ use parking_lot::{Condvar, Mutex};
 use super::*;
 use crate::TableError;
 use crate::table::folder::open_engine;
-use crate::table::{MEMTABLES_MAX, Span, TableEngine, View, Visit, WriteBatch};
+use crate::table::{
+    MEMTABLES_MAX, ScanBudget, Scanned, Span, TableEngine, View, Visit, WriteBatch,
+};
 
 for_each_engine!(
     a_failed_flush_poisons,
@@ -60,8 +62,17 @@ impl TableEngine for Faulty {
         self.engine.get(key)
     }
 
-    fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
-        self.engine.scan(span, visit)
+    fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
+        self.engine.get_resident(key)
+    }
+
+    fn scan(
+        &self,
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, TableError> {
+        self.engine.scan(span, budget, visit)
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {
@@ -86,6 +97,10 @@ impl TableEngine for Faulty {
         self.engine.compact()
     }
 
+    fn purge_tombstones(&self) -> Result<bool, TableError> {
+        self.engine.purge_tombstones()
+    }
+
     fn is_behind(&self) -> bool {
         self.engine.is_behind()
     }
@@ -103,7 +118,7 @@ fn faulty(engine: Engine) -> (Fixture, Arc<Switches>) {
     let dir = tempfile::tempdir().unwrap();
     let options = small(engine);
     let switches = Arc::new(Switches::default());
-    let engine = open_engine(dir.path(), engine, 1024 * 1024).unwrap();
+    let engine = open_engine(dir.path(), engine, 1024 * 1024, 16).unwrap();
     let engine = Box::new(Faulty { engine, switches: Arc::clone(&switches) });
     let tables = Some(Tables::with_engine(dir.path(), engine, &options).unwrap());
     (Fixture { dir, options, tables }, switches)
