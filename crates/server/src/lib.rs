@@ -12,10 +12,15 @@
 //! - `replacement` asks nodes to hold replicas that cohorts have lost.
 //! - `coordination` carries what the protocols of our own ask of the coordinator.
 //! - `maintenance` keeps the shared log short.
+//! - `descriptors` shares out the open files, `listener` and `clients` the connections, and `answers`
+//!   the memory that answers may take; `readers` are the threads that wait for files.
 
+mod answers;
+mod clients;
 mod cohort;
 mod coordination;
 mod data_folder;
+mod descriptors;
 mod factory;
 mod faults;
 mod hosting;
@@ -23,6 +28,7 @@ mod listener;
 mod maintenance;
 mod node;
 mod peers;
+mod readers;
 mod refusal;
 mod replacement;
 mod request;
@@ -33,5 +39,6 @@ mod testing;
 pub mod transport;
 
 pub use data_folder::{DataFolder, DataFolderError, MIN_REPLICAS_FOR_WRITE, NodeFile};
+pub use descriptors::TooFewDescriptors;
 pub use faults::ForwarderError;
 pub use node::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};

@@ -330,7 +330,8 @@ mod tests {
         let table = tables.cohort(descriptor.cohort, descriptor.range.clone()).unwrap();
         let replica = FakeReplica::new(1, 1);
         replica.lead(&[]);
-        let hosted = HostedCohort::start(descriptor, replica, table, directory.clone());
+        let readers = crate::readers::Readers::start().unwrap();
+        let hosted = HostedCohort::start(descriptor, replica, table, directory.clone(), readers);
         let routes = |replicas: &[u64], invitations: AllInvitations| Routes {
             map: map.clone(),
             configs: [(CohortId(1), config(replicas))].into(),

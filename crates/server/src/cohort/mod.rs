@@ -10,9 +10,10 @@ use trireme_replication::Replica;
 use trireme_storage::CohortTable;
 use trireme_types::RangeDescriptor;
 
+use crate::readers::Readers;
 use crate::routes::NodeDirectory;
 
-pub(crate) use reads::{PendingRead, Read};
+pub(crate) use reads::{PendingRead, Read, ReadQueue, Reader};
 pub(crate) use writes::PendingWrite;
 
 /// One cohort that has a replica on this node.
@@ -24,7 +25,7 @@ pub(crate) struct HostedCohort {
     /// Its table.
     pub(crate) table: CohortTable,
     writes: writes::WriteQueue,
-    reads: reads::ReadQueue,
+    reads: Arc<ReadQueue>,
     counters: Arc<Counters>,
 }
 
@@ -41,11 +42,12 @@ impl HostedCohort {
         replica: Arc<dyn Replica>,
         table: CohortTable,
         directory: Arc<NodeDirectory>,
+        readers: Arc<Readers>,
     ) -> Arc<Self> {
         let counters = Arc::<Counters>::default();
         let writes =
             writes::WriteQueue::start(replica.clone(), directory.clone(), counters.clone());
-        let reads = reads::ReadQueue::start(replica.clone(), table.clone(), directory);
+        let reads = ReadQueue::start(replica.clone(), table.clone(), directory, readers);
         Arc::new(Self { descriptor, replica, table, writes, reads, counters })
     }
 
@@ -54,7 +56,7 @@ impl HostedCohort {
         self.writes.push(write);
     }
 
-    /// Queues a read, or refuses it; a timeline read is answered at once.
+    /// Queues a read, or refuses it; a timeline read that needs no file is answered at once.
     pub(crate) fn read(&self, read: PendingRead) {
         self.reads.push(read);
     }

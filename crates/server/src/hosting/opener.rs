@@ -13,6 +13,7 @@ use super::decision::Local;
 use crate::cohort::HostedCohort;
 use crate::factory::{ReplicaParts, open_replica};
 use crate::node::NodeError;
+use crate::readers::Readers;
 use crate::routes::NodeDirectory;
 use crate::transport::PeerTransport;
 
@@ -32,6 +33,8 @@ pub(crate) struct Opener {
     pub(crate) coordinator: Coordinator,
     /// Called when the node can no longer keep its promises.
     pub(crate) fail: Arc<dyn Fn(String) + Send + Sync>,
+    /// Who reads what lies in files.
+    pub(crate) readers: Arc<Readers>,
     /// Where the replicas run.
     pub(crate) consensus: Handle,
 }
@@ -62,7 +65,13 @@ impl Opener {
         };
         let opened = self.consensus.spawn(open_replica(parts)).await.map_err(io::Error::other)?;
         let replica = opened.map_err(|source| NodeError::Replica { cohort, source })?;
-        Ok(HostedCohort::start(descriptor, replica, table, self.directory.clone()))
+        Ok(HostedCohort::start(
+            descriptor,
+            replica,
+            table,
+            self.directory.clone(),
+            self.readers.clone(),
+        ))
     }
 
     /// Returns the log and the table for a replica, whose table must reach to where its log begins.

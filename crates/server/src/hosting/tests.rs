@@ -200,6 +200,7 @@ async fn host(
         directory: Arc::default(),
         coordinator: coordinator.clone(),
         fail: Arc::new(|reason| panic!("{reason}")),
+        readers: crate::readers::Readers::start().unwrap(),
         consensus: Handle::current(),
     };
     let hosting = Hosting::start(opener, peers, catalog).await.unwrap();

@@ -29,6 +29,7 @@ use self::membership::register;
 use self::settings::Settings;
 use self::starting::{Starting, open_storage};
 use crate::data_folder::{DataFolder, DataFolderError};
+use crate::descriptors::{Descriptors, TooFewDescriptors};
 use crate::faults::{Faults, ForwarderError};
 use crate::listener;
 use crate::routes::Router;
@@ -108,6 +109,9 @@ pub enum NodeError {
     /// The periods that were asked for do not go with each other, or with those of the folder.
     #[error(transparent)]
     Timing(#[from] InvalidTiming),
+    /// The process may have too few files open.
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
     /// The way to the coordinator cannot be made one that can be cut.
     #[error(transparent)]
     Forwarder(#[from] ForwarderError),
@@ -222,6 +226,7 @@ impl Node {
     /// must not wait behind them, runs on `consensus`.
     pub async fn start(options: NodeOptions, consensus: &Handle) -> Result<Self, NodeError> {
         Settings::check_timing(&options)?;
+        let descriptors = Descriptors::reserve()?;
         let folder = DataFolder::open(&options.data)?;
         let settings = Settings::settle(&folder, &options)?;
         // Held from here on, so that two nodes cannot both believe that the address is theirs.
@@ -233,12 +238,23 @@ impl Node {
         let mut file = settings.adopt(&folder, &catalog, address)?;
         register(&coordinator, &catalog, &mut file, &folder).await?;
         folder.check_log(&file)?;
-        let (log, tables) = open_storage(&folder, &file, &catalog, &options, faults.as_deref())?;
+        let (log, tables) =
+            open_storage(&folder, &file, &catalog, &options, descriptors, faults.as_deref())?;
         if !file.has_log {
             file.has_log = true;
             folder.write(&file)?;
         }
-        let started = Starting { file, catalog, coordinator, log, tables, folder, address, faults };
+        let started = Starting {
+            file,
+            catalog,
+            coordinator,
+            log,
+            tables,
+            folder,
+            address,
+            descriptors,
+            faults,
+        };
         started.run(listener, &options, consensus).await
     }
 
