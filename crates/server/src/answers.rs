@@ -69,7 +69,7 @@ pub(crate) enum Room {
     Later,
     /// No: the node holds as many answers as it may.
     Busy,
-    /// Nobody awaits the answer any more.
+    /// The client has gone.
     Gone,
 }
 
@@ -88,7 +88,7 @@ struct Queued {
 /// What a stream owes its client, shared by those who answer and the one who sends.
 struct Account {
     node: Arc<NodeAnswers>,
-    /// The answers. Locked by whoever sends, once a frame.
+    /// The answers. Locked by the sending end, once a frame.
     queue: Mutex<mpsc::UnboundedReceiver<Queued>>,
     /// Bytes in `queue`.
     bytes: AtomicUsize,
@@ -184,7 +184,7 @@ impl StreamAnswers {
             parked.reads.push_back(resume);
             self.account.has_parked.store(true, Ordering::SeqCst);
         }
-        // The last frame may have been taken in between; then nobody else would resume it.
+        // The last frame may have been taken in between; then nothing else would resume it.
         if self.account.room() != Room::Later {
             self.account.resume();
         }

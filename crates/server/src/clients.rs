@@ -90,7 +90,7 @@ impl Clients {
             return false;
         }
         let Some(socket) = activity.socket.get() else { return false };
-        // Whoever serves it finds it ended, and lets go of the descriptor.
+        // The task that serves it finds it ended, and closes the descriptor.
         if let Some(socket) = socket.upgrade() {
             let _ended = SockRef::from(&*socket).shutdown(Shutdown::Both);
         }

@@ -4,7 +4,7 @@
 //! the clients' are handed to the runtime that serves them, so that their load cannot hold up
 //! a heartbeat.
 //!
-//! A connection that says nothing keeps nobody out: it is dropped after a while, and sooner if many
+//! A connection that says nothing keeps no other out: it is dropped after a while, and sooner if many
 //! come after it. Peers and clients have room apart from each other.
 
 use std::collections::BTreeMap;

@@ -24,7 +24,7 @@ const GET_THREADS: usize = 4;
 /// not take all.
 const SCAN_THREADS: usize = 2;
 
-/// The most reads that wait for the threads of a kind; past it a client is told `BUSY`.
+/// The most reads that wait for the threads of a kind; past it a client gets `BUSY`.
 const QUEUE_READS_MAX: usize = 65_536;
 
 /// The gets that a thread takes at once. More cost less a read; fewer let other cohorts' batches

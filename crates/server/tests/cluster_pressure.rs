@@ -220,7 +220,7 @@ async fn latency(client: &Client) -> Duration {
     latencies[latencies.len() * 99 / 100]
 }
 
-#[expect(clippy::print_stderr, reason = "the figures are for whoever runs the test by hand")]
+#[expect(clippy::print_stderr, reason = "the figures are for reading by hand")]
 fn report(what: &str, latency: Duration, growth: u64) {
     eprintln!("{what}: p99 {latency:?}, the node grew by {} KiB", growth / 1024);
     assert!(latency < LATENCY_MAX, "another client waited {latency:?}");

@@ -217,7 +217,7 @@ impl Reader {
         }
     }
 
-    /// Returns a read that may begin. Of the others, those that nobody awaits are dropped; those
+    /// Returns a read that may begin. Of the others, those whose client has gone are dropped; those
     /// that must wait until their client has taken answers begin anew then, also with a barrier.
     fn admit(&self, read: PendingRead) -> Option<PendingRead> {
         match read.reply.room() {
