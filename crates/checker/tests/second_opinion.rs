@@ -4,7 +4,7 @@
 #![allow(missing_docs, clippy::cast_possible_truncation, reason = "a test with small numbers")]
 
 use rand::rngs::StdRng;
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use todc_utils::linearizability::WGLChecker;
 use todc_utils::linearizability::history::{Action, History};
 use todc_utils::specifications::Specification;

@@ -1,9 +1,11 @@
-//! `trireme-lab`: experiments on real clusters of processes on this machine.
+//! `trireme-lab`: experiments on real clusters of processes on this machine, and the judge of recorded
+//! histories.
 //!
 //! Every experiment starts its clusters with the `trireme` program in a folder of its own, does
 //! something to them, measures what clients see of it, prints one table, and leaves nothing
 //! running behind. README.md says what each one is for.
 
+mod check;
 mod cluster;
 mod experiments;
 mod load;
@@ -42,6 +44,9 @@ enum Experiment {
     SlowReplica(slow_replica::SlowReplicaArgs),
     /// Measures whether a takeover takes longer when more was written before.
     LogSize(log_size::LogSizeArgs),
+    /// Judges recorded histories: prints a line per file, its name, a tab, and `linearizable`,
+    /// `not linearizable` or `unknown`.
+    Check(check::CheckArgs),
 }
 
 impl Experiment {
@@ -51,6 +56,7 @@ impl Experiment {
             Self::CommitPeriod(args) => args.run().await,
             Self::SlowReplica(args) => args.run().await,
             Self::LogSize(args) => args.run().await,
+            Self::Check(args) => tokio::task::spawn_blocking(|| args.run()).await?,
         }
     }
 }
