@@ -38,6 +38,9 @@ pub(crate) const READS_END_FIRST: &str = "a right to read ends before another le
 /// At any moment one replica at most has a right to read.
 pub(crate) const ONE_READER: &str = "one replica may read at a time";
 
+/// Two logs that hold the same entry hold the same before it, and an address names one entry.
+pub(crate) const LOGS_MATCH: &str = "logs that share an entry share what precedes it";
+
 /// Every caller is answered once.
 pub(crate) const ANSWERED_ONCE: &str = "every caller is answered once";
 

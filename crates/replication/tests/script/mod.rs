@@ -18,6 +18,7 @@
 //! The runner is generic over the protocol ([`Subject`]) and checks after every step what must hold
 //! for all of them: its [`invariants`].
 
+mod clocks;
 mod command;
 mod disk;
 pub(crate) mod faults;
@@ -43,6 +44,9 @@ pub(crate) use self::runner::Runner;
 
 /// A protocol that scripts can run.
 pub(crate) trait Subject: Core<Message: Display, Context: Display> {
+    /// Whether two logs that hold the same entry hold the same before it.
+    const LOGS_MATCH: bool = true;
+
     /// What stands in for the coordinator.
     type Coordinator: ScriptCoordinator<Self>;
 

@@ -60,6 +60,8 @@ pub(crate) struct Node<S: Subject> {
     pub(crate) lost: Vec<LogImage>,
     tickets: u64,
     pub(crate) is_paused: bool,
+    /// Whether the table neither applies nor installs anything.
+    pub(crate) is_table_stalled: bool,
 }
 
 /// What a node has while it is alive.
@@ -74,6 +76,8 @@ pub(crate) struct Live<S: Subject> {
     pub(crate) committed: Lsn,
     /// Effects that may not leave yet, in order.
     waiting: VecDeque<(When, Effect<S>)>,
+    /// Snapshots that are to be installed, in order, before anything more is applied.
+    pub(crate) installing: VecDeque<Ticket>,
     /// Pieces of the log that a stalled sender holds back; none if it is not stalled.
     pub(crate) unsent: Option<Vec<Piece<S>>>,
 }
@@ -99,6 +103,7 @@ impl<S: Subject> Node<S> {
             lost: Vec::new(),
             tickets: 0,
             is_paused: false,
+            is_table_stalled: false,
         }
     }
 
@@ -121,6 +126,7 @@ impl<S: Subject> Node<S> {
             durable: IoId(0),
             committed: self.table.applied,
             waiting: VecDeque::new(),
+            installing: VecDeque::new(),
             unsent: None,
         });
     }
@@ -230,6 +236,13 @@ impl<S: Subject> Node<S> {
             live.events.push_back(Event::Durable { upto });
             return (true, None);
         }
+        if self.is_table_stalled {
+            return (false, None);
+        }
+        if let Some(ticket) = live.installing.pop_front() {
+            self.install(ticket);
+            return (true, None);
+        }
         if self.table.applied.seq >= live.committed.seq {
             return (false, None);
         }
@@ -250,6 +263,19 @@ impl<S: Subject> Node<S> {
             Answer { ticket, lsn, text }
         });
         (true, answer)
+    }
+
+    /// Puts the snapshot that was offered under a ticket in the table's place, at once and durably.
+    fn install(&mut self, ticket: Ticket) {
+        let Some(live) = &mut self.live else { return };
+        let Some(Asked::Snapshot { table, .. }) = live.open.get(&ticket) else {
+            panic!("{}: no snapshot was offered under {ticket}", self.id);
+        };
+        let upto = table.applied;
+        assert!(upto > self.table.applied, "{}: the snapshot at {upto} is old", self.id);
+        (self.table, self.flushed) = (table.clone(), table.clone());
+        live.committed = live.committed.max(upto);
+        live.events.push_back(Event::SnapshotInstalled { ticket, upto });
     }
 
     /// Returns when the core wants to be woken.

@@ -199,12 +199,12 @@ impl<S: Trial> Run<S> {
             Step::Deliver { from, to, count } if from != to => {
                 let text = format!("deliver from={from} to={to} count={count}");
                 let (ids, from, to, count) = (vec![], Some(from), Some(to), Some(count));
-                self.execute(text, &Command::Deliver { ids, from, to, count });
+                self.execute(text, &Command::Deliver { ids, from, to, count, lane: None });
             }
             Step::Drop { from, to, count } if from != to => {
                 let text = format!("drop from={from} to={to} count={count}");
                 let (ids, from, to, count) = (vec![], Some(from), Some(to), Some(count));
-                self.execute(text, &Command::Drop { ids, from, to, count });
+                self.execute(text, &Command::Drop { ids, from, to, count, lane: None });
             }
             Step::Tick(time) => self.execute(format!("tick {time}"), &Command::Tick(time)),
             Step::Run(time) => self.run(time),
@@ -226,7 +226,7 @@ impl<S: Trial> Run<S> {
                 self.execute(format!("partition {node}"), &Command::Partition(vec![node]));
             }
             Step::Cut(from, to) if from != to => {
-                self.execute(format!("cut {from} {to}"), &Command::Cut(from, to));
+                self.execute(format!("cut {from} {to}"), &Command::Cut { from, to, lane: None });
             }
             Step::Heal => self.execute("heal".into(), &Command::Heal),
             Step::Disk(node, is_stalled) => {

@@ -8,8 +8,8 @@ use trireme_replication::core::{Effect, Event, Message, Reply, Ticket};
 use trireme_replication::{ErrorClass, Role};
 use trireme_types::{Lsn, NodeId};
 
-use super::super::invariants::POINTERS_ARE_ORDERED;
-use super::super::network::{Content, Envelope};
+use super::super::invariants::{LOGS_MATCH, POINTERS_ARE_ORDERED};
+use super::super::network::{Content, Envelope, Way};
 use super::super::node::{Answer, Asked, Live, Node, Piece, SEND_LOG_ENTRIES_MAX};
 use super::super::{ScriptCoordinator, Subject, format};
 use super::Runner;
@@ -56,17 +56,11 @@ impl<S: Subject> Runner<S> {
     /// the table as far as they can be.
     pub(super) fn settle(&mut self, id: NodeId) {
         loop {
-            let now = self.now;
             if self.live_or_dead(id).is_paused {
                 return;
             }
-            let Some(live) = &mut self.live_or_dead(id).live else { return };
-            if let Some(event) = live.events.pop_front() {
-                let text = format::event(&event);
-                self.print(id, &text);
-                if let Some(live) = &mut self.live_or_dead(id).live {
-                    live.core.handle(now, event);
-                }
+            if self.handle_next(id) {
+                while self.is_batching && self.handle_next(id) {}
                 self.drain(id);
                 self.check(id);
                 continue;
@@ -85,6 +79,19 @@ impl<S: Subject> Runner<S> {
                 return;
             }
         }
+    }
+
+    /// Has a core handle the event that has waited longest, if one waits.
+    fn handle_next(&mut self, id: NodeId) -> bool {
+        let now = self.clocks.local(id, self.now);
+        let Some(live) = &mut self.live_or_dead(id).live else { return false };
+        let Some(event) = live.events.pop_front() else { return false };
+        let text = format::event(&event);
+        self.print(id, &text);
+        if let Some(live) = &mut self.live_or_dead(id).live {
+            live.core.handle(now, event);
+        }
+        true
     }
 
     pub(super) fn drain(&mut self, id: NodeId) {
@@ -111,9 +118,9 @@ impl<S: Subject> Runner<S> {
                 let io = self.live_or_dead(id).disk.write(write);
                 self.print_effect(id, &text.replacen("persist", &format!("persist {}", io.0), 1));
             }
-            Effect::Send { to, message, .. } => {
+            Effect::Send { to, lane, message, .. } => {
                 let content = Content::Message(message.encode());
-                self.send(id, to, content, message.to_string(), verb);
+                self.send_by(lane.into(), id, to, content, message.to_string(), verb);
             }
             Effect::SendLog { to, seqs, context, .. } => {
                 self.print_effect(id, &text);
@@ -133,7 +140,8 @@ impl<S: Subject> Runner<S> {
             }
             Effect::InstallSnapshot { ticket } => {
                 self.print_effect(id, &text);
-                self.install(id, ticket);
+                let live = self.live_or_dead(id).live.as_mut().expect("its core had an effect");
+                live.installing.push_back(ticket);
             }
             Effect::Commit { upto } => {
                 self.print_effect(id, &text);
@@ -186,7 +194,8 @@ impl<S: Subject> Runner<S> {
             (Some(Asked::Read { key }), Reply::Read { until }) => {
                 let value = self.nodes[&id].table.value(&key);
                 let value = value.map(|value| value.escape_ascii().to_string());
-                self.invariants.may_read(id, *until, self.now);
+                let until = until.map(|until| self.clocks.global(id, until));
+                self.invariants.may_read(id, until, self.now);
                 self.invariants.found(caller, &key, value.as_deref());
             }
             (_, Reply::Error(error)) if error.class() == ErrorClass::Unknown => {
@@ -195,21 +204,6 @@ impl<S: Subject> Runner<S> {
             (_, Reply::Error(_)) => self.invariants.refused(caller),
             _ => {}
         }
-    }
-
-    pub(super) fn install(&mut self, id: NodeId, ticket: Ticket) {
-        let node = self.live_or_dead(id);
-        let live = node.live.as_mut().expect("its core had an effect");
-        let Some(Asked::Snapshot { table, .. }) = live.open.get(&ticket) else {
-            panic!("{id}: no snapshot was offered under {ticket}");
-        };
-        let upto = table.applied;
-        assert!(upto > node.table.applied, "{id}: the snapshot at {upto} is old");
-        // Installing is atomic and durable.
-        node.table = table.clone();
-        node.flushed = table.clone();
-        live.committed = live.committed.max(upto);
-        live.events.push_back(Event::SnapshotInstalled { ticket, upto });
     }
 
     /// Takes a commit point from a core, and checks that the cohort agrees on what it commits.
@@ -224,6 +218,32 @@ impl<S: Subject> Runner<S> {
         live.committed = live.committed.max(upto);
     }
 
+    /// Checks that two logs which hold the same entry hold the same before it, and that an address
+    /// names one entry.
+    fn check_logs(&self, id: NodeId) {
+        if !S::LOGS_MATCH {
+            return;
+        }
+        let mine = &self.nodes[&id].disk.memory;
+        for (other, node) in self.nodes.iter().filter(|(other, _)| **other != id) {
+            let theirs = &node.disk.memory;
+            let mut has_matched = false;
+            for (seq, entry) in mine.entries.iter().rev() {
+                let Some(their) = theirs.entries.get(seq) else { continue };
+                let (lsn, their_lsn) = (entry.lsn, their.lsn);
+                assert!(
+                    their == entry || lsn != their_lsn,
+                    "{LOGS_MATCH}: {id}, {other}: two {lsn}"
+                );
+                assert!(
+                    their == entry || !has_matched,
+                    "{LOGS_MATCH}: {id} has {lsn} and {other} {their_lsn} before what both have"
+                );
+                has_matched |= their == entry;
+            }
+        }
+    }
+
     /// Checks what must hold of every replica whose core has been told everything.
     pub(super) fn check(&mut self, id: NodeId) {
         let Some(status) = self.nodes[&id].status() else { return };
@@ -234,6 +254,7 @@ impl<S: Subject> Runner<S> {
         if self.nodes[&id].live.as_ref().is_some_and(|live| !live.events.is_empty()) {
             return;
         }
+        self.check_logs(id);
         let is_ordered = status.applied.seq <= status.committed.seq
             && status.committed.seq <= status.last.seq
             && status.last == self.nodes[&id].disk.memory.last();
@@ -248,8 +269,21 @@ impl<S: Subject> Runner<S> {
         text: String,
         verb: &str,
     ) -> bool {
+        let way = if matches!(content, Content::Message(_)) { Way::Data } else { Way::Own };
+        self.send_by(way, from, to, content, text, verb)
+    }
+
+    fn send_by(
+        &mut self,
+        way: Way,
+        from: NodeId,
+        to: NodeId,
+        content: Content,
+        text: String,
+        verb: &str,
+    ) -> bool {
         let line = format!("{verb} {to}");
-        match self.network.send(Envelope { from, to, content, text: text.clone() }) {
+        match self.network.send(Envelope { from, to, content, way, text: text.clone() }) {
             Some(number) => self.print_effect(from, &format!("{line} #{number}: {text}")),
             None => {
                 self.print_effect(from, &format!("{line} (lost): {text}"));
@@ -285,7 +319,7 @@ impl<S: Subject> Runner<S> {
     }
 
     pub(super) fn lose(&mut self, id: u64, envelope: Envelope) {
-        let Envelope { from, to, content, text } = envelope;
+        let Envelope { from, to, content, text, .. } = envelope;
         self.print_line(&format!("#{id} {from} -> {to} is lost: {text}"));
         // Snapshots go over connections of their own, so their senders learn of a loss.
         match content {
