@@ -22,7 +22,7 @@ use anyhow::bail;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use experiments::{commit_period, kills, log_size, slow_replica};
+use experiments::{commit_period, kills, log_size, outages, slow_replica};
 
 /// Experiments on real clusters of Trireme on this machine.
 #[derive(Parser)]
@@ -37,6 +37,8 @@ enum Experiment {
     /// Kills the leader, or a follower, again and again, and measures how long no write went
     /// through.
     Kills(kills::KillsArgs),
+    /// Measures the longest stop of writes under each fault that a cohort is to outlive.
+    Outages(outages::OutagesArgs),
     /// Measures how stale timeline reads are and how long a takeover takes, by how often a leader
     /// tells its followers what is committed.
     CommitPeriod(commit_period::CommitPeriodArgs),
@@ -53,6 +55,7 @@ impl Experiment {
     async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Kills(args) => args.run().await,
+            Self::Outages(args) => args.run().await,
             Self::CommitPeriod(args) => args.run().await,
             Self::SlowReplica(args) => args.run().await,
             Self::LogSize(args) => args.run().await,
