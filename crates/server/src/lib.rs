@@ -22,6 +22,7 @@ mod hosting;
 mod listener;
 mod maintenance;
 mod node;
+pub mod panics;
 mod peers;
 mod refusal;
 mod replacement;

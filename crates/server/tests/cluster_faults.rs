@@ -175,6 +175,28 @@ fn a_node_whose_disk_fails_stops_and_says_why() {
     assert_eq!(cluster.rows().len(), 2);
 }
 
+/// A task that is gone leaves a node that others take for a healthy one: the whole node ends, and
+/// says where and why, and the others go on.
+#[test]
+fn a_node_of_which_a_task_panics_ends_and_says_why() {
+    let cluster = &mut Cluster::start(&FAULTY);
+    cluster.lead_everywhere(1);
+    cluster.expect_error("a panic: the process ends");
+    cluster.expect_error("node 1 has ended: exit status: 101");
+    assert_eq!(cluster.run(["fault", "--node", "1", "--panic"]).out(), "");
+    cluster.wait_for_the_end_of(1);
+    until("up has said why", PATIENCE, || {
+        let said = cluster.has_said("a fault that was asked for")
+            && cluster.has_said("server/src/faults/mod.rs")
+            && cluster.has_said("node 1 has ended: exit status: 101");
+        said.then_some(())
+    });
+    cluster.run(["put", "a", "1"]).out();
+    cluster.restart_node(1);
+    cluster.wait_until_caught_up(PATIENCE);
+    assert_eq!(cluster.rows().len(), 1);
+}
+
 /// The coordinator is on the path of no read and no write: a leader that it has given up goes on,
 /// and has a session again when it can be reached.
 #[test]

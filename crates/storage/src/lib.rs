@@ -33,4 +33,5 @@ pub use log::{
 pub use snapshot::{
     SnapshotError, SnapshotHeader, SnapshotReader, SnapshotReceiver, StagedSnapshot,
 };
+pub use table::folder::is_catching_panics;
 pub use table::{TableError, TableMetrics, TableOptions, Tables};

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use trireme_coordinator::embedded::{EmbeddedOptions, EmbeddedServer};
+use trireme_server::panics;
 
 use super::logging;
 use super::node::stop_signal;
@@ -25,6 +26,7 @@ pub(crate) struct CoordinatorArgs {
 impl CoordinatorArgs {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         logging::start();
+        panics::end_process_on_panic();
         tokio::runtime::Runtime::new()?.block_on(async {
             let stop = stop_signal(false)?;
             let server = EmbeddedServer::start(EmbeddedOptions::new(self.data, self.listen))
@@ -32,7 +34,9 @@ impl CoordinatorArgs {
                 .context("starting the coordinator")?;
             writeln!(std::io::stdout(), "ready coordinator={}", server.endpoint())?;
             stop.await;
-            Ok(server.stop().await?)
+            server.stop().await?;
+            panics::disarm();
+            Ok(())
         })
     }
 }

@@ -17,7 +17,7 @@ use super::duration;
 #[derive(Args)]
 #[command(
     group = ArgGroup::new("faults").required(true).multiple(true)
-        .args(["to", "coordinator", "disk", "heal"]),
+        .args(["to", "coordinator", "disk", "panic", "heal"]),
     group = ArgGroup::new("fate").args(["drop", "delay"]),
 )]
 pub(crate) struct FaultArgs {
@@ -44,8 +44,11 @@ pub(crate) struct FaultArgs {
     /// much longer) or fail (it fails, and the node stops).
     #[arg(long, value_name = "stall|slow:DURATION|fail", value_parser = read_disk_fault)]
     disk: Option<DiskFault>,
+    /// A task of the node panics, which ends the node's process.
+    #[arg(long)]
+    panic: bool,
     /// Heals all faults of the node.
-    #[arg(long, conflicts_with_all = ["to", "coordinator", "disk"])]
+    #[arg(long, conflicts_with_all = ["to", "coordinator", "disk", "panic"])]
     heal: bool,
 }
 
@@ -94,6 +97,7 @@ impl FaultArgs {
             links: links.collect(),
             coordinator_cut: self.coordinator.is_some(),
             disk: self.disk,
+            panic: self.panic,
         }
     }
 }

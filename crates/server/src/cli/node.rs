@@ -9,7 +9,7 @@ use clap::Args;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use trireme_server::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};
+use trireme_server::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics};
 use trireme_types::{Durability, Engine, NodeId};
 
 use super::timing::TimingArgs;
@@ -73,6 +73,7 @@ pub(crate) fn memtable_bytes(text: &str) -> Result<usize, String> {
 impl NodeArgs {
     pub(crate) fn run(self, timing: &TimingArgs) -> anyhow::Result<()> {
         logging::start();
+        panics::end_process_on_panic();
         let consensus = Builder::new_multi_thread()
             .worker_threads(CONSENSUS_THREADS)
             .thread_name("consensus")
@@ -91,6 +92,7 @@ impl NodeArgs {
             tracing::info!(address = %node.address(), data, "the node serves");
             Ok(node.run(stop).await?)
         });
+        panics::disarm();
         // Work that hangs on a disk that failed must not keep the process from ending.
         consensus.shutdown_background();
         clients.shutdown_background();

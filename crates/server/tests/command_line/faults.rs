@@ -53,6 +53,7 @@ fn the_node_that_is_named_is_asked_for_what_is_named() {
                 ..Default::default()
             },
         ),
+        (&["--panic"], SetFaultsRequest { panic: true, ..Default::default() }),
         (&["--heal"], SetFaultsRequest::default()),
     ] {
         let ran = run(&cluster, [&["fault", "--node", "2"], arguments].concat());
@@ -79,6 +80,7 @@ fn faults_that_make_no_sense_end_with_status_2() {
         &["--node", "1", "--to", "2", "--drop", "--delay", "1s"],
         &["--node", "1", "--to", "2", "--drop", "--lane", "fast"],
         &["--node", "1", "--heal", "--disk", "stall"],
+        &["--node", "1", "--heal", "--panic"],
         &["--node", "1", "--disk", "slow"],
         &["--node", "1", "--disk", "slow:0s"],
         &["--node", "1", "--disk", "melt"],

@@ -18,7 +18,7 @@ use trireme_client::Client;
 use trireme_coordinator::embedded::{EmbeddedOptions, EmbeddedServer};
 use trireme_coordinator::recipes::catalog::{Bootstrapped, Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorOptions};
-use trireme_server::{DataFolder, REPLACE_DELAY_DEFAULT};
+use trireme_server::{DataFolder, REPLACE_DELAY_DEFAULT, panics};
 use trireme_types::{Durability, Engine, Protocol};
 
 use self::children::{Children, NodeProcess};
@@ -96,7 +96,12 @@ pub(crate) struct UpArgs {
 impl UpArgs {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         logging::start();
-        tokio::runtime::Runtime::new()?.block_on(self.up())
+        panics::end_process_on_panic();
+        tokio::runtime::Runtime::new()?.block_on(async {
+            let outcome = self.up().await;
+            panics::disarm();
+            outcome
+        })
     }
 
     async fn up(self) -> anyhow::Result<()> {
