@@ -28,7 +28,7 @@ mod tests;
 pub use cohort_table::{Applied, CohortTable, Row, ScanPage};
 pub use log::{
     CohortLog, IoId, LogBounds, LogError, LogErrorClass, LogIdentity, LogMetrics, LogOptions,
-    LogWrite, SharedLog,
+    LogWrite, Refused, SharedLog,
 };
 pub use snapshot::{
     SnapshotError, SnapshotHeader, SnapshotReader, SnapshotReceiver, StagedSnapshot,

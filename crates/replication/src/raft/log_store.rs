@@ -182,6 +182,6 @@ impl RaftLogStorage<TypeConfig> for RaftLogStore {
     }
 }
 
-fn io_error(error: LogError) -> io::Error {
-    io::Error::other(error)
+fn io_error(error: impl Into<LogError>) -> io::Error {
+    io::Error::other(error.into())
 }
