@@ -3,8 +3,11 @@
 //! ```text
 //! cluster nodes=3 [replicas=3] [commit_period=MS] [beacon=MS] [lease=MS] [grace=MS] [min=1] [fault=P1]
 //! coordinator step              works off what it was asked, and tells everybody what is new
+//! coordinator tell 1            tells node 1 the newest configuration, whatever it was told before
 //! coordinator cut 1             loses what node 1 asks, and tells it nothing
-//! coordinator heal 1            ends that
+//! coordinator mute 1            loses what node 1 asks
+//! coordinator deaf 1            tells node 1 nothing
+//! coordinator heal 1            ends all three
 //! coordinator hold              keeps what it is asked, until `step`
 //! ```
 //!
@@ -61,7 +64,10 @@ pub(crate) struct Manager {
     nodes: Vec<NodeId>,
     config: Option<CohortConfig>,
     asked: Vec<(NodeId, Proposal)>,
-    cut_off: BTreeSet<NodeId>,
+    /// The nodes that it hears nothing from.
+    mute: BTreeSet<NodeId>,
+    /// The nodes that hear nothing from it.
+    deaf: BTreeSet<NodeId>,
     is_holding: bool,
     /// The version that each node was told last.
     told: BTreeMap<NodeId, u64>,
@@ -90,7 +96,7 @@ impl ScriptCoordinator<Pacifica> for Manager {
     }
 
     fn request(&mut self, from: NodeId, request: Proposal) {
-        if !self.cut_off.contains(&from) {
+        if !self.mute.contains(&from) {
             self.asked.push((from, request));
         }
     }
@@ -111,11 +117,20 @@ impl ScriptCoordinator<Pacifica> for Manager {
                 return Ok(self.work());
             }
             ["hold"] => self.is_holding = true,
+            ["tell", id] => return Ok(vec![self.tell(node(id)?)]),
             ["cut", id] => {
-                self.cut_off.insert(node(id)?);
+                self.mute.insert(node(id)?);
+                self.deaf.insert(node(id)?);
+            }
+            ["mute", id] => {
+                self.mute.insert(node(id)?);
+            }
+            ["deaf", id] => {
+                self.deaf.insert(node(id)?);
             }
             ["heal", id] => {
-                self.cut_off.remove(&node(id)?);
+                self.mute.remove(&node(id)?);
+                self.deaf.remove(&node(id)?);
             }
             _ => return Err(format!("the manager does not understand {words:?}")),
         }
@@ -143,14 +158,16 @@ impl Manager {
                 *config = proposed;
             }
         }
-        let mut told = Vec::new();
-        for node in &self.nodes {
-            let is_news = self.told.get(node) != Some(&config.version);
-            if is_news && !self.cut_off.contains(node) {
-                self.told.insert(*node, config.version);
-                told.push((*node, Newest(config.clone())));
-            }
-        }
-        told
+        let version = config.version;
+        let is_due =
+            |node: &&NodeId| self.told.get(*node) != Some(&version) && !self.deaf.contains(*node);
+        let due: Vec<_> = self.nodes.iter().filter(is_due).copied().collect();
+        due.into_iter().map(|node| self.tell(node)).collect()
+    }
+
+    fn tell(&mut self, node: NodeId) -> (NodeId, Newest) {
+        let config = self.config().clone();
+        self.told.insert(node, config.version);
+        (node, Newest(config))
     }
 }

@@ -90,7 +90,8 @@ pub(crate) enum Command {
     /// Asks a replica to hand its lead to another: `transfer 1 2`.
     Transfer(u64, u64),
 
-    /// Has a disk `stall`, so that nothing becomes durable on it, or `resume`: `disk 2 stall`.
+    /// Has a disk `stall`, so that nothing becomes durable on it, or `resume`; or makes the next
+    /// forced write durable and no more, even on a stalled disk: `disk 2 stall`, `disk 2 one`.
     Disk(u64, String),
 
     /// Has a node's table `stall`, so that it neither applies entries nor installs snapshots, or
@@ -118,6 +119,10 @@ pub(crate) enum Command {
 
     /// Empties a dead node's disk: `wipe 2`.
     Wipe(u64),
+
+    /// Discards a dead node's replica, as a node does that is not to hold one any more: what was on
+    /// its disk is gone, and nothing there says so: `discard 2`.
+    Discard(u64),
 
     /// Starts a dead node from its disk.
     Restart(u64),

@@ -63,6 +63,8 @@ pub(crate) struct Cluster {
     pub(crate) leader: NodeId,
     /// What the protocol's own options say.
     pub(crate) options: BTreeMap<String, String>,
+    /// How many replicas were started so far: a number that no other start has.
+    pub(crate) starts: u64,
 }
 
 impl Cluster {

@@ -147,6 +147,20 @@ impl<S: Subject> Node<S> {
         (self.was_wiped, self.is_learner) = (true, true);
     }
 
+    /// Discards a dead node's replica. Nothing notes that anything was lost.
+    pub(crate) fn discard(&mut self) {
+        (self.disk, self.table, self.flushed) = Default::default();
+    }
+
+    /// Makes one more forced write durable, even on a stalled disk.
+    pub(crate) fn sync_one(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        if let Some(upto) = self.disk.sync_one() {
+            live.durable = upto;
+            live.events.push_back(Event::Durable { upto });
+        }
+    }
+
     /// Says whether the replica has made this entry durable. What its disk had when it was lost
     /// counts: losing it a moment later would be no other failure.
     pub(crate) fn has_made_durable(&self, entry: &Entry) -> bool {

@@ -45,7 +45,12 @@ pub(crate) struct Runner<S: Subject> {
 impl<S: Subject> Default for Runner<S> {
     fn default() -> Self {
         Self {
-            cluster: Cluster { nodes: Vec::new(), leader: NodeId(1), options: BTreeMap::new() },
+            cluster: Cluster {
+                nodes: Vec::new(),
+                leader: NodeId(1),
+                options: BTreeMap::new(),
+                starts: 0,
+            },
             nodes: BTreeMap::new(),
             network: Network::default(),
             coordinator: S::Coordinator::default(),
@@ -179,6 +184,10 @@ impl<S: Subject> Runner<S> {
                 node if node.live.is_none() => node.wipe(),
                 node => return Err(format!("{} is alive", node.id).into()),
             },
+            Command::Discard(node) => match self.node(*node)? {
+                node if node.live.is_none() => node.discard(),
+                node => return Err(format!("{} is alive", node.id).into()),
+            },
             Command::Restart(node) => self.restart(*node)?,
             Command::Coordinator(words) => {
                 let told = self.coordinator.command(words)?;
@@ -195,7 +204,7 @@ impl<S: Subject> Runner<S> {
     fn start_cluster(&mut self, nodes: u64, leader: Option<u64>, options: &[(String, String)]) {
         let nodes: Vec<_> = (1..=nodes).map(NodeId).collect();
         let options = options.iter().cloned().collect();
-        self.cluster = Cluster { nodes, leader: NodeId(leader.unwrap_or(1)), options };
+        self.cluster = Cluster { nodes, leader: NodeId(leader.unwrap_or(1)), options, starts: 0 };
         let number = |name: &str| {
             let value = self.cluster.options.get(name)?;
             Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
@@ -275,7 +284,10 @@ impl<S: Subject> Runner<S> {
     }
 
     fn disk(&mut self, node: u64, what: &str) -> Result<(), Box<dyn Error>> {
-        self.node(node)?.disk.is_stalled = is_stall(what)?;
+        match what {
+            "one" => self.node(node)?.sync_one(),
+            what => self.node(node)?.disk.is_stalled = is_stall(what)?,
+        }
         self.settle(NodeId(node));
         Ok(())
     }

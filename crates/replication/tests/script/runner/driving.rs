@@ -16,6 +16,7 @@ use super::Runner;
 
 impl<S: Subject> Runner<S> {
     pub(super) fn start(&mut self, id: NodeId) {
+        self.cluster.starts += 1;
         let cluster = self.cluster.clone();
         self.coordinator.started(id);
         self.live_or_dead(id).start(&cluster);
@@ -189,7 +190,10 @@ impl<S: Subject> Runner<S> {
                     _ => None,
                 };
                 let content = Content::SnapshotAnswer(message);
-                self.send(id, from, content, "snapshot answer".into(), "send");
+                // The sender waits for it on a connection of its own, and learns of the loss.
+                if !self.send(id, from, content, "snapshot answer".into(), "send") {
+                    self.tell(from, Event::SnapshotSent { to: id, answer: None });
+                }
             }
             (Some(Asked::Read { key }), Reply::Read { until }) => {
                 let value = self.nodes[&id].table.value(&key);
