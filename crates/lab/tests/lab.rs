@@ -15,7 +15,7 @@ fn lab(folder: &Path, arguments: &[&str]) -> Command {
     // Cargo builds no program of another crate for this test; `cargo test --workspace` does.
     assert!(
         trireme.is_file(),
-        "there is no {}: run `cargo build -p trireme-server` first",
+        "there is no {}: run `cargo build -p trireme-cli` first",
         trireme.display()
     );
     let mut command = Command::new(program);

@@ -56,6 +56,7 @@ fn crates_import_only_what_the_table_allows() {
         ("crates/coordinator", &["types"]),
         ("crates/client", &["types", "proto"]),
         ("crates/checker", &[]),
+        ("crates/server", &["types", "proto", "storage", "replication", "coordinator"]),
         ("crates/lab", &["types", "proto", "client", "checker"]),
     ]);
     for (krate, allowed) in allowed {

@@ -134,7 +134,7 @@ impl ClusterArgs {
             Some(path) => (path.clone(), ""),
             None => {
                 let own = std::env::current_exe().context("finding this program")?;
-                let hint = "; build it with `cargo build -p trireme-server` (with `--release` if \
+                let hint = "; build it with `cargo build -p trireme-cli` (with `--release` if \
                             this program was), or name it with --trireme";
                 (own.with_file_name("trireme"), hint)
             }

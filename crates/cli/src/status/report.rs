@@ -6,7 +6,7 @@ use trireme_types::{ClusterId, Lsn};
 
 use super::NodeReport;
 use super::cohorts::{Cohort, Replica, ReplicaState};
-use crate::cli::{range_list, table};
+use crate::{range_list, table};
 
 /// Returns two tables, of the nodes and of the cohorts, and why nodes could not be asked.
 pub(super) fn text(nodes: &[NodeReport], cohorts: &[Cohort]) -> String {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::cli::rows;
+use crate::rows;
 
 /// A file that holds a key per line. Each line is handed to the operating system with one write
 /// when the row is acknowledged, so that it survives the death of this process.

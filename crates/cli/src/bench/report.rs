@@ -9,7 +9,7 @@ use trireme_client::Consistency;
 use super::callers::Measured;
 use super::surroundings::Surroundings;
 use super::{BenchArgs, Workload};
-use crate::cli::{progress, table};
+use crate::{progress, table};
 
 /// Figures and what they depend on.
 pub(super) struct Report {

@@ -1,4 +1,5 @@
-//! The command line: what may be given, which subcommand it leads to, and how that ends.
+//! The `trireme` command: it starts nodes and clusters, and works with running ones. Each subcommand is
+//! a file of its own; what nodes do is in the crate `trireme-server`.
 //!
 //! Results go to stdout and everything else to stderr. A command ends with status 0, with 1 if it
 //! failed, or with 2 if it was called wrongly. A failure is one line on stderr: what was done, and
@@ -117,7 +118,7 @@ enum RangeCommand {
 struct UsageError(String);
 
 /// Does what the process's arguments say.
-pub(crate) fn main() -> ExitCode {
+fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),

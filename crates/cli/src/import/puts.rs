@@ -13,8 +13,8 @@ use trireme_types::printable;
 
 use super::acknowledged::AcknowledgedLog;
 use super::lines::Input;
-use crate::cli::progress::{self, Progress};
-use crate::cli::rows::FileRow;
+use crate::progress::{self, Progress};
+use crate::rows::FileRow;
 
 /// Failures that are told one by one; the rest are counted.
 const FAILURES_TOLD: u64 = 20;

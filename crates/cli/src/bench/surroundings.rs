@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use anyhow::bail;
 use trireme_client::{Client, NodeStatus};
 
-use crate::cli::status;
+use crate::status;
 
 /// The cluster that was loaded.
 pub(super) struct Surroundings {

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use tokio::sync::mpsc;
 use trireme_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-use crate::cli::rows::{FileRow, LineReader};
+use crate::rows::{FileRow, LineReader};
 
 /// The most bytes in a line: the largest row fits even if each of its bytes is written in the
 /// longest way, `\u00NN` in JSON, with room for what surrounds it.
@@ -81,7 +81,7 @@ fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>, longest: usize) -> io
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::rows::Format;
+    use crate::rows::Format;
 
     fn lines_of(text: &str, longest: usize, buffer: usize) -> Vec<(String, u64)> {
         let mut input = BufReader::with_capacity(buffer, text.as_bytes());
