@@ -28,9 +28,10 @@ mod tests;
 pub use cohort_table::{Applied, CohortTable, Row, ScanPage};
 pub use log::{
     CohortLog, IoId, LogBounds, LogError, LogErrorClass, LogIdentity, LogMetrics, LogOptions,
-    LogWrite, SharedLog,
+    LogWrite, Refused, SharedLog,
 };
 pub use snapshot::{
-    SnapshotError, SnapshotHeader, SnapshotReader, SnapshotReceiver, StagedSnapshot,
+    SnapshotError, SnapshotHeader, SnapshotProgress, SnapshotReader, SnapshotReceiver,
+    StagedSnapshot,
 };
 pub use table::{TableError, TableMetrics, TableOptions, Tables};

@@ -21,7 +21,7 @@ use common::{
 use parking_lot::{Condvar, Mutex};
 use trireme_storage::fs::{Crash, Fs, FsOperation, MemFs, RealFs};
 use trireme_storage::log::{
-    IoId, LogBounds, LogError, LogErrorClass, LogOptions, LogWrite, SharedLog,
+    IoId, LogBounds, LogError, LogErrorClass, LogOptions, LogWrite, Refused, SharedLog,
 };
 use trireme_types::{CohortId, Durability, Lsn};
 
@@ -176,17 +176,17 @@ fn an_append_replaces_one_entry_and_leaves_no_hole() {
         entry(1, 5, "005"),
     ];
     assert_eq!(read_all(&cohort), expected, "P9: the entries behind it stay");
-    let hole = cohort.submit(append(7..=7, 1)).unwrap_err();
+    let hole = cohort.submit(append(7..=7, 1)).unwrap_err().error;
     assert!(matches!(hole, LogError::Hole { seq: 7, last: 5, .. }), "{hole}");
     let mixed = LogWrite::Append(vec![entry(3, 6, "a"), entry(3, 8, "b")]);
     assert!(cohort.submit(mixed).is_err());
     step(&log, 1, LogWrite::Purge { upto: Lsn::new(1, 2) });
-    let purged = cohort.submit(append(2..=2, 1)).unwrap_err();
+    let purged = cohort.submit(append(2..=2, 1)).unwrap_err().error;
     assert!(matches!(purged, LogError::BelowPurged { seq: 2, .. }), "{purged}");
     assert_eq!(purged.class(), LogErrorClass::Invalid);
-    let below = cohort.submit(LogWrite::TruncateAfter { seq: 1 }).unwrap_err();
+    let below = cohort.submit(LogWrite::TruncateAfter { seq: 1 }).unwrap_err().error;
     assert!(matches!(below, LogError::BelowPurged { seq: 1, .. }), "{below}");
-    let ahead = cohort.submit(LogWrite::CommitPoint(Lsn::new(1, 6))).unwrap_err();
+    let ahead = cohort.submit(LogWrite::CommitPoint(Lsn::new(1, 6))).unwrap_err().error;
     assert!(matches!(ahead, LogError::CommitPastEnd { .. }), "{ahead}");
     assert_eq!(read_all(&cohort), expected[2..], "refused writes change nothing");
     drop((log, cohort));
@@ -392,7 +392,7 @@ fn a_failed_sync_ends_the_log_for_good() {
         assert!(matches!(answer, LogError::Poisoned(_)), "{answer}");
         assert!(told.lock().take().unwrap().contains("the disk failed"));
         // The disk would do it now, but nobody may ask it again.
-        let later = cohort.submit(append(3..=3, 10)).unwrap_err();
+        let later = cohort.submit(append(3..=3, 10)).unwrap_err().error;
         assert_eq!(later.class(), LogErrorClass::Fatal);
         assert!(cohort.durable() < io);
         assert!(matches!(log.close().unwrap_err(), LogError::Poisoned(_)));
@@ -421,7 +421,7 @@ fn a_full_disk_is_called_that() {
     });
     let error = told.lock().take().unwrap();
     assert!(matches!(error, LogError::DiskFull { .. }), "{error}");
-    let later = later.unwrap();
+    let later = later.unwrap().error;
     assert!(later.to_string().contains("the disk is full"), "{later}");
 }
 
@@ -460,7 +460,7 @@ fn a_closed_log_is_read_but_not_written() {
     log.close().unwrap();
     log.close().unwrap();
     assert_eq!(cohort.durable(), IoId(2), "closing leaves nothing behind");
-    assert!(matches!(cohort.submit(append(4..=4, 1)).unwrap_err(), LogError::Closed));
+    assert!(matches!(cohort.submit(append(4..=4, 1)).unwrap_err().error, LogError::Closed));
     assert_eq!(read_all(&cohort).len(), 3);
     let log = open(&fs.crash_with(Crash::LoseUnsynced));
     assert_eq!(log.cohort(CohortId(1)).commit_point(), Lsn::new(1, 3));
@@ -505,13 +505,25 @@ fn past_its_bound_the_queue_takes_no_more() {
     let options = LogOptions { queue_bytes_max: 8192, ..small() };
     let log = open_stepped(&fs, options).unwrap();
     let cohort = log.cohort(CohortId(1));
-    let error = (1..100).find_map(|seq| cohort.submit(append(seq..=seq, 1000)).err()).unwrap();
+    let answered = Arc::new(AtomicBool::new(false));
+    let refused = (1..100).find_map(|seq| {
+        let answered = Arc::clone(&answered);
+        let done = move |_| answered.store(seq > 1, Ordering::Relaxed);
+        cohort.submit_then(append(seq..=seq, 1000), done).err()
+    });
+    let Refused { error, write, done } = *refused.expect("the queue has a bound");
     assert_eq!(error.class(), LogErrorClass::Retry, "{error}");
     let last = cohort.bounds().last.seq;
+    assert!(write == append(last + 1..=last + 1, 1000), "the write comes back as it was");
+    assert!(!answered.load(Ordering::Relaxed));
     while log.step() {}
-    step(&log, 1, append(last + 1..=last + 1, 10));
+    answered.store(false, Ordering::Relaxed);
+    cohort.submit_then(write, done).unwrap();
+    while log.step() {}
+    assert!(answered.load(Ordering::Relaxed), "the listener that came back serves the next try");
+    assert_eq!(cohort.bounds().last.seq, last + 1);
     let large = LogWrite::HardState(vec![0; 1 << 20].into());
-    assert!(matches!(cohort.submit(large).unwrap_err(), LogError::TooLarge { .. }));
+    assert!(matches!(cohort.submit(large).unwrap_err().error, LogError::TooLarge { .. }));
 }
 
 #[test]

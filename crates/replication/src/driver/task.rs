@@ -281,22 +281,27 @@ impl<C: Core> Task<C> {
         self.state.writes += 1;
         let io = IoId(self.state.writes);
         self.state.durable_seqs.submitted(io, &write);
+        let mut write = write;
         loop {
             let submitted = if tells {
                 let mailbox = Arc::clone(&self.mailbox);
                 let done = move |result: Result<(), _>| mailbox.durable(result.map(|()| io));
-                self.log.submit_then(write.clone(), done)
+                let submitted = self.log.submit_then(write, done);
+                submitted.map_err(|refused| (refused.error, refused.write))
             } else {
-                self.log.submit(write.clone())
+                self.log.submit(write).map_err(|refused| (refused.error, refused.write))
             };
-            match submitted {
+            write = match submitted {
                 Ok(_) => return Ok(()),
-                Err(error) if error.class() == LogErrorClass::Retry => {
+                Err((error, write)) if error.class() == LogErrorClass::Retry => {
                     tracing::debug!(%error, "waiting for room in the log's queue");
-                    tokio::time::sleep(QUEUE_FULL_PAUSE).await;
+                    write
                 }
-                Err(error) => return Err(End::Failed(format!("the log refused a write: {error}"))),
-            }
+                Err((error, _)) => {
+                    return Err(End::Failed(format!("the log refused a write: {error}")));
+                }
+            };
+            tokio::time::sleep(QUEUE_FULL_PAUSE).await;
         }
     }
 

@@ -44,6 +44,29 @@ pub enum LogWrite {
     CommitPoint(Lsn),
 }
 
+/// A write that the log refused, and of which it did nothing. It comes back to its owner, who can
+/// submit it again without having kept a copy: that is what [`LogError::QueueFull`] asks for.
+pub struct Refused<D = ()> {
+    /// Why.
+    pub error: LogError,
+    /// The write, as it was submitted.
+    pub write: LogWrite,
+    /// What was to be called once the write is durable; it was not called.
+    pub done: D,
+}
+
+impl<D> fmt::Debug for Refused<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refused").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl<D> From<Box<Refused<D>>> for LogError {
+    fn from(refused: Box<Refused<D>>) -> Self {
+        refused.error
+    }
+}
+
 /// The number of one write of one cohort's log, counted from 1 since the log was opened. Writes
 /// become durable in the order of their numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,21 +132,21 @@ impl CohortLog {
     }
 
     /// Submits a write and returns its number. The write is readable on return and will be durable
-    /// later; this neither waits for the disk nor for the writer. On an error, nothing was changed.
-    pub fn submit(&self, write: LogWrite) -> Result<IoId, LogError> {
-        self.enqueue(write, None)
+    /// later; this neither waits for the disk nor for the writer. A refused write has changed
+    /// nothing, and comes back with the reason.
+    pub fn submit(&self, write: LogWrite) -> Result<IoId, Box<Refused>> {
+        self.enqueue(write, (), |()| None)
     }
 
     /// Submits a write as [`CohortLog::submit`] does. `done` is called on the writer's thread once
     /// the write is durable, or with the error that ended the log; in the order of submission over
-    /// all cohorts. It must be quick and must not wait for the log. If this returns an error, `done`
-    /// is not called.
-    pub fn submit_then(
-        &self,
-        write: LogWrite,
-        done: impl FnOnce(Result<(), LogError>) + Send + 'static,
-    ) -> Result<IoId, LogError> {
-        self.enqueue(write, Some(Box::new(done)))
+    /// all cohorts. It must be quick and must not wait for the log. A refusal gives `done` back
+    /// without having called it, so that the same write can be submitted again as it is.
+    pub fn submit_then<D>(&self, write: LogWrite, done: D) -> Result<IoId, Box<Refused<D>>>
+    where
+        D: FnOnce(Result<(), LogError>) + Send + 'static,
+    {
+        self.enqueue(write, done, |done| Some(Box::new(done)))
     }
 
     /// Returns the number of the newest durable write; 0 if none is.
@@ -170,15 +193,24 @@ impl CohortLog {
         Ok(self.push(&mut index, tail, vec![OperationBody::Forget], None))
     }
 
-    fn enqueue(&self, write: LogWrite, done: Option<Done>) -> Result<IoId, LogError> {
-        check_sizes(self.cohort.id, &write)?;
+    fn enqueue<D>(
+        &self,
+        write: LogWrite,
+        done: D,
+        boxed: impl FnOnce(D) -> Option<Done>,
+    ) -> Result<IoId, Box<Refused<D>>> {
         // The index and the queue are locked together, in this order everywhere, so that both see
         // the writes of a cohort in one order.
         let mut index = self.cohort.index.lock();
-        check_fits(self.cohort.id, &index, &write)?;
-        let tail = self.handle.core.queue.tail()?;
+        let checked = check_sizes(self.cohort.id, &write)
+            .and_then(|()| check_fits(self.cohort.id, &index, &write))
+            .and_then(|()| self.handle.core.queue.tail());
+        let tail = match checked {
+            Ok(tail) => tail,
+            Err(error) => return Err(Box::new(Refused { error, write, done })),
+        };
         let pieces = self.change(&mut index, write);
-        Ok(self.push(&mut index, tail, pieces, done))
+        Ok(self.push(&mut index, tail, pieces, boxed(done)))
     }
 
     /// Changes the index as the write says, and returns what the writer has to put into the log.

@@ -95,7 +95,7 @@ mod segment;
 mod shared;
 mod writer;
 
-pub use cohort::{CohortLog, IoId, LogBounds, LogWrite};
+pub use cohort::{CohortLog, IoId, LogBounds, LogWrite, Refused};
 pub use error::{LogError, LogErrorClass};
 pub use metrics::LogMetrics;
 pub use options::{ENTRY_BYTES_MAX, HARD_STATE_BYTES_MAX, LogIdentity, LogOptions};
