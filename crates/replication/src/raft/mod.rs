@@ -40,17 +40,23 @@
 //! Lease reads (openraft offers them; ReadIndex needs no clock), elections from the liveness of
 //! node pairs (each cohort still sends its own heartbeats), witnesses.
 
+mod admission;
 mod calls;
 mod heard;
 mod inbound;
+mod log_holds;
 mod log_store;
 mod network;
 mod options;
 mod replica;
 mod state_machine;
+mod tending;
 mod types;
+mod watchdog;
 mod wire;
 
+#[cfg(test)]
+mod faults_test;
 #[cfg(test)]
 mod replica_test;
 #[cfg(test)]
