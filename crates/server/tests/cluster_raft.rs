@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use trireme_client::ClientOptions;
 use trireme_proto::v1::Lane;
 use trireme_types::Protocol;
 
@@ -145,6 +146,36 @@ fn a_node_that_lost_its_disk_comes_back_as_a_learner_and_counts_again() {
     assert!(cluster.rows().len() >= 21);
     cluster.restart_node(1);
     cluster.wait_until_caught_up(PATIENCE);
+    history.finish(cluster);
+}
+
+/// What it lost reaches further back than the others' logs: it is sent a snapshot, and follows from
+/// the log that comes after it.
+#[test]
+fn a_node_that_lost_its_disk_gets_a_snapshot_where_the_log_is_gone() {
+    const SMALL_LOG: [&str; 4] = ["--segment-bytes", "1048576", "--log-bytes-max", "3145728"];
+    const ROWS: usize = 400;
+
+    let cluster = &mut Cluster::start_by_hand_as(Protocol::Raft, &[], &SMALL_LOG);
+    cluster.lead_everywhere(1);
+    let client = cluster.runtime.block_on(cluster.client(ClientOptions::default()));
+    cluster.runtime.block_on(async {
+        for row in 0..ROWS {
+            client.put(format!("row-{row:04}"), vec![7; 32 * 1024]).await.unwrap();
+        }
+    });
+    until("the leader's log to begin later", PATIENCE, || {
+        let statuses = cluster.statuses().ok()?;
+        let (_, leads) = statuses.leader(COHORT)?;
+        leads.purged.is_some_and(|purged| purged.seq > 10).then_some(())
+    });
+    cluster.kill(3);
+    cluster.wipe(3);
+    cluster.start_new_node(3, &SMALL_LOG);
+    let history = History::start(cluster, &KEY);
+    counts(cluster, 3, &history);
+    cluster.lead_everywhere(3);
+    assert!(cluster.rows().len() > ROWS);
     history.finish(cluster);
 }
 

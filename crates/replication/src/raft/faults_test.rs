@@ -11,7 +11,9 @@ use trireme_storage::{LogErrorClass, LogIdentity, LogOptions, LogWrite, SharedLo
 use trireme_types::{ClusterId, CohortId, NodeId};
 
 use super::log_store::RaftLogStore;
-use super::replica_test::{Cohort, Member, NODES, PATIENCE, PAUSE, batch};
+use super::replica_test::{
+    Cohort, Member, NODES, PATIENCE, PAUSE, QUEUE_BYTES_MAX, batch, batch_of,
+};
 use super::types::{RaftId, Vote};
 use crate::replica::{Replica, Role};
 use crate::transport::Lane;
@@ -78,6 +80,17 @@ impl Cohort {
         self.members[at] = Member::open_as(node, disk, &self.network, lost_disk).await;
     }
 
+    /// Waits until another one leads, whatever the old leader believes.
+    async fn others_lead(&self, old: NodeId) {
+        self.until("another leader", |cohort| {
+            cohort.members.iter().any(|member| {
+                let status = member.replica.status();
+                status.node != old && status.role == Role::Leader
+            })
+        })
+        .await;
+    }
+
     /// Cuts what a leader needs while it has something to write, and returns once another one leads
     /// and serves.
     async fn is_replaced_when(&self, lost: &[Lost]) {
@@ -86,13 +99,7 @@ impl Cohort {
         let pending = self.member(leader).replica.clone();
         self.cut(leader, lost);
         let stuck = tokio::spawn(async move { pending.propose(batch("stuck")).await });
-        self.until("another leader", |cohort| {
-            cohort.members.iter().any(|member| {
-                let status = member.replica.status();
-                status.node != leader && status.role == Role::Leader
-            })
-        })
-        .await;
+        self.others_lead(leader).await;
         self.heal();
         let written = tokio::time::timeout(PATIENCE, async {
             for member in self.members.iter().cycle() {
@@ -177,6 +184,31 @@ async fn a_full_queue_of_the_log_is_waited_for() {
     tokio::time::timeout(PATIENCE, saving).await.unwrap().unwrap().unwrap();
     let stored = RaftLogStore::new(mine, 0).read_vote().await.unwrap();
     assert_eq!(stored, Some(vote));
+}
+
+/// A leader commits on its followers' disks while its own stalls, until its log's queue is full. Then
+/// it leads no more; once its disk goes on, it follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_log_takes_no_more_is_replaced_and_follows_when_it_does() {
+    let cohort = Cohort::open(&disks()).await;
+    let leader = cohort.serves().await;
+    cohort.member(leader).disk.set(DiskFault::Stall);
+    let replica = cohort.member(leader).replica.clone();
+    let filling = tokio::spawn(async move {
+        while replica.propose(batch_of("large", QUEUE_BYTES_MAX / 8)).await.is_ok() {}
+    });
+    cohort.others_lead(leader).await;
+    cohort.member(leader).disk.set(DiskFault::None);
+    cohort
+        .until("the old leader to follow", |cohort| {
+            let Some(leads) = cohort.leader().filter(|it| *it != leader) else { return false };
+            let status = cohort.member(leader).replica.status();
+            let committed = cohort.member(leads).replica.status().committed;
+            status.role == Role::Follower && status.applied == committed
+        })
+        .await;
+    filling.abort();
+    cohort.shutdown().await;
 }
 
 /// Checks that a follower counts again: with the other follower gone, its copy makes the majority.

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use trireme_storage::fs::{Crash, MemFs};
+use trireme_storage::fs::{Crash, DiskFaults, FaultyFs, MemFs};
 use trireme_storage::{
     CohortTable, LogIdentity, LogOptions, SharedLog, SnapshotReader, TableOptions, Tables,
 };
@@ -24,6 +24,9 @@ use crate::transport::{Lane, SendError, Transport};
 
 pub(super) const COHORT: CohortId = CohortId(1);
 pub(super) const NODES: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+
+/// The most bytes that wait for the log of a node, so that a test can fill its queue.
+pub(super) const QUEUE_BYTES_MAX: usize = 256 * 1024;
 
 /// How long everything together may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -71,6 +74,8 @@ impl Transport for NetworkEnd {
 pub(super) struct Member {
     pub(super) replica: Arc<RaftReplica>,
     pub(super) table: CohortTable,
+    /// What becomes of each force of its log.
+    pub(super) disk: DiskFaults,
     _log: SharedLog,
     tables: Tables,
     _folder: TempDir,
@@ -90,8 +95,14 @@ impl Member {
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let identity = LogIdentity { cluster: ClusterId(1), node };
-        let options = LogOptions { segment_bytes: 1024 * 1024, ..LogOptions::default() };
-        let fs = Arc::new(disk.clone());
+        let options = LogOptions {
+            segment_bytes: 1024 * 1024,
+            block_bytes_max: QUEUE_BYTES_MAX,
+            queue_bytes_max: QUEUE_BYTES_MAX,
+            ..LogOptions::default()
+        };
+        let faults = DiskFaults::default();
+        let fs = Arc::new(FaultyFs::new(Arc::new(disk.clone()), faults.clone()));
         let log = SharedLog::open(fs, Path::new("/log"), identity, options).unwrap();
         let tables = Tables::open(folder.path(), TableOptions::default()).unwrap();
         let table = tables.cohort(COHORT, KeyRange::all()).unwrap();
@@ -115,15 +126,20 @@ impl Member {
         };
         let replica = RaftReplica::open(parts).await.unwrap();
         network.replicas.lock().insert(node, replica.clone());
-        Self { replica, table, _log: log, tables, _folder: folder }
+        Self { replica, table, disk: faults, _log: log, tables, _folder: folder }
     }
 }
 
 /// Returns a put of an empty value.
 pub(super) fn batch(key: &'static str) -> CommandBatch {
+    batch_of(key, 0)
+}
+
+/// Returns a put of a value of so many bytes.
+pub(super) fn batch_of(key: &'static str, value_bytes: usize) -> CommandBatch {
     let operation = Operation::Put {
         key: Bytes::from_static(key.as_bytes()),
-        value: Bytes::new(),
+        value: Bytes::from(vec![0; value_bytes]),
         condition: Condition::None,
     };
     CommandBatch { commands: vec![Command { request: None, operation }] }
