@@ -231,6 +231,9 @@ fn a_node_whose_disk_came_back_older_is_brought_up_to_date_and_counts() {
     cluster.wipe(3);
     copy(&aside, &cluster.node_folder(3));
     cluster.restart_node(3);
+    until("the replica to have begun anew and been admitted", PATIENCE, || {
+        cluster.has_said("takes its predecessor's place").then_some(())
+    });
     counts(cluster, 3, &history);
     history.finish(cluster);
 }

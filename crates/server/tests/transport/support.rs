@@ -153,7 +153,7 @@ impl PeerHandler for Recorder {
         self.snapshots_begun.fetch_add(1, Ordering::Relaxed);
         let slow_steps = self.snapshot_steps.load(Ordering::Relaxed);
         for _ in 0..slow_steps {
-            tokio::time::sleep(SNAPSHOT_STEP).await;
+            sleep(SNAPSHOT_STEP).await;
             staged.progress().step();
         }
         let _passed = self.snapshot_gate.acquire().await.unwrap();
