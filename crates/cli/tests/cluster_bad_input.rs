@@ -169,18 +169,6 @@ fn a_folder_that_is_not_what_it_was_is_refused_and_the_others_serve() {
     future[8..12].copy_from_slice(&2u32.to_le_bytes());
     assert_refused(cluster, NODE, &[], &segment, &future, &["01.log"]);
 
-    // It was wiped: a node must not come back as if it had what it acknowledged.
-    let aside = cluster.folder().join("aside");
-    fs::rename(&folder, &aside).unwrap();
-    let (listen, coordinator) = (cluster.address(NODE), cluster.coordinator());
-    let ran = cluster.node_fails(NODE, &[]);
-    assert!(ran.error(1).contains("holds no node yet"), "{ran:?}");
-    let new = ["--id", "2", "--listen", &listen, "--coordinator", &coordinator];
-    let ran = cluster.node_fails(NODE, &new);
-    assert!(ran.error(1).contains("node n2 is known with other data"), "{ran:?}");
-    fs::remove_dir_all(&folder).unwrap();
-    fs::rename(&aside, &folder).unwrap();
-
     // With its folder as it was it comes back, and has everything.
     cluster.restart_node(NODE);
     cluster.wait_until_caught_up(CATCH_UP_TIMEOUT);

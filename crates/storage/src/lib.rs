@@ -31,7 +31,8 @@ pub use log::{
     LogWrite, Refused, SharedLog,
 };
 pub use snapshot::{
-    SnapshotError, SnapshotHeader, SnapshotReader, SnapshotReceiver, StagedSnapshot,
+    SnapshotError, SnapshotHeader, SnapshotProgress, SnapshotReader, SnapshotReceiver,
+    StagedSnapshot,
 };
 pub use table::folder::is_catching_panics;
 pub use table::{TableError, TableMetrics, TableOptions, Tables};

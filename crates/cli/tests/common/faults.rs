@@ -6,8 +6,8 @@ use std::time::Duration;
 use tonic::transport::Endpoint;
 use trireme_proto::v1::admin_client::AdminClient;
 use trireme_proto::v1::{
-    DiskFault, FailedDisk, LinkFault, LostOnTheWay, SetFaultsRequest, StalledDisk, disk_fault,
-    link_fault,
+    DiskFault, FailedDisk, Lane, LinkFault, LostOnTheWay, SetFaultsRequest, StalledDisk,
+    disk_fault, link_fault,
 };
 
 use super::cluster::Cluster;
@@ -44,6 +44,17 @@ impl Cluster {
     #[track_caller]
     pub(crate) fn isolate(&self, node: usize) {
         self.others(node).into_iter().for_each(|other| self.cut(node, other));
+    }
+
+    /// Loses what one node sends to another on one lane.
+    #[track_caller]
+    pub(crate) fn cut_lane(&self, from: usize, to: usize, lane: Lane) {
+        let (to, lane) = (to as u64, Some(i32::from(lane)));
+        self.change(from, |faults| {
+            let fate = Some(link_fault::Fate::Drop(LostOnTheWay {}));
+            faults.links.retain(|link| (link.to, link.lane) != (to, lane));
+            faults.links.push(LinkFault { to, lane, fate });
+        });
     }
 
     /// Has what a node sends to all others leave so many milliseconds later.

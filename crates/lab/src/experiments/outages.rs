@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use trireme_client::ClientOptions;
 use trireme_types::{NodeId, Protocol};
 
 use super::{GAP_TIMEOUT, WHOLE_TIMEOUT, no_loss};
@@ -27,6 +28,10 @@ const FROZEN_FOR: Duration = Duration::from_secs(5);
 
 /// For how long messages are lost in [`Fault::LostMessages`]: much shorter than any timeout.
 const LOST_FOR: Duration = Duration::from_millis(100);
+
+/// How long the writer waits for an answer before it asks elsewhere. It bounds how exactly the end of
+/// a stop is known whose leader does not refuse but says nothing; many times what a put takes.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long the writer is undisturbed before a fault.
 const CALM: Duration = Duration::from_millis(500);
@@ -132,7 +137,7 @@ impl OutagesArgs {
     ) -> anyhow::Result<()> {
         let mut cluster = Cluster::start(&self.cluster, protocol, &[ALLOW_FAULTS]).await?;
         report.conditions(cluster.conditions().await?);
-        let client = cluster.client(impatient()).await?;
+        let client = cluster.client(ClientOptions { patience: PATIENCE, ..impatient() }).await?;
         let writer = Writer::start(client.clone(), 0, self.value_bytes);
         for round in 1..=self.rounds {
             let whole = cluster.wait_until_whole(WHOLE_TIMEOUT).await?;

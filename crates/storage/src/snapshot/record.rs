@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use bytes::{BufMut, BytesMut};
 use trireme_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-use crate::snapshot::{SnapshotError, SnapshotHeader};
+use crate::snapshot::{SnapshotError, SnapshotHeader, SnapshotProgress};
 
 /// The most bytes of a header that is read: the protocol state, which is a membership, and two
 /// keys.
@@ -75,12 +75,13 @@ pub(crate) fn read_header(stream: &mut impl Read) -> Result<SnapshotHeader, Snap
 pub(crate) struct Records<R> {
     stream: R,
     rest: u64,
+    progress: SnapshotProgress,
 }
 
 impl<R: Read> Records<R> {
     /// Reads `count` records from the stream, after which it must end.
-    pub(crate) fn new(stream: R, count: u64) -> Self {
-        Self { stream, rest: count }
+    pub(crate) fn new(stream: R, count: u64, progress: SnapshotProgress) -> Self {
+        Self { stream, rest: count, progress }
     }
 
     /// Returns the next record; `None` at the end.
@@ -93,6 +94,7 @@ impl<R: Read> Records<R> {
             };
         }
         self.rest -= 1;
+        self.progress.step();
         self.stream.read_exact(&mut header).map_err(cut)?;
         let [kind, k0, k1, k2, k3, value_len @ ..] = header;
         let key_len = u32::from_be_bytes([k0, k1, k2, k3]) as usize;
