@@ -273,3 +273,30 @@ async fn a_follower_that_lost_its_disk_comes_back_as_a_learner_and_counts_again(
     cohort.put("e").await;
     counts(cohort, node).await;
 }
+
+/// Nobody addresses the replica that the old disk holds, and it takes itself for a voter: it finds out
+/// that another one has taken its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_disk_that_comes_back_after_its_replica_was_replaced_is_another_replica() {
+    let disks = disks();
+    let mut cohort = Cohort::open(&disks).await;
+    let leader = cohort.serves().await;
+    let node = NODES.into_iter().find(|node| *node != leader).unwrap();
+    let at = NODES.into_iter().position(|it| it == node).unwrap();
+    cohort
+        .until("the follower to have the first write", |cohort| {
+            cohort.member(node).table.applied() == cohort.member(leader).table.applied()
+        })
+        .await;
+    let old = disks[at].crash_with(Crash::LoseUnsynced);
+    cohort.reopen(node, &MemFs::new(), true).await;
+    cohort.put("a").await;
+    cohort
+        .until("the newcomer to be a voter", |cohort| {
+            cohort.member(node).replica.status().role == Role::Follower
+        })
+        .await;
+    cohort.reopen(node, &old, false).await;
+    cohort.put("b").await;
+    counts(cohort, node).await;
+}

@@ -46,7 +46,10 @@ pub(super) enum Event {
         acknowledged: Lsn,
     },
     /// A leader replicates to another incarnation of this node's replica.
-    Replaced,
+    Replaced {
+        /// The leader's term.
+        term: u64,
+    },
 }
 
 /// Sorts what arrives: answers go to those who asked, questions to a task for each replica and
@@ -96,8 +99,8 @@ impl Inbound {
             Body::Append(_) | Body::Vote(_) | Body::PreVote(_) | Body::TransferLeader(_)
                 if !is_for_me =>
             {
-                if matches!(body, Body::Append(_)) {
-                    self.report(Event::Replaced);
+                if let Body::Append(v1::RaftAppend { vote: Some(vote), .. }) = &body {
+                    self.report(Event::Replaced { term: vote.term });
                 }
                 let reason = format!("the replica is {} now", self.calls.me());
                 self.calls.reply(from, lane, call, Body::Failed(reason));

@@ -150,7 +150,11 @@ impl RaftReplica {
         let running = self.running();
         match event {
             Event::Join(newcomer) => {
-                running.admission.step(&running.raft, self.kept.config.cohort, newcomer).await;
+                // A change of membership waits for a majority, which nothing else must wait for.
+                let cohort = self.kept.config.cohort;
+                tokio::spawn(async move {
+                    running.admission.step(&running.raft, cohort, newcomer).await;
+                });
             }
             Event::Lost { vote, acknowledged } => {
                 // A leader of another term may ask for what has rightly been replaced since.
@@ -163,9 +167,8 @@ impl RaftReplica {
                     self.begin_anew(&running, "what it had acknowledged is lost").await;
                 }
             }
-            Event::Replaced => {
-                let is_forgotten = running.is_forgotten(&self.kept.heard);
-                if is_forgotten {
+            Event::Replaced { term } => {
+                if running.is_forgotten(&self.kept.heard, term) {
                     self.begin_anew(&running, "another incarnation has taken its place").await;
                 }
             }
@@ -251,13 +254,15 @@ impl Running {
     }
 
     /// Returns true if the replica takes itself for a voter, and for long no leader has addressed
-    /// it: leaders address another incarnation, which has taken its place while it was away.
-    fn is_forgotten(&self, heard: &Heard) -> bool {
+    /// it, while the leader of `term`, which is no older one than it knows, addresses another
+    /// incarnation: that has taken its place while it was away.
+    fn is_forgotten(&self, heard: &Heard, term: u64) -> bool {
         let is_addressed = heard.least_age().is_some_and(|age| age < FORGOTTEN_AFTER);
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let is_voter = metrics.membership_config.voter_ids().any(|voter| voter == self.id);
-        is_voter && !is_addressed && self.since.elapsed() > FORGOTTEN_AFTER
+        let follows = metrics.state != ServerState::Leader && term >= metrics.current_term;
+        is_voter && follows && !is_addressed && self.since.elapsed() > FORGOTTEN_AFTER
     }
 }
 

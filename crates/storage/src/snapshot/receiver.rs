@@ -21,7 +21,7 @@ pub struct SnapshotReceiver {
 /// A snapshot that came whole, ready for [`crate::CohortTable::install`]. Its file is gone when it
 /// is dropped.
 pub struct StagedSnapshot {
-    header: SnapshotHeader,
+    header: Box<SnapshotHeader>,
     /// Stands right after the header.
     file: BufReader<File>,
     records: u64,
@@ -72,7 +72,7 @@ impl SnapshotReceiver {
         let mut file = file.map_err(SnapshotError::io("keep"))?;
         file.seek(SeekFrom::Start(0)).map_err(SnapshotError::io("read"))?;
         let mut file = BufReader::new(file);
-        let header = record::read_header(&mut file)?;
+        let header = Box::new(record::read_header(&mut file)?);
         let progress = SnapshotProgress::default();
         Ok(StagedSnapshot { header, file, records: totals.records, progress })
     }
@@ -91,6 +91,6 @@ impl StagedSnapshot {
 
     /// Returns the header and what reads the sessions and rows.
     pub(crate) fn into_records(self) -> (SnapshotHeader, Records<BufReader<File>>) {
-        (self.header, Records::new(self.file, self.records, self.progress))
+        (*self.header, Records::new(self.file, self.records, self.progress))
     }
 }
