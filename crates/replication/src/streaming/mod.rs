@@ -23,7 +23,10 @@
 //! * A follower says where it stands when it first hears of an epoch, and whenever it lacks what
 //!   comes before a proposal. If its last entry is in the leader's log, its whole log is the
 //!   leader's up to there: an epoch has one leader, who gives each sequence once, and every entry
-//!   was appended behind the one that precedes it. If not, it starts again from its commit point.
+//!   was appended behind the one that precedes it. Both ends see to that: entries are sent only if
+//!   the one before them is still in the log when they are read, and are appended only behind that
+//!   very one, in epochs that never fall. If its last entry is another, it starts again from its
+//!   commit point.
 //! * Catching up is by committed entries alone, one piece at a time, while writes go on; the
 //!   uncommitted rest follows last, and while that is on its way new writes wait
 //!   (Spinnaker §6.1, S15). The wait is bounded by [`BLOCK_MAX`] and measured.
@@ -62,7 +65,7 @@ use std::time::Duration;
 use trireme_types::{Epoch, Lsn};
 
 pub(crate) use self::follower::{Follower, Stage};
-pub(crate) use self::journal::{Journal, Taken};
+pub(crate) use self::journal::{Journal, Offer, Taken};
 pub(crate) use self::leading::Leading;
 pub(crate) use self::support::Support;
 
