@@ -15,6 +15,7 @@
 
 mod faults;
 mod random;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
