@@ -35,7 +35,7 @@ impl Following {
             Some(_) if self.heard.is_none() => {
                 Err("it follows a leader of whom it never heard".into())
             }
-            None if self.is_streaming => Err("nobody streams a log to it".into()),
+            None if self.is_streaming => Err("it is sent a log, and follows no leader".into()),
             _ => Ok(()),
         }
     }

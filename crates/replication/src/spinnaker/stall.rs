@@ -63,8 +63,8 @@ impl Waiting {
 }
 
 impl Stall {
-    /// Returns when what waits has waited for `limit`; what has been found to be nobody's fault here
-    /// is looked at again then.
+    /// Returns when what waits has waited for `limit`; what is overdue and not the leader's
+    /// fault is examined again whenever something happens.
     pub(super) fn due(&self, limit: Duration, now: Moment) -> Option<Moment> {
         let waiting = [&self.committed, &self.applied, &self.durable];
         let due = waiting.into_iter().filter_map(|waiting| waiting.since).map(|at| at + limit);
@@ -118,7 +118,7 @@ impl Spinnaker {
         let (now, needed) = (self.now, self.followers_needed());
         let limit = self.options.timing.grace;
         let Part::Leader(leader) = &self.part else { return None };
-        // A leader without followers has nobody who could do better.
+        // Without followers there is no replica that could do better.
         if needed == 0 {
             return None;
         }

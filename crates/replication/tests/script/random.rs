@@ -37,7 +37,7 @@ pub(crate) trait Trial: Subject {
         None
     }
 
-    /// Says whether the rest of this cluster must serve in spite of a fault of one node, its leader
+    /// Returns true if the rest of this cluster must serve in spite of a fault of one node, its leader
     /// or another, that lasts.
     fn bears(_nodes: u64, _fault: Lasting, _is_leaders: bool) -> bool {
         true
@@ -124,7 +124,7 @@ struct Plan {
     nodes: u64,
     options: Vec<(String, String)>,
     steps: Vec<Step>,
-    /// A fault of a node, or of whoever leads, that lasts while the rest must serve.
+    /// A fault of a node, or of the leader, that lasts while the rest must serve.
     lasting: Option<(Lasting, Option<u64>)>,
 }
 

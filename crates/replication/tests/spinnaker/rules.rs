@@ -1,4 +1,4 @@
-//! Rules of one Spinnaker replica, told event by event: what it must not do at a moment that whole
+//! Rules of one Spinnaker replica, driven event by event: what it must not do at a moment that whole
 //! clusters rarely come to.
 
 use std::collections::BTreeMap;
@@ -239,7 +239,7 @@ fn entries_of_a_log_that_changed_while_it_was_read_are_not_taken() {
     assert!(!replica.acknowledges() && !replica.appends(), "3.4 is of a later epoch");
 }
 
-/// [SPIN-11] [SPIN-20] That others stand already frees nobody.
+/// [SPIN-11] [SPIN-20] That others stand already ends no promise.
 #[test]
 fn a_promise_binds_though_another_stands() {
     let mut replica = Replica::start(&lsns(1, 1..=1), 1, false);
@@ -300,7 +300,7 @@ fn a_late_view_is_ignored() {
 
 /// [SPIN-12] What a leader sent before it resigned, and another lane brings later, is not followed.
 #[test]
-fn nobody_follows_a_leader_that_has_resigned() {
+fn a_leader_that_has_resigned_is_not_followed() {
     let mut replica = Replica::start(&lsns(1, 1..=1), 1, false);
     replica.view(2, Some(N2), &[]).propose(N2, 2, Lsn::new(1, 1), &lsns(2, 2..=2)).force();
     replica.hear(N2, SpinnakerMessage::Resign { epoch: 2, successor: None });
@@ -395,13 +395,13 @@ fn a_welcome_with_what_a_learner_lacks_changes_nothing() {
     assert!(!is_learner(&replica));
 }
 
-/// [SPIN-44] A learner follows nobody before it knows the coordinator's epoch, and is bound by what
+/// [SPIN-44] A learner follows no leader before it knows the coordinator's epoch, and is bound by what
 /// it still stands for.
 #[test]
 fn a_learner_goes_by_the_coordinators_word() {
     let mut replica = Replica::start(&[], 0, true);
     replica.beacon(N2, 1);
-    assert_eq!(replica.messages().count(), 0, "it follows nobody yet");
+    assert_eq!(replica.messages().count(), 0, "it follows no leader yet");
     replica.view(1, None, &[(N1, Lsn::new(1, 4))]);
     replica.beacon(N2, 1);
     let refuses = |(m, _): (&SpinnakerMessage, _)| *m == SpinnakerMessage::Refuse { epoch: 2 };

@@ -21,7 +21,7 @@ pub(super) enum Move {
         to: u64,
         lane: Way,
     },
-    /// A node, or whoever leads, reads nothing of its log for others, or goes on.
+    /// A node, or the leader, reads nothing of its log for others, or goes on.
     Sender(Option<u64>, bool),
     /// A table neither applies nor installs, or goes on.
     Table(Option<u64>, bool),
@@ -65,9 +65,9 @@ pub(crate) enum Lasting {
     Pause,
     /// Nothing reaches it, or reaches others from it.
     Partition,
-    /// It hears nobody, by all lanes or by the data lane.
+    /// It hears no other node, by all lanes or by the data lane.
     Deaf(Option<Way>),
-    /// Nobody hears it, by all lanes or by the data lane.
+    /// No other node hears it, by all lanes or by the data lane.
     Mute(Option<Way>),
     Disk,
     Table,
