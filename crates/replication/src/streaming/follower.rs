@@ -38,6 +38,8 @@ pub(crate) struct Follower {
     pub(crate) supported: Option<Moment>,
     /// When the newest message left whose acknowledgement gives support.
     pub(crate) asked: Option<Moment>,
+    /// When the newest beacon left.
+    beaconed: Option<Moment>,
     /// When its acknowledgement is overdue.
     pub(crate) probe_at: Option<Moment>,
     /// When it last acknowledged more than before, or owed nothing: a disk that hangs shows here
@@ -64,6 +66,7 @@ impl Follower {
             counts,
             supported: None,
             asked: None,
+            beaconed: None,
             probe_at: None,
             progressed: Moment::START,
             heard_data: Moment::START,
@@ -110,6 +113,19 @@ impl Follower {
         if sent <= now {
             self.supported = self.supported.max(Some(sent));
         }
+    }
+
+    /// Returns when a beacon is due: when nothing was sent for an interval, or what was sent has brought
+    /// no support for two, as where acknowledgements wait for a slow disk. Beacons do not wait.
+    pub(crate) fn beacon_at(&self, interval: Duration) -> Moment {
+        let after = |moment: Option<Moment>, time| moment.map_or(Moment::START, |at| at + time);
+        let unsupported = after(self.supported, 2 * interval).max(after(self.beaconed, interval));
+        after(self.asked, interval).min(unsupported)
+    }
+
+    /// Records that a beacon was sent.
+    pub(crate) const fn sent_beacon(&mut self, now: Moment) {
+        (self.asked, self.beaconed) = (Some(now), Some(now));
     }
 
     /// Records that the follower said something on the data lane, or why it does not.

@@ -309,13 +309,14 @@ impl Leading {
         }
     }
 
-    /// Sends a beacon to everybody who was sent nothing for a beacon interval (M40).
+    /// Sends a beacon to every follower that was sent nothing for a beacon interval (M40), or whose
+    /// support what was sent does not bring.
     fn send_beacons<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
         let beacon = Beacon { epoch: self.epoch, committed: self.told, sent: now };
         let interval = self.timing.beacon_interval;
         for (&to, follower) in &mut self.followers {
-            if follower.asked.is_none_or(|asked| asked + interval <= now) {
-                follower.asked = Some(now);
+            if follower.beacon_at(interval) <= now {
+                follower.sent_beacon(now);
                 self.measures.beacons += 1;
                 journal.signal(to, C::beacon_message(beacon));
             }
@@ -326,8 +327,7 @@ impl Leading {
     pub(crate) fn next_timeout<C: Streams>(&self, journal: &Journal<C>) -> Option<Moment> {
         let interval = self.timing.beacon_interval;
         let of_followers = self.followers.values().flat_map(|follower| {
-            let beacon = follower.asked.map_or(Moment::START, |asked| asked + interval);
-            [Some(beacon), follower.probe_at].into_iter().flatten()
+            [Some(follower.beacon_at(interval)), follower.probe_at].into_iter().flatten()
         });
         let tell = (journal.committed() > self.told).then(|| self.tell_at());
         let block = self.block.as_ref().map(Block::until);

@@ -48,7 +48,8 @@
 //! thereby supports the leader: for the grace, counted from when it received the message, it helps
 //! no other to lead. The leader counts its lease from the time in the message, which is earlier, so
 //! it stops before its followers are free, however late it or they look at their clocks (S5, P1).
-//! A leader that has sent nothing for a beacon interval sends a beacon.
+//! A leader that has sent nothing for a beacon interval sends a beacon, and so does one whose data is
+//! not acknowledged: an acknowledgement may wait for a slow disk, the answer to a beacon does not.
 //!
 //! No clock, no I/O, no order by chance in here: it is part of the cores.
 

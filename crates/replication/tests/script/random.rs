@@ -447,17 +447,19 @@ pub(crate) fn try_seeds<S: Trial>() {
         }
     };
     let goes_on = std::env::var("GO_ON").is_ok();
+    let mut failed = Vec::new();
     for seed in seeds {
         let plan = Plan::new::<S>(seed, fault.as_deref());
         if let Some((text, _)) = plan.fails::<S>() {
             if goes_on {
-                eprintln!("SEED={seed} fails: {text}");
+                failed.push(format!("SEED={seed} fails: {text}"));
                 continue;
             }
             let shortest = plan.shrink::<S>(&text);
             panic!("SEED={seed}: {text}\nin the shortest such script: {shortest}");
         }
     }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 fn number(variable: &str) -> Option<u64> {
