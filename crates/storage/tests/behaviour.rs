@@ -240,6 +240,28 @@ fn reads_stop_at_their_bounds_from_memory_and_from_disk() {
 }
 
 #[test]
+fn entries_are_read_behind_the_very_one_that_was_named() {
+    let fs = MemFs::new();
+    let log = open_stepped(&fs, small()).unwrap();
+    step(&log, 1, append(1..=6, 3));
+    let cohort = log.cohort(CohortId(1));
+    let seqs = |previous, end| {
+        let entries = cohort.read_after(previous, end, usize::MAX).unwrap();
+        entries.map(|entries| entries.iter().map(|entry| entry.lsn.seq).collect::<Vec<_>>())
+    };
+    assert_eq!(seqs(Lsn::new(1, 3), 6), Some(vec![4, 5]));
+    assert_eq!(seqs(Lsn::ZERO, 3), Some(vec![1, 2]));
+    assert_eq!(seqs(Lsn::new(1, 6), 9), None, "nothing follows");
+    step(&log, 1, LogWrite::TruncateAfter { seq: 2 });
+    step(&log, 1, LogWrite::Append(vec![entry(2, 3, "a"), entry(2, 4, "b"), entry(2, 5, "c")]));
+    assert_eq!(seqs(Lsn::new(1, 3), 6), None, "another entry is there now");
+    assert_eq!(seqs(Lsn::new(2, 3), 6), Some(vec![4, 5]));
+    step(&log, 1, LogWrite::Purge { upto: Lsn::new(2, 3) });
+    assert_eq!(seqs(Lsn::new(2, 3), 6), Some(vec![4, 5]), "the purged point is known");
+    assert_eq!(seqs(Lsn::new(1, 2), 6), None);
+}
+
+#[test]
 fn recent_entries_are_read_from_memory() {
     let fs = MemFs::new();
     let log = open_stepped(&fs, small()).unwrap();

@@ -148,6 +148,8 @@ impl<C: Core> Task<C> {
         if self.core.next_timeout().is_some_and(|due| due <= now) {
             self.handle(now, Event::Timeout);
         }
+        let broken = |rule| End::Failed(format!("a rule of the protocol is broken: {rule}"));
+        self.core.validate().map_err(broken)?;
         self.perform_drained(effects).await?;
         self.order_apply();
         self.sender.reap();
@@ -189,6 +191,9 @@ impl<C: Core> Task<C> {
                     self.state.committed = self.state.committed.max(upto.seq);
                     self.state.callers.passed(upto.seq);
                     self.handle(now, Event::SnapshotInstalled { ticket, upto });
+                }
+                Progress::Outdated { ticket } => {
+                    self.handle(now, Event::SnapshotOutdated { ticket });
                 }
                 Progress::Failed(reason) => return Err(End::Failed(reason)),
             }
@@ -310,7 +315,9 @@ impl<C: Core> Task<C> {
         match effect {
             Effect::Persist(_) => unreachable!("writes are submitted in their order"),
             Effect::Send { to, lane, message, .. } => self.sender.send(to, lane, &message),
-            Effect::SendLog { to, seqs, context, .. } => self.sender.send_log(to, seqs, context),
+            Effect::SendLog { to, previous, seqs, context, .. } => {
+                self.sender.send_log(to, previous, seqs, context);
+            }
             Effect::SendSnapshot { to, message, .. } => self.sender.send_snapshot(to, &message),
             Effect::InstallSnapshot { ticket } => self.install(ticket)?,
             Effect::Commit { upto } => self.commit(upto)?,

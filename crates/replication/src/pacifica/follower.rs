@@ -3,8 +3,8 @@
 use trireme_types::{Entry, Epoch, Lsn, NodeId};
 
 use super::{Pacifica, PacificaMessage, Part};
-use crate::core::{Effect, Moment, Reply, Ticket, When};
-use crate::streaming::{Beacon, Preceding, Taken};
+use crate::core::{Moment, Reply, Ticket, When};
+use crate::streaming::{Beacon, Offer, Preceding, Taken};
 
 /// What a secondary or a candidate knows of its primary.
 #[derive(Debug, Default)]
@@ -175,15 +175,22 @@ impl Pacifica {
             self.journal.reply(ticket, Reply::Message(refuse), When::Now);
         } else if upto.seq > self.journal.committed().seq && is_following {
             //= PAC-42
-            self.journal.push(Effect::InstallSnapshot { ticket });
+            if self.journal.offer_snapshot(ticket, upto) == Offer::Old {
+                self.answer_snapshot(ticket);
+            }
         } else {
             self.answer_snapshot(ticket);
         }
     }
 
     pub(super) fn on_installed(&mut self, ticket: Ticket, upto: Lsn) {
-        self.journal.installed(upto);
-        self.answer_snapshot(ticket);
+        let answered = self.journal.installed(ticket, upto);
+        answered.into_iter().for_each(|ticket| self.answer_snapshot(ticket));
+    }
+
+    pub(super) fn on_outdated(&mut self, ticket: Ticket) {
+        let answered = self.journal.outdated(ticket);
+        answered.into_iter().for_each(|ticket| self.answer_snapshot(ticket));
     }
 
     fn answer_snapshot(&mut self, ticket: Ticket) {

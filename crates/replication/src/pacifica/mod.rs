@@ -260,6 +260,7 @@ impl Core for Pacifica {
                 self.on_snapshot(ticket, message, upto);
             }
             Event::SnapshotInstalled { ticket, upto } => self.on_installed(ticket, upto),
+            Event::SnapshotOutdated { ticket } => self.on_outdated(ticket),
             Event::Coordination(Newest(config)) => self.on_config(config),
             Event::PeerAlive { node } => self.on_peer_alive(node),
             // Only silence counts, at either side: it is what leases are made of (§2.3).

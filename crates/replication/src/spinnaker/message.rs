@@ -38,6 +38,9 @@ pub enum SpinnakerMessage {
         supports: Option<Moment>,
         /// Whether the follower counts in no majority.
         is_learner: bool,
+        /// Whether something waits for the follower's disk: what it does not acknowledge then says
+        /// nothing about the way between the two.
+        awaits_disk: bool,
     },
     /// Follower to leader: this is where I stand; send what I lack.
     Join {
@@ -90,9 +93,9 @@ impl Message for SpinnakerMessage {
                 Writer::new(2).number(*epoch).lsn(*upto).supports(*supports).finish()
             }
             Self::Beacon(beacon) => Writer::new(3).beacon(beacon).finish(),
-            Self::BeaconAck { epoch, supports, is_learner } => {
-                let writer = Writer::new(4).number(*epoch).flag(*is_learner);
-                writer.supports(*supports).finish()
+            Self::BeaconAck { epoch, supports, is_learner, awaits_disk } => {
+                let bits = u8::from(*is_learner) | u8::from(*awaits_disk) << 1;
+                Writer::new(4).number(*epoch).byte(bits).supports(*supports).finish()
             }
             Self::Join { epoch, position } => {
                 Writer::new(5).number(*epoch).position(position).finish()
@@ -121,8 +124,9 @@ impl Message for SpinnakerMessage {
             }
             3 => Self::Beacon(reader.beacon()?),
             4 => {
-                let (epoch, is_learner) = (reader.number()?, reader.flag()?);
-                Self::BeaconAck { epoch, is_learner, supports: reader.supports()? }
+                let (epoch, bits) = (reader.number()?, reader.byte()?);
+                let (is_learner, awaits_disk) = (bits & 1 != 0, bits & 2 != 0);
+                Self::BeaconAck { epoch, is_learner, awaits_disk, supports: reader.supports()? }
             }
             5 => Self::Join { epoch: reader.number()?, position: reader.position()? },
             6 => Self::Welcome { epoch: reader.number()?, upto: reader.lsn()? },
@@ -152,9 +156,10 @@ impl fmt::Display for SpinnakerMessage {
             Self::Beacon(Beacon { epoch, committed, .. }) => {
                 write!(f, "beacon committed={committed} e{epoch}")
             }
-            Self::BeaconAck { epoch, supports, is_learner } => {
+            Self::BeaconAck { epoch, supports, is_learner, awaits_disk } => {
                 let learner = if *is_learner { " learner" } else { "" };
-                write!(f, "beacon ack e{epoch}{learner}{}", without_support(*supports))
+                let disk = if *awaits_disk { " awaits disk" } else { "" };
+                write!(f, "beacon ack e{epoch}{learner}{disk}{}", without_support(*supports))
             }
             Self::Join { epoch, position } => {
                 let Position { committed, last, is_learner } = position;
@@ -202,7 +207,12 @@ mod tests {
             SpinnakerMessage::Ack { epoch, upto: previous, supports: Some(sent) },
             SpinnakerMessage::Ack { epoch, upto: previous, supports: None },
             SpinnakerMessage::Beacon(Beacon { epoch, committed, sent }),
-            SpinnakerMessage::BeaconAck { epoch, supports: Some(sent), is_learner: true },
+            SpinnakerMessage::BeaconAck {
+                epoch,
+                supports: Some(sent),
+                is_learner: true,
+                awaits_disk: true,
+            },
             SpinnakerMessage::Join { epoch, position },
             SpinnakerMessage::Welcome { epoch, upto: previous },
             SpinnakerMessage::Refuse { epoch },

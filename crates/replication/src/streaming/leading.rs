@@ -154,8 +154,11 @@ impl Leading {
         upto: Lsn,
     ) {
         let Some(follower) = self.followers.get_mut(&from) else { return };
-        // What the log does not hold was never sent in this epoch.
-        if !journal.log().holds(upto) && upto.seq > journal.committed().seq {
+        // What the log does not hold was never sent in this epoch. What was not sent since the follower
+        // said where it stands is an acknowledgement from before that, perhaps of a disk that it has
+        // lost since: it is sent again.
+        let is_held = journal.log().holds(upto) || upto.seq <= journal.committed().seq;
+        if !is_held || upto.seq >= follower.next {
             return;
         }
         if upto.seq > follower.acked.seq && follower.stage != Stage::Unheard {
@@ -172,6 +175,36 @@ impl Leading {
         if let Some(follower) = self.followers.get_mut(&from) {
             follower.support(sent, now);
         }
+    }
+
+    /// Records that a follower said something on the data lane, or why it does not.
+    pub(crate) fn heard_data(&mut self, from: NodeId, now: Moment) {
+        if let Some(follower) = self.followers.get_mut(&from) {
+            follower.heard_data(now);
+        }
+    }
+
+    /// Checks what must hold of a leader with this log.
+    pub(crate) fn validate<C: Streams>(
+        &self,
+        journal: &Journal<C>,
+        now: Moment,
+    ) -> Result<(), String> {
+        let last = journal.last();
+        if last.epoch > self.epoch {
+            return Err(format!("it leads epoch {}, and its log ends with {last}", self.epoch));
+        }
+        if self.told > journal.committed() {
+            let committed = journal.committed();
+            return Err(format!("{committed} is committed, and {} was advertised", self.told));
+        }
+        if self.waiting.back().is_some_and(|(lsn, _)| *lsn > last) {
+            return Err(format!("a caller waits for an entry behind {last}"));
+        }
+        for (node, follower) in &self.followers {
+            follower.validate(last.seq, now).map_err(|rule| format!("follower {node}: {rule}"))?;
+        }
+        Ok(())
     }
 
     /// Commits up to `seq`: whoever waits for an entry is answered once it is applied (SPIN-6).
@@ -276,13 +309,14 @@ impl Leading {
         }
     }
 
-    /// Sends a beacon to everybody who was sent nothing for a beacon interval (M40).
+    /// Sends a beacon to every follower that was sent nothing for a beacon interval (M40), or whose
+    /// support what was sent does not bring.
     fn send_beacons<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
         let beacon = Beacon { epoch: self.epoch, committed: self.told, sent: now };
         let interval = self.timing.beacon_interval;
         for (&to, follower) in &mut self.followers {
-            if follower.asked.is_none_or(|asked| asked + interval <= now) {
-                follower.asked = Some(now);
+            if follower.beacon_at(interval) <= now {
+                follower.sent_beacon(now);
                 self.measures.beacons += 1;
                 journal.signal(to, C::beacon_message(beacon));
             }
@@ -293,8 +327,7 @@ impl Leading {
     pub(crate) fn next_timeout<C: Streams>(&self, journal: &Journal<C>) -> Option<Moment> {
         let interval = self.timing.beacon_interval;
         let of_followers = self.followers.values().flat_map(|follower| {
-            let beacon = follower.asked.map_or(Moment::START, |asked| asked + interval);
-            [Some(beacon), follower.probe_at].into_iter().flatten()
+            [Some(follower.beacon_at(interval)), follower.probe_at].into_iter().flatten()
         });
         let tell = (journal.committed() > self.told).then(|| self.tell_at());
         let block = self.block.as_ref().map(Block::until);

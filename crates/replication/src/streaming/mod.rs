@@ -23,7 +23,10 @@
 //! * A follower says where it stands when it first hears of an epoch, and whenever it lacks what
 //!   comes before a proposal. If its last entry is in the leader's log, its whole log is the
 //!   leader's up to there: an epoch has one leader, who gives each sequence once, and every entry
-//!   was appended behind the one that precedes it. If not, it starts again from its commit point.
+//!   was appended behind the one that precedes it. Both ends see to that: entries are sent only if
+//!   the one before them is still in the log when they are read, and are appended only behind that
+//!   very one, in epochs that never fall. If its last entry is another, it starts again from its
+//!   commit point.
 //! * Catching up is by committed entries alone, one piece at a time, while writes go on; the
 //!   uncommitted rest follows last, and while that is on its way new writes wait
 //!   (Spinnaker §6.1, S15). The wait is bounded by [`BLOCK_MAX`] and measured.
@@ -45,7 +48,8 @@
 //! thereby supports the leader: for the grace, counted from when it received the message, it helps
 //! no other to lead. The leader counts its lease from the time in the message, which is earlier, so
 //! it stops before its followers are free, however late it or they look at their clocks (S5, P1).
-//! A leader that has sent nothing for a beacon interval sends a beacon.
+//! A leader that has sent nothing for a beacon interval sends a beacon, and so does one whose data is
+//! not acknowledged: an acknowledgement may wait for a slow disk, the answer to a beacon does not.
 //!
 //! No clock, no I/O, no order by chance in here: it is part of the cores.
 
@@ -62,7 +66,7 @@ use std::time::Duration;
 use trireme_types::{Epoch, Lsn};
 
 pub(crate) use self::follower::{Follower, Stage};
-pub(crate) use self::journal::{Journal, Taken};
+pub(crate) use self::journal::{Journal, Offer, Taken};
 pub(crate) use self::leading::Leading;
 pub(crate) use self::support::Support;
 

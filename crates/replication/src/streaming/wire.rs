@@ -53,6 +53,11 @@ impl Writer {
         self
     }
 
+    pub(crate) fn byte(mut self, byte: u8) -> Self {
+        self.0.put_u8(byte);
+        self
+    }
+
     pub(crate) fn flag(mut self, flag: bool) -> Self {
         self.0.put_u8(u8::from(flag));
         self

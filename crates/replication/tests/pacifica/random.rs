@@ -5,7 +5,10 @@ use trireme_replication::pacifica::Pacifica;
 use trireme_types::NodeId;
 
 use crate::script::Runner;
-use crate::script::random::{Numbers, Trial, notices, run_script_from_elsewhere, try_seeds};
+use crate::script::Way;
+use crate::script::random::{
+    Lasting, Numbers, Trial, notices, run_script_from_elsewhere, try_seeds,
+};
 
 impl Trial for Pacifica {
     /// Two, three or four replicas; in half of all runs one more node is free.
@@ -13,6 +16,16 @@ impl Trial for Pacifica {
         let replicas = [3, 3, 3, 2, 4][usize::try_from(numbers.below(5)).expect("a small number")];
         let free = numbers.below(2);
         (replicas + free, vec![("replicas".into(), replicas.to_string())])
+    }
+
+    /// A primary whose disk, table or data lane hangs stays one as long as its beacons are answered.
+    fn bears(_nodes: u64, fault: Lasting, _is_leaders: bool) -> bool {
+        let hangs = [Lasting::Disk, Lasting::Table];
+        let hangs_by_data = |way: Option<Way>| way == Some(Way::Data);
+        match fault {
+            Lasting::Deaf(way) | Lasting::Mute(way) => !hangs_by_data(way),
+            other => !hangs.contains(&other),
+        }
     }
 
     fn trouble(_node: u64) -> String {

@@ -74,6 +74,10 @@ impl PrimaryBackup {
         self.answer_snapshot(ticket);
     }
 
+    pub(super) fn on_outdated(&mut self, ticket: Ticket) {
+        self.answer_snapshot(ticket);
+    }
+
     fn answer_snapshot(&mut self, ticket: Ticket) {
         let ack = PbMessage::Ack { epoch: self.epoch, upto: self.committed };
         let when = self.when_durable();

@@ -184,6 +184,7 @@ impl Core for PrimaryBackup {
             Event::SnapshotInstalled { ticket, upto } => self.on_installed(ticket, upto),
             Event::PeerAlive { node } => self.on_peer_alive(node),
             Event::Timeout => self.on_timeout(now),
+            Event::SnapshotOutdated { ticket } => self.on_outdated(ticket),
             Event::Applied { .. } | Event::PeerLost { .. } => {}
             Event::Coordination(never) => match never {},
         }

@@ -35,6 +35,14 @@ impl LogImage {
         self.entries.values().next_back().map_or(self.purged, |entry| entry.lsn)
     }
 
+    /// Returns the address of the entry there, or of the last one that was given up.
+    pub(crate) fn lsn_at(&self, seq: u64) -> Option<Lsn> {
+        if seq == self.purged.seq {
+            return Some(self.purged);
+        }
+        self.entries.get(&seq).map(|entry| entry.lsn)
+    }
+
     fn write(&mut self, write: &LogWrite) {
         match write {
             LogWrite::Append(entries) => {

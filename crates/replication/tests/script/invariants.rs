@@ -41,6 +41,9 @@ pub(crate) const ONE_READER: &str = "one replica may read at a time";
 /// Two logs that hold the same entry hold the same before it, and an address names one entry.
 pub(crate) const LOGS_MATCH: &str = "logs that share an entry share what precedes it";
 
+/// A core keeps its own rules between any two events.
+pub(crate) const CORE_IS_VALID: &str = "a core keeps its own rules";
+
 /// Every caller is answered once.
 pub(crate) const ANSWERED_ONCE: &str = "every caller is answered once";
 

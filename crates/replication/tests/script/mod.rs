@@ -40,6 +40,7 @@ use trireme_replication::core::{Core, Recovered};
 use trireme_types::{NodeId, Timing};
 
 pub(crate) use self::command::Command;
+pub(crate) use self::network::Way;
 pub(crate) use self::runner::Runner;
 
 /// A protocol that scripts can run.

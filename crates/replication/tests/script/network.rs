@@ -1,6 +1,7 @@
 //! What is between the nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
@@ -39,6 +40,16 @@ impl FromStr for Way {
             "own" => Ok(Self::Own),
             other => Err(format!("no lane is called {other}")),
         }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Data => "data",
+            Self::Heartbeat => "heartbeat",
+            Self::Own => "own",
+        })
     }
 }
 

@@ -85,6 +85,7 @@ pub(crate) struct Live<S: Subject> {
 /// A piece of the log that is to be sent.
 pub(crate) struct Piece<S: Subject> {
     pub(crate) to: NodeId,
+    pub(crate) previous: Lsn,
     pub(crate) seqs: Range<u64>,
     pub(crate) context: S::Context,
 }
@@ -286,7 +287,10 @@ impl<S: Subject> Node<S> {
             panic!("{}: no snapshot was offered under {ticket}", self.id);
         };
         let upto = table.applied;
-        assert!(upto > self.table.applied, "{}: the snapshot at {upto} is old", self.id);
+        if upto <= self.table.applied {
+            live.events.push_back(Event::SnapshotOutdated { ticket });
+            return;
+        }
         (self.table, self.flushed) = (table.clone(), table.clone());
         live.committed = live.committed.max(upto);
         live.events.push_back(Event::SnapshotInstalled { ticket, upto });

@@ -6,8 +6,8 @@
 //! coordinator cut 1             loses what node 1 asks, and tells it nothing
 //! coordinator heal 1            ends that
 //! coordinator lag 1             keeps from node 1 what is new
-//! coordinator tell 1            tells node 1 the oldest of what was kept from it
-//! coordinator unlag 1           tells node 1 all of it, in order, and keeps nothing more
+//! coordinator tell 1            gives node 1 the oldest of what was kept from it
+//! coordinator unlag 1           gives node 1 all of it, in order, and keeps nothing more
 //! coordinator expire 1          ends the session of node 1, and with it what is bound to it
 //! ```
 //!
@@ -15,6 +15,7 @@
 
 mod faults;
 mod random;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -159,10 +159,29 @@ impl CohortLog {
     /// `max_bytes` of them otherwise. Recent entries come from memory, others from disk, where each
     /// is checked against its checksum.
     pub fn read(&self, seqs: Range<u64>, max_bytes: usize) -> Result<Vec<Entry>, LogError> {
-        let wanted = self.find(seqs, max_bytes);
+        let wanted = self.find(seqs, max_bytes, None);
         let (entries, disk_bytes) = read::resolve(self.cohort.id, wanted)?;
         self.handle.core.counters.disk_read_bytes.fetch_add(disk_bytes, Ordering::Relaxed);
         Ok(entries)
+    }
+
+    /// Returns entries as [`CohortLog::read`] does, from the one behind `previous` up to `end`, which is
+    /// not included; `None` if the log does not hold `previous` there, or no entry behind it. Both are
+    /// looked up at one moment, so that entries which took others' places are not taken for those that
+    /// followed `previous`.
+    pub fn read_after(
+        &self,
+        previous: Lsn,
+        end: u64,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<Entry>>, LogError> {
+        let wanted = self.find(previous.seq + 1..end, max_bytes, Some(previous));
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let (entries, disk_bytes) = read::resolve(self.cohort.id, wanted)?;
+        self.handle.core.counters.disk_read_bytes.fetch_add(disk_bytes, Ordering::Relaxed);
+        Ok(Some(entries))
     }
 
     /// Returns the address of the entry at `seq`, or of the purged point if it is there.
@@ -264,9 +283,13 @@ impl CohortLog {
     }
 
     /// Finds the entries to read. It takes hold of the segments that it names while the index still
-    /// does: the writer lets go of a segment only after the index has.
-    fn find(&self, seqs: Range<u64>, max_bytes: usize) -> Vec<Wanted> {
+    /// does: the writer lets go of a segment only after the index has. It finds none unless the log
+    /// holds `previous`, if one is named.
+    fn find(&self, seqs: Range<u64>, max_bytes: usize, previous: Option<Lsn>) -> Vec<Wanted> {
         let index = self.cohort.index.lock();
+        if previous.is_some_and(|previous| index.lsn_at(previous.seq) != Some(previous)) {
+            return Vec::new();
+        }
         let segments = self.handle.core.segments.read();
         let first = seqs.start.max(index.bounds().purged.seq.saturating_add(1));
         let mut wanted = Vec::new();

@@ -8,7 +8,7 @@ use trireme_replication::core::{Effect, Event, Message, Reply, Ticket};
 use trireme_replication::{ErrorClass, Role};
 use trireme_types::{Lsn, NodeId};
 
-use super::super::invariants::{LOGS_MATCH, POINTERS_ARE_ORDERED};
+use super::super::invariants::{CORE_IS_VALID, LOGS_MATCH, POINTERS_ARE_ORDERED};
 use super::super::network::{Content, Envelope, Way};
 use super::super::node::{Answer, Asked, Live, Node, Piece, SEND_LOG_ENTRIES_MAX};
 use super::super::{ScriptCoordinator, Subject, format};
@@ -123,9 +123,9 @@ impl<S: Subject> Runner<S> {
                 let content = Content::Message(message.encode());
                 self.send_by(lane.into(), id, to, content, message.to_string(), verb);
             }
-            Effect::SendLog { to, seqs, context, .. } => {
+            Effect::SendLog { to, previous, seqs, context, .. } => {
                 self.print_effect(id, &text);
-                let piece = Piece { to, seqs, context };
+                let piece = Piece { to, previous, seqs, context };
                 match &mut self.live_or_dead(id).live {
                     Some(Live { unsent: Some(unsent), .. }) => unsent.push(piece),
                     _ => self.send_log(id, piece, verb),
@@ -168,8 +168,11 @@ impl<S: Subject> Runner<S> {
     }
 
     pub(super) fn send_log(&mut self, id: NodeId, piece: Piece<S>, verb: &str) {
-        let Piece { to, seqs, context } = piece;
-        let entries = self.nodes[&id].disk.read(seqs.clone(), SEND_LOG_ENTRIES_MAX);
+        let Piece { to, previous, seqs, context } = piece;
+        let disk = &self.nodes[&id].disk;
+        let is_preceded = disk.memory.lsn_at(previous.seq) == Some(previous);
+        let entries_max = if is_preceded { SEND_LOG_ENTRIES_MAX } else { 0 };
+        let entries = disk.read(seqs.clone(), entries_max);
         let next = seqs.start + entries.len() as u64;
         if !entries.is_empty() {
             let message = S::entries_message(context, entries);
@@ -259,6 +262,10 @@ impl<S: Subject> Runner<S> {
             return;
         }
         self.check_logs(id);
+        let core = self.nodes[&id].live.as_ref().map(|live| &live.core);
+        if let Some(Err(rule)) = core.map(S::validate) {
+            panic!("{CORE_IS_VALID}: {id}: {rule}");
+        }
         let is_ordered = status.applied.seq <= status.committed.seq
             && status.committed.seq <= status.last.seq
             && status.last == self.nodes[&id].disk.memory.last();
