@@ -15,6 +15,7 @@
 //! started as replicas that may join.
 
 mod faults;
+mod identity;
 mod load;
 mod random;
 
@@ -22,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use trireme_replication::core::Recovered;
 use trireme_replication::pacifica::{Newest, Pacifica, PacificaFaults, PacificaOptions, Proposal};
-use trireme_types::{CohortConfig, CohortId, NodeId, Protocol};
+use trireme_types::{CohortConfig, CohortId, Incarnation, NodeId, Protocol};
 
 use super::script::{Cluster, ScriptCoordinator, Subject, Told};
 
@@ -35,6 +36,7 @@ impl Subject for Pacifica {
             timing: cluster.timing(),
             rejoins,
             min_replicas_for_write: least.unwrap_or(1),
+            incarnation: Incarnation(cluster.starts),
             faults: faults(cluster.options.get("fault").map(String::as_str)),
         };
         Self::new(&recovered, options).expect("the options make sense")
@@ -51,7 +53,7 @@ fn faults(name: Option<&str>) -> PacificaFaults {
         Some("P5") => faults.takes_old_versions = true,
         Some("P6") => faults.adds_without_waiting = true,
         Some("P7") => faults.resumes_its_version = true,
-        Some("P8") => faults.keeps_its_tail = true,
+        Some("P8") => faults.drops_its_tail = true,
         Some("P9") => faults.serves_before_reconciling = true,
         Some(other) => panic!("no fault is called {other}"),
     }
@@ -83,6 +85,7 @@ impl ScriptCoordinator<Pacifica> for Manager {
             protocol: Protocol::Pacifica,
             replicas: cluster.nodes[..replicas].to_vec(),
             replicas_wanted: replicas,
+            incarnations: [].into(),
         };
         *self = Self { nodes: cluster.nodes.clone(), config: Some(config), ..Self::default() };
     }
