@@ -456,7 +456,7 @@ impl Pacifica {
             //= PAC-38
             tracing::info!(%node, "the candidate does not answer, or makes no progress");
             primary.forget(now, &mut self.journal, node);
-            primary.note_removal(now, node);
+            primary.note_end_of_candidacy(now, node);
         }
     }
 
@@ -487,6 +487,13 @@ impl Primary {
         self.leading.forget(now, journal, node);
         self.incarnations.remove(&node);
         self.counted.remove(&node);
+    }
+
+    /// Keeps out a candidate that came to nothing, so that another has its turn. Since it
+    /// held up no write, it is not kept out for longer the next time.
+    fn note_end_of_candidacy(&mut self, now: Moment, node: NodeId) {
+        let removal = self.removals.entry(node).or_insert(Removal { at: now, times: 1 });
+        removal.at = now;
     }
 
     fn note_removal(&mut self, now: Moment, node: NodeId) {

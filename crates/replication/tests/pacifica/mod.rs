@@ -64,6 +64,8 @@ fn faults(name: Option<&str>) -> PacificaFaults {
 #[derive(Debug, Default)]
 pub(crate) struct Manager {
     nodes: Vec<NodeId>,
+    /// How many replicas the cluster was asked for with, whatever the configuration says since.
+    wanted: usize,
     config: Option<CohortConfig>,
     asked: Vec<(NodeId, Proposal)>,
     /// The nodes that it hears nothing from.
@@ -87,7 +89,8 @@ impl ScriptCoordinator<Pacifica> for Manager {
             replicas_wanted: replicas,
             incarnations: [].into(),
         };
-        *self = Self { nodes: cluster.nodes.clone(), config: Some(config), ..Self::default() };
+        let (nodes, wanted) = (cluster.nodes.clone(), replicas);
+        *self = Self { nodes, wanted, config: Some(config), ..Self::default() };
     }
 
     fn started(&mut self, node: NodeId) {
@@ -96,6 +99,14 @@ impl ScriptCoordinator<Pacifica> for Manager {
 
     fn replicas(&self) -> Option<&[NodeId]> {
         self.config.as_ref().map(|config| &config.replicas[..])
+    }
+
+    fn replicas_wanted(&self) -> Option<usize> {
+        Some(self.wanted)
+    }
+
+    fn lists(&self, node: NodeId, incarnation: u64) -> bool {
+        self.config().incarnations.get(&node) == Some(&Incarnation(incarnation))
     }
 
     fn request(&mut self, from: NodeId, request: Proposal) {

@@ -101,6 +101,17 @@ pub(crate) trait ScriptCoordinator<C: Core>: Default {
         None
     }
 
+    /// Returns how many replicas there may be at the most, where the coordinator lists them.
+    fn replicas_wanted(&self) -> Option<usize> {
+        None
+    }
+
+    /// Returns true if a node's replica is listed, and meant is the one that found its disk empty at
+    /// this start.
+    fn lists(&self, _node: NodeId, _incarnation: u64) -> bool {
+        false
+    }
+
     /// Takes a replica's request.
     fn request(&mut self, from: NodeId, request: C::CoordinatorRequest);
 

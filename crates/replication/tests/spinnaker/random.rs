@@ -11,7 +11,7 @@ impl Trial for Spinnaker {
         (if numbers.below(4) == 0 { 5 } else { 3 }, Vec::new())
     }
 
-    fn trouble(node: u64) -> String {
+    fn trouble(node: u64, _which: u64) -> String {
         format!("expire {node}")
     }
 
