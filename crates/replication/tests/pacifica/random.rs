@@ -48,9 +48,11 @@ impl Trial for Pacifica {
         "step".into()
     }
 
-    /// One replica of the newest configuration must keep its disk, with all that is committed.
+    /// One replica of the newest configuration must keep its disk, with all that is committed, and know
+    /// that it does: one that has never acted cannot tell that it has lost nothing [PAC-45].
     fn bears_loss_of(runner: &Runner<Self>, node: NodeId) -> bool {
-        let is_kept = |other: &NodeId| *other != node && runner.is_intact(*other);
+        let is_kept =
+            |other: &NodeId| *other != node && runner.is_intact(*other) && runner.has_acted(*other);
         runner.coordinator().possible().all(|config| config.replicas.iter().any(is_kept))
     }
 

@@ -102,6 +102,11 @@ impl<S: Subject> Runner<S> {
         !node.is_learner && self.invariants.committed().all(|entry| image.keeps(entry))
     }
 
+    /// Returns true if a replica's disk shows that it was ever told anything.
+    pub(crate) fn has_acted(&self, id: NodeId) -> bool {
+        self.nodes[&id].disk.durable().hard_state.is_some()
+    }
+
     /// Returns the nodes, dead or alive.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> {
         self.nodes.keys().copied()
