@@ -1,6 +1,7 @@
 //! Snapshots that two senders offer to one replica at once, on a real log and a real table: the older
 //! one is refused and harms nothing (C2), whichever comes first and whatever the protocol.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use trireme_storage::{
 };
 use trireme_types::{
     ClusterId, CohortConfig, CohortId, Command, CommandBatch, Condition, Entry, EntryKind,
-    KeyRange, Lsn, NodeId, Operation, Protocol,
+    Incarnation, KeyRange, Lsn, NodeId, Operation, Protocol,
 };
 
 const COHORT: CohortId = CohortId(1);
@@ -150,7 +151,7 @@ async fn offer_to_spinnaker(older_first: bool) {
 }
 
 async fn offer_to_pacifica(older_first: bool) {
-    let make = |recovered| Pacifica::new(&recovered, PacificaOptions::default());
+    let make = |recovered| Pacifica::new(&recovered, PacificaOptions::new(Incarnation(3)));
     let header = PacificaMessage::Snapshot { epoch: 1 }.encode();
     let begin = |replica: &CoreReplica<Pacifica>| {
         let config = CohortConfig {
@@ -159,6 +160,7 @@ async fn offer_to_pacifica(older_first: bool) {
             protocol: Protocol::Pacifica,
             replicas: vec![NodeId(1)],
             replicas_wanted: 2,
+            incarnations: BTreeMap::new(),
         };
         replica.coordination(Newest(config)).expect("there is room for the configuration");
     };

@@ -10,7 +10,7 @@ use trireme_replication::raft::{RaftOptions, RaftParts, RaftReplica};
 use trireme_replication::spinnaker::{Spinnaker, SpinnakerOptions};
 use trireme_replication::{Replica, ReplicaError, Transport};
 use trireme_storage::{CohortLog, CohortTable, Tables};
-use trireme_types::{CohortConfig, NodeId, Protocol, Timing};
+use trireme_types::{CohortConfig, Incarnation, NodeId, Protocol, Timing};
 
 use crate::coordination::{Wish, configure, elect};
 
@@ -91,7 +91,8 @@ fn open_pacifica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> 
         timing: parts.timing,
         min_replicas_for_write: parts.min_replicas_for_write,
         rejoins: parts.rejoins,
-        ..PacificaOptions::default()
+        // A replica that finds nothing on its disk is none that was here before.
+        ..PacificaOptions::new(Incarnation(rand::random()))
     };
     let wish = Wish::new();
     let make = |recovered: Recovered| Pacifica::new(&recovered, options);

@@ -47,6 +47,7 @@ impl Plan {
                 protocol: self.protocol_at(&entry.range),
                 replicas: replicas.map_err(|error| error.to_string())?,
                 replicas_wanted: self.replicas,
+                incarnations: [].into(),
             })
         });
         let configs = configs.collect::<Result<_, String>>()?;

@@ -79,6 +79,7 @@ impl Cluster {
             protocol,
             replicas: chained_placement(&nodes, index, NODES).unwrap(),
             replicas_wanted: NODES,
+            incarnations: [].into(),
         });
         let configs = configs.collect();
         let spec = ClusterSpec { cluster: ClusterId(rand::random()), map, configs };

@@ -36,7 +36,8 @@ impl Pacifica {
         let supports = self.supporting(preceding.sent);
         let when = self.journal.when_durable();
         let epoch = preceding.epoch;
-        let prepared = PacificaMessage::Prepared { epoch, upto: matched, supports };
+        let incarnation = self.incarnation;
+        let prepared = PacificaMessage::Prepared { epoch, upto: matched, supports, incarnation };
         self.journal.send(from, prepared, when);
         self.take_committed_point(preceding.committed.seq.min(matched.seq));
     }
@@ -47,7 +48,8 @@ impl Pacifica {
             return;
         }
         let supports = self.supporting(sent);
-        self.journal.signal(from, PacificaMessage::BeaconAck { epoch, supports });
+        let incarnation = self.incarnation;
+        self.journal.signal(from, PacificaMessage::BeaconAck { epoch, supports, incarnation });
         if self.journal.log().holds(committed) {
             self.take_committed_point(committed.seq);
         }
@@ -101,7 +103,8 @@ impl Pacifica {
     /// grace counts from now. A secondary that has asked to be primary promises nothing more.
     fn supporting(&mut self, sent: Moment) -> Option<Moment> {
         //= PAC-21
-        if self.pending.is_some() || !matches!(self.part, Part::Follower(_)) {
+        let asks = self.pending.is_some() || self.named.is_some();
+        if asks || !matches!(self.part, Part::Follower(_)) {
             return None;
         }
         //= PAC-22
@@ -122,9 +125,15 @@ impl Pacifica {
         if has_joined && !is_durable {
             return;
         }
-        let join = PacificaMessage::Join { epoch: version, position: self.position() };
+        let join = self.join(version);
         let when = self.journal.when_durable();
         self.journal.send(primary, join, when);
+    }
+
+    /// Returns the message that says where this incarnation stands.
+    fn join(&self, epoch: Epoch) -> PacificaMessage {
+        let (position, incarnation) = (self.position(), self.incarnation);
+        PacificaMessage::Join { epoch, position, incarnation }
     }
 
     //= PAC-6
@@ -194,7 +203,7 @@ impl Pacifica {
     }
 
     fn answer_snapshot(&mut self, ticket: Ticket) {
-        let join = PacificaMessage::Join { epoch: self.state.promised, position: self.position() };
+        let join = self.join(self.state.promised);
         let when = self.journal.when_durable();
         self.journal.reply(ticket, Reply::Message(join), when);
     }
@@ -214,6 +223,8 @@ impl Pacifica {
 
     pub(super) fn on_timeout(&mut self) {
         self.retry_pending();
+        self.act_if_free();
+        self.ask_to_go_on();
         match &self.part {
             Part::Idle => {}
             Part::Follower(_) => self.on_timeout_of_follower(),

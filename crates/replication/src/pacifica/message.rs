@@ -3,7 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use trireme_types::{Entry, Epoch, Lsn};
+use trireme_types::{Entry, Epoch, Incarnation, Lsn};
 
 use crate::core::{Message, Moment};
 use crate::streaming::wire::{DecodeError, Reader, Writer};
@@ -29,6 +29,8 @@ pub enum PacificaMessage {
         upto: Lsn,
         /// The time in the message that is acknowledged, if that extends the primary's lease.
         supports: Option<Moment>,
+        /// Which incarnation of the replica acknowledges.
+        incarnation: Incarnation,
     },
     /// Primary to secondary: I am here.
     Beacon(Beacon),
@@ -38,6 +40,8 @@ pub enum PacificaMessage {
         epoch: Epoch,
         /// The time in the beacon, if that extends the primary's lease.
         supports: Option<Moment>,
+        /// Which incarnation of the replica acknowledges.
+        incarnation: Incarnation,
     },
     /// Secondary or candidate to primary: this is where I stand; send what I lack.
     Join {
@@ -45,6 +49,8 @@ pub enum PacificaMessage {
         epoch: Epoch,
         /// Where it stands.
         position: Position,
+        /// Which incarnation of the replica stands there.
+        incarnation: Incarnation,
     },
     /// To a primary of the past: this version has been installed.
     Refuse {
@@ -66,15 +72,18 @@ impl Message for PacificaMessage {
             Self::Prepare { preceding, entries } => {
                 Writer::new(1).preceding(preceding).entries(entries)
             }
-            Self::Prepared { epoch, upto, supports } => {
-                Writer::new(2).number(*epoch).lsn(*upto).supports(*supports).finish()
+            Self::Prepared { epoch, upto, supports, incarnation } => {
+                let writer = Writer::new(2).number(*epoch).lsn(*upto).supports(*supports);
+                writer.incarnation(*incarnation).finish()
             }
             Self::Beacon(beacon) => Writer::new(3).beacon(beacon).finish(),
-            Self::BeaconAck { epoch, supports } => {
-                Writer::new(4).number(*epoch).supports(*supports).finish()
+            Self::BeaconAck { epoch, supports, incarnation } => {
+                let writer = Writer::new(4).number(*epoch).supports(*supports);
+                writer.incarnation(*incarnation).finish()
             }
-            Self::Join { epoch, position } => {
-                Writer::new(5).number(*epoch).position(position).finish()
+            Self::Join { epoch, position, incarnation } => {
+                let writer = Writer::new(5).number(*epoch).position(position);
+                writer.incarnation(*incarnation).finish()
             }
             Self::Refuse { epoch } => Writer::new(6).number(*epoch).finish(),
             Self::Snapshot { epoch } => Writer::new(7).number(*epoch).finish(),
@@ -90,12 +99,18 @@ impl Message for PacificaMessage {
                 return Ok(Self::Prepare { preceding, entries });
             }
             2 => {
-                let (epoch, upto) = (reader.number()?, reader.lsn()?);
-                Self::Prepared { epoch, upto, supports: reader.supports()? }
+                let (epoch, upto, supports) = (reader.number()?, reader.lsn()?, reader.supports()?);
+                Self::Prepared { epoch, upto, supports, incarnation: reader.incarnation()? }
             }
             3 => Self::Beacon(reader.beacon()?),
-            4 => Self::BeaconAck { epoch: reader.number()?, supports: reader.supports()? },
-            5 => Self::Join { epoch: reader.number()?, position: reader.position()? },
+            4 => {
+                let (epoch, supports) = (reader.number()?, reader.supports()?);
+                Self::BeaconAck { epoch, supports, incarnation: reader.incarnation()? }
+            }
+            5 => {
+                let (epoch, position) = (reader.number()?, reader.position()?);
+                Self::Join { epoch, position, incarnation: reader.incarnation()? }
+            }
             6 => Self::Refuse { epoch: reader.number()? },
             7 => Self::Snapshot { epoch: reader.number()? },
             kind => return Err(DecodeError::Kind(kind)),
@@ -118,19 +133,22 @@ impl fmt::Display for PacificaMessage {
                 let lsns: Vec<_> = entries.iter().map(|entry| entry.lsn.to_string()).collect();
                 write!(f, "prepare [{}] {preceding}", lsns.join(" "))
             }
-            Self::Prepared { epoch, upto, supports } => {
+            Self::Prepared { epoch, upto, supports, .. } => {
                 write!(f, "prepared {upto} e{epoch}{}", without(supports))
             }
             Self::Beacon(Beacon { epoch, committed, .. }) => {
                 write!(f, "beacon committed={committed} e{epoch}")
             }
-            Self::BeaconAck { epoch, supports } => {
+            Self::BeaconAck { epoch, supports, .. } => {
                 write!(f, "beacon ack e{epoch}{}", without(supports))
             }
-            Self::Join { epoch, position } => {
+            Self::Join { epoch, position, incarnation } => {
                 let Position { committed, last, is_learner } = position;
                 let candidate = if *is_learner { " candidate" } else { "" };
-                write!(f, "join committed={committed} last={last}{candidate} e{epoch}")
+                write!(
+                    f,
+                    "join committed={committed} last={last}{candidate} {incarnation} e{epoch}"
+                )
             }
             Self::Refuse { epoch } => write!(f, "refuse e{epoch}"),
             Self::Snapshot { epoch } => write!(f, "snapshot e{epoch}"),
@@ -157,14 +175,15 @@ mod tests {
             payload: Bytes::from_static(b"payload"),
         };
         let position = Position { committed, last: previous, is_learner: false };
+        let incarnation = Incarnation(u64::MAX - 1);
         vec![
             PacificaMessage::Prepare { preceding, entries: vec![entry(5), entry(6)] },
             PacificaMessage::Prepare { preceding, entries: vec![] },
-            PacificaMessage::Prepared { epoch, upto: previous, supports: Some(sent) },
-            PacificaMessage::Prepared { epoch, upto: previous, supports: None },
+            PacificaMessage::Prepared { epoch, upto: previous, supports: Some(sent), incarnation },
+            PacificaMessage::Prepared { epoch, upto: previous, supports: None, incarnation },
             PacificaMessage::Beacon(Beacon { epoch, committed, sent }),
-            PacificaMessage::BeaconAck { epoch, supports: Some(sent) },
-            PacificaMessage::Join { epoch, position },
+            PacificaMessage::BeaconAck { epoch, supports: Some(sent), incarnation },
+            PacificaMessage::Join { epoch, position, incarnation },
             PacificaMessage::Refuse { epoch },
             PacificaMessage::Snapshot { epoch },
         ]

@@ -115,6 +115,7 @@ impl Member {
                 protocol,
                 replicas,
                 replicas_wanted: 0,
+                incarnations: [].into(),
             },
             log: log.cohort(COHORT),
             tables: tables.clone(),

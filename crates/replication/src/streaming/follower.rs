@@ -85,6 +85,8 @@ impl Follower {
     /// Takes in that the follower's log is the leader's up to `upto`, on its disk.
     pub(crate) fn acked(&mut self, upto: Lsn) {
         self.acked = upto;
+        // What it has need not be sent, wherever it said before that it stands.
+        self.next = self.next.max(upto.seq + 1);
         while let Some(&(last, bytes)) = self.in_flight.front()
             && last <= upto.seq
         {

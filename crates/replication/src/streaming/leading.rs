@@ -349,6 +349,13 @@ impl Leading {
         std::mem::take(&mut self.held).into_iter().map(|(ticket, _)| ticket).collect()
     }
 
+    /// Gives up waiting for the entries up to `seq` for those who proposed them.
+    pub(crate) fn take_waiting_tickets(&mut self, seq: u64) -> Vec<Ticket> {
+        let is_covered = |(lsn, _): &&(Lsn, Ticket)| lsn.seq <= seq;
+        let covered = self.waiting.iter().take_while(is_covered).count();
+        self.waiting.drain(..covered).map(|(_, ticket)| ticket).collect()
+    }
+
     /// Asks every follower whether something was lost.
     pub(crate) fn probe_all<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
         let nodes: Vec<_> = self.followers.keys().copied().collect();

@@ -15,6 +15,7 @@
 //! started as replicas that may join.
 
 mod faults;
+mod identity;
 mod load;
 mod random;
 
@@ -22,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use trireme_replication::core::Recovered;
 use trireme_replication::pacifica::{Newest, Pacifica, PacificaFaults, PacificaOptions, Proposal};
-use trireme_types::{CohortConfig, CohortId, NodeId, Protocol};
+use trireme_types::{CohortConfig, CohortId, Incarnation, NodeId, Protocol};
 
 use super::script::{Cluster, ScriptCoordinator, Subject, Told};
 
@@ -35,6 +36,7 @@ impl Subject for Pacifica {
             timing: cluster.timing(),
             rejoins,
             min_replicas_for_write: least.unwrap_or(1),
+            incarnation: Incarnation(cluster.starts),
             faults: faults(cluster.options.get("fault").map(String::as_str)),
         };
         Self::new(&recovered, options).expect("the options make sense")
@@ -51,7 +53,7 @@ fn faults(name: Option<&str>) -> PacificaFaults {
         Some("P5") => faults.takes_old_versions = true,
         Some("P6") => faults.adds_without_waiting = true,
         Some("P7") => faults.resumes_its_version = true,
-        Some("P8") => faults.keeps_its_tail = true,
+        Some("P8") => faults.drops_its_tail = true,
         Some("P9") => faults.serves_before_reconciling = true,
         Some(other) => panic!("no fault is called {other}"),
     }
@@ -62,6 +64,8 @@ fn faults(name: Option<&str>) -> PacificaFaults {
 #[derive(Debug, Default)]
 pub(crate) struct Manager {
     nodes: Vec<NodeId>,
+    /// How many replicas the cluster was asked for with, whatever the configuration says since.
+    wanted: usize,
     config: Option<CohortConfig>,
     asked: Vec<(NodeId, Proposal)>,
     /// The nodes that it hears nothing from.
@@ -83,8 +87,10 @@ impl ScriptCoordinator<Pacifica> for Manager {
             protocol: Protocol::Pacifica,
             replicas: cluster.nodes[..replicas].to_vec(),
             replicas_wanted: replicas,
+            incarnations: [].into(),
         };
-        *self = Self { nodes: cluster.nodes.clone(), config: Some(config), ..Self::default() };
+        let (nodes, wanted) = (cluster.nodes.clone(), replicas);
+        *self = Self { nodes, wanted, config: Some(config), ..Self::default() };
     }
 
     fn started(&mut self, node: NodeId) {
@@ -93,6 +99,14 @@ impl ScriptCoordinator<Pacifica> for Manager {
 
     fn replicas(&self) -> Option<&[NodeId]> {
         self.config.as_ref().map(|config| &config.replicas[..])
+    }
+
+    fn replicas_wanted(&self) -> Option<usize> {
+        Some(self.wanted)
+    }
+
+    fn lists(&self, node: NodeId, incarnation: u64) -> bool {
+        self.config().incarnations.get(&node) == Some(&Incarnation(incarnation))
     }
 
     fn request(&mut self, from: NodeId, request: Proposal) {

@@ -40,7 +40,6 @@ use trireme_replication::core::{Core, Recovered};
 use trireme_types::{NodeId, Timing};
 
 pub(crate) use self::command::Command;
-pub(crate) use self::network::Way;
 pub(crate) use self::runner::Runner;
 
 /// A protocol that scripts can run.
@@ -104,6 +103,17 @@ pub(crate) trait ScriptCoordinator<C: Core>: Default {
     /// Returns who must have what is acknowledged, if it is not just any majority.
     fn replicas(&self) -> Option<&[NodeId]> {
         None
+    }
+
+    /// Returns how many replicas there may be at the most, where the coordinator lists them.
+    fn replicas_wanted(&self) -> Option<usize> {
+        None
+    }
+
+    /// Returns true if a node's replica is listed, and meant is the one that found its disk empty at
+    /// this start.
+    fn lists(&self, _node: NodeId, _incarnation: u64) -> bool {
+        false
     }
 
     /// Takes a replica's request.

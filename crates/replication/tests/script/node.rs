@@ -58,6 +58,8 @@ pub(crate) struct Node<S: Subject> {
     pub(crate) is_learner: bool,
     /// What was on the disk when it was lost, each time.
     pub(crate) lost: Vec<LogImage>,
+    /// The number of the start that found the disk empty; 0 until there is one.
+    pub(crate) incarnation: u64,
     tickets: u64,
     pub(crate) is_paused: bool,
     /// Whether the table neither applies nor installs anything.
@@ -102,14 +104,23 @@ impl<S: Subject> Node<S> {
             was_wiped: false,
             is_learner: false,
             lost: Vec::new(),
+            incarnation: 0,
             tickets: 0,
             is_paused: false,
             is_table_stalled: false,
         }
     }
 
+    /// Returns true if this entry is durable now, on the disk that the replica has.
+    pub(crate) fn keeps(&self, entry: &Entry) -> bool {
+        self.disk.durable().keeps(entry)
+    }
+
     /// Starts the core from what the disk holds.
     pub(crate) fn start(&mut self, cluster: &Cluster) {
+        if self.disk.memory.hard_state.is_none() {
+            self.incarnation = cluster.starts;
+        }
         let recovered = Recovered {
             node: self.id,
             cohort: COHORT,
@@ -145,12 +156,15 @@ impl<S: Subject> Node<S> {
     pub(crate) fn wipe(&mut self) {
         self.lost.push(self.disk.durable().clone());
         (self.disk, self.table, self.flushed) = Default::default();
+        self.incarnation = 0;
         (self.was_wiped, self.is_learner) = (true, true);
     }
 
-    /// Discards a dead node's replica. Nothing notes that anything was lost.
+    /// Discards a dead node's replica. Nothing on the node notes that anything was lost.
     pub(crate) fn discard(&mut self) {
+        self.lost.push(self.disk.durable().clone());
         (self.disk, self.table, self.flushed) = Default::default();
+        self.incarnation = 0;
     }
 
     /// Makes one more forced write durable, even on a stalled disk.

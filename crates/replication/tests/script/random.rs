@@ -22,8 +22,14 @@ pub(crate) trait Trial: Subject {
     /// Returns how many nodes a cluster has, and what else it is asked for with.
     fn cluster(numbers: &mut Numbers) -> (u64, Vec<(String, String)>);
 
-    /// Returns what a coordinator can do that makes trouble, for a node or for all.
-    fn trouble(node: u64) -> String;
+    /// Returns what a coordinator can do that makes trouble, for a node or for all: one of several
+    /// things, by a number.
+    fn trouble(node: u64, which: u64) -> String;
+
+    /// Returns the nodes whose replica is to be discarded, since others have taken its place.
+    fn displaced(_runner: &Runner<Self>) -> Vec<NodeId> {
+        Vec::new()
+    }
 
     /// Returns what a coordinator does so that the others replace a leader, which does not know.
     fn depose(leader: u64) -> Vec<String>;
@@ -112,11 +118,17 @@ enum Step {
     Pause(Option<u64>, u64),
     CutCoordinator(u64),
     HealCoordinator(u64),
-    Trouble(u64),
+    Trouble(u64, u64),
     CoordinatorWorks,
     /// The others replace the leader, which does not know.
     Depose,
     Move(Move),
+    /// One more write becomes durable, even on a stalled disk.
+    DiskOne(u64),
+    /// A node, or whoever leads, dies and is back before anybody has missed it.
+    Bounce(Option<u64>),
+    /// Nodes close and discard the replicas that they are not to hold any more.
+    Discard,
 }
 
 /// A run: the cluster, and the steps. The same seed gives the same run.
@@ -173,7 +185,7 @@ fn step(numbers: &mut Numbers, nodes: u64, without: u64) -> Step {
     if numbers.below(5) == 0 {
         return Step::Move(moves::pick(numbers, nodes));
     }
-    let kind = numbers.below(100);
+    let kind = numbers.below(112);
     match kind {
         0..18 => Step::Put { node: at, key },
         18..28 => Step::Get { node: at, key },
@@ -195,10 +207,13 @@ fn step(numbers: &mut Numbers, nodes: u64, without: u64) -> Step {
         92 => Step::Transfer(node),
         93 if without != 6 => Step::CutCoordinator(node),
         94..96 => Step::HealCoordinator(node),
-        96 if without != 7 => Step::Trouble(node),
+        96 | 106..109 if without != 7 => Step::Trouble(node, numbers.below(4)),
         97 if without != 7 => Step::Depose,
         98 => Step::Tick(1000 + numbers.below(100)),
         99 => Step::Pause(at, numbers.below(1500)),
+        100..102 => Step::DiskOne(node),
+        102..104 if without != 1 => Step::Bounce(at),
+        104..106 => Step::Discard,
         _ => Step::CoordinatorWorks,
     }
 }
@@ -291,7 +306,7 @@ impl<S: Trial> Run<S> {
             }
             Step::CutCoordinator(node) => self.coordinator(&format!("cut {node}")),
             Step::HealCoordinator(node) => self.coordinator(&format!("heal {node}")),
-            Step::Trouble(node) => self.coordinator(&S::trouble(node)),
+            Step::Trouble(node, which) => self.coordinator(&S::trouble(node, which)),
             Step::Pause(node, time) => {
                 let node = node.unwrap_or_else(|| self.leader());
                 self.execute(format!("pause {node}"), &Command::Pause(node));
@@ -304,6 +319,20 @@ impl<S: Trial> Run<S> {
             }
             Step::CoordinatorWorks => self.coordinator("step"),
             Step::Move(step) => self.make(step),
+            Step::DiskOne(node) => {
+                self.execute(format!("disk {node} one"), &Command::Disk(node, "one".into()));
+            }
+            Step::Bounce(node) => {
+                let node = node.unwrap_or_else(|| self.leader());
+                self.take(Step::Crash(Some(node)));
+                self.take(Step::Restart(node));
+            }
+            Step::Discard => {
+                for NodeId(node) in S::displaced(&self.runner) {
+                    self.take(Step::Crash(Some(node)));
+                    self.execute(format!("discard {node}"), &Command::Discard(node));
+                }
+            }
             _ => {}
         }
     }

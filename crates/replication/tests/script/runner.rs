@@ -108,6 +108,16 @@ impl<S: Subject> Runner<S> {
         !node.is_learner && self.invariants.committed().all(|entry| image.keeps(entry))
     }
 
+    /// Returns true if a replica's disk shows that it was ever told anything.
+    pub(crate) fn has_acted(&self, id: NodeId) -> bool {
+        self.nodes[&id].disk.durable().hard_state.is_some()
+    }
+
+    /// Returns the nodes, dead or alive.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.nodes.keys().copied()
+    }
+
     pub(crate) const fn coordinator(&self) -> &S::Coordinator {
         &self.coordinator
     }
@@ -197,6 +207,11 @@ impl<S: Subject> Runner<S> {
             Command::Network => self.print_network(),
             Command::Status(node) => self.print_status(*node)?,
             Command::Log(node) => self.print_log(*node)?,
+        }
+        let (replicas, wanted) = (self.coordinator.replicas(), self.coordinator.replicas_wanted());
+        if let Some(replicas) = replicas {
+            let lists = |node: &Node<S>| self.coordinator.lists(node.id, node.incarnation);
+            self.invariants.listed(replicas, wanted, &self.nodes, lists);
         }
         Ok(())
     }

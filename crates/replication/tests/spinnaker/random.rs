@@ -19,7 +19,7 @@ impl Trial for Spinnaker {
         Some(format!("{word} {node}"))
     }
 
-    fn trouble(node: u64) -> String {
+    fn trouble(node: u64, _which: u64) -> String {
         format!("expire {node}")
     }
 

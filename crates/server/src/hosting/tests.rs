@@ -38,6 +38,7 @@ fn config(cohort: CohortId, version: u64, replicas: &[u64], wanted: usize) -> Co
         protocol: Protocol::Raft,
         replicas: replicas.iter().copied().map(NodeId).collect(),
         replicas_wanted: wanted,
+        incarnations: [].into(),
     }
 }
 

@@ -169,6 +169,7 @@ mod tests {
             protocol,
             replicas: replicas.iter().copied().map(NodeId).collect(),
             replicas_wanted: replicas.len(),
+            incarnations: [].into(),
         };
         (1..).zip(protocols).map(config).map(|config| (config.cohort, config)).collect()
     }

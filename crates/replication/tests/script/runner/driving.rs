@@ -75,6 +75,10 @@ impl<S: Subject> Runner<S> {
                 self.print_effect(id, &text);
                 let replicas = self.coordinator.replicas();
                 self.invariants.acknowledged((id, ticket), lsn, self.now, &self.nodes, replicas);
+                if let Some(least) = self.cluster.options.get("min") {
+                    let least = least.parse().expect("a number");
+                    self.invariants.has_least((id, ticket), lsn, least, &self.nodes);
+                }
             }
             if !worked {
                 return;
