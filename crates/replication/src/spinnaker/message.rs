@@ -94,7 +94,7 @@ impl Message for SpinnakerMessage {
             }
             Self::Beacon(beacon) => Writer::new(3).beacon(beacon).finish(),
             Self::BeaconAck { epoch, supports, is_learner, awaits_disk } => {
-                let bits = u8::from(*is_learner) | u8::from(*awaits_disk) << 1;
+                let bits = u8::from(*is_learner) | (u8::from(*awaits_disk) << 1);
                 Writer::new(4).number(*epoch).byte(bits).supports(*supports).finish()
             }
             Self::Join { epoch, position } => {

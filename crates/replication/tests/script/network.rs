@@ -183,7 +183,7 @@ impl Network {
         let choices = u64::try_from(first.len()).ok().filter(|choices| *choices > 0)?;
         // A linear congruential generator (Knuth's): chance is all that is wanted of it.
         self.shuffle =
-            self.shuffle.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1) | 1 << 63;
+            self.shuffle.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1) | (1 << 63);
         let chosen = usize::try_from((self.shuffle >> 33) % choices).ok()?;
         let id = first[chosen];
         self.under_way.remove(&id).map(|envelope| (id, envelope))
