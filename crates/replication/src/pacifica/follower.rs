@@ -4,6 +4,7 @@ use trireme_types::{Entry, Epoch, Lsn, NodeId};
 
 use super::{Pacifica, PacificaMessage, Part};
 use crate::core::{Moment, Reply, Ticket, When};
+use crate::replica::ReplicaError;
 use crate::streaming::{Beacon, Offer, Preceding, Taken};
 
 /// What a secondary or a candidate knows of its primary.
@@ -178,6 +179,11 @@ impl Pacifica {
         let PacificaMessage::Snapshot { epoch } = message else {
             return self.answer_snapshot(ticket);
         };
+        if matches!(self.part, Part::Idle) {
+            // Said at once, where it stands would have the same snapshot sent again at once.
+            let reason = "the replica does not know its part yet".into();
+            return self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
+        }
         let is_following = matches!(self.part, Part::Follower(_));
         if epoch < self.state.promised {
             let refuse = PacificaMessage::Refuse { epoch: self.state.promised };
