@@ -328,6 +328,9 @@ impl<S: Subject> Runner<S> {
     fn crash(&mut self, node: u64) -> Result<(), Box<dyn Error>> {
         let before = self.connections();
         let id = NodeId(node);
+        // Their connections break with the node, however far it has come with what they sent.
+        let live = self.node(node)?.live.as_ref();
+        let asked: Vec<Asked> = live.map_or_else(Vec::new, |l| l.open.values().cloned().collect());
         for ticket in self.node(node)?.crash() {
             self.print(id, &format!("never answers {ticket}"));
             self.invariants.unanswered((id, ticket));
@@ -336,6 +339,11 @@ impl<S: Subject> Runner<S> {
         let lost = self.network.lose(id);
         self.tell_connections(&before);
         self.lose_snapshots(lost);
+        for asked in asked {
+            if let Asked::Snapshot { from, .. } = asked {
+                self.tell(from, Event::SnapshotSent { to: id, answer: None });
+            }
+        }
         Ok(())
     }
 
