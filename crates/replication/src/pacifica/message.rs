@@ -64,12 +64,12 @@ impl Message for PacificaMessage {
     fn encode(&self) -> Bytes {
         match self {
             Self::Prepare { preceding, entries } => {
-                Writer::new(1).preceding(preceding).entries(entries)
+                Writer::new(11).preceding(preceding).entries(entries)
             }
             Self::Prepared { epoch, upto, supports } => {
                 Writer::new(2).number(*epoch).lsn(*upto).supports(*supports).finish()
             }
-            Self::Beacon(beacon) => Writer::new(3).beacon(beacon).finish(),
+            Self::Beacon(beacon) => Writer::new(12).beacon(beacon).finish(),
             Self::BeaconAck { epoch, supports } => {
                 Writer::new(4).number(*epoch).supports(*supports).finish()
             }
@@ -83,8 +83,9 @@ impl Message for PacificaMessage {
 
     fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
+        // 1 and 3 were what 11 and 12 are, without the moment of the commit point.
         let message = match reader.byte()? {
-            1 => {
+            11 => {
                 let preceding = reader.preceding()?;
                 let entries = reader.entries(preceding.previous)?;
                 return Ok(Self::Prepare { preceding, entries });
@@ -93,7 +94,7 @@ impl Message for PacificaMessage {
                 let (epoch, upto) = (reader.number()?, reader.lsn()?);
                 Self::Prepared { epoch, upto, supports: reader.supports()? }
             }
-            3 => Self::Beacon(reader.beacon()?),
+            12 => Self::Beacon(reader.beacon()?),
             4 => Self::BeaconAck { epoch: reader.number()?, supports: reader.supports()? },
             5 => Self::Join { epoch: reader.number()?, position: reader.position()? },
             6 => Self::Refuse { epoch: reader.number()? },
@@ -150,7 +151,8 @@ mod tests {
     fn messages() -> Vec<PacificaMessage> {
         let (epoch, sent) = (3, Moment::after_start(Duration::from_micros(17)));
         let (previous, committed) = (Lsn::new(2, 4), Lsn::new(2, 3));
-        let preceding = Preceding { epoch, previous, committed, sent };
+        let current_at = Some(sent);
+        let preceding = Preceding { epoch, previous, committed, sent, current_at };
         let entry = |seq| Entry {
             lsn: Lsn::new(3, seq),
             kind: EntryKind::Commands,
@@ -162,7 +164,7 @@ mod tests {
             PacificaMessage::Prepare { preceding, entries: vec![] },
             PacificaMessage::Prepared { epoch, upto: previous, supports: Some(sent) },
             PacificaMessage::Prepared { epoch, upto: previous, supports: None },
-            PacificaMessage::Beacon(Beacon { epoch, committed, sent }),
+            PacificaMessage::Beacon(Beacon { epoch, committed, sent, current_at: None }),
             PacificaMessage::BeaconAck { epoch, supports: Some(sent) },
             PacificaMessage::Join { epoch, position },
             PacificaMessage::Refuse { epoch },

@@ -15,6 +15,7 @@ use trireme_proto::v1;
 use trireme_proto::v1::raft_message::Body;
 use trireme_types::{CohortId, NodeId};
 
+use super::heard::Heard;
 use super::types::TypeConfig;
 use crate::transport::{Lane, SendError, Transport};
 
@@ -25,14 +26,25 @@ pub(super) struct Calls {
     cohort: CohortId,
     node: NodeId,
     transport: Arc<dyn Transport>,
+    heard: Arc<Heard>,
     next: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Body>>>,
 }
 
 impl Calls {
-    pub(super) fn new(cohort: CohortId, node: NodeId, transport: Arc<dyn Transport>) -> Arc<Self> {
+    pub(super) fn new(
+        cohort: CohortId,
+        node: NodeId,
+        transport: Arc<dyn Transport>,
+        heard: Arc<Heard>,
+    ) -> Arc<Self> {
         let next = AtomicU64::new(1);
-        Arc::new(Self { cohort, node, transport, next, waiting: Mutex::default() })
+        Arc::new(Self { cohort, node, transport, heard, next, waiting: Mutex::default() })
+    }
+
+    /// Returns what knows the age of this replica's commit point.
+    pub(super) fn heard(&self) -> &Heard {
+        &self.heard
     }
 
     pub(super) fn transport(&self) -> &Arc<dyn Transport> {

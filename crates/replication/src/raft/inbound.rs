@@ -13,6 +13,7 @@ use prost::Message;
 use tokio::sync::mpsc;
 use trireme_proto::v1;
 use trireme_proto::v1::raft_message::Body;
+use trireme_storage::CohortTable;
 use trireme_types::NodeId;
 
 use super::calls::Calls;
@@ -37,12 +38,18 @@ pub(super) struct Inbound {
     raft: RaftHandle,
     calls: Arc<Calls>,
     heard: Arc<Heard>,
+    table: CohortTable,
     queues: Mutex<HashMap<(NodeId, Lane), mpsc::Sender<Question>>>,
 }
 
 impl Inbound {
-    pub(super) fn new(raft: RaftHandle, calls: Arc<Calls>, heard: Arc<Heard>) -> Self {
-        Self { raft, calls, heard, queues: Mutex::default() }
+    pub(super) fn new(
+        raft: RaftHandle,
+        calls: Arc<Calls>,
+        heard: Arc<Heard>,
+        table: CohortTable,
+    ) -> Self {
+        Self { raft, calls, heard, table, queues: Mutex::default() }
     }
 
     /// Takes a message in. Never waits; a question that finds the queue full is dropped, and its
@@ -73,8 +80,8 @@ impl Inbound {
     }
 
     fn enqueue(&self, from: NodeId, lane: Lane, call: u64, body: Body) {
-        if matches!(body, Body::Append(_)) {
-            self.heard.note(from);
+        if let Body::Append(append) = &body {
+            self.heard.note(from, append, self.table.applied());
         }
         let mut queues = self.queues.lock();
         let queue = queues.entry((from, lane)).or_insert_with(|| self.start_task(from, lane));

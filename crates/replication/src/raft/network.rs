@@ -204,7 +204,9 @@ where
     fn send(&mut self, append: AppendEntriesRequest<TypeConfig>) {
         let previous = append.prev_log_id;
         let last = append.entries.last().map(|entry| entry.log_id).or(previous);
-        let body = Body::Append(wire::append_message(append));
+        let mut message = wire::append_message(append);
+        self.calls.heard().stamp(&mut message);
+        let body = Body::Append(message);
         let call = self.calls.ask(self.to, self.lane, body);
         self.in_flight.push_back(
             async move {

@@ -13,6 +13,7 @@ use openraft::errors::{
 use openraft::storage::Snapshot;
 use openraft::{EmptyNode, RaftMetrics, ReadPolicy, ServerState};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use trireme_storage::{CohortLog, CohortTable, StagedSnapshot, Tables};
 use trireme_types::{CohortConfig, CohortId, CommandBatch, Lsn, NodeId, Outcome, Protocol};
 
@@ -76,7 +77,8 @@ impl RaftReplica {
         let settings =
             options.config(cohort.to_string()).map_err(|e| ReplicaError::Invalid(e.to_string()))?;
         let recovered = log.bounds().last;
-        let calls = Calls::new(cohort, node, transport);
+        let heard = Arc::new(Heard::new());
+        let calls = Calls::new(cohort, node, transport, heard.clone());
         let raft = RaftHandle::new(
             node.0,
             Arc::new(settings),
@@ -88,14 +90,14 @@ impl RaftReplica {
         .map_err(|error| ReplicaError::Failed(error.to_string()))?;
         let first = tokio::spawn(form_cohort(raft.clone(), node, config, options));
         let watch = tokio::spawn(watch_for_failure(raft.clone(), on_failure));
-        let heard = Arc::new(Heard::default());
+        heard.attach(raft.metrics());
         Ok(Arc::new(Self {
             node,
             cohort,
             log,
             recovered,
+            inbound: Inbound::new(raft.clone(), calls, heard.clone(), table.clone()),
             table,
-            inbound: Inbound::new(raft.clone(), calls, heard.clone()),
             heard,
             raft,
             tasks: vec![first.abort_handle(), watch.abort_handle()],
@@ -127,14 +129,12 @@ impl Replica for RaftReplica {
         Ok(ReadPermit::lasting())
     }
 
-    fn freshness(&self) -> Freshness {
-        let leader = self.leader();
-        let age = match leader {
-            Some(leader) if leader == self.node => Some(Duration::ZERO),
-            Some(leader) => self.heard.age(leader),
-            None => self.heard.least_age(),
-        };
-        Freshness { applied: self.table.applied(), age }
+    fn freshness(&self, applied: Lsn, at: Instant) -> Result<Freshness, ReplicaError> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let age = self.heard.age(&metrics, applied, at);
+        // What the log knew to be committed was applied before the replica was open.
+        Freshness::checked(applied, age, role(metrics.state), Lsn::ZERO)
     }
 
     fn deliver(&self, from: NodeId, lane: Lane, payload: Bytes) {

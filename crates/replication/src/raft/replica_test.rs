@@ -125,7 +125,7 @@ impl Cohort {
             value: Bytes::new(),
             condition: Condition::None,
         };
-        let batch = CommandBatch { commands: vec![Command { request: None, operation }] };
+        let batch = CommandBatch { commands: vec![Command { request: None, operation }], clock: 0 };
         for member in self.members.iter().cycle() {
             match member.replica.propose(batch.clone()).await {
                 Ok(_) => return,

@@ -31,6 +31,7 @@ impl Spinnaker {
         if !self.accepts(from, preceding.epoch) {
             return;
         }
+        self.journal.take_current(self.now, from, &preceding.beacon());
         //= SPIN-3
         let Taken::Matched(matched) = self.journal.take(preceding, entries) else {
             self.report_position(from, preceding.epoch);
@@ -48,10 +49,11 @@ impl Spinnaker {
     }
 
     pub(super) fn on_beacon(&mut self, from: NodeId, beacon: Beacon) {
-        let Beacon { epoch, committed, sent } = beacon;
+        let Beacon { epoch, committed, sent, .. } = beacon;
         if !self.accepts(from, epoch) {
             return;
         }
+        self.journal.take_current(self.now, from, &beacon);
         let supports = self.supporting(sent);
         let is_learner = self.state.is_learner;
         let ack = SpinnakerMessage::BeaconAck { epoch, supports, is_learner };
