@@ -133,7 +133,8 @@ async fn unary_calls(wire: &mut Wire, key: &str) {
     let timeline = v1::Consistency::Timeline.into();
     let timeline = v1::GetRequest { consistency: timeline, ..request.clone() };
     let freshness = kv.get(timeline).await.unwrap().into_inner().freshness.unwrap();
-    assert_eq!(freshness.age_ms, Some(0), "at the leader");
+    // A leader counts from when it is last known to have been one.
+    assert!(freshness.age_ms.is_some_and(|age| age < 10_000), "{freshness:?}");
     assert!(freshness.applied.unwrap().seq > 0);
 
     let scan = v1::ScanRequest { start: bytes(), limit: 1, ..Default::default() };
@@ -159,7 +160,7 @@ fn requests_that_can_never_succeed_are_invalid_and_do_nothing() {
         let with_id = |client: usize, sequence: u64| {
             let Operation::Put(put) = put("k", "v", None) else { unreachable!() };
             let client = vec![7; client].into();
-            let write_id = v1::WriteId { client, sequence, first_incomplete: 1 };
+            let write_id = v1::WriteId { client, sequence, first_incomplete: 1, start: None };
             Operation::Put(v1::PutRequest { write_id: Some(write_id), ..put })
         };
         let Operation::Get(get_k) = get("k", None) else { unreachable!() };
@@ -272,7 +273,7 @@ fn an_expired_write_is_never_done_and_a_repeated_one_never_twice() {
 fn put_once(key: &str, value: &str, sequence: u64) -> Operation {
     let Operation::Put(put) = put(key, value, None) else { unreachable!() };
     let client = vec![42; 16].into();
-    let write_id = Some(v1::WriteId { client, sequence, first_incomplete: 1 });
+    let write_id = Some(v1::WriteId { client, sequence, first_incomplete: 1, start: None });
     Operation::Put(v1::PutRequest { write_id, ..put })
 }
 

@@ -386,8 +386,10 @@ pub struct CoreStatus {
     pub role: Role,
     /// Who leads, as far as it knows.
     pub leader: Option<NodeId>,
-    /// When it last heard from that leader; `None` if it never did. Not asked of a leader.
-    pub leader_heard: Option<Moment>,
+    /// A commit point, and the moment as of which it is known to be the newest: a state that
+    /// includes it includes all that was acknowledged before. A leader that serves names its first
+    /// entry and the end of its lease, which lies ahead. `None` if the replica knows of none.
+    pub current: Option<(Lsn, Moment)>,
     /// The newest epoch it knows.
     pub epoch: Epoch,
     /// The newest entry in its log.

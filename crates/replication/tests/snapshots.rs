@@ -70,7 +70,7 @@ fn fill(table: &CohortTable, seqs: std::ops::RangeInclusive<u64>) {
                 condition: Condition::None,
             },
         };
-        let payload = CommandBatch { commands: (0..200).map(put).collect() }.encode();
+        let payload = CommandBatch { commands: (0..200).map(put).collect(), clock: 0 }.encode();
         let entry = Entry { lsn: Lsn::new(1, seq), kind: EntryKind::Commands, payload };
         table.apply(&[entry]).expect("the donor's table takes it");
     }

@@ -111,8 +111,12 @@ impl Replica for FakeReplica {
         Err(ReplicaError::NotLeader { leader: self.leader() })
     }
 
-    fn freshness(&self) -> Freshness {
-        Freshness { applied: Lsn::ZERO, age: None }
+    fn freshness(
+        &self,
+        applied: Lsn,
+        _at: tokio::time::Instant,
+    ) -> Result<Freshness, ReplicaError> {
+        Ok(Freshness { applied, age: None })
     }
 
     fn deliver(&self, _from: NodeId, _lane: Lane, _payload: Bytes) {}

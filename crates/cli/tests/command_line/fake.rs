@@ -248,6 +248,7 @@ impl State {
             protocol: "raft".to_owned(),
             replicas: nodes.clone().collect(),
             leader: u64::from(!self.leaderless.contains(&range.cohort.0)),
+            session_start: 0,
         };
         v1::RouteTable {
             cluster: 77,

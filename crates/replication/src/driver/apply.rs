@@ -75,6 +75,7 @@ pub(super) struct Applier {
     pub(super) step_bytes_max: usize,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one at a time, which is moved once")]
 enum Step {
     Install(Ticket, StagedSnapshot),
     Apply { target: u64 },

@@ -153,7 +153,7 @@ impl<C: Core> Task<C> {
         self.perform_drained(effects).await?;
         self.order_apply();
         self.sender.reap();
-        self.published.set(self.core.status());
+        self.published.set(self.core.status(), self.state.applied);
         match self.may_end(phase) {
             ControlFlow::Break(()) => Err(End::Stopped),
             ControlFlow::Continue(()) => Ok(()),
@@ -328,7 +328,10 @@ impl<C: Core> Task<C> {
                 self.state.callers.reply(ticket, reply, self.clock);
             }
             Effect::Coordinate { request, .. } => self.coordination.request(request),
-            Effect::EndReads => self.state.callers.end_reads(),
+            Effect::EndReads => {
+                self.state.callers.end_reads();
+                self.published.end_reads(self.clock.now());
+            }
         }
         Ok(())
     }

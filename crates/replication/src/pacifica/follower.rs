@@ -25,6 +25,7 @@ impl Pacifica {
         if !self.accepts(from, preceding.epoch) {
             return;
         }
+        self.journal.take_current(self.now, from, &preceding.beacon());
         //= PAC-3
         let Taken::Matched(matched) = self.journal.take(preceding, entries) else {
             self.report_position(from, preceding.epoch);
@@ -44,10 +45,11 @@ impl Pacifica {
     }
 
     pub(super) fn on_beacon(&mut self, from: NodeId, beacon: Beacon) {
-        let Beacon { epoch, committed, sent } = beacon;
+        let Beacon { epoch, committed, sent, .. } = beacon;
         if !self.accepts(from, epoch) {
             return;
         }
+        self.journal.take_current(self.now, from, &beacon);
         let supports = self.supporting(sent);
         let incarnation = self.incarnation;
         self.journal.signal(from, PacificaMessage::BeaconAck { epoch, supports, incarnation });

@@ -58,6 +58,13 @@ impl Primary {
         self.is_fenced.is_some_and(|since| now >= since + SILENT_AFTER_GRACES * grace)
     }
 
+    /// Returns its first entry, and until when a state that includes it is the newest (PAC-70).
+    pub(super) fn current(&self) -> Option<(Lsn, Moment)> {
+        //= PAC-70
+        let serves = self.is_reconciled && self.is_fenced.is_none();
+        serves.then_some((self.barrier, self.lease_until))
+    }
+
     /// Says whether it may answer strong reads at `now`.
     pub(super) fn serves(&self, now: Moment) -> bool {
         self.is_reconciled && self.is_fenced.is_none() && now < self.lease_until
@@ -315,6 +322,9 @@ impl Pacifica {
         //= PAC-20
         let nth = if self.options.faults.lease_of_majority { ends.len() / 2 } else { 0 };
         primary.lease_until = ends.get(nth).map_or(Moment::FAR, |(_, end)| *end);
+        // Whoever it handed over to, or was taken out by, may lead before its leases end.
+        let lease = primary.is_fenced.map_or(primary.lease_until, |at| primary.lease_until.min(at));
+        primary.leading.set_lease(Some(lease));
         if now < primary.lease_until {
             self.open_or_close();
             return self.answer_reads();
@@ -375,6 +385,7 @@ impl Pacifica {
             // It may be the one that this primary asked for: the manager says whose it is.
             if primary.is_fenced.is_none() {
                 primary.is_fenced = Some(now);
+                primary.leading.end_lease(now);
                 self.journal.push(Effect::EndReads);
             }
             return self.open_or_close();
@@ -457,6 +468,7 @@ impl Pacifica {
         //= PAC-36
         primary.successor = None;
         primary.is_fenced = Some(self.now);
+        primary.leading.end_lease(self.now);
         self.journal.push(Effect::EndReads);
         self.propose(Purpose::Transfer { to });
     }

@@ -70,13 +70,13 @@ impl Message for PacificaMessage {
     fn encode(&self) -> Bytes {
         match self {
             Self::Prepare { preceding, entries } => {
-                Writer::new(1).preceding(preceding).entries(entries)
+                Writer::new(11).preceding(preceding).entries(entries)
             }
             Self::Prepared { epoch, upto, supports, incarnation } => {
                 let writer = Writer::new(2).number(*epoch).lsn(*upto).supports(*supports);
                 writer.incarnation(*incarnation).finish()
             }
-            Self::Beacon(beacon) => Writer::new(3).beacon(beacon).finish(),
+            Self::Beacon(beacon) => Writer::new(12).beacon(beacon).finish(),
             Self::BeaconAck { epoch, supports, incarnation } => {
                 let writer = Writer::new(4).number(*epoch).supports(*supports);
                 writer.incarnation(*incarnation).finish()
@@ -92,8 +92,9 @@ impl Message for PacificaMessage {
 
     fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
+        // 1 and 3 were what 11 and 12 are, without the moment of the commit point.
         let message = match reader.byte()? {
-            1 => {
+            11 => {
                 let preceding = reader.preceding()?;
                 let entries = reader.entries(preceding.previous)?;
                 return Ok(Self::Prepare { preceding, entries });
@@ -102,7 +103,7 @@ impl Message for PacificaMessage {
                 let (epoch, upto, supports) = (reader.number()?, reader.lsn()?, reader.supports()?);
                 Self::Prepared { epoch, upto, supports, incarnation: reader.incarnation()? }
             }
-            3 => Self::Beacon(reader.beacon()?),
+            12 => Self::Beacon(reader.beacon()?),
             4 => {
                 let (epoch, supports) = (reader.number()?, reader.supports()?);
                 Self::BeaconAck { epoch, supports, incarnation: reader.incarnation()? }
@@ -168,7 +169,8 @@ mod tests {
     fn messages() -> Vec<PacificaMessage> {
         let (epoch, sent) = (3, Moment::after_start(Duration::from_micros(17)));
         let (previous, committed) = (Lsn::new(2, 4), Lsn::new(2, 3));
-        let preceding = Preceding { epoch, previous, committed, sent };
+        let current_at = Some(sent);
+        let preceding = Preceding { epoch, previous, committed, sent, current_at };
         let entry = |seq| Entry {
             lsn: Lsn::new(3, seq),
             kind: EntryKind::Commands,
@@ -181,7 +183,7 @@ mod tests {
             PacificaMessage::Prepare { preceding, entries: vec![] },
             PacificaMessage::Prepared { epoch, upto: previous, supports: Some(sent), incarnation },
             PacificaMessage::Prepared { epoch, upto: previous, supports: None, incarnation },
-            PacificaMessage::Beacon(Beacon { epoch, committed, sent }),
+            PacificaMessage::Beacon(Beacon { epoch, committed, sent, current_at: None }),
             PacificaMessage::BeaconAck { epoch, supports: Some(sent), incarnation },
             PacificaMessage::Join { epoch, position, incarnation },
             PacificaMessage::Refuse { epoch },

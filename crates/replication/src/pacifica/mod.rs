@@ -334,20 +334,20 @@ impl Core for Pacifica {
     }
 
     fn status(&self) -> CoreStatus {
-        let (role, leader_heard, progress) = match &self.part {
-            Part::Idle if self.state.is_learner => (Role::Learner, None, Vec::new()),
-            Part::Idle => (Role::Follower, None, Vec::new()),
-            Part::Follower(following) if !self.is_listed(self.node) => {
-                (Role::Learner, following.heard, Vec::new())
-            }
-            Part::Follower(following) if self.pending.is_some() => {
-                (Role::Candidate, following.heard, Vec::new())
-            }
-            Part::Follower(following) => (Role::Follower, following.heard, Vec::new()),
+        let (role, progress) = match &self.part {
+            Part::Idle if self.state.is_learner => (Role::Learner, Vec::new()),
+            Part::Idle => (Role::Follower, Vec::new()),
+            Part::Follower(_) if !self.is_listed(self.node) => (Role::Learner, Vec::new()),
+            Part::Follower(_) if self.pending.is_some() => (Role::Candidate, Vec::new()),
+            Part::Follower(_) => (Role::Follower, Vec::new()),
             Part::Primary(primary) if primary.serves(self.now) => {
-                (Role::Leader, None, primary.leading.progress())
+                (Role::Leader, primary.leading.progress())
             }
-            Part::Primary(primary) => (Role::Candidate, None, primary.leading.progress()),
+            Part::Primary(primary) => (Role::Candidate, primary.leading.progress()),
+        };
+        let current = match &self.part {
+            Part::Primary(primary) => primary.current(),
+            _ => self.journal.current(),
         };
         let measures = match &self.part {
             Part::Primary(primary) => primary.leading.measures,
@@ -356,7 +356,7 @@ impl Core for Pacifica {
         CoreStatus {
             role,
             leader: self.leader(),
-            leader_heard,
+            current,
             epoch: self.state.promised,
             last: self.journal.last(),
             durable: self.journal.durable(),

@@ -28,6 +28,7 @@ use trireme_proto::v1;
 use trireme_proto::v1::raft_message::Body;
 use trireme_types::{CohortId, Lsn, NodeId};
 
+use super::heard::Heard;
 use super::types::{RaftId, TypeConfig};
 use crate::transport::{Lane, SendError, Transport};
 
@@ -42,6 +43,7 @@ pub(super) struct Calls {
     /// this node's last process, or of this replica's last incarnation, pairs with none of now.
     first: u64,
     lanes: Mutex<HashMap<(NodeId, Lane), LaneState>>,
+    heard: Arc<Heard>,
 }
 
 /// One lane to and from one node.
@@ -83,9 +85,19 @@ impl LaneState {
 }
 
 impl Calls {
-    pub(super) fn new(cohort: CohortId, me: RaftId, transport: Arc<dyn Transport>) -> Arc<Self> {
+    pub(super) fn new(
+        cohort: CohortId,
+        me: RaftId,
+        transport: Arc<dyn Transport>,
+        heard: Arc<Heard>,
+    ) -> Arc<Self> {
         let first = u64::from(rand::random::<u32>()) << 31;
-        Arc::new(Self { cohort, me, transport, first, lanes: Mutex::default() })
+        Arc::new(Self { cohort, me, transport, first, lanes: Mutex::default(), heard })
+    }
+
+    /// Returns what knows the age of this replica's commit point.
+    pub(super) fn heard(&self) -> &Heard {
+        &self.heard
     }
 
     pub(super) fn transport(&self) -> &Arc<dyn Transport> {

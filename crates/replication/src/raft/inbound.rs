@@ -137,8 +137,8 @@ impl Inbound {
 
     fn enqueue(&self, from: NodeId, lane: Lane, call: u64, body: Body) {
         self.calls.arrived(from, lane, call);
-        if matches!(body, Body::Append(_)) {
-            self.heard.note(from);
+        if let Body::Append(append) = &body {
+            self.heard.note(from, append, self.table.applied());
         }
         let mut queues = self.queues.lock();
         let queue = queues.entry((from, lane)).or_insert_with(|| self.start_task(from, lane));

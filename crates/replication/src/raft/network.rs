@@ -255,7 +255,9 @@ where
     fn send(&mut self, append: AppendEntriesRequest<TypeConfig>) {
         let (vote, previous) = (append.vote, append.prev_log_id);
         let last = append.entries.last().map(|entry| entry.log_id).or(previous);
-        let body = Body::Append(wire::append_message(append));
+        let mut message = wire::append_message(append);
+        self.calls.heard().stamp(&mut message);
+        let body = Body::Append(message);
         let call = self.calls.ask(self.to, self.lane, body);
         let (to, calls, acknowledged) = (self.to, self.calls.clone(), self.acknowledged.clone());
         self.in_flight.push_back(

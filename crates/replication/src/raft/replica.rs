@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use openraft::{EmptyNode, RaftMetrics, ReadPolicy, ServerState};
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
 use trireme_storage::{CohortLog, CohortTable, StagedSnapshot, Tables};
 use trireme_types::{CohortConfig, CommandBatch, Lsn, NodeId, Outcome, Protocol};
 
@@ -88,7 +89,6 @@ struct Kept {
     transport: Arc<dyn Transport>,
     options: RaftOptions,
     on_failure: Arc<dyn Fn(String) + Send + Sync>,
-    heard: Arc<Heard>,
     /// Where what arrives reports what concerns the replica itself.
     events: mpsc::Sender<Event>,
 }
@@ -98,6 +98,7 @@ struct Running {
     id: RaftId,
     raft: RaftHandle,
     inbound: Inbound,
+    heard: Arc<Heard>,
     holds: Arc<LogHolds>,
     admission: Admission,
     since: Instant,
@@ -122,7 +123,6 @@ impl RaftReplica {
         let recovered = log.bounds().last;
         let incarnation = incarnation(&log, lost_disk).await.map_err(|e| failed(&e))?;
         let (events, reported) = mpsc::channel(EVENTS_MAX);
-        let heard = Arc::new(Heard::default());
         let kept = Kept {
             node,
             config,
@@ -132,7 +132,6 @@ impl RaftReplica {
             transport,
             options,
             on_failure,
-            heard,
             events,
         };
         let running = RwLock::new(Arc::new(kept.start(incarnation).await?));
@@ -168,7 +167,7 @@ impl RaftReplica {
                 }
             }
             Event::Replaced { term } => {
-                if running.is_forgotten(&self.kept.heard, term) {
+                if running.is_forgotten(term) {
                     self.begin_anew(&running, "another incarnation has taken its place").await;
                 }
             }
@@ -207,7 +206,8 @@ impl Kept {
         let settings =
             options.config(cohort.to_string()).map_err(|e| ReplicaError::Invalid(e.to_string()))?;
         let id = RaftId { node: self.node.0, incarnation };
-        let calls = Calls::new(cohort, id, self.transport.clone());
+        let heard = Arc::new(Heard::new());
+        let calls = Calls::new(cohort, id, self.transport.clone(), heard.clone());
         let holds = Arc::<LogHolds>::default();
         let raft = RaftHandle::new(
             id,
@@ -231,10 +231,12 @@ impl Kept {
             let forming = form_cohort(raft.clone(), id, self.config.clone(), options.clone());
             tasks.push(tokio::spawn(forming));
         }
-        let (heard, events) = (self.heard.clone(), self.events.clone());
+        heard.attach(raft.metrics());
+        let (table, events) = (self.table.clone(), self.events.clone());
         Ok(Running {
             id,
-            inbound: Inbound::new(raft.clone(), calls, heard, self.table.clone(), events),
+            inbound: Inbound::new(raft.clone(), calls, heard.clone(), table, events),
+            heard,
             raft,
             holds,
             admission: Admission::default(),
@@ -256,8 +258,9 @@ impl Running {
     /// Returns true if the replica takes itself for a voter, and for long no leader has addressed
     /// it, while the leader of `term`, which is no older one than it knows, addresses another
     /// incarnation: that has taken its place while it was away.
-    fn is_forgotten(&self, heard: &Heard, term: u64) -> bool {
-        let is_addressed = heard.least_age().is_some_and(|age| age < FORGOTTEN_AFTER);
+    fn is_forgotten(&self, term: u64) -> bool {
+        let addressed = self.heard.last_addressed();
+        let is_addressed = addressed.is_some_and(|at| at.elapsed() < FORGOTTEN_AFTER);
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let is_voter = metrics.membership_config.voter_ids().any(|voter| voter == self.id);
@@ -291,14 +294,13 @@ impl Replica for RaftReplica {
         Ok(ReadPermit::lasting())
     }
 
-    fn freshness(&self) -> Freshness {
-        let leader = self.leader();
-        let age = match leader {
-            Some(leader) if leader == self.kept.node => Some(Duration::ZERO),
-            Some(leader) => self.kept.heard.age(leader),
-            None => self.kept.heard.least_age(),
-        };
-        Freshness { applied: self.kept.table.applied(), age }
+    fn freshness(&self, applied: Lsn, at: Instant) -> Result<Freshness, ReplicaError> {
+        let running = self.running();
+        let metrics = running.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let age = running.heard.age(&metrics, applied, at);
+        // What the log knew to be committed was applied before the replica was open.
+        Freshness::checked(applied, age, role(metrics.state), Lsn::ZERO)
     }
 
     fn deliver(&self, from: NodeId, lane: Lane, payload: Bytes) {
@@ -416,7 +418,7 @@ impl Running {
             let known = metrics.replication.as_ref()?.get(&id)?;
             Some(lsn_or_zero(*known).seq)
         };
-        self.holds.limit(upto, committed, Instant::now(), matched)
+        self.holds.limit(upto, committed, Instant::now().into_std(), matched)
     }
 }
 

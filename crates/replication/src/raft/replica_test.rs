@@ -143,7 +143,7 @@ pub(super) fn batch_of(key: &'static str, value_bytes: usize) -> CommandBatch {
         value: Bytes::from(vec![0; value_bytes]),
         condition: Condition::None,
     };
-    CommandBatch { commands: vec![Command { request: None, operation }] }
+    CommandBatch { commands: vec![Command { request: None, operation }], clock: 0 }
 }
 
 /// All members of a cohort.

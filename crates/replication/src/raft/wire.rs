@@ -29,6 +29,9 @@ pub(super) fn append_message(append: Append) -> v1::RaftAppend {
         previous: append.prev_log_id.map(lsn_message),
         entries: append.entries.into_iter().map(entry_message).collect(),
         leader_commit: append.leader_commit.map(lsn_message),
+        // The clock is the network's to add.
+        sent_us: 0,
+        current_at_us: None,
     }
 }
 

@@ -46,6 +46,7 @@ impl Spinnaker {
         if !self.accepts(from, preceding.epoch) {
             return;
         }
+        self.journal.take_current(self.now, from, &preceding.beacon());
         //= SPIN-3
         let Taken::Matched(matched) = self.journal.take(preceding, entries) else {
             self.report_position(from, preceding.epoch);
@@ -63,10 +64,11 @@ impl Spinnaker {
     }
 
     pub(super) fn on_beacon(&mut self, from: NodeId, beacon: Beacon) {
-        let Beacon { epoch, committed, sent } = beacon;
+        let Beacon { epoch, committed, sent, .. } = beacon;
         if !self.accepts(from, epoch) {
             return;
         }
+        self.journal.take_current(self.now, from, &beacon);
         let supports = self.supporting(sent);
         let (is_learner, awaits_disk) = (self.state.is_learner, !self.journal.is_durable());
         let ack = SpinnakerMessage::BeaconAck { epoch, supports, is_learner, awaits_disk };

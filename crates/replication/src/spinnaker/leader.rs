@@ -258,6 +258,14 @@ impl Spinnaker {
         }
     }
 
+    /// Returns the leader's first entry, and until when a state that includes it is the newest
+    /// (SPIN-70).
+    pub(super) fn current_of_leader(&self, leader: &Leader) -> Option<(Lsn, Moment)> {
+        //= SPIN-70
+        let lease = leader.leading.lease_until(self.followers_needed()).filter(|_| leader.serves);
+        lease.map(|until| (leader.barrier, until))
+    }
+
     pub(super) fn on_read(&mut self, ticket: Ticket) {
         let Part::Leader(leader) = &mut self.part else {
             return self.refuse_to_lead(ticket);
@@ -270,11 +278,13 @@ impl Spinnaker {
     fn answer_reads(&mut self) {
         let needed = self.followers_needed();
         let Part::Leader(leader) = &mut self.part else { return };
+        let lease = leader.leading.lease_until(needed);
+        leader.leading.set_lease(lease);
         if !leader.serves {
             return;
         }
         //= SPIN-10
-        let until = leader.leading.lease_until(needed).filter(|until| self.now < *until);
+        let until = lease.filter(|until| self.now < *until);
         let until = match until {
             _ if self.options.faults.reads_without_lease => None,
             Some(until) => Some(until),

@@ -87,12 +87,12 @@ impl Message for SpinnakerMessage {
     fn encode(&self) -> Bytes {
         match self {
             Self::Propose { preceding, entries } => {
-                Writer::new(1).preceding(preceding).entries(entries)
+                Writer::new(11).preceding(preceding).entries(entries)
             }
             Self::Ack { epoch, upto, supports } => {
                 Writer::new(2).number(*epoch).lsn(*upto).supports(*supports).finish()
             }
-            Self::Beacon(beacon) => Writer::new(3).beacon(beacon).finish(),
+            Self::Beacon(beacon) => Writer::new(12).beacon(beacon).finish(),
             Self::BeaconAck { epoch, supports, is_learner, awaits_disk } => {
                 let bits = u8::from(*is_learner) | (u8::from(*awaits_disk) << 1);
                 Writer::new(4).number(*epoch).byte(bits).supports(*supports).finish()
@@ -112,8 +112,9 @@ impl Message for SpinnakerMessage {
 
     fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
+        // 1 and 3 were what 11 and 12 are, without the moment of the commit point.
         let message = match reader.byte()? {
-            1 => {
+            11 => {
                 let preceding = reader.preceding()?;
                 let entries = reader.entries(preceding.previous)?;
                 return Ok(Self::Propose { preceding, entries });
@@ -122,7 +123,7 @@ impl Message for SpinnakerMessage {
                 let (epoch, upto) = (reader.number()?, reader.lsn()?);
                 Self::Ack { epoch, upto, supports: reader.supports()? }
             }
-            3 => Self::Beacon(reader.beacon()?),
+            12 => Self::Beacon(reader.beacon()?),
             4 => {
                 let (epoch, bits) = (reader.number()?, reader.byte()?);
                 let (is_learner, awaits_disk) = (bits & 1 != 0, bits & 2 != 0);
@@ -194,7 +195,8 @@ mod tests {
     fn messages() -> Vec<SpinnakerMessage> {
         let (epoch, sent) = (3, Moment::after_start(Duration::from_micros(17)));
         let (previous, committed) = (Lsn::new(2, 4), Lsn::new(2, 3));
-        let preceding = Preceding { epoch, previous, committed, sent };
+        let current_at = Some(sent);
+        let preceding = Preceding { epoch, previous, committed, sent, current_at };
         let entry = |seq| Entry {
             lsn: Lsn::new(3, seq),
             kind: EntryKind::Commands,
@@ -206,7 +208,7 @@ mod tests {
             SpinnakerMessage::Propose { preceding, entries: vec![] },
             SpinnakerMessage::Ack { epoch, upto: previous, supports: Some(sent) },
             SpinnakerMessage::Ack { epoch, upto: previous, supports: None },
-            SpinnakerMessage::Beacon(Beacon { epoch, committed, sent }),
+            SpinnakerMessage::Beacon(Beacon { epoch, committed, sent, current_at: None }),
             SpinnakerMessage::BeaconAck {
                 epoch,
                 supports: Some(sent),

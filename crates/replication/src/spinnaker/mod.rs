@@ -322,13 +322,15 @@ impl Core for Spinnaker {
     }
 
     fn status(&self) -> CoreStatus {
-        let (role, leader_heard, progress) = match &self.part {
-            Part::Follower(following) if self.state.is_learner => {
-                (Role::Learner, following.heard, Vec::new())
-            }
-            Part::Follower(following) => (Role::Follower, following.heard, Vec::new()),
-            Part::Candidate(_) => (Role::Candidate, None, Vec::new()),
-            Part::Leader(leader) => (Role::Leader, None, leader.leading.progress()),
+        let (role, progress) = match &self.part {
+            Part::Follower(_) if self.state.is_learner => (Role::Learner, Vec::new()),
+            Part::Follower(_) => (Role::Follower, Vec::new()),
+            Part::Candidate(_) => (Role::Candidate, Vec::new()),
+            Part::Leader(leader) => (Role::Leader, leader.leading.progress()),
+        };
+        let current = match &self.part {
+            Part::Leader(leader) => self.current_of_leader(leader),
+            _ => self.journal.current(),
         };
         let measures = match &self.part {
             Part::Leader(leader) => leader.leading.measures,
@@ -337,7 +339,7 @@ impl Core for Spinnaker {
         CoreStatus {
             role,
             leader: self.leader(),
-            leader_heard,
+            current,
             epoch: self.epoch.max(self.state.promised),
             last: self.journal.last(),
             durable: self.journal.durable(),

@@ -98,7 +98,9 @@ impl Leading {
         if end > committed.seq + 1 {
             self.begin_block(now, to);
         }
-        let context = super::Preceding { committed, ..self.preceding(now, previous) };
+        let current_at = self.current_at(now, committed);
+        let preceding = self.preceding(now, journal, previous);
+        let context = super::Preceding { committed, current_at, ..preceding };
         journal.push(Effect::SendLog { to, previous, seqs, context, when: When::Now });
     }
 

@@ -6,8 +6,11 @@ use bytes::Bytes;
 use trireme_storage::{IoId, LogWrite};
 use trireme_types::{Entry, Lsn, NodeId};
 
-use super::Preceding;
-use crate::core::{Core, DurableSeqs, Effect, EpochRuns, Outbox, Recovered, Reply, Ticket, When};
+use super::{Beacon, Preceding};
+use crate::core::{
+    Core, DurableSeqs, Effect, EpochRuns, Moment, Outbox, Recovered, Reply, Ticket, When,
+};
+use crate::freshness::LeaderClock;
 use crate::replica::ReplicaError;
 use crate::transport::Lane;
 
@@ -30,6 +33,10 @@ pub(crate) struct Journal<C: Core> {
     /// The newest write that is on disk.
     synced: IoId,
     installs: Installs,
+    /// The newest commit point that a leader named together with the moment, on this replica's
+    /// clock, as of which it was the newest.
+    current: Option<(Lsn, Moment)>,
+    leader_clock: LeaderClock,
     outbox: Outbox<C>,
 }
 
@@ -87,6 +94,8 @@ impl<C: Core> Journal<C> {
             last_forced: IoId(0),
             synced: IoId(0),
             installs: Installs::default(),
+            current: None,
+            leader_clock: LeaderClock::default(),
             outbox: Outbox::new(),
         };
         let applied = recovered.applied;
@@ -118,6 +127,25 @@ impl<C: Core> Journal<C> {
 
     pub(crate) const fn committed(&self) -> Lsn {
         self.committed
+    }
+
+    /// Takes in as of when the commit point in a leader's message was the newest.
+    pub(crate) fn take_current(&mut self, now: Moment, from: NodeId, beacon: &Beacon) {
+        //= SPIN-70
+        //= PAC-70
+        let Beacon { epoch, committed, sent, current_at } = *beacon;
+        // Every message tells something of the leader's clock.
+        let local = self.leader_clock.local(now, (from, epoch), sent, current_at.unwrap_or(sent));
+        if let (Some(_), Some(as_of)) = (current_at, local)
+            && self.current.is_none_or(|(point, at)| (point.seq, at) <= (committed.seq, as_of))
+        {
+            self.current = Some((committed, as_of));
+        }
+    }
+
+    /// Returns the newest commit point of which it is known as of when it was the newest.
+    pub(crate) const fn current(&self) -> Option<(Lsn, Moment)> {
+        self.current
     }
 
     /// Adds a leader's own entry. It is written and sent with all others of the batch.

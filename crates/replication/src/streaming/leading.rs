@@ -33,6 +33,14 @@ pub(crate) struct Leading {
     /// How far the followers were told that the log is committed, and when.
     told: Lsn,
     told_at: Moment,
+    /// The epoch in which it began to lead: what it has committed of that epoch or a later one
+    /// includes all that its predecessors had.
+    first: Epoch,
+    /// Until when it holds the lease under which nobody else commits anything; `None` before it
+    /// has one. The core keeps it, and may do so late.
+    lease: Option<Moment>,
+    /// When `told` was last seen to be the newest commit point, under the lease.
+    current_at: Option<Moment>,
 }
 
 impl Leading {
@@ -56,6 +64,9 @@ impl Leading {
             block_after: now,
             told: Lsn::ZERO,
             told_at: now,
+            first: epoch,
+            lease: None,
+            current_at: None,
         }
     }
 
@@ -124,7 +135,7 @@ impl Leading {
             journal.log().lsn_at(first - 1).unwrap_or_else(|| journal.log().purged());
         for piece in pieces(&entries) {
             let first = piece[0].lsn.seq;
-            let preceding = self.preceding(now, previous);
+            let preceding = self.preceding(now, journal, previous);
             let next = first + piece.len() as u64;
             let bytes = piece.iter().map(|entry| entry.payload.len()).sum();
             for (&to, follower) in &mut self.followers {
@@ -243,6 +254,7 @@ impl Leading {
         //= SPIN-7
         self.told = journal.committed();
         self.told_at = now;
+        self.current_at = self.current_at(now, self.told);
         journal.note_commit_point();
         true
     }
@@ -251,8 +263,41 @@ impl Leading {
         self.told_at + self.timing.commit_period
     }
 
-    pub(super) const fn preceding(&self, now: Moment, previous: Lsn) -> Preceding {
-        Preceding { epoch: self.epoch, previous, committed: self.told, sent: now }
+    pub(super) fn preceding<C: Streams>(
+        &mut self,
+        now: Moment,
+        journal: &Journal<C>,
+        previous: Lsn,
+    ) -> Preceding {
+        let (committed, current_at) = (self.told, self.told_current_at(now, journal));
+        Preceding { epoch: self.epoch, previous, committed, sent: now, current_at }
+    }
+
+    /// Keeps until when the leader holds its lease.
+    pub(crate) const fn set_lease(&mut self, until: Option<Moment>) {
+        self.lease = until;
+    }
+
+    /// Gives up the lease: somebody else may lead from now on.
+    pub(crate) fn end_lease(&mut self, now: Moment) {
+        self.lease = self.lease.map(|until| until.min(now));
+    }
+
+    /// Returns as of when `point` is the newest commit point, which it is as far as this leader
+    /// knows: now, or when its lease ended. Until it has committed an entry of its own, it does not
+    /// know how far its predecessors had come.
+    pub(super) fn current_at(&self, now: Moment, point: Lsn) -> Option<Moment> {
+        //= SPIN-70
+        //= PAC-70
+        self.lease.map(|until| until.min(now)).filter(|_| point.epoch >= self.first)
+    }
+
+    /// Returns as of when what the followers are told was the newest commit point.
+    fn told_current_at<C: Streams>(&mut self, now: Moment, journal: &Journal<C>) -> Option<Moment> {
+        if journal.committed() == self.told {
+            self.current_at = self.current_at.max(self.current_at(now, self.told));
+        }
+        self.current_at
     }
 
     /// Does what is due at `now`.
@@ -293,7 +338,8 @@ impl Leading {
         let Some(follower) = self.followers.get_mut(&to) else { return };
         let Some(previous) = journal.log().lsn_at(follower.next - 1) else { return };
         follower.asked = Some(now);
-        let message = C::entries_message(self.preceding(now, previous), Vec::new());
+        let preceding = self.preceding(now, journal, previous);
+        let message = C::entries_message(preceding, Vec::new());
         journal.send(to, message, When::Now);
     }
 
@@ -312,7 +358,8 @@ impl Leading {
     /// Sends a beacon to every follower that was sent nothing for a beacon interval (M40), or whose
     /// support what was sent does not bring.
     fn send_beacons<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
-        let beacon = Beacon { epoch: self.epoch, committed: self.told, sent: now };
+        let current_at = self.told_current_at(now, journal);
+        let beacon = Beacon { epoch: self.epoch, committed: self.told, sent: now, current_at };
         let interval = self.timing.beacon_interval;
         for (&to, follower) in &mut self.followers {
             if follower.beacon_at(interval) <= now {

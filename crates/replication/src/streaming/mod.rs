@@ -42,6 +42,13 @@
 //! sends next; if nothing is sent, by a message without entries. Until a point is told the leader
 //! writes none down, so a commit period bounds how far a successor is behind (Spinnaker §5, §D.1).
 //!
+//! # The age of timeline reads
+//!
+//! With each commit point goes the moment as of which it was the newest: now, while the point is
+//! the newest that the leader has and its lease holds; else when both were last so. A leader that
+//! has not committed an entry of its own yet names none. Followers count the age of their state
+//! from there (SPIN-70, PAC-70).
+//!
 //! # Support
 //!
 //! Everything that a leader sends carries the time on its clock; a follower gives the time back and
@@ -102,6 +109,17 @@ pub struct Preceding {
     pub committed: Lsn,
     /// When the leader sent it, on its own clock.
     pub sent: Moment,
+    /// As of when `committed` was the newest commit point, on the leader's clock; `None` if the
+    /// leader does not know yet how far its predecessors had committed.
+    pub current_at: Option<Moment>,
+}
+
+impl Preceding {
+    /// Returns the sign of life that is in the message.
+    pub(crate) const fn beacon(&self) -> Beacon {
+        let Self { epoch, committed, sent, current_at, .. } = *self;
+        Beacon { epoch, committed, sent, current_at }
+    }
 }
 
 impl fmt::Display for Preceding {
@@ -120,6 +138,9 @@ pub struct Beacon {
     pub committed: Lsn,
     /// When the leader sent it, on its own clock.
     pub sent: Moment,
+    /// As of when `committed` was the newest commit point, on the leader's clock; `None` if the
+    /// leader does not know yet how far its predecessors had committed.
+    pub current_at: Option<Moment>,
 }
 
 /// Where a follower stands.

@@ -76,7 +76,8 @@ impl Writer {
         self.number(u64::try_from(micros).unwrap_or(u64::MAX))
     }
 
-    /// Writes the time of a message that is acknowledged with support, or that there is none.
+    /// Writes a moment, such as that of a message that is acknowledged with support, or that there
+    /// is none.
     pub(crate) fn supports(self, supports: Option<Moment>) -> Self {
         self.flag(supports.is_some()).moment(supports.unwrap_or_default())
     }
@@ -87,13 +88,13 @@ impl Writer {
     }
 
     pub(crate) fn preceding(self, preceding: &Preceding) -> Self {
-        let Preceding { epoch, previous, committed, sent } = *preceding;
-        self.number(epoch).lsn(previous).lsn(committed).moment(sent)
+        let Preceding { epoch, previous, committed, sent, current_at } = *preceding;
+        self.number(epoch).lsn(previous).lsn(committed).moment(sent).supports(current_at)
     }
 
     pub(crate) fn beacon(self, beacon: &Beacon) -> Self {
-        let Beacon { epoch, committed, sent } = *beacon;
-        self.number(epoch).lsn(committed).moment(sent)
+        let Beacon { epoch, committed, sent, current_at } = *beacon;
+        self.number(epoch).lsn(committed).moment(sent).supports(current_at)
     }
 
     pub(crate) fn position(self, position: &Position) -> Self {
@@ -168,11 +169,17 @@ impl Reader {
             previous: self.lsn()?,
             committed: self.lsn()?,
             sent: self.moment()?,
+            current_at: self.supports()?,
         })
     }
 
     pub(crate) fn beacon(&mut self) -> Result<Beacon, DecodeError> {
-        Ok(Beacon { epoch: self.number()?, committed: self.lsn()?, sent: self.moment()? })
+        Ok(Beacon {
+            epoch: self.number()?,
+            committed: self.lsn()?,
+            sent: self.moment()?,
+            current_at: self.supports()?,
+        })
     }
 
     pub(crate) fn position(&mut self) -> Result<Position, DecodeError> {

@@ -17,7 +17,8 @@ impl PrimaryBackup {
         if from != self.primary || context.epoch < self.epoch {
             return;
         }
-        self.heard = Some(now);
+        // The primary tells every commit at once.
+        self.current = Some((context.committed, now));
         if context.epoch > self.epoch {
             self.adopt(context.epoch);
         }

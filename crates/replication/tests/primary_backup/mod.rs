@@ -52,7 +52,7 @@ pub(crate) struct PrimaryBackup {
     forcing: VecDeque<(IoId, Lsn)>,
     /// Set at the primary.
     leading: Option<Primary>,
-    heard: Option<Moment>,
+    current: Option<(Lsn, Moment)>,
     outbox: Outbox<Self>,
 }
 
@@ -73,7 +73,7 @@ impl PrimaryBackup {
             committed,
             forcing: VecDeque::new(),
             leading: None,
-            heard: None,
+            current: None,
             outbox: Outbox::new(),
         };
         if committed > applied {
@@ -202,7 +202,10 @@ impl Core for PrimaryBackup {
         CoreStatus {
             role: if self.leading.is_some() { Role::Leader } else { Role::Follower },
             leader: Some(self.primary),
-            leader_heard: self.heard,
+            current: match self.leading {
+                Some(_) => Some((Lsn::ZERO, Moment::FAR)),
+                None => self.current,
+            },
             epoch: self.epoch,
             last: self.log.last(),
             durable: self.durable,

@@ -74,6 +74,8 @@ pub(crate) fn outcomes(lsn: Lsn, outcomes: &[Outcome]) -> String {
             Outcome::Deleted { existed } => format!("deleted existed={existed}"),
             Outcome::ConditionFailed { current } => format!("condition failed: {current:?}"),
             Outcome::WrongRange => "wrong range".into(),
+            Outcome::SessionGone { .. } => "session gone".into(),
+            Outcome::SessionsFull => "sessions full".into(),
         })
         .collect();
     format!("{} at {lsn}", outcomes.join(", "))

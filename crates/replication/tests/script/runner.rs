@@ -242,7 +242,7 @@ impl<S: Subject> Runner<S> {
     ) -> Result<(), Box<dyn Error>> {
         let write = |change| Write { request: None, operation: operation(change) };
         let commands = changes.iter().map(write).collect();
-        let payload = CommandBatch { commands }.encode();
+        let payload = CommandBatch { commands, clock: 0 }.encode();
         self.ask(node, Asked::Write { changes }, |ticket| Event::Propose { ticket, payload })
     }
 

@@ -112,12 +112,14 @@ impl Replica {
     }
 
     fn beacon(&mut self, from: NodeId, epoch: Epoch) -> &mut Self {
-        let beacon = Beacon { epoch, committed: Lsn::ZERO, sent: Moment::START };
+        let (committed, sent) = (Lsn::ZERO, Moment::START);
+        let beacon = Beacon { epoch, committed, sent, current_at: None };
         self.hear(from, SpinnakerMessage::Beacon(beacon))
     }
 
     fn propose(&mut self, from: NodeId, epoch: Epoch, previous: Lsn, lsns: &[Lsn]) -> &mut Self {
-        let preceding = Preceding { epoch, previous, committed: Lsn::ZERO, sent: Moment::START };
+        let (committed, sent) = (Lsn::ZERO, Moment::START);
+        let preceding = Preceding { epoch, previous, committed, sent, current_at: None };
         let entries = lsns.iter().map(|lsn| entry(*lsn)).collect();
         self.hear(from, SpinnakerMessage::Propose { preceding, entries })
     }

@@ -1,5 +1,6 @@
 //! A cohort as its node serves it: the replica, its table, and the queues before them.
 
+mod clock;
 mod reads;
 mod writes;
 
@@ -43,8 +44,9 @@ impl HostedCohort {
         directory: Arc<NodeDirectory>,
     ) -> Arc<Self> {
         let counters = Arc::<Counters>::default();
+        let clock = clock::CohortClock::start(table.clone());
         let writes =
-            writes::WriteQueue::start(replica.clone(), directory.clone(), counters.clone());
+            writes::WriteQueue::start(replica.clone(), clock, directory.clone(), counters.clone());
         let reads = reads::ReadQueue::start(replica.clone(), table.clone(), directory);
         Arc::new(Self { descriptor, replica, table, writes, reads, counters })
     }

@@ -1,6 +1,7 @@
 //! The queue of a cohort's strong reads: what waits shares one barrier.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_proto::v1::response::Result as Answer;
 use trireme_replication::{Freshness, Replica, ReplicaError};
-use trireme_storage::{CohortTable, Row, TableError};
+use trireme_storage::{CohortTable, Row, ScanPage, TableError};
 use trireme_types::{Consistency, KeyRange};
 
 use crate::refusal;
@@ -71,8 +72,7 @@ impl ReadQueue {
 
     pub(super) fn push(&self, read: PendingRead) {
         if read.consistency == Consistency::Timeline {
-            let freshness = Some(self.reader.replica.freshness());
-            let answer = self.reader.read(&read.read, freshness);
+            let answer = self.reader.read_timeline(&read.read);
             return read.reply.send(answer);
         }
         match self.queue.try_send(read) {
@@ -107,7 +107,7 @@ impl Reader {
     }
 
     async fn answer(self, reads: Vec<PendingRead>, permit: trireme_replication::ReadPermit) {
-        let answers: Vec<_> = reads.iter().map(|read| self.read(&read.read, None)).collect();
+        let answers: Vec<_> = reads.iter().map(|read| self.read(&read.read)).collect();
         // S5: what was read may be given away only if the right to read it still holds now.
         match permit.confirm() {
             Ok(()) => {
@@ -126,44 +126,73 @@ impl Reader {
         }
     }
 
-    fn read(&self, read: &Read, freshness: Option<Freshness>) -> Answer {
-        let freshness = freshness.map(freshness_message);
+    fn read(&self, read: &Read) -> Answer {
         let answer = match read {
-            Read::Get(key) => self.get(key, freshness),
-            Read::Scan { range, limit, reverse } => self.scan(range, *limit, *reverse, freshness),
+            Read::Get(key) => self.table.get(key).map(|row| get_answer(row, None)),
+            Read::Scan { range, limit, reverse } => {
+                let page = self.table.scan(range, *limit, *reverse);
+                page.map(|page| scan_answer(page, range, *reverse, None))
+            }
         };
-        answer.unwrap_or_else(|error| match error {
-            TableError::Dropped(_) => {
-                Answer::Error(refusal::unavailable("the replica is not here any more"))
-            }
-            error => {
-                tracing::error!(%error, "a read failed");
-                Answer::Error(refusal::internal(error))
-            }
-        })
+        answer.unwrap_or_else(failed)
     }
 
-    fn get(&self, key: &Bytes, freshness: Option<v1::Freshness>) -> Result<Answer, TableError> {
-        let row = self.table.get(key)?.map(row_message);
-        Ok(Answer::Get(v1::GetResponse { row, freshness }))
+    /// Reads whatever state the replica has, and says which that was and how old it may be.
+    fn read_timeline(&self, read: &Read) -> Answer {
+        let began = Instant::now();
+        let answer = match read {
+            Read::Get(key) => self.table.get_with_applied(key).map(|(row, applied)| {
+                let freshness = self.replica.freshness(applied, began);
+                freshness.map(|freshness| get_answer(row, Some(freshness)))
+            }),
+            Read::Scan { range, limit, reverse } => {
+                let page = self.table.scan_with_applied(range, *limit, *reverse);
+                page.map(|(page, applied)| {
+                    let freshness = self.replica.freshness(applied, began);
+                    freshness.map(|freshness| scan_answer(page, range, *reverse, Some(freshness)))
+                })
+            }
+        };
+        match answer {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                Answer::Error(refusal::of_replica(&error, |node| self.directory.node(node)))
+            }
+            Err(error) => failed(error),
+        }
     }
+}
 
-    fn scan(
-        &self,
-        range: &KeyRange,
-        limit: usize,
-        reverse: bool,
-        freshness: Option<v1::Freshness>,
-    ) -> Result<Answer, TableError> {
-        let page = self.table.scan(range, limit, reverse)?;
-        let covered = covered(range, page.rows.last().filter(|_| page.more), reverse);
-        Ok(Answer::Scan(v1::ScanResponse {
-            rows: page.rows.into_iter().map(row_message).collect(),
-            covered_start: covered.start,
-            covered_end: covered.end,
-            freshness,
-        }))
+fn failed(error: TableError) -> Answer {
+    match error {
+        TableError::Dropped(_) => {
+            Answer::Error(refusal::unavailable("the replica is not here any more"))
+        }
+        error => {
+            tracing::error!(%error, "a read failed");
+            Answer::Error(refusal::internal(error))
+        }
     }
+}
+
+fn get_answer(row: Option<Row>, freshness: Option<Freshness>) -> Answer {
+    let (row, freshness) = (row.map(row_message), freshness.map(freshness_message));
+    Answer::Get(v1::GetResponse { row, freshness })
+}
+
+fn scan_answer(
+    page: ScanPage,
+    range: &KeyRange,
+    reverse: bool,
+    freshness: Option<Freshness>,
+) -> Answer {
+    let covered = covered(range, page.rows.last().filter(|_| page.more), reverse);
+    Answer::Scan(v1::ScanResponse {
+        rows: page.rows.into_iter().map(row_message).collect(),
+        covered_start: covered.start,
+        covered_end: covered.end,
+        freshness: freshness.map(freshness_message),
+    })
 }
 
 /// Returns the part of `range` that a page covers which was cut short after the row `last`.
@@ -184,6 +213,8 @@ fn row_message(row: Row) -> v1::Row {
 }
 
 fn freshness_message(freshness: Freshness) -> v1::Freshness {
-    let age_ms = freshness.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+    // Rounded up, since it is a bound.
+    let milliseconds = |age: Duration| u64::try_from(age.as_micros().div_ceil(1000));
+    let age_ms = freshness.age.map(|age| milliseconds(age).unwrap_or(u64::MAX));
     v1::Freshness { applied: Some(freshness.applied.into()), age_ms }
 }

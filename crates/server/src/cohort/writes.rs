@@ -19,6 +19,7 @@ use trireme_types::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, VALUE_BYTES_MAX
 use trireme_types::{Command, CommandBatch, Operation, Outcome};
 
 use super::Counters;
+use super::clock::CohortClock;
 use crate::refusal;
 use crate::request::ReplyTo;
 use crate::routes::NodeDirectory;
@@ -63,11 +64,12 @@ struct Queued {
 impl WriteQueue {
     pub(super) fn start(
         replica: Arc<dyn Replica>,
+        clock: CohortClock,
         directory: Arc<NodeDirectory>,
         counters: Arc<Counters>,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE_WRITES_MAX);
-        tokio::spawn(Batcher { replica, directory, counters }.run(waiting));
+        tokio::spawn(Batcher { replica, clock, directory, counters }.run(waiting));
         Self { queue, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) }
     }
 
@@ -92,6 +94,7 @@ impl WriteQueue {
 
 struct Batcher {
     replica: Arc<dyn Replica>,
+    clock: CohortClock,
     directory: Arc<NodeDirectory>,
     counters: Arc<Counters>,
 }
@@ -135,7 +138,7 @@ impl Batcher {
         if commands.is_empty() {
             return;
         }
-        let proposal = self.replica.propose(CommandBatch { commands });
+        let proposal = self.replica.propose(CommandBatch { commands, clock: self.clock.now() });
         match tokio::time::timeout(PROPOSE_TIMEOUT, proposal).await {
             Ok(Ok(outcomes)) => self.answer(replies, &outcomes),
             Ok(Err(error)) => self.refuse(replies, &error),
@@ -176,13 +179,20 @@ fn gather(first: Queued, waiting: &mut mpsc::Receiver<Queued>) -> Vec<Queued> {
 }
 
 fn answer(is_put: bool, outcome: Outcome) -> Answer {
-    if outcome == Outcome::WrongRange {
-        let moved = "the range was changed while the write was on its way";
-        return Answer::Error(v1::Error {
-            code: v1::ErrorCode::StaleRoute.into(),
-            message: moved.to_owned(),
-            ..v1::Error::default()
-        });
+    match outcome {
+        Outcome::WrongRange => {
+            let moved = "the range was changed while the write was on its way";
+            return Answer::Error(v1::Error {
+                code: v1::ErrorCode::StaleRoute.into(),
+                message: moved.to_owned(),
+                ..v1::Error::default()
+            });
+        }
+        Outcome::SessionGone { clock } => return Answer::Error(refusal::session_gone(clock)),
+        Outcome::SessionsFull => {
+            return Answer::Error(refusal::busy("the cohort has no room for another session"));
+        }
+        Outcome::Put { .. } | Outcome::Deleted { .. } | Outcome::ConditionFailed { .. } => {}
     }
     let answer = if is_put {
         convert::put_response(outcome).map(Answer::Put)

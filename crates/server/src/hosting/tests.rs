@@ -99,7 +99,7 @@ impl Fixture {
     async fn put(&self, cohort: CohortId, key: &'static str) {
         let (key, value) = (Bytes::from(key), Bytes::from("1"));
         let operation = Operation::Put { key, value, condition: Condition::None };
-        let batch = CommandBatch { commands: vec![Command { request: None, operation }] };
+        let batch = CommandBatch { commands: vec![Command { request: None, operation }], clock: 0 };
         let replica = self.hosted(cohort).unwrap();
         self.until("a write", async || replica.propose(batch.clone()).await.is_ok()).await;
     }

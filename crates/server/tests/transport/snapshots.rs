@@ -54,7 +54,7 @@ fn filled(rows: u32) -> Source {
         let operation = Operation::Put { key, value: value(number), condition: Condition::None };
         Command { request: None, operation }
     });
-    let payload = CommandBatch { commands: commands.collect() }.encode();
+    let payload = CommandBatch { commands: commands.collect(), clock: 0 }.encode();
     let entry = Entry { lsn: Lsn::new(1, 1), kind: EntryKind::Commands, payload };
     source.table.apply(&[entry]).unwrap();
     source

@@ -46,6 +46,8 @@ pub struct SnapshotHeader {
     pub range: KeyRange,
     /// The newest protocol entry, with its payload.
     pub protocol: Option<(Lsn, Bytes)>,
+    /// The cohort's clock.
+    pub clock: u64,
 }
 
 /// A stream that is no snapshot, or could not be kept.

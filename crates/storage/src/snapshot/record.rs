@@ -20,7 +20,11 @@ const HEADER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// before it. A session with all its outcomes is far smaller.
 const RECORD_VALUE_BYTES_MAX: usize = VALUE_BYTES_MAX + 64;
 
-const FORMAT: u8 = 1;
+/// The format of the header that is written.
+const FORMAT: u8 = 2;
+
+/// The format of 0.1.0: without the clock, which ends the header.
+const FORMAT_1: u8 = 1;
 
 /// A session or a row.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,6 +68,11 @@ pub(crate) fn read_header(stream: &mut impl Read) -> Result<SnapshotHeader, Snap
         Some((&FORMAT, rest)) => match postcard::take_from_bytes(rest) {
             Ok((header, [])) => Ok(header),
             Ok(_) => Err(SnapshotError::Malformed("its header is too long".to_owned())),
+            Err(error) => Err(SnapshotError::Malformed(format!("its header: {error}"))),
+        },
+        // The clock that is not there is 0, as postcard writes it.
+        Some((&FORMAT_1, rest)) => match postcard::from_bytes(&[rest, &[0]].concat()) {
+            Ok(header) => Ok(header),
             Err(error) => Err(SnapshotError::Malformed(format!("its header: {error}"))),
         },
         Some((&found, _)) => Err(SnapshotError::Format { found, known: FORMAT }),

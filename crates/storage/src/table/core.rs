@@ -203,6 +203,19 @@ impl Core {
         self.engine.get(key)
     }
 
+    pub(crate) fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError> {
+        self.engine.get_both(keys)
+    }
+
+    pub(crate) fn get_and_scan(
+        &self,
+        key: &[u8],
+        span: &Span,
+        visit: Visit<'_>,
+    ) -> Result<Option<Bytes>, TableError> {
+        self.engine.get_and_scan(key, span, visit)
+    }
+
     pub(crate) fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
         self.engine.scan(span, visit)
     }

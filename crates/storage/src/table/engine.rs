@@ -20,6 +20,18 @@ pub trait TableEngine: Send + Sync {
     /// Returns the value of `key`.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError>;
 
+    /// Returns the values of two keys as of one moment.
+    fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError>;
+
+    /// Returns the value of `key`, and shows the rows of the span to `visit` as
+    /// [`TableEngine::scan`] does, all as of one moment.
+    fn get_and_scan(
+        &self,
+        key: &[u8],
+        span: &Span,
+        visit: Visit<'_>,
+    ) -> Result<Option<Bytes>, TableError>;
+
     /// Shows the rows of the span to `visit`, as of one moment, until it breaks off. Meant for
     /// pages: an engine may hold writers up meanwhile.
     fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError>;

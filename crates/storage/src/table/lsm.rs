@@ -111,12 +111,40 @@ impl LsmEngine {
     }
 
     fn rows(&self, span: &Span) -> impl DoubleEndedIterator<Item = RowResult> + Send + use<> {
+        self.with_visible(|visible| self.rows_below(visible, span))
+    }
+
+    fn rows_below(
+        &self,
+        visible: SeqNo,
+        span: &Span,
+    ) -> impl DoubleEndedIterator<Item = RowResult> + Send + use<> {
         let range = &span.start[..]..&span.end[..];
-        self.with_visible(|visible| self.tree.range(range, visible, None)).map(|row| {
+        self.tree.range(range, visible, None).map(|row| {
             let (key, value) = row.into_inner().map_err(|e| failed("read rows", e))?;
             Ok((Bytes::from(key), Bytes::from(value)))
         })
     }
+
+    fn get_below(&self, visible: SeqNo, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        let value = self.tree.get(key, visible).map_err(|e| failed("read a row", e))?;
+        Ok(value.map(Bytes::from))
+    }
+}
+
+/// Shows rows to `visit`, in the direction of the span, until it breaks off.
+fn show(
+    mut rows: impl DoubleEndedIterator<Item = RowResult>,
+    span: &Span,
+    visit: Visit<'_>,
+) -> Result<(), TableError> {
+    while let Some(row) = if span.reverse { rows.next_back() } else { rows.next() } {
+        let (key, value) = row?;
+        if visit(key, value) == ControlFlow::Break(()) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 type RowResult = Result<(Bytes, Bytes), TableError>;
@@ -142,22 +170,35 @@ impl TableEngine for LsmEngine {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-        let value = self.with_visible(|visible| self.tree.get(key, visible));
-        Ok(value.map_err(|e| failed("read a row", e))?.map(Bytes::from))
+        self.with_visible(|visible| self.get_below(visible, key))
+    }
+
+    fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError> {
+        self.with_visible(|visible| {
+            Ok([self.get_below(visible, keys[0])?, self.get_below(visible, keys[1])?])
+        })
+    }
+
+    fn get_and_scan(
+        &self,
+        key: &[u8],
+        span: &Span,
+        visit: Visit<'_>,
+    ) -> Result<Option<Bytes>, TableError> {
+        if span.is_empty() {
+            return self.get(key);
+        }
+        let (value, rows) = self
+            .with_visible(|visible| (self.get_below(visible, key), self.rows_below(visible, span)));
+        show(rows, span, visit)?;
+        value
     }
 
     fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
         if span.is_empty() {
             return Ok(());
         }
-        let mut rows = self.rows(span);
-        while let Some(row) = if span.reverse { rows.next_back() } else { rows.next() } {
-            let (key, value) = row?;
-            if visit(key, value) == ControlFlow::Break(()) {
-                break;
-            }
-        }
-        Ok(())
+        show(self.rows(span), span, visit)
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {

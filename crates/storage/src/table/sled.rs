@@ -66,6 +66,27 @@ impl SledEngine {
         Ok(engine)
     }
 
+    /// Returns the value of a key. The caller holds the gate.
+    fn get_gated(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        let value = self.db.get(key).map_err(|e| failed("read a row", e))?;
+        Ok(value.map(to_bytes))
+    }
+
+    /// Shows the rows of the span to `visit`. The caller holds the gate.
+    fn scan_gated(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
+        if span.is_empty() {
+            return Ok(());
+        }
+        let mut rows = self.range(span);
+        while let Some(row) = if span.reverse { rows.next_back() } else { rows.next() } {
+            let (key, value) = row.map_err(|e| failed("read rows", e))?;
+            if visit(to_bytes(key), to_bytes(value)) == ControlFlow::Break(()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn range(&self, span: &Span) -> sled::Iter {
         self.db.range(&span.start[..]..&span.end[..])
     }
@@ -99,23 +120,29 @@ impl TableEngine for SledEngine {
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         let _reading = self.gate.read();
-        let value = self.db.get(key).map_err(|e| failed("read a row", e))?;
-        Ok(value.map(to_bytes))
+        self.get_gated(key)
+    }
+
+    fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError> {
+        let _reading = self.gate.read();
+        Ok([self.get_gated(keys[0])?, self.get_gated(keys[1])?])
+    }
+
+    fn get_and_scan(
+        &self,
+        key: &[u8],
+        span: &Span,
+        visit: Visit<'_>,
+    ) -> Result<Option<Bytes>, TableError> {
+        let _reading = self.gate.read();
+        let value = self.get_gated(key)?;
+        self.scan_gated(span, visit)?;
+        Ok(value)
     }
 
     fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
-        if span.is_empty() {
-            return Ok(());
-        }
         let _reading = self.gate.read();
-        let mut rows = self.range(span);
-        while let Some(row) = if span.reverse { rows.next_back() } else { rows.next() } {
-            let (key, value) = row.map_err(|e| failed("read rows", e))?;
-            if visit(to_bytes(key), to_bytes(value)) == ControlFlow::Break(()) {
-                break;
-            }
-        }
-        Ok(())
+        self.scan_gated(span, visit)
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {

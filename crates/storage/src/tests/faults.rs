@@ -60,6 +60,19 @@ impl TableEngine for Faulty {
         self.engine.get(key)
     }
 
+    fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError> {
+        self.engine.get_both(keys)
+    }
+
+    fn get_and_scan(
+        &self,
+        key: &[u8],
+        span: &Span,
+        visit: Visit<'_>,
+    ) -> Result<Option<Bytes>, TableError> {
+        self.engine.get_and_scan(key, span, visit)
+    }
+
     fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
         self.engine.scan(span, visit)
     }
