@@ -33,6 +33,9 @@ const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long giving up the log waits for the table to be on disk.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long giving up the log waits for Raft to do it.
+const PURGE_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// What a Raft replica is made of.
 pub struct RaftParts {
     /// The node that the replica is on.
@@ -185,7 +188,15 @@ impl Replica for RaftReplica {
             let built = wait.metrics(is_built, "the table to be on disk").await;
             built.map_err(|error| ReplicaError::Unavailable(error.to_string()))?;
         }
-        self.raft.trigger().purge_log(index).await.map_err(fatal)
+        self.raft.trigger().purge_log(index).await.map_err(fatal)?;
+        let is_gone =
+            |metrics: &RaftMetrics<TypeConfig>| metrics.purged.is_some_and(|id| id.index >= index);
+        // Raft puts it off while a follower is being sent what is to go.
+        let wait = self.raft.wait(Some(PURGE_TIMEOUT));
+        if let Err(error) = wait.metrics(is_gone, "the log to be shorter").await {
+            tracing::debug!(cohort = %self.cohort, %error, "the log is given up later");
+        }
+        Ok(())
     }
 
     fn leader(&self) -> Option<NodeId> {

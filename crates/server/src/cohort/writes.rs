@@ -19,6 +19,7 @@ use trireme_types::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, VALUE_BYTES_MAX
 use trireme_types::{Command, CommandBatch, Operation, Outcome};
 
 use super::Counters;
+use crate::backpressure::Backpressure;
 use crate::refusal;
 use crate::request::ReplyTo;
 use crate::routes::NodeDirectory;
@@ -65,9 +66,10 @@ impl WriteQueue {
         replica: Arc<dyn Replica>,
         directory: Arc<NodeDirectory>,
         counters: Arc<Counters>,
+        backpressure: Arc<Backpressure>,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE_WRITES_MAX);
-        tokio::spawn(Batcher { replica, directory, counters }.run(waiting));
+        tokio::spawn(Batcher { replica, directory, counters, backpressure }.run(waiting));
         Self { queue, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) }
     }
 
@@ -94,6 +96,7 @@ struct Batcher {
     replica: Arc<dyn Replica>,
     directory: Arc<NodeDirectory>,
     counters: Arc<Counters>,
+    backpressure: Arc<Backpressure>,
 }
 
 impl Batcher {
@@ -120,6 +123,7 @@ impl Batcher {
     }
 
     async fn replicate(self: Arc<Self>, batch: Vec<Queued>) {
+        self.backpressure.passed().await;
         let now = Instant::now();
         let mut commands = Vec::with_capacity(batch.len());
         let mut replies = Vec::with_capacity(batch.len());
