@@ -40,6 +40,10 @@ const RELEASES_MAX: usize = 64;
 /// How long one cohort may take over giving up its log, before the node goes on without it.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How often one round asks and moves: what is moved leaves segments at the front whose cohorts have
+/// not been asked yet.
+const PASSES_MAX: usize = 4;
+
 /// The bytes of entries that are moved with one write: few enough that other writes, which share the
 /// disk with it, wait for a few milliseconds more.
 const MOVE_BYTES: u64 = 1024 * 1024;
@@ -130,8 +134,9 @@ impl LogLimits {
         self.max.saturating_sub(self.segment).max(self.segment)
     }
 
-    /// The most bytes of entries with which moving them pays. The log is cut at three quarters of its
-    /// limit; with at most two thirds of that in use, each byte of room costs two bytes of moving.
+    /// The most bytes of entries that cannot be given up with which moving them pays. The log is cut at
+    /// three quarters of its limit; with at most two thirds of that held, each byte of room costs two
+    /// bytes of moving.
     fn move_below(self) -> u64 {
         self.max / 2
     }
@@ -190,9 +195,16 @@ impl Maintenance {
         if self.log.size() > limits.flush_above() {
             self.flush(limits.flush_above()).await;
         }
-        if self.log.size() > limits.release_above() {
+        for _ in 0..PASSES_MAX {
+            let size = self.log.size();
+            if size <= limits.release_above() {
+                break;
+            }
             self.release(limits.release_above()).await;
             self.move_on(limits.release_above()).await;
+            if self.log.size() >= size {
+                break;
+            }
         }
         self.hold_up();
     }
@@ -247,8 +259,13 @@ impl Maintenance {
 
     /// Moves what the segments hold that keep the log longer than this, if that makes it shorter.
     async fn move_on(&self, target_bytes: u64) {
-        let mut budget = self.log.metrics().live_bytes;
-        while self.log.size() > target_bytes && self.is_worth_moving() {
+        if self.unapplied().values().sum::<u64>() > self.limits.move_below() {
+            return;
+        }
+        // What was moved is behind everything else, and is not to be moved again.
+        let held = self.log.holders(target_bytes);
+        let mut budget: u64 = held.iter().map(|holder| holder.bytes).sum();
+        while budget > 0 && self.log.size() > target_bytes && self.has_gaps() {
             let (written, is_written) = oneshot::channel();
             let log = self.log.clone();
             let done = move |_| {
@@ -267,24 +284,30 @@ impl Maintenance {
                     return;
                 }
             };
-            // Whatever is moved once in a round is behind everything that was to be moved.
             budget = budget.saturating_sub(moved);
             if moved == 0 || is_written.await.is_err() {
-                return;
-            }
-            self.written().await;
-            if budget == 0 {
                 return;
             }
         }
     }
 
-    /// Returns true if the closed segments have room enough between what counts in them.
-    fn is_worth_moving(&self) -> bool {
-        let metrics = self.log.metrics();
+    /// Returns true if a segment goes when what counts in the closed segments is moved together.
+    fn has_gaps(&self) -> bool {
         let held: u64 = self.log.holders(0).iter().map(|holder| holder.bytes).sum();
-        let closed = metrics.segment_bytes.saturating_sub(self.limits.segment);
-        metrics.live_bytes <= self.limits.move_below() && closed >= held + self.limits.segment
+        let closed = self.log.size().saturating_sub(self.limits.segment);
+        closed >= held + self.limits.segment
+    }
+
+    /// Returns the bytes of entries that no flush lets go, by cohort: those that are not applied, and
+    /// all of a cohort without a replica here.
+    fn unapplied(&self) -> BTreeMap<CohortId, u64> {
+        let routes = self.router.routes();
+        let unapplied = self.log.holders(0).into_iter().map(|LogHolder { cohort, .. }| {
+            let hosted = routes.hosted.get(&cohort);
+            let applied = hosted.map_or(0, |hosted| hosted.table.applied().seq);
+            (cohort, self.log.bytes_after(cohort, applied))
+        });
+        unapplied.filter(|(_, bytes)| *bytes > 0).collect()
     }
 
     /// Refuses new writes of the cohorts that fill more than their share of the log with what is not
@@ -294,13 +317,8 @@ impl Maintenance {
             return self.backpressure.hold_up(BTreeMap::new());
         }
         let routes = self.router.routes();
-        let unapplied = self.log.holders(0).into_iter().filter_map(|holder| {
-            let applied = routes.hosted.get(&holder.cohort)?.table.applied();
-            let bytes = self.log.bytes_after(holder.cohort, applied.seq);
-            (bytes > 0).then_some((holder.cohort, bytes))
-        });
-        let unapplied: BTreeMap<CohortId, u64> = unapplied.collect();
-        let held_up = past_their_share(unapplied, self.limits.unapplied_max());
+        let mut held_up = past_their_share(self.unapplied(), self.limits.unapplied_max());
+        held_up.retain(|cohort, _| routes.hosted.contains_key(cohort));
         for (cohort, bytes) in &held_up {
             if !self.backpressure.is_held_up(*cohort) {
                 tracing::warn!(
@@ -335,3 +353,6 @@ fn past_their_share(held: BTreeMap<CohortId, u64>, max: u64) -> BTreeMap<CohortI
     let share = max / (held.len() as u64).max(1);
     held.into_iter().filter(|(_, bytes)| *bytes > share).collect()
 }
+
+#[cfg(test)]
+mod tests;
