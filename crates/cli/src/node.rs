@@ -87,6 +87,9 @@ impl NodeArgs {
             let data = options.data.display().to_string();
             let node = match Node::start(options, consensus.handle()).await {
                 Err(NodeError::Timing(error)) => return Err(UsageError::from(error).into()),
+                Err(NodeError::LogLimit(error)) => {
+                    return Err(UsageError(error.to_string()).into());
+                }
                 started => started.with_context(|| format!("starting the node in {data}"))?,
             };
             tracing::info!(address = %node.address(), data, "the node serves");

@@ -56,8 +56,8 @@ pub trait Replica: Send + Sync + 'static {
     /// Hands leadership to another replica; returns when the request is under way.
     async fn transfer_leader(&self, to: NodeId) -> Result<(), ReplicaError>;
 
-    /// Asks the replica to give up its log through `upto`, all of which its table has persisted,
-    /// because the node's shared log has grown too long (S10).
+    /// Asks the replica to give up its log through `upto`, as far as its table has it on disk and the
+    /// protocol allows, because the node's shared log has grown too long (S10).
     async fn release_log(&self, upto: u64) -> Result<(), ReplicaError>;
 
     /// Returns the node that leads the cohort, as far as this replica knows.

@@ -11,8 +11,10 @@
 //! - `faults` disturbs a node that was started to allow it.
 //! - `replacement` asks nodes to hold replicas that cohorts have lost.
 //! - `coordination` carries what the protocols of our own ask of the coordinator.
-//! - `maintenance` keeps the shared log short.
+//! - `maintenance` keeps the shared log within its limit; `backpressure` is what writes meet when it
+//!   cannot.
 
+mod backpressure;
 mod cohort;
 mod coordination;
 mod data_folder;
@@ -35,4 +37,5 @@ pub mod transport;
 
 pub use data_folder::{DataFolder, DataFolderError, MIN_REPLICAS_FOR_WRITE, NodeFile};
 pub use faults::ForwarderError;
+pub use maintenance::{InvalidLogLimit, LOG_BYTES_MIN, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use node::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};

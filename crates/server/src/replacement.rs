@@ -217,6 +217,7 @@ mod tests {
     use trireme_types::{ClusterId, Protocol, RangeMap};
 
     use super::*;
+    use crate::backpressure::Backpressure;
     use crate::testing::{EmbeddedCoordinator, FakeReplica};
 
     const DELAY: Duration = Duration::from_secs(10);
@@ -331,7 +332,8 @@ mod tests {
         let table = tables.cohort(descriptor.cohort, descriptor.range.clone()).unwrap();
         let replica = FakeReplica::new(1, 1);
         replica.lead(&[]);
-        let hosted = HostedCohort::start(descriptor, replica, table, directory.clone());
+        let hosted =
+            HostedCohort::start(descriptor, replica, table, directory.clone(), Backpressure::new());
         let routes = |replicas: &[u64], invitations: AllInvitations| Routes {
             map: map.clone(),
             configs: [(CohortId(1), config(replicas))].into(),

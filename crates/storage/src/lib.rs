@@ -27,8 +27,8 @@ mod tests;
 
 pub use cohort_table::{Applied, CohortTable, Row, ScanPage};
 pub use log::{
-    CohortLog, IoId, LogBounds, LogError, LogErrorClass, LogIdentity, LogMetrics, LogOptions,
-    LogWrite, Refused, SharedLog,
+    CohortLog, IoId, LogBounds, LogError, LogErrorClass, LogHolder, LogIdentity, LogMetrics,
+    LogOptions, LogWrite, Refused, SharedLog,
 };
 pub use snapshot::{
     SnapshotError, SnapshotHeader, SnapshotProgress, SnapshotReader, SnapshotReceiver,

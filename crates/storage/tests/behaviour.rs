@@ -21,7 +21,7 @@ use common::{
 use parking_lot::{Condvar, Mutex};
 use trireme_storage::fs::{Crash, Fs, FsOperation, MemFs, RealFs};
 use trireme_storage::log::{
-    IoId, LogBounds, LogError, LogErrorClass, LogOptions, LogWrite, Refused, SharedLog,
+    IoId, LogBounds, LogError, LogErrorClass, LogHolder, LogOptions, LogWrite, Refused, SharedLog,
 };
 use trireme_types::{CohortId, Durability, Lsn};
 
@@ -271,21 +271,25 @@ fn recent_entries_are_read_from_memory() {
 }
 
 #[test]
-fn an_idle_cohort_pins_the_oldest_segment_and_is_named() {
+fn an_idle_cohort_holds_the_oldest_segment_and_is_named() {
     let fs = MemFs::new();
     let log = open_stepped(&fs, small()).unwrap();
     step(&log, 7, append(1..=4, 50));
-    assert_eq!(log.pinned_by(), None, "one segment pins nothing");
+    assert_eq!(log.holders(0), [], "the segment that is being written never goes");
     for seq in 1..=60 {
         step(&log, 1, append(seq..=seq, 900));
         step(&log, 1, LogWrite::Purge { upto: Lsn::new(1, seq) });
     }
     assert!(log.metrics().segments > 3);
-    assert_eq!(log.pinned_by(), Some((CohortId(7), 4)), "S10");
+    let held =
+        |entries: u64| vec![LogHolder { cohort: CohortId(7), upto: 4, bytes: entries * (36 + 50) }];
+    assert_eq!(log.holders(0), held(4), "S10");
+    assert_eq!(log.holders(log.size() - 1), held(4));
+    assert_eq!(log.holders(log.size()), [], "so long it may be");
     step(&log, 7, LogWrite::Purge { upto: Lsn::new(1, 3) });
-    assert_eq!(log.pinned_by(), Some((CohortId(7), 4)));
+    assert_eq!(log.holders(0), held(1));
     step(&log, 7, LogWrite::Purge { upto: Lsn::new(1, 4) });
-    assert_eq!((log.pinned_by(), log.metrics().segments), (None, 1));
+    assert_eq!((log.holders(0).len(), log.metrics().segments), (0, 1));
     assert_eq!(segments(&fs).len(), 1, "the files are gone too");
     // What the removed segments had established is still known.
     drop(log);
@@ -304,10 +308,10 @@ fn a_forgotten_cohort_pins_nothing_and_starts_anew() {
         step(&log, 1, append(seq..=seq, 900));
         step(&log, 1, LogWrite::Purge { upto: Lsn::new(1, seq) });
     }
-    assert_eq!(log.pinned_by(), Some((CohortId(7), 4)));
+    assert_eq!(log.holders(0).len(), 1);
     log.forget_cohort(CohortId(7)).unwrap();
     while log.step() {}
-    assert_eq!((log.pinned_by(), log.metrics().segments), (None, 1));
+    assert_eq!((log.holders(0).len(), log.metrics().segments), (0, 1));
     assert_eq!(log.cohorts(), [CohortId(1)]);
     drop(log);
     let log = open_stepped(&fs, small()).unwrap();

@@ -276,6 +276,8 @@ impl<C: Core> Replica for CoreReplica<C> {
     }
 
     async fn release_log(&self, upto: u64) -> Result<(), ReplicaError> {
+        // A core knows nothing of its table's disk, and the log refuses what goes past it.
+        let upto = upto.min(self.table.persisted().seq);
         self.control(|answer| Control::ReleaseLog { upto, answer }).await
     }
 

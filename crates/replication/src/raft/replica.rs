@@ -45,6 +45,8 @@ const EVENTS_MAX: usize = 64;
 /// After how long without a leader's append a voter believes that another incarnation has taken its
 /// place, if it sees appends to that one. Longer than an election takes.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3);
+/// How long giving up the log waits for Raft to do it.
+const PURGE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What a Raft replica is made of.
 pub struct RaftParts {
@@ -361,7 +363,15 @@ impl Replica for RaftReplica {
             let built = wait.metrics(is_built, "the table to be on disk").await;
             built.map_err(|error| ReplicaError::Unavailable(error.to_string()))?;
         }
-        raft.trigger().purge_log(index).await.map_err(fatal)
+        raft.trigger().purge_log(index).await.map_err(fatal)?;
+        let is_gone =
+            |metrics: &RaftMetrics<TypeConfig>| metrics.purged.is_some_and(|id| id.index >= index);
+        // Raft puts it off while a follower is being sent what is to go.
+        let wait = raft.wait(Some(PURGE_TIMEOUT));
+        if let Err(error) = wait.metrics(is_gone, "the log to be shorter").await {
+            tracing::debug!(cohort = %self.kept.config.cohort, %error, "the log is given up later");
+        }
+        Ok(())
     }
 
     fn leader(&self) -> Option<NodeId> {

@@ -222,7 +222,7 @@ impl<C: Core> Journal<C> {
         }
     }
 
-    /// Gives up the log up to `upto`, or as far as it is committed.
+    /// Gives up the log up to `upto`, which the table has on disk (S10), or as far as it is committed.
     pub(crate) fn release(&mut self, upto: u64) {
         let upto = upto.min(self.committed.seq);
         if let Some(upto) = self.log.lsn_at(upto)

@@ -11,6 +11,8 @@ use trireme_replication::Replica;
 use trireme_storage::CohortTable;
 use trireme_types::RangeDescriptor;
 
+use crate::backpressure::Backpressure;
+use crate::refusal;
 use crate::routes::NodeDirectory;
 
 pub(crate) use reads::{PendingRead, Read};
@@ -27,6 +29,7 @@ pub(crate) struct HostedCohort {
     writes: writes::WriteQueue,
     reads: reads::ReadQueue,
     counters: Arc<Counters>,
+    backpressure: Arc<Backpressure>,
 }
 
 /// What a cohort did since its node started.
@@ -42,17 +45,26 @@ impl HostedCohort {
         replica: Arc<dyn Replica>,
         table: CohortTable,
         directory: Arc<NodeDirectory>,
+        backpressure: Arc<Backpressure>,
     ) -> Arc<Self> {
         let counters = Arc::<Counters>::default();
         let clock = clock::CohortClock::start(table.clone());
-        let writes =
-            writes::WriteQueue::start(replica.clone(), clock, directory.clone(), counters.clone());
+        let writes = writes::WriteQueue::start(
+            replica.clone(),
+            clock,
+            directory.clone(),
+            counters.clone(),
+            backpressure.clone(),
+        );
         let reads = reads::ReadQueue::start(replica.clone(), table.clone(), directory);
-        Arc::new(Self { descriptor, replica, table, writes, reads, counters })
+        Arc::new(Self { descriptor, replica, table, writes, reads, counters, backpressure })
     }
 
     /// Queues a write, or refuses it.
     pub(crate) fn write(&self, write: PendingWrite) {
+        if let Some(reason) = self.backpressure.refusal(self.descriptor.cohort) {
+            return write.reply.refuse(refusal::busy(reason));
+        }
         self.writes.push(write);
     }
 

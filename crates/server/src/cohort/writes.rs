@@ -20,6 +20,7 @@ use trireme_types::{Command, CommandBatch, Operation, Outcome};
 
 use super::Counters;
 use super::clock::CohortClock;
+use crate::backpressure::Backpressure;
 use crate::refusal;
 use crate::request::ReplyTo;
 use crate::routes::NodeDirectory;
@@ -67,9 +68,11 @@ impl WriteQueue {
         clock: CohortClock,
         directory: Arc<NodeDirectory>,
         counters: Arc<Counters>,
+        backpressure: Arc<Backpressure>,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE_WRITES_MAX);
-        tokio::spawn(Batcher { replica, clock, directory, counters }.run(waiting));
+        let batcher = Batcher { replica, clock, directory, counters, backpressure };
+        tokio::spawn(batcher.run(waiting));
         Self { queue, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) }
     }
 
@@ -97,6 +100,7 @@ struct Batcher {
     clock: CohortClock,
     directory: Arc<NodeDirectory>,
     counters: Arc<Counters>,
+    backpressure: Arc<Backpressure>,
 }
 
 impl Batcher {
@@ -123,6 +127,7 @@ impl Batcher {
     }
 
     async fn replicate(self: Arc<Self>, batch: Vec<Queued>) {
+        self.backpressure.passed().await;
         let now = Instant::now();
         let mut commands = Vec::with_capacity(batch.len());
         let mut replies = Vec::with_capacity(batch.len());

@@ -10,6 +10,7 @@ use trireme_storage::{CohortLog, CohortTable, SharedLog, Tables};
 use trireme_types::{CohortConfig, CohortId, Lsn, NodeId, RangeDescriptor, Timing};
 
 use super::decision::Local;
+use crate::backpressure::Backpressure;
 use crate::cohort::HostedCohort;
 use crate::factory::{ReplicaParts, open_replica};
 use crate::node::NodeError;
@@ -30,6 +31,8 @@ pub(crate) struct Opener {
     pub(crate) transport: Arc<PeerTransport>,
     pub(crate) directory: Arc<NodeDirectory>,
     pub(crate) coordinator: Coordinator,
+    /// What writes meet when the log is too long.
+    pub(crate) backpressure: Arc<Backpressure>,
     /// Called when the node can no longer keep its promises.
     pub(crate) fail: Arc<dyn Fn(String) + Send + Sync>,
     /// Where the replicas run.
@@ -62,7 +65,8 @@ impl Opener {
         };
         let opened = self.consensus.spawn(open_replica(parts)).await.map_err(io::Error::other)?;
         let replica = opened.map_err(|source| NodeError::Replica { cohort, source })?;
-        Ok(HostedCohort::start(descriptor, replica, table, self.directory.clone()))
+        let (directory, backpressure) = (self.directory.clone(), self.backpressure.clone());
+        Ok(HostedCohort::start(descriptor, replica, table, directory, backpressure))
     }
 
     /// Returns the log and the table for a replica, whose table must reach to where its log begins.

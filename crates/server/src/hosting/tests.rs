@@ -21,6 +21,7 @@ use trireme_types::{
 };
 
 use super::*;
+use crate::backpressure::Backpressure;
 use crate::testing::EmbeddedCoordinator;
 use crate::transport::{PeerTransport, TransportOptions};
 
@@ -200,6 +201,7 @@ async fn host(
         transport: PeerTransport::new(options, peers.clone(), Handle::current()),
         directory: Arc::default(),
         coordinator: coordinator.clone(),
+        backpressure: Backpressure::new(),
         fail: Arc::new(|reason| panic!("{reason}")),
         consensus: Handle::current(),
     };

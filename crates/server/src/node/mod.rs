@@ -31,6 +31,7 @@ use self::starting::{Starting, open_storage};
 use crate::data_folder::{DataFolder, DataFolderError};
 use crate::faults::{Faults, ForwarderError};
 use crate::listener;
+use crate::maintenance::{InvalidLogLimit, LogLimits};
 use crate::routes::Router;
 use crate::transport::PeerTransport;
 
@@ -108,6 +109,9 @@ pub enum NodeError {
     /// The periods that were asked for do not go with each other, or with those of the folder.
     #[error(transparent)]
     Timing(#[from] InvalidTiming),
+    /// The log cannot be kept as short as it is to be.
+    #[error(transparent)]
+    LogLimit(#[from] InvalidLogLimit),
     /// The way to the coordinator cannot be made one that can be cut.
     #[error(transparent)]
     Forwarder(#[from] ForwarderError),
@@ -222,6 +226,7 @@ impl Node {
     /// must not wait behind them, runs on `consensus`.
     pub async fn start(options: NodeOptions, consensus: &Handle) -> Result<Self, NodeError> {
         Settings::check_timing(&options)?;
+        LogLimits::new(options.log_bytes_max, options.segment_bytes)?;
         let folder = DataFolder::open(&options.data)?;
         let settings = Settings::settle(&folder, &options)?;
         // Held from here on, so that two nodes cannot both believe that the address is theirs.

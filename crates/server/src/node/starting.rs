@@ -19,11 +19,12 @@ use trireme_storage::{LogIdentity, LogOptions, SharedLog, TableOptions, Tables};
 
 use super::membership::{News, keep_registered};
 use super::{Node, NodeError, NodeOptions};
+use crate::backpressure::Backpressure;
 use crate::data_folder::{DataFolder, NodeFile};
 use crate::faults::Faults;
 use crate::hosting::{Hosting, Opener};
 use crate::listener::{self, ClientSocket};
-use crate::maintenance::Maintenance;
+use crate::maintenance::{LogLimits, Maintenance};
 use crate::peers::Peers;
 use crate::replacement::Replacement;
 use crate::routes::{NodeDirectory, Router};
@@ -51,6 +52,11 @@ pub(super) fn open_storage(
     let log_options = LogOptions {
         durability: file.durability,
         segment_bytes: options.segment_bytes,
+        // A segment is made longer for a block that does not fit, and the log's limit is counted in
+        // segments; a block of a part of one leaves little room unused at a segment's end.
+        block_bytes_max: LogOptions::default()
+            .block_bytes_max
+            .min(usize::try_from(options.segment_bytes / 8).unwrap_or(usize::MAX)),
         ..LogOptions::default()
     };
     let fs = faults.map_or_else(|| Arc::new(RealFs) as Arc<dyn Fs>, Faults::fs);
@@ -61,6 +67,7 @@ pub(super) fn open_storage(
         ..TableOptions::default()
     };
     let tables = Tables::open(&folder.tables(), table_options)?;
+    log.protect(&tables);
     std::fs::create_dir_all(folder.incoming())?;
     Ok((log, tables))
 }
@@ -101,7 +108,8 @@ impl Starting {
             .map_err(|source| self.refused(source))?;
         news.first().await.map_err(|source| self.refused(source))?;
 
-        let opener = self.opener(&directory, &transport, &fail, consensus);
+        let backpressure = Backpressure::new();
+        let opener = self.opener(&directory, &transport, &backpressure, &fail, consensus);
         let hosting = Hosting::start(opener, peers, self.catalog.clone()).await?;
         let router = hosting.router();
 
@@ -109,7 +117,8 @@ impl Starting {
             log: self.log.clone(),
             tables: self.tables.clone(),
             router: router.clone(),
-            log_bytes_max: options.log_bytes_max,
+            backpressure,
+            limits: LogLimits::new(options.log_bytes_max, options.segment_bytes)?,
         };
         let replacement = Replacement {
             node: self.file.node,
@@ -171,6 +180,7 @@ impl Starting {
         &self,
         directory: &Arc<NodeDirectory>,
         transport: &Arc<PeerTransport>,
+        backpressure: &Arc<Backpressure>,
         fail: &Arc<impl Fn(String) + Send + Sync + 'static>,
         consensus: &Handle,
     ) -> Opener {
@@ -184,6 +194,7 @@ impl Starting {
             transport: transport.clone(),
             directory: directory.clone(),
             coordinator: self.coordinator.clone(),
+            backpressure: backpressure.clone(),
             fail: fail.clone(),
             consensus: consensus.clone(),
         }

@@ -32,8 +32,9 @@ pub enum LogWrite {
         /// The last entry to keep.
         seq: u64,
     },
-    /// Drops every entry up to and with `upto`, which a table or a snapshot holds. Past the last
-    /// entry, it leaves an empty log that goes on after `upto`: a snapshot was installed.
+    /// Drops every entry up to and with `upto`, which the cohort's table has on disk; otherwise it
+    /// is refused ([`super::SharedLog::protect`]). Past the last entry, it leaves an empty log that
+    /// goes on after `upto`: a snapshot was installed.
     Purge {
         /// The last entry to drop.
         upto: Lsn,
@@ -161,7 +162,7 @@ impl CohortLog {
     pub fn read(&self, seqs: Range<u64>, max_bytes: usize) -> Result<Vec<Entry>, LogError> {
         let wanted = self.find(seqs, max_bytes, None);
         let (entries, disk_bytes) = read::resolve(self.cohort.id, wanted)?;
-        self.handle.core.counters.disk_read_bytes.fetch_add(disk_bytes, Ordering::Relaxed);
+        self.handle.core.count_disk_read(disk_bytes);
         Ok(entries)
     }
 
@@ -223,6 +224,7 @@ impl CohortLog {
         let mut index = self.cohort.index.lock();
         let checked = check_sizes(self.cohort.id, &write)
             .and_then(|()| check_fits(self.cohort.id, &index, &write))
+            .and_then(|()| self.check_persisted(&index, &write))
             .and_then(|()| self.handle.core.queue.tail());
         let tail = match checked {
             Ok(tail) => tail,
@@ -230,6 +232,21 @@ impl CohortLog {
         };
         let pieces = self.change(&mut index, write);
         Ok(self.push(&mut index, tail, pieces, boxed(done)))
+    }
+
+    /// Refuses to give up entries that only the log would bring back after a crash.
+    fn check_persisted(&self, index: &CohortIndex, write: &LogWrite) -> Result<(), LogError> {
+        let (LogWrite::Purge { upto }, Some(points)) = (write, self.handle.core.persisted.get())
+        else {
+            return Ok(());
+        };
+        let (cohort, persisted) = (self.cohort.id, points.of(self.cohort.id));
+        if upto.seq <= persisted.seq.max(index.bounds().purged.seq) || gives_up_unpersisted() {
+            return Ok(());
+        }
+        let error = LogError::NotPersisted { cohort, upto: *upto, persisted };
+        tracing::error!(%error, "a purge was refused");
+        Err(error)
     }
 
     /// Changes the index as the write says, and returns what the writer has to put into the log.
@@ -315,6 +332,16 @@ impl CohortLog {
         }
         wanted
     }
+}
+
+#[cfg(test)]
+fn gives_up_unpersisted() -> bool {
+    crate::tests::mistakes::is_made(crate::tests::mistakes::Mistake::GivesUpUnpersisted)
+}
+
+#[cfg(not(test))]
+const fn gives_up_unpersisted() -> bool {
+    false
 }
 
 /// Cuts entries into pieces that each fit into a block, as far as single entries do. There is always

@@ -233,6 +233,11 @@ impl Core {
         self.points.lock().remove(&cohort);
     }
 
+    /// Returns how far a cohort's table is on disk; [`Lsn::ZERO`] for one that is not open.
+    pub(crate) fn persisted(&self, cohort: CohortId) -> Lsn {
+        self.points.lock().get(&cohort).map_or(Lsn::ZERO, |points| points.persisted())
+    }
+
     pub(crate) fn on_flush(&self, listener: FlushListener) {
         self.flush_listeners.lock().push(listener);
     }

@@ -135,3 +135,22 @@ fn is_empty(dir: &Path) -> Result<bool, TableError> {
     }
     Ok(true)
 }
+
+/// Forces the files in a folder, and the folder itself. A file that its engine removes meanwhile
+/// needs no forcing.
+pub(super) fn force_folder(path: &Path) -> Result<(), TableError> {
+    let files = fs::read_dir(path).map_err(TableError::io("list", path))?;
+    for file in files {
+        let file = file.map_err(TableError::io("list", path))?.path();
+        match force_file(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result.map_err(TableError::io("force", &file))?,
+        }
+    }
+    force_directory(path)
+}
+
+fn force_file(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    if file.metadata()?.is_file() { file.sync_all() } else { Ok(()) }
+}

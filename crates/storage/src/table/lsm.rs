@@ -16,6 +16,8 @@
 //! * **Old versions.** Flushes and compactions may forget what no reader can ask for any more: the
 //!   watermark is the value of `visible`, once every reader that holds an older one is done with
 //!   its look-up (`readers`). A view that goes on for long holds its files by itself.
+//! * **What is opened is on disk.** The tree forces its files when it writes them, but a process may
+//!   have died before it did, with the files in the system's memory; they are forced again at a start.
 //! * **After a restart** the numbers go on above the highest one found on disk. A merge into the
 //!   last level writes 0 in place of numbers, which is below every later one, so that is enough.
 
@@ -31,11 +33,14 @@ use parking_lot::{Mutex, RwLock};
 use trireme_types::Engine;
 
 use crate::table::engine::{Span, TableEngine, View, Visit};
-use crate::table::{TableError, WriteBatch};
+use crate::table::{TableError, WriteBatch, folder};
 
 /// The sorted runs in the first level at which flushes wait for compaction. Each run is one more
 /// place for a read to look; the tree begins to merge them at 4.
 const FIRST_LEVEL_RUNS_MAX: usize = 20;
+
+/// Where in its folder the tree keeps its sorted files.
+const TABLES_FOLDER: &str = "tables";
 
 /// The levels of a tree.
 const LEVELS: usize = 7;
@@ -65,9 +70,13 @@ impl LsmEngine {
         let numbers = SequenceNumberCounter::default();
         let config = Config::new(path, numbers.clone(), SequenceNumberCounter::default())
             .use_cache(Arc::new(Cache::with_capacity_bytes(cache_bytes)));
-        let tree = super::folder::catch_panic(Engine::Lsm, path, || {
+        let tree = folder::catch_panic(Engine::Lsm, path, || {
             config.open().map_err(|error| error.to_string())
         })?;
+        // A process that was killed may have left files that the system has and the disk has not.
+        // What is read from now on counts as persisted, so it must be.
+        folder::force_folder(path)?;
+        folder::force_folder(&path.join(TABLES_FOLDER))?;
         // 0 is never visible and 1 always is, so that every reader finds a version of the tree.
         let next = tree.get_highest_seqno().map_or(1, |highest| highest + 1).max(1);
         numbers.set(next);

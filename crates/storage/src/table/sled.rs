@@ -15,7 +15,7 @@
 //! What is left out: after a power cut sled may find its own older writes torn, since it reuses
 //! space of its file before our forcing. It then does not open, or opens at an earlier point.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ use sled::IVec;
 use trireme_types::Engine;
 
 use crate::table::engine::{Span, TableEngine, View, Visit};
-use crate::table::{TableError, WriteBatch};
+use crate::table::{TableError, WriteBatch, folder};
 
 /// How long to wait for the file lock of a table that was closed a moment ago: sled's threads let
 /// go of it a little after its handle.
@@ -53,7 +53,7 @@ impl SledEngine {
         let config = sled::Config::new().path(path).cache_capacity(cache_bytes);
         // Flushes are ours to start.
         let config = config.flush_every_ms(None);
-        let db = super::folder::catch_panic(Engine::Sled, path, || open_unlocked(&config))?;
+        let db = folder::catch_panic(Engine::Sled, path, || open_unlocked(&config))?;
         let engine = Self {
             path: path.to_owned(),
             db,
@@ -93,10 +93,10 @@ impl SledEngine {
 
     /// Forces every file that sled may have written, and the folders that name them.
     fn force_files(&self) -> Result<(), TableError> {
-        force_folder(&self.path)?;
+        folder::force_folder(&self.path)?;
         let blobs = self.path.join("blobs");
         if blobs.exists() {
-            force_folder(&blobs)?;
+            folder::force_folder(&blobs)?;
         }
         Ok(())
     }
@@ -240,25 +240,6 @@ fn open_unlocked(config: &sled::Config) -> Result<sled::Db, String> {
 
 fn is_lock(error: &io::Error) -> bool {
     error.to_string().contains("could not acquire lock")
-}
-
-/// Forces the files in a folder, and the folder itself. Files that sled removes meanwhile need no
-/// forcing.
-fn force_folder(path: &Path) -> Result<(), TableError> {
-    let files = fs::read_dir(path).map_err(TableError::io("list", path))?;
-    for file in files {
-        let file = file.map_err(TableError::io("list", path))?.path();
-        match force_file(&file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => result.map_err(TableError::io("force", &file))?,
-        }
-    }
-    super::folder::force_directory(path)
-}
-
-fn force_file(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
-    if file.metadata()?.is_file() { file.sync_all() } else { Ok(()) }
 }
 
 fn to_bytes(bytes: IVec) -> Bytes {

@@ -2,6 +2,7 @@
 
 mod apply;
 mod faults;
+mod giving_up;
 mod kill;
 pub(crate) mod mistakes;
 mod model;
