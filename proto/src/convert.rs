@@ -108,10 +108,16 @@ pub fn condition_message(condition: Condition) -> Option<v1::Condition> {
 /// Returns the wire's form of a request id.
 pub fn write_id_message(request: RequestId) -> v1::WriteId {
     v1::WriteId {
-        client: Bytes::copy_from_slice(&request.client.0.to_be_bytes()),
+        client: client_bytes(request.client),
         sequence: request.sequence,
         first_incomplete: request.first_incomplete,
+        start: request.start,
     }
+}
+
+/// Returns the wire's form of a client id.
+pub fn client_bytes(client: ClientId) -> Bytes {
+    Bytes::copy_from_slice(&client.0.to_be_bytes())
 }
 
 /// Returns the keys that a scan asks for.
@@ -128,7 +134,10 @@ pub fn put_response(outcome: Outcome) -> Option<v1::PutResponse> {
     let outcome = match outcome {
         Outcome::Put { version } => Wire::Version(version.0),
         Outcome::ConditionFailed { current } => Wire::ConditionFailed(condition_failed(current)),
-        Outcome::Deleted { .. } | Outcome::WrongRange => return None,
+        Outcome::Deleted { .. }
+        | Outcome::WrongRange
+        | Outcome::SessionGone { .. }
+        | Outcome::SessionsFull => return None,
     };
     Some(v1::PutResponse { outcome: Some(outcome) })
 }
@@ -140,7 +149,10 @@ pub fn delete_response(outcome: Outcome) -> Option<v1::DeleteResponse> {
     let outcome = match outcome {
         Outcome::Deleted { existed } => Wire::Existed(existed),
         Outcome::ConditionFailed { current } => Wire::ConditionFailed(condition_failed(current)),
-        Outcome::Put { .. } | Outcome::WrongRange => return None,
+        Outcome::Put { .. }
+        | Outcome::WrongRange
+        | Outcome::SessionGone { .. }
+        | Outcome::SessionsFull => return None,
     };
     Some(v1::DeleteResponse { outcome: Some(outcome) })
 }
@@ -206,6 +218,7 @@ fn request_id(message: Option<v1::WriteId>) -> Result<Option<RequestId>, Convert
         sequence: message.sequence,
         // A client that awaits this answer cannot have finished with it.
         first_incomplete: message.first_incomplete.min(message.sequence),
+        start: message.start,
     }))
 }
 
@@ -231,7 +244,8 @@ mod tests {
 
     #[test]
     fn a_put_keeps_its_condition_and_its_request_id() {
-        let request = RequestId { client: ClientId(5), sequence: 9, first_incomplete: 4 };
+        let (client, start) = (ClientId(5), Some(77));
+        let request = RequestId { client, sequence: 9, first_incomplete: 4, start };
         let message = v1::PutRequest {
             write_id: Some(write_id_message(request)),
             condition: condition_message(Condition::Version(Version(3))),

@@ -69,10 +69,11 @@ pub struct Read {
 /// How old the state was that a timeline read was answered from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freshness {
-    /// The newest entry of the cohort's log that it included.
+    /// The newest entry of the cohort's log that it included. It never goes back from one timeline
+    /// read of a client (its clones included) to a later one of the same range.
     pub applied: Lsn,
-    /// How long ago the replica last heard from the cohort's leader; zero at the leader itself;
-    /// `None` if it has not heard from one since it started.
+    /// A bound on its age when the replica read it: every write that was acknowledged longer before
+    /// is in it. `None` if no replica that could be asked knew, as after a restart.
     pub age: Option<Duration>,
 }
 
@@ -290,7 +291,7 @@ impl Client {
         match self.write(&work).await? {
             Outcome::Put { version } => Ok(Conditional::Done(version)),
             Outcome::ConditionFailed { current } => Ok(Conditional::Failed { current }),
-            Outcome::Deleted { .. } | Outcome::WrongRange => Err(self.stray_answer(&work)),
+            _ => Err(self.stray_answer(&work)),
         }
     }
 

@@ -10,7 +10,10 @@
 //! | STALE_ROUTE, UNAVAILABLE, EXPIRED | was not begun | a pause and new routes |
 //! | BUSY | was not begun | the pause that is asked for |
 //! | a node that cannot be reached | was not sent | new routes |
+//! | SESSION_GONE | was not begun | a new session; if it was in doubt before, it stays so |
 //! | a broken stream, AMBIGUOUS, INTERNAL, no answer | is in doubt | a pause and new routes |
+//! | a timeline read's older state than one seen before | is not done | the leader, then the others |
+//! | a timeline read's state of unknown age | may be done | the others; it counts if they say no more |
 //!
 //! A write that is in doubt stays so until it is answered, whatever is refused later: an earlier
 //! copy may still be under way. It is sent again under its first name, so that the cohort applies
@@ -23,7 +26,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use trireme_proto::v1::{ErrorCode, response};
 use trireme_proto::{convert, v1};
-use trireme_types::{CohortId, NodeId};
+use trireme_types::{CohortId, Lsn, NodeId};
 
 use crate::call::CallError;
 use crate::node::NodeHandle;
@@ -35,6 +38,10 @@ use crate::{ClientError, ClientOptions, Place, backoff};
 /// How many redirects in a row are followed without a pause: two nodes with outdated knowledge
 /// may each take the other for the leader.
 const REDIRECTS_AT_ONCE: u32 = 2;
+
+/// How many new sessions a write is given without a pause. One is enough, unless the cohort's clock
+/// runs on far between two tries.
+const SESSIONS_AT_ONCE: u32 = 2;
 
 /// Does the work, or says why it could not be done before `deadline`.
 pub(crate) async fn drive(
@@ -59,6 +66,8 @@ pub(crate) async fn drive(
         suspect: None,
         last: None,
         told: None,
+        sessions: 0,
+        timeline: Timeline::default(),
     };
     drive.run().await
 }
@@ -88,6 +97,23 @@ struct Drive<'a> {
     /// What a replica last said of why its cohort does not serve: it knows better than a node that
     /// cannot be reached, or that does not lead.
     told: Option<(Place, String)>,
+    /// New sessions that the write was given.
+    sessions: u32,
+    timeline: Timeline,
+}
+
+/// What a timeline read has met.
+#[derive(Default)]
+struct Timeline {
+    /// The newest state that this client had been answered from, by the cohort, when the read
+    /// began: an earlier one would have its reads go back.
+    least: Option<(CohortId, Lsn)>,
+    /// Replicas that were asked.
+    asked: usize,
+    /// A replica's state was too old: the leader's is the best.
+    wants_leader: bool,
+    /// An answer from a state of unknown age, for want of a better one.
+    ageless: Option<response::Result>,
 }
 
 /// What to do after a try.
@@ -108,6 +134,7 @@ impl Drive<'_> {
     async fn run(mut self) -> Result<response::Result, ClientError> {
         loop {
             let (route, generation) = self.routes.find(self.work.position());
+            self.begin_timeline(&route);
             let write_id = self.name(&route).await?;
             let next = match self.choose(&route) {
                 Some((id, node)) => {
@@ -120,6 +147,13 @@ impl Drive<'_> {
                     Next::Reroute
                 }
             };
+            if self.timeline.asked >= route.replicas.len()
+                && !matches!(next, Next::Done(_))
+                && let Some(answer) = self.timeline.ageless.take()
+            {
+                // No replica knows how old its state is, or can be asked.
+                return Ok(answer);
+            }
             match next {
                 Next::Done(answer) => return Ok(answer),
                 Next::GiveUp(error) => return Err(error),
@@ -143,9 +177,10 @@ impl Drive<'_> {
             return Ok(Some(ticket.write_id()));
         }
         self.ticket = None;
-        let ticket = match route.session.try_begin() {
+        let session = route.sessions.current();
+        let ticket = match session.try_begin() {
             Some(ticket) => ticket,
-            None => match timeout_at(self.deadline, route.session.begin()).await {
+            None => match timeout_at(self.deadline, session.begin()).await {
                 Ok(ticket) => ticket,
                 Err(_elapsed) => {
                     self.last.get_or_insert((Place { cohort, node: None }, None));
@@ -162,7 +197,9 @@ impl Drive<'_> {
     fn choose(&mut self, route: &CachedRoute) -> Option<(NodeId, Arc<NodeHandle>)> {
         let reachable = |id: NodeId| Some((id, self.routes.node(id)?));
         let suspect = self.suspect.take();
-        if !self.work.suits_any_replica()
+        let wants_leader =
+            !self.work.suits_any_replica() || std::mem::take(&mut self.timeline.wants_leader);
+        if wants_leader
             && let Some(leader) = route.leader()
             && (suspect != Some(leader) || route.replicas.len() < 2)
             && let Some(chosen) = reachable(leader)
@@ -196,7 +233,9 @@ impl Drive<'_> {
         let until = self.deadline.min(Instant::now() + self.patience);
         match node.call(request, self.deadline, until).await {
             Ok(Some(response::Result::Error(error))) => self.refused(route, place, error),
-            Ok(Some(answer)) if self.work.is_answered_by(&answer) => Next::Done(answer),
+            Ok(Some(answer)) if self.work.is_answered_by(&answer) => {
+                self.answered(route, place, answer)
+            }
             Ok(_) => self.malformed(place, "it does not belong to the request"),
             Err(CallError::NotSent(reason)) => self.failed(place, reason, false),
             Err(CallError::Lost(reason)) => self.failed(place, reason, true),
@@ -208,6 +247,45 @@ impl Drive<'_> {
                 Next::Reroute
             }
         }
+    }
+
+    /// Keeps what a timeline read must not go back behind, as of when it begins.
+    fn begin_timeline(&mut self, route: &CachedRoute) {
+        let cohort = route.descriptor.cohort;
+        if self.timeline.least.is_none_or(|(kept, _)| kept != cohort) {
+            self.timeline = Timeline::default();
+            self.timeline.least = Some((cohort, route.seen.get()));
+        }
+    }
+
+    /// Takes an answer, unless it is a timeline read's that another replica can do better.
+    fn answered(&mut self, route: &CachedRoute, place: Place, answer: response::Result) -> Next {
+        let freshness = match &answer {
+            response::Result::Get(got) => got.freshness.as_ref(),
+            response::Result::Scan(page) => page.freshness.as_ref(),
+            _ => None,
+        };
+        let Some(v1::Freshness { applied: Some(applied), age_ms }) = freshness else {
+            return Next::Done(answer);
+        };
+        let (applied, knows_age) = (Lsn::from(*applied), age_ms.is_some());
+        let least = self.timeline.least.map_or(Lsn::ZERO, |(_, least)| least);
+        self.timeline.asked += 1;
+        if applied >= least && knows_age {
+            route.seen.raise(applied);
+            return Next::Done(answer);
+        }
+        self.suspect = place.node;
+        if applied >= least {
+            self.last = Some((place, Some("it does not know how old its state is".to_owned())));
+            self.timeline.ageless = Some(answer);
+        } else {
+            let reason = format!("its state {applied} is older than one read before, {least}");
+            self.last = Some((place, Some(reason)));
+            self.timeline.wants_leader = self.timeline.asked < route.replicas.len();
+        }
+        // All were asked: what they lack takes them a while.
+        if self.timeline.asked < route.replicas.len() { Next::Again } else { Next::Reroute }
     }
 
     fn refused(&mut self, route: &CachedRoute, place: Place, error: v1::Error) -> Next {
@@ -232,6 +310,17 @@ impl Drive<'_> {
                 let reason = said(error);
                 self.told = Some((place, reason.clone()));
                 self.failed(place, reason, true)
+            }
+            ErrorCode::SessionGone if self.in_doubt => {
+                Next::GiveUp(ClientError::Ambiguous { place, reason: said(error) })
+            }
+            ErrorCode::SessionGone => {
+                if let Some((_, gone)) = self.ticket.take() {
+                    route.sessions.renew(&gone, error.session_start);
+                }
+                self.sessions += 1;
+                self.last = Some((place, Some(said(error))));
+                if self.sessions <= SESSIONS_AT_ONCE { Next::Again } else { Next::Reroute }
             }
             ErrorCode::Invalid if self.in_doubt => {
                 Next::GiveUp(ClientError::Ambiguous { place, reason: said(error) })

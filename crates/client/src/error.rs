@@ -29,8 +29,10 @@ pub enum ClientError {
         /// Where the last try went.
         place: Place,
     },
-    /// The deadline passed while a write was, or may have been, in a server's hands. It was
-    /// applied once, or will be, or never will; a read can tell, later.
+    /// The deadline passed while a write was, or may have been, in a server's hands; or the cohort
+    /// had forgotten the client before it was asked again
+    /// ([`SESSION_LIFETIME`](trireme_types::limits::SESSION_LIFETIME)). It was applied once, or will
+    /// be, or never will; a read can tell, later.
     #[error("the outcome of the write is unknown: {place}: {reason}")]
     Ambiguous {
         /// Who last said why the cohort does not serve; if nobody did, where the last try went.

@@ -18,11 +18,11 @@ use rand::seq::SliceRandom;
 use tokio::sync::Mutex;
 use tracing::{debug, info, warn};
 use trireme_proto::{convert, v1};
-use trireme_types::{ClusterId, CohortId, NodeId, RangeDescriptor};
+use trireme_types::{ClusterId, CohortId, Lsn, NodeId, RangeDescriptor};
 
 use crate::node::NodeHandle;
 use crate::route_table::{Node, Route, RouteTable};
-use crate::session::Session;
+use crate::session::Sessions;
 use crate::{ClientError, ClientOptions};
 
 /// How long one node has to tell the routes before the next is asked as well.
@@ -59,7 +59,25 @@ pub(crate) struct CachedRoute {
     /// The leader as far as is known; 0 is none.
     leader: AtomicU64,
     /// This client's writes to the cohort.
-    pub(crate) session: Arc<Session>,
+    pub(crate) sessions: Arc<Sessions>,
+    /// The newest state that a timeline read of this client was answered from.
+    pub(crate) seen: Arc<NewestSeen>,
+}
+
+/// The newest entry of a cohort's log that a timeline read has included: no later one is answered
+/// from an earlier state.
+#[derive(Default)]
+pub(crate) struct NewestSeen(parking_lot::Mutex<Lsn>);
+
+impl NewestSeen {
+    pub(crate) fn get(&self) -> Lsn {
+        *self.0.lock()
+    }
+
+    pub(crate) fn raise(&self, applied: Lsn) {
+        let mut newest = self.0.lock();
+        *newest = applied.max(*newest);
+    }
 }
 
 /// Where a request belongs in the order of keys.
@@ -274,10 +292,11 @@ impl Routes {
             protocol: told.protocol,
             replicas: told.replicas.into_iter().filter_map(convert::node_id).collect(),
             leader: AtomicU64::new(if told.leader == 0 { known } else { told.leader }),
-            session: before.map_or_else(
-                || Arc::new(Session::new(self.options.in_flight_max)),
-                |route| Arc::clone(&route.session),
+            sessions: before.map_or_else(
+                || Arc::new(Sessions::new(self.options.in_flight_max, told.session_start)),
+                |route| Arc::clone(&route.sessions),
             ),
+            seen: before.map_or_else(Arc::default, |route| Arc::clone(&route.seen)),
         }
     }
 }

@@ -13,12 +13,47 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, TryAcquireError};
 use trireme_proto::{convert, v1};
-use trireme_types::{ClientId, RequestId};
+use trireme_types::ClientId;
+
+/// The session that a cohort's next writes belong to.
+///
+/// A cohort forgets a session that it hears nothing of for
+/// [`SESSION_LIFETIME`](trireme_types::limits::SESSION_LIFETIME). A write that it refuses for that
+/// reason was not applied, and goes on in a new session, unless an earlier copy of it is in doubt.
+pub(crate) struct Sessions {
+    current: Mutex<Arc<Session>>,
+    in_flight_max: usize,
+}
+
+impl Sessions {
+    /// Begins with a session that no cohort has heard of, for up to `in_flight_max` writes at once;
+    /// `start` is a moment of the cohort's clock, or 0.
+    pub(crate) fn new(in_flight_max: usize, start: u64) -> Self {
+        let current = Mutex::new(Arc::new(Session::new(in_flight_max, start)));
+        Self { current, in_flight_max }
+    }
+
+    /// Returns the session.
+    pub(crate) fn current(&self) -> Arc<Session> {
+        Arc::clone(&self.current.lock())
+    }
+
+    /// Begins a new session at `start` of the cohort's clock, unless that has happened since the
+    /// write of `gone` was named.
+    pub(crate) fn renew(&self, gone: &Ticket, start: u64) {
+        let mut current = self.current.lock();
+        if Arc::ptr_eq(&current, &gone.session) {
+            *current = Arc::new(Session::new(self.in_flight_max, start));
+        }
+    }
+}
 
 /// One client's writes to one cohort.
 pub(crate) struct Session {
     /// The client id's bytes on the wire.
     client: Bytes,
+    /// A moment of the cohort's clock before which this client sent it nothing.
+    start: u64,
     /// As many permits as numbers may still be given out before the lowest unfinished one is
     /// finished.
     room: Semaphore,
@@ -41,11 +76,11 @@ pub(crate) struct Ticket {
 
 impl Session {
     /// Returns a session that no cohort has heard of, for up to `in_flight_max` writes at once.
-    pub(crate) fn new(in_flight_max: usize) -> Self {
+    pub(crate) fn new(in_flight_max: usize, start: u64) -> Self {
         let client = ClientId(rand::random());
-        let named = RequestId { client, sequence: 1, first_incomplete: 1 };
         Self {
-            client: convert::write_id_message(named).client,
+            client: convert::client_bytes(client),
+            start,
             room: Semaphore::new(in_flight_max),
             window: Mutex::new(Window { first_incomplete: 1, finished: VecDeque::new() }),
         }
@@ -96,6 +131,7 @@ impl Ticket {
             client: self.session.client.clone(),
             sequence: self.sequence,
             first_incomplete: self.session.window.lock().first_incomplete,
+            start: Some(self.session.start),
         }
     }
 }
@@ -117,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_first_incomplete_number_passes_finished_ones_only() {
-        let session = Arc::new(Session::new(8));
+        let session = Arc::new(Session::new(8, 0));
         let first = session.try_begin().unwrap();
         let second = session.try_begin().unwrap();
         assert_eq!((numbers(&first), numbers(&second)), ((1, 1), (2, 1)));
@@ -134,7 +170,7 @@ mod tests {
     /// number further ahead, however many in between are finished.
     #[test]
     fn no_number_is_given_out_further_ahead_than_a_cohort_remembers() {
-        let session = Arc::new(Session::new(4));
+        let session = Arc::new(Session::new(4, 0));
         let slow = session.try_begin().unwrap();
         for _ in 0..3 {
             drop(session.try_begin().unwrap());
@@ -146,8 +182,22 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_is_gone_is_renewed_once() {
+        let sessions = Sessions::new(4, 7);
+        let [first, second] = [(); 2].map(|()| sessions.current().try_begin().unwrap());
+        assert_eq!(first.write_id().start, Some(7));
+        sessions.renew(&first, 50);
+        let third = sessions.current().try_begin().unwrap();
+        sessions.renew(&second, 60);
+        let fourth = sessions.current().try_begin().unwrap();
+        assert_eq!((third.write_id().start, third.write_id().sequence), (Some(50), 1));
+        assert_eq!(fourth.write_id().client, third.write_id().client);
+        assert_ne!(third.write_id().client, first.write_id().client);
+    }
+
+    #[test]
     fn two_sessions_never_share_a_name() {
-        let names = [Session::new(1).client, Session::new(1).client];
+        let names = [Session::new(1, 0).client, Session::new(1, 0).client];
         assert_ne!(names[0], names[1]);
         assert_eq!(names[0].len(), 16);
     }

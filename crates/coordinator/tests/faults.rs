@@ -59,6 +59,7 @@ async fn propose(coordinator: Coordinator, node: NodeId, stop: Arc<AtomicBool>) 
             protocol,
             replicas,
             replicas_wanted: 0,
+            incarnations: [].into(),
         };
         match catalog.compare_and_set_cohort(config).await {
             Ok(CompareAndSet::Installed(config)) => {
@@ -103,6 +104,7 @@ async fn elections_and_configurations_bear_the_death_of_members() {
         protocol,
         replicas: REPLICAS.to_vec(),
         replicas_wanted: 0,
+        incarnations: [].into(),
     };
     let spec = ClusterSpec { cluster: ClusterId(1), map, configs: vec![first] };
     Catalog::bootstrap(&coordinator, spec).await.unwrap();

@@ -1,9 +1,11 @@
-//! `trireme-lab`: experiments on real clusters of processes on this machine.
+//! `trireme-lab`: experiments on real clusters of processes on this machine, and the judge of recorded
+//! histories.
 //!
 //! Every experiment starts its clusters with the `trireme` program in a folder of its own, does
 //! something to them, measures what clients see of it, prints one table, and leaves nothing
 //! running behind. README.md says what each one is for.
 
+mod check;
 mod cluster;
 mod experiments;
 mod load;
@@ -20,7 +22,7 @@ use anyhow::bail;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use experiments::{commit_period, kills, log_size, slow_replica};
+use experiments::{commit_period, kills, log_size, outages, slow_replica};
 
 /// Experiments on real clusters of Trireme on this machine.
 #[derive(Parser)]
@@ -35,6 +37,8 @@ enum Experiment {
     /// Kills the leader, or a follower, again and again, and measures how long no write went
     /// through.
     Kills(kills::KillsArgs),
+    /// Measures the longest stop of writes under each fault that a cohort is to outlive.
+    Outages(outages::OutagesArgs),
     /// Measures how stale timeline reads are and how long a takeover takes, by how often a leader
     /// tells its followers what is committed.
     CommitPeriod(commit_period::CommitPeriodArgs),
@@ -42,15 +46,20 @@ enum Experiment {
     SlowReplica(slow_replica::SlowReplicaArgs),
     /// Measures whether a takeover takes longer when more was written before.
     LogSize(log_size::LogSizeArgs),
+    /// Judges recorded histories: prints a line per file, its name, a tab, and `linearizable`,
+    /// `not linearizable` or `unknown`.
+    Check(check::CheckArgs),
 }
 
 impl Experiment {
     async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Kills(args) => args.run().await,
+            Self::Outages(args) => args.run().await,
             Self::CommitPeriod(args) => args.run().await,
             Self::SlowReplica(args) => args.run().await,
             Self::LogSize(args) => args.run().await,
+            Self::Check(args) => tokio::task::spawn_blocking(|| args.run()).await?,
         }
     }
 }

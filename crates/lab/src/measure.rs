@@ -120,6 +120,16 @@ pub(crate) fn gap(puts: &[Put], killed: Killed) -> Option<Gap> {
     })
 }
 
+/// Returns the longest time between two acknowledgements in a row of one caller, who does one put
+/// after the other, from the last one before `begun` on; `None` if no put was acknowledged after it.
+pub(crate) fn longest_pause(puts: &[Put], begun: Instant) -> Option<Duration> {
+    let first = puts.iter().position(|put| put.acknowledged > begun)?;
+    let around = &puts[first.saturating_sub(1)..];
+    let pauses = around.windows(2).map(|pair| pair[1].acknowledged - pair[0].acknowledged);
+    // Without a put before it, the first pause began with the fault at the latest.
+    Some(pauses.max().unwrap_or_default().max(puts[first].acknowledged - begun))
+}
+
 /// Returns how long the value that a read found had already stopped being the newest acknowledged
 /// one when the read was begun; zero if it had not. `acknowledged` tells when each value of the
 /// counter was acknowledged, 1 first.
@@ -163,6 +173,16 @@ mod tests {
         let at = |milliseconds| start + ms(milliseconds);
         let put = |&(begun, end): &(u64, u64)| Put { begun: at(begun), acknowledged: at(end) };
         times.iter().map(put).collect()
+    }
+
+    #[test]
+    fn the_longest_pause_is_one_that_ends_after_the_fault() {
+        let start = Instant::now();
+        let all = puts(start, &[(0, 10), (10, 500), (500, 510), (510, 800), (800, 810)]);
+        assert_eq!(longest_pause(&all, start + ms(505)), Some(ms(290)), "the one before is over");
+        assert_eq!(longest_pause(&all, start + ms(20)), Some(ms(490)));
+        assert_eq!(longest_pause(&all[3..], start + ms(600)), Some(ms(200)));
+        assert_eq!(longest_pause(&all, start + ms(900)), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ fn lab(folder: &Path, arguments: &[&str]) -> Command {
     // Cargo builds no program of another crate for this test; `cargo test --workspace` does.
     assert!(
         trireme.is_file(),
-        "there is no {}: run `cargo build -p trireme-server` first",
+        "there is no {}: run `cargo build -p trireme-cli` first",
         trireme.display()
     );
     let mut command = Command::new(program);
@@ -90,4 +90,30 @@ fn a_missing_program_and_a_cluster_that_does_not_start_are_told() {
     assert!(refused.contains("ended with exit status: 2 before it was ready"), "{refused}");
     assert!(refused.contains("--no-such-option"), "{refused}");
     assert_nothing_is_left(folder.path());
+}
+
+const GOOD: &str = r#"{"format":"trireme-history","version":1}
+{"client":1,"called":1,"returned":2,"op":"put","key":"a","value":"1"}
+{"client":2,"called":3,"returned":4,"op":"get","key":"a","found":"1"}
+"#;
+
+#[test]
+fn histories_are_judged_and_what_is_wrong_is_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let (good, stale) = (folder.path().join("good.json"), folder.path().join("stale.json"));
+    std::fs::write(&good, GOOD).unwrap();
+    std::fs::write(&stale, GOOD.replace(r#""found":"1""#, r#""found":null"#)).unwrap();
+    let check = |files: &[&Path]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trireme-lab"));
+        command.arg("check").args(files).arg("--html").arg(folder.path());
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    assert_eq!(check(&[&good]), (Some(0), "good.json\tlinearizable\n".to_owned()));
+    let both = "good.json\tlinearizable\nstale.json\tnot linearizable\n".to_owned();
+    assert_eq!(check(&[&good, &stale]), (Some(1), both));
+    let page = std::fs::read_to_string(folder.path().join("stale.json.html")).unwrap();
+    assert!(page.contains("get a -&gt; (no value)"), "{page}");
+    std::fs::write(&stale, "{}").unwrap();
+    assert_eq!(check(&[&stale]), (Some(1), String::new()));
 }

@@ -84,6 +84,12 @@ pub trait Core: Debug + Sized + Send + 'static {
     /// event, for what a restart asks for, and then after every batch of events.
     fn drain_effects(&mut self, effects: &mut Vec<Effect<Self>>);
 
+    /// Checks what must hold of the core between any two events; what does not is a defect, and the
+    /// replica must not go on. Called after every batch, so it must be cheap.
+    fn validate(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Returns when [`Event::Timeout`] is due, if nothing else happens before.
     fn next_timeout(&self) -> Option<Moment>;
 
@@ -178,7 +184,7 @@ pub enum Event<C: Core> {
         /// The range that was asked for.
         seqs: Range<u64>,
         /// The first entry that was not sent: `seqs.start` if nothing was, because the log does not
-        /// hold that entry (any more).
+        /// hold that entry, or not behind the one that should precede it (any more).
         next: u64,
     },
     /// A [`Effect::SendSnapshot`] is done.
@@ -206,6 +212,11 @@ pub enum Event<C: Core> {
         ticket: Ticket,
         /// The newest entry that it includes.
         upto: Lsn,
+    },
+    /// The snapshot offered under this ticket was not installed: the table includes all of it already.
+    SnapshotOutdated {
+        /// The ticket.
+        ticket: Ticket,
     },
     /// The coordinator said something.
     Coordination(C::CoordinatorEvent),
@@ -262,11 +273,16 @@ pub enum Effect<C: Core> {
         /// When it may leave.
         when: When,
     },
-    /// Send entries of the log, as many of these as one message may hold, on the data lane.
-    /// [`Event::LogSent`] follows. At most one is under way to each replica.
+    /// Send entries of the log, as many of these as one message may hold, on the data lane, unless
+    /// `previous` does not precede them any more when the log is read: the tail was replaced, and the
+    /// entries there are others than the core meant. [`Event::LogSent`] follows. A core that leads
+    /// has at most one under way to each replica; one that stopped leading may still have one of its
+    /// last term under way when it leads again.
     SendLog {
         /// To which replica.
         to: NodeId,
+        /// The entry before the first.
+        previous: Lsn,
         /// Which entries.
         seqs: Range<u64>,
         /// What the message says besides.
@@ -274,7 +290,8 @@ pub enum Effect<C: Core> {
         /// When they may be read and leave.
         when: When,
     },
-    /// Send the table. [`Event::SnapshotSent`] follows. At most one is under way to each replica.
+    /// Send the table. [`Event::SnapshotSent`] follows. As with `SendLog`, one of an earlier term may
+    /// still be under way.
     SendSnapshot {
         /// To which replica.
         to: NodeId,
@@ -283,8 +300,9 @@ pub enum Effect<C: Core> {
         /// When it may be taken and leave.
         when: When,
     },
-    /// Put the snapshot offered under this ticket in the table's place.
-    /// [`Event::SnapshotInstalled`] follows; the ticket stays open.
+    /// Put the snapshot offered under this ticket in the table's place, after those that were to be
+    /// installed before. [`Event::SnapshotInstalled`] follows, or [`Event::SnapshotOutdated`]; the
+    /// ticket stays open.
     InstallSnapshot {
         /// The ticket.
         ticket: Ticket,
@@ -368,8 +386,10 @@ pub struct CoreStatus {
     pub role: Role,
     /// Who leads, as far as it knows.
     pub leader: Option<NodeId>,
-    /// When it last heard from that leader; `None` if it never did. Not asked of a leader.
-    pub leader_heard: Option<Moment>,
+    /// A commit point, and the moment as of which it is known to be the newest: a state that
+    /// includes it includes all that was acknowledged before. A leader that serves names its first
+    /// entry and the end of its lease, which lies ahead. `None` if the replica knows of none.
+    pub current: Option<(Lsn, Moment)>,
     /// The newest epoch it knows.
     pub epoch: Epoch,
     /// The newest entry in its log.

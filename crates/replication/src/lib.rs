@@ -10,6 +10,7 @@
 
 pub mod core;
 pub mod driver;
+mod freshness;
 pub mod pacifica;
 pub mod raft;
 mod replica;

@@ -26,8 +26,10 @@ pub trait Replica: Send + Sync + 'static {
     /// the state has been read ([`ReadPermit::confirm`]; S5).
     async fn read_barrier(&self) -> Result<ReadPermit, ReplicaError>;
 
-    /// Says how old the table may be, for a timeline read.
-    fn freshness(&self) -> Freshness;
+    /// Returns how old a state of the table was that was read, from `at` on, for a timeline read;
+    /// `applied` is the newest entry that it includes. An error means that a client should ask
+    /// another replica: this one lacks what it once had, and does not know how much.
+    fn freshness(&self, applied: Lsn, at: tokio::time::Instant) -> Result<Freshness, ReplicaError>;
 
     /// Takes a message from another replica of the cohort. Never waits: a message that finds no
     /// room is dropped, as a network may drop it.
@@ -54,8 +56,8 @@ pub trait Replica: Send + Sync + 'static {
     /// Hands leadership to another replica; returns when the request is under way.
     async fn transfer_leader(&self, to: NodeId) -> Result<(), ReplicaError>;
 
-    /// Asks the replica to give up its log through `upto`, all of which its table has persisted,
-    /// because the node's shared log has grown too long (S10).
+    /// Asks the replica to give up its log through `upto`, as far as its table has it on disk and the
+    /// protocol allows, because the node's shared log has grown too long (S10).
     async fn release_log(&self, upto: u64) -> Result<(), ReplicaError>;
 
     /// Returns the node that leads the cohort, as far as this replica knows.
@@ -127,14 +129,36 @@ impl ReadPermit {
     }
 }
 
-/// How old a replica's table may be.
+/// How old a state was that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freshness {
-    /// The newest entry that the table includes.
+    /// The newest entry that the state includes.
     pub applied: Lsn,
-    /// The time since the replica last heard from its leader; zero at the leader; `None` if it has
-    /// heard from none since it started.
+    /// A bound on its age: whatever was acknowledged longer than this before the read began is in
+    /// the state. The time that the fastest message between two nodes takes comes on top. `None` if
+    /// the replica does not know, since it has not applied yet what a leader named as the newest
+    /// commit point after the replica had started.
     pub age: Option<Duration>,
+}
+
+impl Freshness {
+    /// Returns the freshness of a state that may be given to a client. A replica that does not know
+    /// how old its state is may give it if it is a state that the replica once was in: not if it is
+    /// a learner, which may have lost what it had, nor before it has applied anything, or what it
+    /// had known to be committed when it stopped (`recovered`).
+    pub(crate) fn checked(
+        applied: Lsn,
+        age: Option<Duration>,
+        role: Role,
+        recovered: Lsn,
+    ) -> Result<Self, ReplicaError> {
+        let is_whole = role != Role::Learner && applied.seq > 0 && applied.seq >= recovered.seq;
+        if age.is_none() && !is_whole {
+            let reason = "the replica is catching up and does not know how old its state is";
+            return Err(ReplicaError::Unavailable(reason.into()));
+        }
+        Ok(Self { applied, age })
+    }
 }
 
 /// Why a replica did not do what it was asked.
@@ -298,6 +322,23 @@ mod tests {
         rights.end();
         assert_eq!(before.confirm().unwrap_err().class(), ErrorClass::Retry);
         assert!(rights.permit(later).confirm().is_ok());
+    }
+
+    #[test]
+    fn a_replica_that_may_have_lost_what_it_had_answers_only_once_it_knows_its_age() {
+        let known = Some(Duration::from_millis(3));
+        let (applied, nothing) = (Lsn::new(1, 7), Lsn::ZERO);
+        for (applied, age, role, recovered, answers) in [
+            (applied, None, Role::Follower, Lsn::new(1, 7), true),
+            (applied, None, Role::Follower, Lsn::new(1, 8), false),
+            (applied, None, Role::Learner, nothing, false),
+            (nothing, None, Role::Follower, nothing, false),
+            (applied, known, Role::Learner, Lsn::new(1, 8), true),
+            (nothing, known, Role::Follower, nothing, true),
+        ] {
+            let freshness = Freshness::checked(applied, age, role, recovered);
+            assert_eq!(freshness.is_ok(), answers, "{applied} {age:?} {role} {recovered}");
+        }
     }
 
     #[test]

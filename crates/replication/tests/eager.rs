@@ -75,7 +75,7 @@ impl Core for Eager {
         CoreStatus {
             role: Role::Leader,
             leader: None,
-            leader_heard: None,
+            current: None,
             epoch: 1,
             last,
             durable: Lsn::ZERO,

@@ -95,7 +95,7 @@ mod tests {
             let shares = Descriptors::share_out(limit).unwrap();
             let Descriptors { table_files, peers, silent, clients } = shares;
             assert!(OWN + table_files + 2 * peers + silent + clients <= limit, "{shares:?}");
-            assert!(clients >= SHARE_LEAST && clients <= CLIENTS_MAX, "{limit}: {shares:?}");
+            assert!((SHARE_LEAST..=CLIENTS_MAX).contains(&clients), "{limit}: {shares:?}");
         }
     }
 

@@ -10,7 +10,7 @@ use trireme_replication::raft::{RaftOptions, RaftParts, RaftReplica};
 use trireme_replication::spinnaker::{Spinnaker, SpinnakerOptions};
 use trireme_replication::{Replica, ReplicaError, Transport};
 use trireme_storage::{CohortLog, CohortTable, Tables};
-use trireme_types::{CohortConfig, NodeId, Protocol, Timing};
+use trireme_types::{CohortConfig, Incarnation, NodeId, Protocol, Timing};
 
 use crate::coordination::{Wish, configure, elect};
 
@@ -44,9 +44,9 @@ pub(crate) fn admits_replicas(protocol: Protocol) -> bool {
 /// its name and be brought up to date before it counts (S14).
 pub(crate) fn takes_back_without_data(protocol: Protocol) -> bool {
     match protocol {
-        Protocol::Spinnaker | Protocol::Pacifica => true,
-        // An empty voter would vote again in terms in which it has voted.
-        Protocol::Raft => false,
+        // A Raft replica comes back under another identity, since an empty voter would vote again
+        // in terms in which it has voted.
+        Protocol::Spinnaker | Protocol::Pacifica | Protocol::Raft => true,
     }
 }
 
@@ -61,9 +61,11 @@ pub(crate) async fn open_replica(parts: ReplicaParts) -> Result<Arc<dyn Replica>
 }
 
 async fn open_raft(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
-    let ReplicaParts { node, config, log, tables, table, transport, on_failure, .. } = parts;
-    let options = RaftOptions::default();
-    let parts = RaftParts { node, config, log, tables, table, transport, options, on_failure };
+    let ReplicaParts { node, config, log, tables, table, transport, rejoins, on_failure, .. } =
+        parts;
+    let (options, lost_disk) = (RaftOptions::default(), rejoins);
+    let parts =
+        RaftParts { node, config, log, tables, table, transport, options, lost_disk, on_failure };
     Ok(RaftReplica::open(parts).await?)
 }
 
@@ -89,7 +91,8 @@ fn open_pacifica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> 
         timing: parts.timing,
         min_replicas_for_write: parts.min_replicas_for_write,
         rejoins: parts.rejoins,
-        ..PacificaOptions::default()
+        // A replica that finds nothing on its disk is none that was here before.
+        ..PacificaOptions::new(Incarnation(rand::random()))
     };
     let wish = Wish::new();
     let make = |recovered: Recovered| Pacifica::new(&recovered, options);

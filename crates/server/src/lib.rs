@@ -11,11 +11,13 @@
 //! - `faults` disturbs a node that was started to allow it.
 //! - `replacement` asks nodes to hold replicas that cohorts have lost.
 //! - `coordination` carries what the protocols of our own ask of the coordinator.
-//! - `maintenance` keeps the shared log short.
+//! - `maintenance` keeps the shared log within its limit; `backpressure` is what writes meet when it
+//!   cannot.
 //! - `descriptors` shares out the open files, `listener` and `clients` the connections, and `answers`
 //!   the memory that answers may take; `readers` are the threads that wait for files.
 
 mod answers;
+mod backpressure;
 mod clients;
 mod cohort;
 mod coordination;
@@ -27,6 +29,7 @@ mod hosting;
 mod listener;
 mod maintenance;
 mod node;
+pub mod panics;
 mod peers;
 mod readers;
 mod refusal;
@@ -41,4 +44,5 @@ pub mod transport;
 pub use data_folder::{DataFolder, DataFolderError, MIN_REPLICAS_FOR_WRITE, NodeFile};
 pub use descriptors::TooFewDescriptors;
 pub use faults::ForwarderError;
+pub use maintenance::{InvalidLogLimit, LOG_BYTES_MIN, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use node::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};

@@ -1,75 +1,358 @@
-//! Keeps the node's shared log short.
+//! Keeps the node's shared log within its limit.
 //!
-//! A segment of the log can go only when no cohort needs an entry in it, and one idle cohort would
-//! hold all later segments (S10). So when the log has grown past its limit, the node asks
-//! whoever holds the oldest segment to let go of it, and flushes the tables first if that cohort's
-//! rows are not on disk yet; one flush serves every cohort.
+//! Segments of the log go oldest first, and one entry that still counts holds its segment and all
+//! later ones (S10). When the log has grown past a part of its limit, the node does this, whenever
+//! another segment begins and once a second:
+//!
+//! 1. **Flush.** If the tables lack on disk what the older half of the log holds, they are flushed:
+//!    once, for all cohorts.
+//! 2. **Release.** Every cohort with entries in the segments that are to go is asked to give them up,
+//!    all at once. A follower that lacks them is sent a snapshot.
+//! 3. **Move.** What is held still, by cohorts without a quorum or without a replica here, is written
+//!    again at the head of the log, and its segments go. That pays as long as enough of the log is of
+//!    no use any more.
+//! 4. **Backpressure.** While the log is at its limit, new batches wait. A cohort that fills more
+//!    than its share with writes that are not applied has its new writes refused, and is named in a
+//!    warning, so that it cannot hold up the others.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use trireme_storage::{SharedLog, Tables};
+use futures::StreamExt;
+use futures::stream;
+use tokio::sync::{Notify, oneshot};
+use trireme_storage::{LogHolder, SharedLog, Tables};
 use trireme_types::CohortId;
 
+use crate::backpressure::Backpressure;
+use crate::cohort::HostedCohort;
 use crate::routes::Router;
 
-/// How often the log's length is looked at.
+/// How often the log's length is looked at if it does not grow.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The most cohorts that are asked in a row before the length is looked at again.
-const REQUESTS_MAX: usize = 64;
+/// How many cohorts are asked to give up their log at a time: enough that a thousand are asked in a
+/// fraction of a second, and few enough that clients hardly notice.
+const RELEASES_MAX: usize = 64;
+
+/// How long one cohort may take over giving up its log, before the node goes on without it.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often one round asks and moves: what is moved leaves segments at the front whose cohorts have
+/// not been asked yet.
+const PASSES_MAX: usize = 4;
+
+/// The bytes of entries that are moved with one write: few enough that other writes, which share the
+/// disk with it, wait for a few milliseconds more.
+const MOVE_BYTES: u64 = 1024 * 1024;
+
+/// How long the node's log may be, and what is done at which length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LogLimits {
+    max: u64,
+    segment: u64,
+}
+
+/// Why a log cannot be kept within its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidLogLimit {
+    /// A segment has to fit into the limit.
+    #[error(
+        "--segment-bytes of {segment} is more than the whole log may have: --log-bytes-max is {max}"
+    )]
+    SegmentPastLimit {
+        /// The bytes of a segment.
+        segment: u64,
+        /// The bytes of the log.
+        max: u64,
+    },
+    /// Less does not carry the largest writes.
+    #[error("{option} of {bytes} is too little: it must be at least {least}")]
+    TooSmall {
+        /// The option.
+        option: &'static str,
+        /// What it was to be.
+        bytes: u64,
+        /// What it must be at least.
+        least: u64,
+    },
+    /// More does not fit the log's format.
+    #[error("--segment-bytes of {bytes} is too much: it must be at most {most}")]
+    TooLarge {
+        /// The bytes of a segment.
+        bytes: u64,
+        /// The most that it may have.
+        most: u64,
+    },
+}
+
+/// The least bytes of a segment. In a smaller one, what every segment repeats of each cohort would
+/// be most of it.
+pub const SEGMENT_BYTES_MIN: u64 = 64 * 1024;
+
+/// The most bytes of a segment, by the log's format.
+pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// The least bytes of a log: the largest value is as long, and with less the node would flush its
+/// tables for every few writes.
+pub const LOG_BYTES_MIN: u64 = 1024 * 1024;
+
+impl LogLimits {
+    /// Returns the limits, or why they cannot be kept.
+    pub(crate) fn new(max: u64, segment: u64) -> Result<Self, InvalidLogLimit> {
+        let too_small = |option, bytes, least| InvalidLogLimit::TooSmall { option, bytes, least };
+        if segment < SEGMENT_BYTES_MIN {
+            return Err(too_small("--segment-bytes", segment, SEGMENT_BYTES_MIN));
+        }
+        if segment > SEGMENT_BYTES_MAX {
+            return Err(InvalidLogLimit::TooLarge { bytes: segment, most: SEGMENT_BYTES_MAX });
+        }
+        if max < LOG_BYTES_MIN {
+            return Err(too_small("--log-bytes-max", max, LOG_BYTES_MIN));
+        }
+        if segment > max {
+            return Err(InvalidLogLimit::SegmentPastLimit { segment, max });
+        }
+        Ok(Self { max, segment })
+    }
+
+    /// The length past which the tables are flushed, so that the older half can go without a wait.
+    fn flush_above(self) -> u64 {
+        self.max / 2
+    }
+
+    /// The length past which the oldest segments go. A quarter of the limit is left for what is
+    /// written meanwhile; the rest lets followers that were away catch up from the log.
+    fn release_above(self) -> u64 {
+        (self.max - self.max / 4).max(self.segment)
+    }
+
+    /// The length past which new batches wait: one more segment may begin with what is under way.
+    fn pause_above(self) -> u64 {
+        self.max.saturating_sub(self.segment).max(self.segment)
+    }
+
+    /// The most bytes of entries that cannot be given up with which moving them pays. The log is cut at
+    /// three quarters of its limit; with at most two thirds of that held, each byte of room costs two
+    /// bytes of moving.
+    fn move_below(self) -> u64 {
+        self.max / 2
+    }
+
+    /// The bytes that all cohorts together may hold with what is not applied before those that hold
+    /// more than an equal share of it are held up.
+    fn unapplied_max(self) -> u64 {
+        self.max / 4
+    }
+}
 
 /// What the upkeep of one node needs.
 pub(crate) struct Maintenance {
     pub(crate) log: SharedLog,
     pub(crate) tables: Tables,
     pub(crate) router: Arc<Router>,
-    /// The bytes of segments past which the oldest are to go. More let a follower that was away
-    /// longer catch up from the log; fewer make recovery and catch-up by snapshot come sooner.
-    pub(crate) log_bytes_max: u64,
+    pub(crate) backpressure: Arc<Backpressure>,
+    pub(crate) limits: LogLimits,
 }
 
 impl Maintenance {
     /// Runs until its task is aborted.
     pub(crate) async fn run(self) {
+        let pause_above = Arc::new(AtomicU64::new(self.limits.pause_above()));
+        let grown = Arc::new(Notify::new());
+        self.log.on_growth({
+            let (grown, pause_above) = (Arc::clone(&grown), Arc::clone(&pause_above));
+            let backpressure = Arc::clone(&self.backpressure);
+            move |size| {
+                if size > pause_above.load(Ordering::Relaxed) {
+                    backpressure.pause(true);
+                }
+                grown.notify_one();
+            }
+        });
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
-            for _ in 0..REQUESTS_MAX {
-                // What still counts in the segments may be little: one entry of an idle cohort
-                // holds its own segment and all later ones.
-                let is_short = self.log.metrics().segment_bytes <= self.log_bytes_max;
-                if is_short || !self.shorten().await {
-                    break;
-                }
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = grown.notified() => {}
             }
+            self.shorten().await;
+            // What could not be made shorter must not stop the ranges that can work.
+            let size = self.log.size();
+            let least = if size > self.limits.pause_above() { size } else { 0 };
+            let above = self.limits.pause_above().max(least);
+            pause_above.store(above, Ordering::Relaxed);
+            self.backpressure.pause(self.log.size() > above);
         }
     }
 
-    /// Asks the cohort that holds the oldest segment to let go of it; says whether that may have
-    /// helped.
-    async fn shorten(&self) -> bool {
-        let Some((cohort, upto)) = self.log.pinned_by() else { return false };
-        match self.release(cohort, upto).await {
-            Ok(()) => self.log.pinned_by().is_none_or(|(holder, _)| holder != cohort),
-            Err(error) => {
-                tracing::warn!(%cohort, upto, error, "the log could not be shortened");
-                false
+    /// Makes the log as short as it should be, as far as that can be done.
+    pub(crate) async fn shorten(&self) {
+        let limits = self.limits;
+        if self.log.size() > limits.flush_above() {
+            self.flush(limits.flush_above()).await;
+        }
+        for _ in 0..PASSES_MAX {
+            let size = self.log.size();
+            if size <= limits.release_above() {
+                break;
             }
+            self.release(limits.release_above()).await;
+            self.move_on(limits.release_above()).await;
+            if self.log.size() >= size {
+                break;
+            }
+        }
+        self.hold_up();
+    }
+
+    /// Flushes the tables if that lets a cohort give up more of what is past this length.
+    async fn flush(&self, target_bytes: u64) {
+        let routes = self.router.routes();
+        let is_behind = |holder: &LogHolder| {
+            routes.hosted.get(&holder.cohort).is_some_and(|hosted| {
+                let (persisted, applied) = (hosted.table.persisted(), hosted.table.applied());
+                persisted.seq < holder.upto.min(applied.seq)
+            })
+        };
+        if !self.log.holders(target_bytes).iter().any(is_behind) {
+            return;
+        }
+        let tables = self.tables.clone();
+        match tokio::task::spawn_blocking(move || tables.flush()).await {
+            Ok(Ok(())) => {}
+            // The node hears of it from the tables themselves.
+            Ok(Err(error)) => tracing::warn!(%error, "the log cannot be shortened"),
+            Err(error) => tracing::warn!(%error, "the log cannot be shortened"),
         }
     }
 
-    async fn release(&self, cohort: CohortId, upto: u64) -> Result<(), String> {
-        let hosted = self.router.routes().hosted.get(&cohort).cloned();
+    /// Asks every cohort that keeps the log longer than this to give up what it can.
+    async fn release(&self, target_bytes: u64) {
+        let routes = self.router.routes();
         // One that is not served yet, or not any more, is Hosting's: it may be opening, and need its
         // log, or about to be discarded.
-        let Some(hosted) = hosted else { return Ok(()) };
-        if hosted.table.persisted().seq < upto {
-            let tables = self.tables.clone();
-            let flush = tokio::task::spawn_blocking(move || tables.flush());
-            flush.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        let asked = self.log.holders(target_bytes).into_iter().filter_map(|holder| {
+            let hosted = routes.hosted.get(&holder.cohort)?;
+            Some((Arc::clone(hosted), holder))
+        });
+        let releases = stream::iter(asked).map(|(hosted, holder)| release(hosted, holder));
+        releases.buffer_unordered(RELEASES_MAX).collect::<()>().await;
+        self.written().await;
+    }
+
+    /// Waits until everything that was submitted to the log is written.
+    async fn written(&self) {
+        let (written, is_written) = oneshot::channel();
+        let done = move |_| {
+            // Who waited may have gone.
+            let _gone = written.send(());
+        };
+        if self.log.after_all(done).is_ok() {
+            // An error means that the log has failed, of which the node hears by itself.
+            drop(is_written.await);
         }
-        hosted.replica.release_log(upto).await.map_err(|error| error.to_string())
+    }
+
+    /// Moves what the segments hold that keep the log longer than this, if that makes it shorter.
+    async fn move_on(&self, target_bytes: u64) {
+        if self.unapplied().values().sum::<u64>() > self.limits.move_below() {
+            return;
+        }
+        // What was moved is behind everything else, and is not to be moved again.
+        let held = self.log.holders(target_bytes);
+        let mut budget: u64 = held.iter().map(|holder| holder.bytes).sum();
+        while budget > 0 && self.log.size() > target_bytes && self.has_gaps() {
+            let (written, is_written) = oneshot::channel();
+            let log = self.log.clone();
+            let done = move |_| {
+                // Who waited may have gone.
+                let _gone = written.send(());
+            };
+            let moving = tokio::task::spawn_blocking(move || log.move_oldest(MOVE_BYTES, done));
+            let moved = match moving.await {
+                Ok(Ok(moved)) => moved,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "what holds the oldest segments cannot be moved");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "what holds the oldest segments cannot be moved");
+                    return;
+                }
+            };
+            budget = budget.saturating_sub(moved);
+            if moved == 0 || is_written.await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Returns true if a segment goes when what counts in the closed segments is moved together.
+    fn has_gaps(&self) -> bool {
+        let held: u64 = self.log.holders(0).iter().map(|holder| holder.bytes).sum();
+        let closed = self.log.size().saturating_sub(self.limits.segment);
+        closed >= held + self.limits.segment
+    }
+
+    /// Returns the bytes of entries that no flush lets go, by cohort: those that are not applied, and
+    /// all of a cohort without a replica here.
+    fn unapplied(&self) -> BTreeMap<CohortId, u64> {
+        let routes = self.router.routes();
+        let unapplied = self.log.holders(0).into_iter().map(|LogHolder { cohort, .. }| {
+            let hosted = routes.hosted.get(&cohort);
+            let applied = hosted.map_or(0, |hosted| hosted.table.applied().seq);
+            (cohort, self.log.bytes_after(cohort, applied))
+        });
+        unapplied.filter(|(_, bytes)| *bytes > 0).collect()
+    }
+
+    /// Refuses new writes of the cohorts that fill more than their share of the log with what is not
+    /// applied, if all together fill too much.
+    fn hold_up(&self) {
+        if self.log.size() <= self.limits.flush_above() {
+            return self.backpressure.hold_up(BTreeMap::new());
+        }
+        let routes = self.router.routes();
+        let mut held_up = past_their_share(self.unapplied(), self.limits.unapplied_max());
+        held_up.retain(|cohort, _| routes.hosted.contains_key(cohort));
+        for (cohort, bytes) in &held_up {
+            if !self.backpressure.is_held_up(*cohort) {
+                tracing::warn!(
+                    %cohort,
+                    bytes,
+                    "the cohort's writes are refused: it fills more than its share of the log with \
+                     writes that are not applied; has it lost its quorum?"
+                );
+            }
+        }
+        self.backpressure.hold_up(held_up);
     }
 }
+
+async fn release(hosted: Arc<HostedCohort>, holder: LogHolder) {
+    let LogHolder { cohort, upto, bytes } = holder;
+    let upto = upto.min(hosted.table.persisted().seq);
+    match tokio::time::timeout(RELEASE_TIMEOUT, hosted.replica.release_log(upto)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%cohort, upto, bytes, %error, "a cohort's log could not be shortened");
+        }
+        Err(_) => tracing::warn!(%cohort, upto, bytes, "a cohort's log is not shortened in time"),
+    }
+}
+
+/// Returns those that hold more than an equal share of `max`, if all together hold more than it.
+fn past_their_share(held: BTreeMap<CohortId, u64>, max: u64) -> BTreeMap<CohortId, u64> {
+    if held.values().sum::<u64>() <= max {
+        return BTreeMap::new();
+    }
+    let share = max / (held.len() as u64).max(1);
+    held.into_iter().filter(|(_, bytes)| *bytes > share).collect()
+}
+
+#[cfg(test)]
+mod tests;

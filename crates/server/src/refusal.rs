@@ -39,6 +39,11 @@ pub(crate) fn unavailable(message: impl ToString) -> Error {
     error(ErrorCode::Unavailable, message)
 }
 
+pub(crate) fn session_gone(clock: u64) -> Error {
+    let message = "the cohort does not know the client, and may have forgotten it";
+    Error { session_start: clock, ..error(ErrorCode::SessionGone, message) }
+}
+
 pub(crate) fn internal(message: impl ToString) -> Error {
     error(ErrorCode::Internal, message)
 }

@@ -217,6 +217,8 @@ mod tests {
     use trireme_types::{ClusterId, Protocol, RangeMap};
 
     use super::*;
+    use crate::backpressure::Backpressure;
+    use crate::readers::Readers;
     use crate::testing::{EmbeddedCoordinator, FakeReplica};
 
     const DELAY: Duration = Duration::from_secs(10);
@@ -228,6 +230,7 @@ mod tests {
             protocol: Protocol::Pacifica,
             replicas: replicas.iter().copied().map(NodeId).collect(),
             replicas_wanted: 3,
+            incarnations: [].into(),
         }
     }
 
@@ -330,8 +333,15 @@ mod tests {
         let table = tables.cohort(descriptor.cohort, descriptor.range.clone()).unwrap();
         let replica = FakeReplica::new(1, 1);
         replica.lead(&[]);
-        let readers = crate::readers::Readers::start().unwrap();
-        let hosted = HostedCohort::start(descriptor, replica, table, directory.clone(), readers);
+        let (backpressure, readers) = (Backpressure::new(), Readers::start().unwrap());
+        let hosted = HostedCohort::start(
+            descriptor,
+            replica,
+            table,
+            directory.clone(),
+            backpressure,
+            readers,
+        );
         let routes = |replicas: &[u64], invitations: AllInvitations| Routes {
             map: map.clone(),
             configs: [(CohortId(1), config(replicas))].into(),

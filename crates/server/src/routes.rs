@@ -135,6 +135,7 @@ impl Routes {
             protocol: config.protocol.name().to_owned(),
             replicas: config.replicas.iter().map(|node| node.0).collect(),
             leader: leader.map_or(0, |node| node.0),
+            session_start: hosted.map_or(0, |cohort| cohort.table.clock()),
             ..bare_route(descriptor)
         }
     }

@@ -12,7 +12,7 @@ use trireme_coordinator::{Coordinator, CoordinatorOptions};
 use trireme_replication::{
     Freshness, Lane, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role,
 };
-use trireme_storage::StagedSnapshot;
+use trireme_storage::{CohortLog, LogWrite, StagedSnapshot};
 use trireme_types::{CohortConfig, CohortId, CommandBatch, Lsn, NodeId, Outcome, Protocol};
 
 /// A coordinator in this process, with a folder of its own.
@@ -45,6 +45,8 @@ pub(crate) struct FakeReplica {
     status: Mutex<ReplicaStatus>,
     heard: Mutex<Vec<(u64, bool)>>,
     asked: Mutex<Vec<u64>>,
+    /// The log that it gives up as it is asked to, if it has one.
+    log: Mutex<Option<CohortLog>>,
     /// Whether a transfer of leadership is obeyed at once.
     pub(crate) obeys: bool,
 }
@@ -78,7 +80,13 @@ impl FakeReplica {
             measures: Measures::default(),
         };
         let status = Mutex::new(status);
-        Arc::new(Self { status, heard: Mutex::default(), asked: Mutex::default(), obeys })
+        let (heard, asked, log) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { status, heard, asked, log, obeys })
+    }
+
+    /// Has it give up this log as it is asked to.
+    pub(crate) fn keep_log(&self, log: CohortLog) {
+        *self.log.lock() = Some(log);
     }
 
     /// Makes it the leader, with this view of how far the others have come.
@@ -111,8 +119,12 @@ impl Replica for FakeReplica {
         Err(ReplicaError::NotLeader { leader: self.leader() })
     }
 
-    fn freshness(&self) -> Freshness {
-        Freshness { applied: Lsn::ZERO, age: None }
+    fn freshness(
+        &self,
+        applied: Lsn,
+        _at: tokio::time::Instant,
+    ) -> Result<Freshness, ReplicaError> {
+        Ok(Freshness { applied, age: None })
     }
 
     fn deliver(&self, _from: NodeId, _lane: Lane, _payload: Bytes) {}
@@ -148,7 +160,12 @@ impl Replica for FakeReplica {
         Ok(())
     }
 
-    async fn release_log(&self, _upto: u64) -> Result<(), ReplicaError> {
+    async fn release_log(&self, upto: u64) -> Result<(), ReplicaError> {
+        if let Some(log) = &*self.log.lock()
+            && let Some(upto) = log.lsn_at(upto)
+        {
+            log.submit(LogWrite::Purge { upto }).expect("it is asked for what is on disk");
+        }
         Ok(())
     }
 

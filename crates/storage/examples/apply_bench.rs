@@ -73,7 +73,7 @@ fn per_second(count: u64, start: Instant) -> f64 {
 
 fn entry(call: u64) -> Entry {
     let commands = (0..BATCH).map(|i| command(call * BATCH + i)).collect();
-    let payload = CommandBatch { commands }.encode();
+    let payload = CommandBatch { commands, clock: 0 }.encode();
     Entry { lsn: Lsn::new(1, call + 1), kind: EntryKind::Commands, payload }
 }
 
@@ -83,6 +83,7 @@ fn command(number: u64) -> Command {
         client: ClientId(u128::from(number % CLIENTS)),
         sequence,
         first_incomplete: sequence.saturating_sub(WINDOW),
+        start: Some(0),
     };
     let value = Bytes::from(vec![b'v'; 256]);
     let operation = Operation::Put { key: key(number), value, condition: Condition::None };

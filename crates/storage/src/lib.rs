@@ -27,10 +27,12 @@ mod tests;
 
 pub use cohort_table::{Applied, CohortTable, Row, ScanPage};
 pub use log::{
-    CohortLog, IoId, LogBounds, LogError, LogErrorClass, LogIdentity, LogMetrics, LogOptions,
-    LogWrite, SharedLog,
+    CohortLog, IoId, LogBounds, LogError, LogErrorClass, LogHolder, LogIdentity, LogMetrics,
+    LogOptions, LogWrite, Refused, SharedLog,
 };
 pub use snapshot::{
-    SnapshotError, SnapshotHeader, SnapshotReader, SnapshotReceiver, StagedSnapshot,
+    SnapshotError, SnapshotHeader, SnapshotProgress, SnapshotReader, SnapshotReceiver,
+    StagedSnapshot,
 };
+pub use table::folder::is_catching_panics;
 pub use table::{TableError, TableMetrics, TableOptions, Tables};

@@ -21,7 +21,7 @@ use common::{
 use parking_lot::{Condvar, Mutex};
 use trireme_storage::fs::{Crash, Fs, FsOperation, MemFs, RealFs};
 use trireme_storage::log::{
-    IoId, LogBounds, LogError, LogErrorClass, LogOptions, LogWrite, SharedLog,
+    IoId, LogBounds, LogError, LogErrorClass, LogHolder, LogOptions, LogWrite, Refused, SharedLog,
 };
 use trireme_types::{CohortId, Durability, Lsn};
 
@@ -176,17 +176,17 @@ fn an_append_replaces_one_entry_and_leaves_no_hole() {
         entry(1, 5, "005"),
     ];
     assert_eq!(read_all(&cohort), expected, "P9: the entries behind it stay");
-    let hole = cohort.submit(append(7..=7, 1)).unwrap_err();
+    let hole = cohort.submit(append(7..=7, 1)).unwrap_err().error;
     assert!(matches!(hole, LogError::Hole { seq: 7, last: 5, .. }), "{hole}");
     let mixed = LogWrite::Append(vec![entry(3, 6, "a"), entry(3, 8, "b")]);
     assert!(cohort.submit(mixed).is_err());
     step(&log, 1, LogWrite::Purge { upto: Lsn::new(1, 2) });
-    let purged = cohort.submit(append(2..=2, 1)).unwrap_err();
+    let purged = cohort.submit(append(2..=2, 1)).unwrap_err().error;
     assert!(matches!(purged, LogError::BelowPurged { seq: 2, .. }), "{purged}");
     assert_eq!(purged.class(), LogErrorClass::Invalid);
-    let below = cohort.submit(LogWrite::TruncateAfter { seq: 1 }).unwrap_err();
+    let below = cohort.submit(LogWrite::TruncateAfter { seq: 1 }).unwrap_err().error;
     assert!(matches!(below, LogError::BelowPurged { seq: 1, .. }), "{below}");
-    let ahead = cohort.submit(LogWrite::CommitPoint(Lsn::new(1, 6))).unwrap_err();
+    let ahead = cohort.submit(LogWrite::CommitPoint(Lsn::new(1, 6))).unwrap_err().error;
     assert!(matches!(ahead, LogError::CommitPastEnd { .. }), "{ahead}");
     assert_eq!(read_all(&cohort), expected[2..], "refused writes change nothing");
     drop((log, cohort));
@@ -244,6 +244,28 @@ fn reads_stop_at_their_bounds_from_memory_and_from_disk() {
 }
 
 #[test]
+fn entries_are_read_behind_the_very_one_that_was_named() {
+    let fs = MemFs::new();
+    let log = open_stepped(&fs, small()).unwrap();
+    step(&log, 1, append(1..=6, 3));
+    let cohort = log.cohort(CohortId(1));
+    let seqs = |previous, end| {
+        let entries = cohort.read_after(previous, end, usize::MAX).unwrap();
+        entries.map(|entries| entries.iter().map(|entry| entry.lsn.seq).collect::<Vec<_>>())
+    };
+    assert_eq!(seqs(Lsn::new(1, 3), 6), Some(vec![4, 5]));
+    assert_eq!(seqs(Lsn::ZERO, 3), Some(vec![1, 2]));
+    assert_eq!(seqs(Lsn::new(1, 6), 9), None, "nothing follows");
+    step(&log, 1, LogWrite::TruncateAfter { seq: 2 });
+    step(&log, 1, LogWrite::Append(vec![entry(2, 3, "a"), entry(2, 4, "b"), entry(2, 5, "c")]));
+    assert_eq!(seqs(Lsn::new(1, 3), 6), None, "another entry is there now");
+    assert_eq!(seqs(Lsn::new(2, 3), 6), Some(vec![4, 5]));
+    step(&log, 1, LogWrite::Purge { upto: Lsn::new(2, 3) });
+    assert_eq!(seqs(Lsn::new(2, 3), 6), Some(vec![4, 5]), "the purged point is known");
+    assert_eq!(seqs(Lsn::new(1, 2), 6), None);
+}
+
+#[test]
 fn recent_entries_are_read_from_memory() {
     let fs = MemFs::new();
     let log = open_stepped(&fs, small()).unwrap();
@@ -253,21 +275,25 @@ fn recent_entries_are_read_from_memory() {
 }
 
 #[test]
-fn an_idle_cohort_pins_the_oldest_segment_and_is_named() {
+fn an_idle_cohort_holds_the_oldest_segment_and_is_named() {
     let fs = MemFs::new();
     let log = open_stepped(&fs, small()).unwrap();
     step(&log, 7, append(1..=4, 50));
-    assert_eq!(log.pinned_by(), None, "one segment pins nothing");
+    assert_eq!(log.holders(0), [], "the segment that is being written never goes");
     for seq in 1..=60 {
         step(&log, 1, append(seq..=seq, 900));
         step(&log, 1, LogWrite::Purge { upto: Lsn::new(1, seq) });
     }
     assert!(log.metrics().segments > 3);
-    assert_eq!(log.pinned_by(), Some((CohortId(7), 4)), "S10");
+    let held =
+        |entries: u64| vec![LogHolder { cohort: CohortId(7), upto: 4, bytes: entries * (36 + 50) }];
+    assert_eq!(log.holders(0), held(4), "S10");
+    assert_eq!(log.holders(log.size() - 1), held(4));
+    assert_eq!(log.holders(log.size()), [], "so long it may be");
     step(&log, 7, LogWrite::Purge { upto: Lsn::new(1, 3) });
-    assert_eq!(log.pinned_by(), Some((CohortId(7), 4)));
+    assert_eq!(log.holders(0), held(1));
     step(&log, 7, LogWrite::Purge { upto: Lsn::new(1, 4) });
-    assert_eq!((log.pinned_by(), log.metrics().segments), (None, 1));
+    assert_eq!((log.holders(0).len(), log.metrics().segments), (0, 1));
     assert_eq!(segments(&fs).len(), 1, "the files are gone too");
     // What the removed segments had established is still known.
     drop(log);
@@ -286,10 +312,10 @@ fn a_forgotten_cohort_pins_nothing_and_starts_anew() {
         step(&log, 1, append(seq..=seq, 900));
         step(&log, 1, LogWrite::Purge { upto: Lsn::new(1, seq) });
     }
-    assert_eq!(log.pinned_by(), Some((CohortId(7), 4)));
+    assert_eq!(log.holders(0).len(), 1);
     log.forget_cohort(CohortId(7)).unwrap();
     while log.step() {}
-    assert_eq!((log.pinned_by(), log.metrics().segments), (None, 1));
+    assert_eq!((log.holders(0).len(), log.metrics().segments), (0, 1));
     assert_eq!(log.cohorts(), [CohortId(1)]);
     drop(log);
     let log = open_stepped(&fs, small()).unwrap();
@@ -396,7 +422,7 @@ fn a_failed_sync_ends_the_log_for_good() {
         assert!(matches!(answer, LogError::Poisoned(_)), "{answer}");
         assert!(told.lock().take().unwrap().contains("the disk failed"));
         // The disk would do it now, but nobody may ask it again.
-        let later = cohort.submit(append(3..=3, 10)).unwrap_err();
+        let later = cohort.submit(append(3..=3, 10)).unwrap_err().error;
         assert_eq!(later.class(), LogErrorClass::Fatal);
         assert!(cohort.durable() < io);
         assert!(matches!(log.close().unwrap_err(), LogError::Poisoned(_)));
@@ -425,7 +451,7 @@ fn a_full_disk_is_called_that() {
     });
     let error = told.lock().take().unwrap();
     assert!(matches!(error, LogError::DiskFull { .. }), "{error}");
-    let later = later.unwrap();
+    let later = later.unwrap().error;
     assert!(later.to_string().contains("the disk is full"), "{later}");
 }
 
@@ -464,7 +490,7 @@ fn a_closed_log_is_read_but_not_written() {
     log.close().unwrap();
     log.close().unwrap();
     assert_eq!(cohort.durable(), IoId(2), "closing leaves nothing behind");
-    assert!(matches!(cohort.submit(append(4..=4, 1)).unwrap_err(), LogError::Closed));
+    assert!(matches!(cohort.submit(append(4..=4, 1)).unwrap_err().error, LogError::Closed));
     assert_eq!(read_all(&cohort).len(), 3);
     let log = open(&fs.crash_with(Crash::LoseUnsynced));
     assert_eq!(log.cohort(CohortId(1)).commit_point(), Lsn::new(1, 3));
@@ -509,13 +535,25 @@ fn past_its_bound_the_queue_takes_no_more() {
     let options = LogOptions { queue_bytes_max: 8192, ..small() };
     let log = open_stepped(&fs, options).unwrap();
     let cohort = log.cohort(CohortId(1));
-    let error = (1..100).find_map(|seq| cohort.submit(append(seq..=seq, 1000)).err()).unwrap();
+    let answered = Arc::new(AtomicBool::new(false));
+    let refused = (1..100).find_map(|seq| {
+        let answered = Arc::clone(&answered);
+        let done = move |_| answered.store(seq > 1, Ordering::Relaxed);
+        cohort.submit_then(append(seq..=seq, 1000), done).err()
+    });
+    let Refused { error, write, done } = *refused.expect("the queue has a bound");
     assert_eq!(error.class(), LogErrorClass::Retry, "{error}");
     let last = cohort.bounds().last.seq;
+    assert!(write == append(last + 1..=last + 1, 1000), "the write comes back as it was");
+    assert!(!answered.load(Ordering::Relaxed));
     while log.step() {}
-    step(&log, 1, append(last + 1..=last + 1, 10));
+    answered.store(false, Ordering::Relaxed);
+    cohort.submit_then(write, done).unwrap();
+    while log.step() {}
+    assert!(answered.load(Ordering::Relaxed), "the listener that came back serves the next try");
+    assert_eq!(cohort.bounds().last.seq, last + 1);
     let large = LogWrite::HardState(vec![0; 1 << 20].into());
-    assert!(matches!(cohort.submit(large).unwrap_err(), LogError::TooLarge { .. }));
+    assert!(matches!(cohort.submit(large).unwrap_err().error, LogError::TooLarge { .. }));
 }
 
 #[test]

@@ -252,6 +252,7 @@ fn run(seed: u64, options: &LogOptions, kinds: &'static [Crash], promises: bool)
     let mut random = Random(seed);
     let mut disk = MemFs::new();
     let mut start = States::new();
+    let mut moved = 0;
     for generation in 0..3 {
         let mut model = Model::new(start);
         let submitted = Arc::new(AtomicUsize::new(0));
@@ -267,12 +268,17 @@ fn run(seed: u64, options: &LogOptions, kinds: &'static [Crash], promises: bool)
                     model.submit(&log, cohort, write);
                 }
                 submitted.store(model.history.len() - 1, Ordering::Relaxed);
+                // What is moved stays what it is, wherever among the writes that happens.
+                if random.below(6) == 0 {
+                    log.move_oldest(random.below(3000), |_| {}).unwrap();
+                }
             }
             if random.below(3) > 0 {
                 log.step();
             }
         }
         while log.step() {}
+        moved += log.metrics().moved_bytes;
         let what = format!("seed {seed}, generation {generation}");
         let live = model.history.len() - 1;
         Model::check(&model.history, live, &log, &format!("{what}, while open"));
@@ -295,6 +301,7 @@ fn run(seed: u64, options: &LogOptions, kinds: &'static [Crash], promises: bool)
         }
         (disk, start) = found.unwrap();
     }
+    assert!(moved > 0, "seed {seed}: nothing was moved");
 }
 
 /// Opens the log and checks it. What is found must be durable: it is found again after whatever

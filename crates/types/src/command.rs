@@ -32,6 +32,9 @@ pub struct RequestId {
     /// The lowest sequence whose answer the client still awaits: answers below it will never be
     /// asked for again.
     pub first_incomplete: u64,
+    /// A moment of the cohort's clock before which the client sent it nothing, by which a new client
+    /// is known from one that the cohort has forgotten; `None` from clients that do not say.
+    pub start: Option<u64>,
 }
 
 /// What must hold of a key when a write is applied, or else the write does nothing.
@@ -115,6 +118,14 @@ pub enum Outcome {
     /// The key is not in the cohort's range any more, and nothing was changed: the range was
     /// changed while the command was on its way.
     WrongRange,
+    /// The cohort does not know the client, and it may be one that it has forgotten; nothing was
+    /// changed.
+    SessionGone {
+        /// The cohort's clock, as the start of the client's next session.
+        clock: u64,
+    },
+    /// There is no room to recognise the write if it comes again; nothing was changed.
+    SessionsFull,
 }
 
 /// The commands of one log entry, applied in order.
@@ -122,6 +133,9 @@ pub enum Outcome {
 pub struct CommandBatch {
     /// The commands.
     pub commands: Vec<Command>,
+    /// The cohort's clock, in milliseconds, as of when its leader gathered them: how the replicas
+    /// come to agree on the time. It may stand still and go back; the highest counts.
+    pub clock: u64,
 }
 
 /// Bytes that should have been a [`CommandBatch`] and are not.
@@ -145,32 +159,69 @@ pub enum BatchDecodeError {
 }
 
 /// The format that [`CommandBatch::encode`] writes, which is its first byte.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+
+/// The format of 0.1.0: without the clock, and requests without a start.
+const FORMAT_1: u8 = 1;
+
+/// A [`Command`] of format 1.
+#[derive(Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
+struct CommandOfFormat1 {
+    request: Option<RequestIdOfFormat1>,
+    operation: Operation,
+}
+
+/// A [`RequestId`] of format 1.
+#[derive(Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
+struct RequestIdOfFormat1 {
+    client: ClientId,
+    sequence: u64,
+    first_incomplete: u64,
+}
+
+impl From<CommandOfFormat1> for Command {
+    fn from(command: CommandOfFormat1) -> Self {
+        let request = command.request.map(|request| {
+            let RequestIdOfFormat1 { client, sequence, first_incomplete } = request;
+            RequestId { client, sequence, first_incomplete, start: None }
+        });
+        Self { request, operation: command.operation }
+    }
+}
 
 impl CommandBatch {
-    /// Returns the bytes that stand for this batch in a log entry: a format byte, then the commands
-    /// in postcard's encoding.
+    /// Returns the bytes that stand for this batch in a log entry: a format byte, then the clock and
+    /// the commands in postcard's encoding.
     pub fn encode(&self) -> Bytes {
         let size: usize = self.commands.iter().map(|command| command.operation.size() + 64).sum();
         let mut bytes = Vec::with_capacity(size + 8);
         bytes.push(FORMAT);
-        let bytes = postcard::to_extend(&self.commands, bytes)
+        let bytes = postcard::to_extend(&(self.clock, &self.commands), bytes)
             .expect("commands hold nothing that postcard cannot write, and a Vec always grows");
         Bytes::from(bytes)
     }
 
-    /// Reads what [`CommandBatch::encode`] wrote, and refuses everything else.
+    /// Reads what [`CommandBatch::encode`] wrote, also that of 0.1.0, and refuses everything else.
     pub fn decode(bytes: &[u8]) -> Result<Self, BatchDecodeError> {
         let (&format, rest) = bytes.split_first().ok_or(BatchDecodeError::Empty)?;
-        if format != FORMAT {
-            return Err(BatchDecodeError::Format(format));
-        }
-        let (commands, rest) = postcard::take_from_bytes::<Vec<Command>>(rest)?;
+        let (clock, commands, rest) = match format {
+            FORMAT => {
+                let ((clock, commands), rest) = postcard::take_from_bytes(rest)?;
+                (clock, commands, rest)
+            }
+            FORMAT_1 => {
+                let (commands, rest) = postcard::take_from_bytes::<Vec<CommandOfFormat1>>(rest)?;
+                (0, commands.into_iter().map(Command::from).collect::<Vec<_>>(), rest)
+            }
+            _ => return Err(BatchDecodeError::Format(format)),
+        };
         if !rest.is_empty() {
             return Err(BatchDecodeError::TrailingBytes(rest.len()));
         }
         check_limits(&commands)?;
-        Ok(Self { commands })
+        Ok(Self { commands, clock })
     }
 }
 
@@ -196,7 +247,8 @@ mod tests {
     use super::*;
 
     fn batch() -> CommandBatch {
-        let request = RequestId { client: ClientId(u128::MAX), sequence: 7, first_incomplete: 3 };
+        let (client, start) = (ClientId(u128::MAX), Some(5));
+        let request = RequestId { client, sequence: 7, first_incomplete: 3, start };
         let condition = Condition::Version(Version(9));
         let key = Bytes::from_static(b"key");
         let put = Operation::Put { key: key.clone(), value: Bytes::from_static(b"v"), condition };
@@ -206,6 +258,7 @@ mod tests {
                 Command { request: Some(request), operation: put },
                 Command { request: None, operation: delete },
             ],
+            clock: 1 << 40,
         }
     }
 
@@ -214,6 +267,23 @@ mod tests {
         assert_eq!(CommandBatch::decode(&batch().encode()), Ok(batch()));
         let empty = CommandBatch::default();
         assert_eq!(CommandBatch::decode(&empty.encode()), Ok(empty));
+    }
+
+    /// What 0.1.0 wrote, byte by byte.
+    #[test]
+    fn a_batch_of_format_1_is_read() {
+        let request =
+            Some(RequestIdOfFormat1 { client: ClientId(7), sequence: 3, first_incomplete: 2 });
+        let operation = Operation::Delete { key: "k".into(), condition: Condition::None };
+        let rest = postcard::to_stdvec(&vec![CommandOfFormat1 { request, operation }]).unwrap();
+        assert_eq!(rest, [1, 1, 7, 3, 2, 1, 1, b'k', 0]);
+        let batch = CommandBatch::decode(&[&[1][..], &rest].concat()).unwrap();
+        let request = batch.commands[0].request.unwrap();
+        assert_eq!(
+            (request.client, request.sequence, request.first_incomplete),
+            (ClientId(7), 3, 2)
+        );
+        assert_eq!((request.start, batch.clock, batch.commands.len()), (None, 0, 1));
     }
 
     #[test]
@@ -236,7 +306,8 @@ mod tests {
             value: Bytes::new(),
             condition: Condition::None,
         };
-        let batch = CommandBatch { commands: vec![Command { request: None, operation }] };
+        let commands = vec![Command { request: None, operation }];
+        let batch = CommandBatch { commands, clock: 0 };
         let refused = BatchDecodeError::PastLimit("key bytes");
         assert_eq!(CommandBatch::decode(&batch.encode()), Err(refused));
     }
@@ -244,8 +315,10 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_decoding_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let framed = [&[FORMAT][..], &bytes].concat();
-            let _ignored = CommandBatch::decode(&framed);
+            for format in [FORMAT_1, FORMAT] {
+                let framed = [&[format][..], &bytes].concat();
+                let _ignored = CommandBatch::decode(&framed);
+            }
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Who is in a cohort, and the choices that a cluster is started with.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CohortId, NodeId};
+use crate::{CohortId, Incarnation, NodeId};
 
 /// A replication protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -134,12 +135,25 @@ pub struct CohortConfig {
     /// 0 in what was written before configurations could shrink, and then as many as are listed.
     #[serde(default)]
     pub replicas_wanted: usize,
+    /// Which incarnation of each replica is meant, where the protocol asks for it (PacificA): another
+    /// one of the same node has not what the listed one acknowledged. None is known of the replicas
+    /// of a first version until another version is proposed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub incarnations: BTreeMap<NodeId, Incarnation>,
 }
 
 impl CohortConfig {
+    /// Returns how many replicas there should be.
+    pub const fn replicas_wanted(&self) -> usize {
+        match self.replicas_wanted {
+            0 => self.replicas.len(),
+            wanted => wanted,
+        }
+    }
+
     /// Returns how many replicas are missing.
     pub fn replicas_missing(&self) -> usize {
-        self.replicas_wanted.saturating_sub(self.replicas.len())
+        self.replicas_wanted().saturating_sub(self.replicas.len())
     }
 }
 
@@ -202,6 +216,20 @@ mod tests {
         }
         let last = chained_placement(&nodes, 4, 3).unwrap();
         assert_eq!(last, [NodeId(5), NodeId(1), NodeId(2)]);
+    }
+
+    /// What was written before a configuration named incarnations reads as one that knows none.
+    #[test]
+    fn a_configuration_without_incarnations_reads_and_is_written_as_before() {
+        let text = r#"{"cohort":1,"version":3,"protocol":"pacifica","replicas":[2,1]}"#;
+        let config: CohortConfig = serde_json::from_str(text).unwrap();
+        assert_eq!((config.replicas_wanted(), config.replicas_missing()), (2, 0));
+        assert!(config.incarnations.is_empty());
+        assert!(!serde_json::to_string(&config).unwrap().contains("incarnations"));
+        let incarnations = [(NodeId(2), Incarnation(u64::MAX))].into();
+        let config = CohortConfig { incarnations, ..config };
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<CohortConfig>(&text).unwrap(), config);
     }
 
     #[test]

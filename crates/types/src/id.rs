@@ -20,6 +20,15 @@ pub struct NodeId(pub u64);
 #[serde(transparent)]
 pub struct CohortId(pub u64);
 
+/// Names one life of one replica: from when its disk was empty to when what it acknowledged is lost.
+/// Drawn at random by whoever opens a replica on an empty disk, so that two never meet; a restart
+/// keeps it.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Incarnation(pub u64);
+
 /// Names one client, which is one scope of request numbers ([`crate::RequestId`]). Chosen at
 /// random by the client, so that two never meet.
 #[derive(
@@ -45,6 +54,12 @@ impl fmt::Display for NodeId {
 impl fmt::Display for CohortId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "c{}", self.0)
+    }
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "i{}", self.0)
     }
 }
 

@@ -22,7 +22,7 @@ pub use config::{
     chained_placement,
 };
 pub use entry::{Entry, EntryKind};
-pub use id::{ClientId, ClusterId, CohortId, NodeId, ParseIdError};
+pub use id::{ClientId, ClusterId, CohortId, Incarnation, NodeId, ParseIdError};
 pub use lsn::{Epoch, Lsn};
 pub use range::{KeyRange, printable};
 pub use range_map::{RangeDescriptor, RangeMap, RangeMapError, even_splits};

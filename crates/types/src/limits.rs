@@ -3,6 +3,8 @@
 //! A request past one of them is refused where it is first seen, in the client, and again in the
 //! server, so that no log entry and no frame can outgrow what its reader accepts.
 
+use std::time::Duration;
+
 /// The most bytes in a key. Keys are kept in memory by indexes and range maps, so they are kept
 /// small; TiKV has the same limit.
 pub const KEY_BYTES_MAX: usize = 4 * 1024;
@@ -23,9 +25,29 @@ pub const SCAN_ROWS_MAX: usize = 4096;
 /// The bytes of keys and values after which an answer to a scan ends its page.
 pub const SCAN_BYTES_MAX: usize = 1024 * 1024;
 
-/// The most clients whose retries one cohort can recognise; past it, the one unheard for longest
-/// is forgotten, and a retry of its writes is applied as if it were new.
-pub const SESSIONS_MAX: usize = 4096;
+/// How long a cohort recognises the writes of a client that it hears nothing of, in the cohort's own
+/// time: that which passes while one of its nodes takes writes. Much longer than any request may
+/// wait in a node, and than a client tries by default. What a client that was forgotten sent before
+/// is refused from then on, and never applied as if it were new.
+pub const SESSION_LIFETIME: Duration = Duration::from_secs(5 * 60);
+
+/// The most clients whose writes one cohort recognises. No client is forgotten early for another:
+/// past it, a new client is told `BUSY` until one has been silent for [`SESSION_LIFETIME`]. That is
+/// 400 new clients a second for ever. A session without much under way takes some 300 bytes.
+pub const SESSIONS_MAX: usize = 131_072;
+
+/// The most clients that one cohort recognises though they did not say when they started: a late
+/// write of one could not be told from a new client's first, so that none is ever forgotten. Clients
+/// of 0.1.0 are such. Past it, more of them are refused.
+pub const SESSIONS_UNDATED_MAX: usize = 16_384;
+
+/// The most answers that one cohort keeps of all its clients; past it, a client that would have to
+/// be answered anew is told `BUSY`. As many as 256 clients have that use all that they may, at some
+/// 40 bytes each.
+pub const OUTCOMES_MAX: usize = 256 * SESSION_OUTCOMES_MAX;
+
+/// The most answers that one cohort keeps of the clients that it never forgets.
+pub const OUTCOMES_UNDATED_MAX: usize = 64 * SESSION_OUTCOMES_MAX;
 
 /// The most answers that a cohort keeps of one client: also the most writes that a client may
 /// have under way at once.

@@ -27,6 +27,7 @@ use trireme_types::limits::SESSION_OUTCOMES_MAX;
 use trireme_types::{CohortId, Condition, Consistency, KeyRange, NodeId, RangeMap, Version};
 
 /// What a node does to one request instead of answering it properly.
+#[allow(clippy::large_enum_variant, reason = "a few in a test")]
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
     /// Refuses it with this code.
@@ -54,6 +55,13 @@ pub(crate) struct State {
     pub(crate) told_leaders: HashMap<u64, u64>,
     /// Whether a node that is asked for what it does not lead names the leader.
     pub(crate) hints: bool,
+    /// What a node's timeline reads say, where it is not what is true: the sequence that they
+    /// include, and their age.
+    pub(crate) timelines: HashMap<u64, (u64, Option<u64>)>,
+    /// Clients whose sessions are gone, and the moment at which new ones are to start.
+    pub(crate) gone: HashMap<Bytes, u64>,
+    /// The clients of all writes that came, each with its start.
+    pub(crate) clients: BTreeMap<Bytes, Option<u64>>,
     /// What happens to the next requests of each node.
     pub(crate) faults: HashMap<u64, VecDeque<Fault>>,
     /// Nodes that take requests and never answer.
@@ -116,6 +124,9 @@ impl Cluster {
             told_leaders: leaders.clone(),
             leaders,
             hints: true,
+            timelines: HashMap::new(),
+            gone: HashMap::new(),
+            clients: BTreeMap::new(),
             faults: HashMap::new(),
             silent: Vec::new(),
             rows: BTreeMap::new(),
@@ -295,10 +306,10 @@ impl State {
             let error = v1::Error { leader, ..error(ErrorCode::NotLeader) };
             return response::Result::Error(error);
         }
-        let freshness = (!strong).then_some(v1::Freshness {
-            applied: Some(v1::Lsn { epoch: 1, seq: self.version }),
-            age_ms: Some(if leader == node { 0 } else { 12 }),
-        });
+        let truth = (self.version, Some(if leader == node { 0 } else { 12 }));
+        let (seq, age_ms) = self.timelines.get(&node).copied().unwrap_or(truth);
+        let freshness =
+            (!strong).then_some(v1::Freshness { applied: Some(v1::Lsn { epoch: 1, seq }), age_ms });
         match operation {
             Operation::Get(get) => {
                 *self.reads_by_node.entry(node).or_default() += 1;
@@ -325,6 +336,11 @@ impl State {
         id: v1::WriteId,
         write: impl FnOnce(&mut Self) -> response::Result,
     ) -> response::Result {
+        self.clients.insert(id.client.clone(), id.start);
+        if let Some(&session_start) = self.gone.get(&id.client) {
+            let error = v1::Error { session_start, ..error(ErrorCode::SessionGone) };
+            return response::Result::Error(error);
+        }
         let first = self.first_incomplete.entry(id.client.clone()).or_default();
         *first = id.first_incomplete.max(*first);
         let first = *first;
@@ -431,6 +447,7 @@ impl State {
             protocol: "raft".to_owned(),
             replicas: (1..=self.addresses.len() as u64).collect(),
             leader: self.told_leaders.get(&range.cohort.0).copied().unwrap_or(0),
+            session_start: 0,
         }
     }
 

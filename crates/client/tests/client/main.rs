@@ -11,4 +11,6 @@ mod fake;
 #[cfg(test)]
 mod scans;
 #[cfg(test)]
+mod sessions;
+#[cfg(test)]
 mod writes;

@@ -21,6 +21,7 @@ fn config(cohort: u64, version: u64, leader: u64) -> CohortConfig {
         protocol: Protocol::Pacifica,
         replicas,
         replicas_wanted: 0,
+        incarnations: [].into(),
     }
 }
 

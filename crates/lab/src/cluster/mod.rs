@@ -25,14 +25,11 @@ use self::ports::{PORTS_MAX, Ports};
 use self::ready::Ready;
 use crate::report::progress;
 
-pub(crate) use self::faults::ALLOW as ALLOW_FAULTS;
+pub(crate) use self::faults::{ALLOW as ALLOW_FAULTS, Lost, Suffering};
 pub(crate) use self::health::{Conditions, Statuses};
 
 /// How long a cluster may take until it serves.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
-
-/// How long a command that works with a cluster may take.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long one question to a node or to the cluster may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -137,7 +134,7 @@ impl ClusterArgs {
             Some(path) => (path.clone(), ""),
             None => {
                 let own = std::env::current_exe().context("finding this program")?;
-                let hint = "; build it with `cargo build -p trireme-server` (with `--release` if \
+                let hint = "; build it with `cargo build -p trireme-cli` (with `--release` if \
                             this program was), or name it with --trireme";
                 (own.with_file_name("trireme"), hint)
             }
@@ -220,22 +217,6 @@ impl Cluster {
         let child = command.spawn().with_context(|| format!("starting {node} again"))?;
         self.running.insert(node, NodeProcess { pid: child.id(), child: Some(child) });
         Ok(())
-    }
-
-    /// Runs a command of `trireme` against the cluster, expecting it to succeed.
-    pub(crate) async fn command(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let mut command = tokio::process::Command::from(trireme(&self.program));
-        let endpoints: Vec<&str> = self.addresses.values().map(String::as_str).collect();
-        command.env("TRIREME_ENDPOINTS", endpoints.join(",")).args(arguments).kill_on_drop(true);
-        let named = format!("`trireme {}`", arguments.join(" "));
-        let output = tokio::time::timeout(COMMAND_TIMEOUT, command.output()).await;
-        let output = output.with_context(|| format!("{named} took over {COMMAND_TIMEOUT:?}"))?;
-        let output = output.with_context(|| format!("running {named}"))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            bail!("{named} ended with {}: {}", output.status, said.trim());
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Returns where a node listens.

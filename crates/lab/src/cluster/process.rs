@@ -1,6 +1,7 @@
 //! Processes, by their numbers.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,21 @@ pub(super) fn kill(pid: u32) {
     if let Some(pid) = to_pid(pid) {
         let _gone = kill_process(pid, Signal::KILL);
     }
+}
+
+/// Has a process stand still.
+pub(super) fn stop(pid: u32) -> io::Result<()> {
+    signal(pid, Signal::STOP)
+}
+
+/// Has a process go on that stands still.
+pub(super) fn go_on(pid: u32) -> io::Result<()> {
+    signal(pid, Signal::CONT)
+}
+
+fn signal(pid: u32, signal: Signal) -> io::Result<()> {
+    let pid = to_pid(pid).ok_or(io::ErrorKind::NotFound)?;
+    Ok(kill_process(pid, signal)?)
 }
 
 /// Returns when a killed process is gone, whoever's child it is.

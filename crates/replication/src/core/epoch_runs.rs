@@ -55,6 +55,12 @@ impl EpochRuns {
         self.lsn_at(lsn.seq) == Some(lsn)
     }
 
+    /// Returns true if no entry's epoch is below that of the entry before it.
+    pub(crate) fn is_rising(&self) -> bool {
+        let epochs = self.runs.iter().map(|run| run.epoch);
+        std::iter::once(self.purged.epoch).chain(epochs).is_sorted()
+    }
+
     /// Takes in an entry: the next one, or one in the place of an entry that the log holds.
     ///
     /// # Panics

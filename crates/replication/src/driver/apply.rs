@@ -4,6 +4,7 @@
 //! waiting is allowed. What is to be applied is a single number, so nothing queues up: however much
 //! was committed meanwhile is applied in steps of bounded size.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -22,6 +23,8 @@ pub(super) enum Progress {
     Applied(Vec<Applied>),
     /// The snapshot took the table's place.
     Installed { ticket: Ticket, upto: Lsn },
+    /// The snapshot is not newer than the table, and was dropped.
+    Outdated { ticket: Ticket },
     /// Applying cannot go on.
     Failed(String),
 }
@@ -37,7 +40,9 @@ pub(super) struct Orders {
 struct Next {
     /// Every entry up to this sequence is to be applied.
     target: u64,
-    snapshot: Option<(Ticket, StagedSnapshot)>,
+    /// What is to be installed first, in this order. The core asks for one only if it is newer than
+    /// all before it, so there are as many as other replicas at the most.
+    snapshots: VecDeque<(Ticket, StagedSnapshot)>,
     is_stopping: bool,
 }
 
@@ -48,9 +53,9 @@ impl Orders {
         self.changed.notify_one();
     }
 
-    /// Has a snapshot installed, before anything more is applied.
+    /// Has a snapshot installed after those that wait, and before anything more is applied.
     pub(super) fn install(&self, ticket: Ticket, snapshot: StagedSnapshot) {
-        self.next.lock().snapshot = Some((ticket, snapshot));
+        self.next.lock().snapshots.push_back((ticket, snapshot));
         self.changed.notify_one();
     }
 
@@ -70,6 +75,7 @@ pub(super) struct Applier {
     pub(super) step_bytes_max: usize,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one at a time, which is moved once")]
 enum Step {
     Install(Ticket, StagedSnapshot),
     Apply { target: u64 },
@@ -107,7 +113,7 @@ impl Applier {
         if next.is_stopping {
             return Step::Stop;
         }
-        if let Some((ticket, snapshot)) = next.snapshot.take() {
+        if let Some((ticket, snapshot)) = next.snapshots.pop_front() {
             return Step::Install(ticket, snapshot);
         }
         if self.table.applied().seq < next.target {
@@ -127,6 +133,10 @@ impl Applier {
 
     fn install(&self, ticket: Ticket, snapshot: StagedSnapshot) -> Progress {
         let upto = snapshot.header().applied;
+        // Entries may have been applied past it since the core asked for it (C2).
+        if upto <= self.table.applied() {
+            return Progress::Outdated { ticket };
+        }
         match self.table.install(snapshot) {
             Ok(()) => Progress::Installed { ticket, upto },
             Err(error) => Progress::Failed(format!("could not install a snapshot: {error}")),

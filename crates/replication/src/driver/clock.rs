@@ -20,6 +20,11 @@ impl Clock {
         Moment::after_start(self.start.elapsed())
     }
 
+    /// Returns the moment of an instant of the runtime's clock; the start for one before it.
+    pub(super) fn moment(self, instant: Instant) -> Moment {
+        Moment::after_start(instant.saturating_duration_since(self.start))
+    }
+
     /// Returns the moment on the runtime's clock; far in the future for one past its end.
     pub(super) fn instant(self, moment: Moment) -> Instant {
         let elapsed = moment.since_start();

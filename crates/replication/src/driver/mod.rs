@@ -49,14 +49,14 @@ mod task;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::Instrument as _;
-use trireme_types::{CohortConfig, CohortId, CommandBatch, NodeId, Outcome};
+use trireme_types::{CohortConfig, CohortId, CommandBatch, Lsn, NodeId, Outcome};
 
 pub use self::options::{DriverOptions, InvalidDriverOption};
 
@@ -68,7 +68,7 @@ use self::published::Published;
 use self::storage::{CohortLog, CohortTable, StagedSnapshot};
 use self::task::{State, Task};
 use crate::core::{Core, Recovered};
-use crate::replica::{Freshness, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role};
+use crate::replica::{Freshness, ReadPermit, Replica, ReplicaError, ReplicaStatus};
 use crate::transport::{Lane, Transport};
 
 /// Called once, if the replica fails for good.
@@ -127,6 +127,8 @@ pub struct CoreReplica<C: Core> {
     mailbox: Arc<Mailbox<C>>,
     published: Arc<Published>,
     clock: Clock,
+    /// What the log knew to be committed at the start.
+    recovered: Lsn,
     /// Turns true when the task has ended.
     ended: watch::Receiver<bool>,
 }
@@ -144,6 +146,7 @@ impl<C: Core> CoreReplica<C> {
         let Wiring { log, table, transport, coordination, on_failure } = wiring;
         let recovered = storage::recover(node, &log, &table);
         let (cohort, last, applied) = (recovered.cohort, recovered.log.last(), recovered.applied);
+        let commit_point = recovered.commit_point;
         let DriverOptions { send_log_bytes_max, apply_bytes_max, drain_timeout, .. } = options;
         let core = make(recovered).map_err(StartError::Core)?;
         let mailbox = Arc::new(Mailbox::new(options));
@@ -189,7 +192,8 @@ impl<C: Core> CoreReplica<C> {
             end.send_replace(true);
         };
         tokio::spawn(run.instrument(span));
-        Ok(Self { node, cohort, table, mailbox, published, clock, ended })
+        let recovered = commit_point;
+        Ok(Self { node, cohort, table, mailbox, published, clock, recovered, ended })
     }
 
     /// Hands the core something that the coordinator said. [`ReplicaError::Busy`] means that it was
@@ -234,13 +238,10 @@ impl<C: Core> Replica for CoreReplica<C> {
         self.ask(|answer| self.mailbox.read(answer)).await
     }
 
-    fn freshness(&self) -> Freshness {
-        let applied = self.table.applied();
-        let age = match self.published.heard() {
-            (Role::Leader, _) => Some(Duration::ZERO),
-            (_, heard) => heard.map(|heard| self.clock.now().since(heard)),
-        };
-        Freshness { applied, age }
+    fn freshness(&self, applied: Lsn, at: Instant) -> Result<Freshness, ReplicaError> {
+        let (role, as_of) = self.published.as_of(applied);
+        let age = as_of.map(|as_of| self.clock.moment(at).since(as_of));
+        Freshness::checked(applied, age, role, self.recovered)
     }
 
     fn deliver(&self, from: NodeId, _lane: Lane, payload: Bytes) {
@@ -275,6 +276,8 @@ impl<C: Core> Replica for CoreReplica<C> {
     }
 
     async fn release_log(&self, upto: u64) -> Result<(), ReplicaError> {
+        // A core knows nothing of its table's disk, and the log refuses what goes past it.
+        let upto = upto.min(self.table.persisted().seq);
         self.control(|answer| Control::ReleaseLog { upto, answer }).await
     }
 

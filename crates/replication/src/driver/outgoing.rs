@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
-use trireme_types::{CohortId, NodeId};
+use trireme_types::{CohortId, Lsn, NodeId};
 
 use super::mailbox::Mailbox;
 use super::storage::{CohortLog, CohortTable, IoId};
@@ -66,15 +66,22 @@ impl<C: Core> Sender<C> {
         send(&*self.transport, self.cohort, to, lane, message.encode());
     }
 
-    /// Sends entries of the log, which may have to be read from disk.
-    pub(super) fn send_log(&mut self, to: NodeId, seqs: Range<u64>, context: C::Context) {
+    /// Sends entries of the log, which may have to be read from disk, if they still follow `previous`:
+    /// the core fixed what goes before them, and the log may have changed since.
+    pub(super) fn send_log(
+        &mut self,
+        to: NodeId,
+        previous: Lsn,
+        seqs: Range<u64>,
+        context: C::Context,
+    ) {
         let (log, cohort, bytes_max) = (self.log.clone(), self.cohort, self.send_log_bytes_max);
         let (transport, mailbox) = (Arc::clone(&self.transport), Arc::clone(&self.mailbox));
-        self.tasks.spawn_blocking(move || match log.read(seqs.clone(), bytes_max) {
+        self.tasks.spawn_blocking(move || match log.read_after(previous, seqs.end, bytes_max) {
             Ok(entries) => {
                 let mut next = seqs.start;
-                // If the first is not there, the log has been given up beyond it meanwhile.
-                if entries.first().is_some_and(|entry| entry.lsn.seq == seqs.start) {
+                // Nothing goes out if the log has been given up beyond the first, or was replaced.
+                if let Some(entries) = entries {
                     next += entries.len() as u64;
                     let payload = C::entries_message(context, entries).encode();
                     send(&*transport, cohort, to, Lane::Data, payload);

@@ -148,10 +148,12 @@ impl<C: Core> Task<C> {
         if self.core.next_timeout().is_some_and(|due| due <= now) {
             self.handle(now, Event::Timeout);
         }
+        let broken = |rule| End::Failed(format!("a rule of the protocol is broken: {rule}"));
+        self.core.validate().map_err(broken)?;
         self.perform_drained(effects).await?;
         self.order_apply();
         self.sender.reap();
-        self.published.set(self.core.status());
+        self.published.set(self.core.status(), self.state.applied);
         match self.may_end(phase) {
             ControlFlow::Break(()) => Err(End::Stopped),
             ControlFlow::Continue(()) => Ok(()),
@@ -189,6 +191,9 @@ impl<C: Core> Task<C> {
                     self.state.committed = self.state.committed.max(upto.seq);
                     self.state.callers.passed(upto.seq);
                     self.handle(now, Event::SnapshotInstalled { ticket, upto });
+                }
+                Progress::Outdated { ticket } => {
+                    self.handle(now, Event::SnapshotOutdated { ticket });
                 }
                 Progress::Failed(reason) => return Err(End::Failed(reason)),
             }
@@ -281,22 +286,27 @@ impl<C: Core> Task<C> {
         self.state.writes += 1;
         let io = IoId(self.state.writes);
         self.state.durable_seqs.submitted(io, &write);
+        let mut write = write;
         loop {
             let submitted = if tells {
                 let mailbox = Arc::clone(&self.mailbox);
                 let done = move |result: Result<(), _>| mailbox.durable(result.map(|()| io));
-                self.log.submit_then(write.clone(), done)
+                let submitted = self.log.submit_then(write, done);
+                submitted.map_err(|refused| (refused.error, refused.write))
             } else {
-                self.log.submit(write.clone())
+                self.log.submit(write).map_err(|refused| (refused.error, refused.write))
             };
-            match submitted {
+            write = match submitted {
                 Ok(_) => return Ok(()),
-                Err(error) if error.class() == LogErrorClass::Retry => {
+                Err((error, write)) if error.class() == LogErrorClass::Retry => {
                     tracing::debug!(%error, "waiting for room in the log's queue");
-                    tokio::time::sleep(QUEUE_FULL_PAUSE).await;
+                    write
                 }
-                Err(error) => return Err(End::Failed(format!("the log refused a write: {error}"))),
-            }
+                Err((error, _)) => {
+                    return Err(End::Failed(format!("the log refused a write: {error}")));
+                }
+            };
+            tokio::time::sleep(QUEUE_FULL_PAUSE).await;
         }
     }
 
@@ -305,7 +315,9 @@ impl<C: Core> Task<C> {
         match effect {
             Effect::Persist(_) => unreachable!("writes are submitted in their order"),
             Effect::Send { to, lane, message, .. } => self.sender.send(to, lane, &message),
-            Effect::SendLog { to, seqs, context, .. } => self.sender.send_log(to, seqs, context),
+            Effect::SendLog { to, previous, seqs, context, .. } => {
+                self.sender.send_log(to, previous, seqs, context);
+            }
             Effect::SendSnapshot { to, message, .. } => self.sender.send_snapshot(to, &message),
             Effect::InstallSnapshot { ticket } => self.install(ticket)?,
             Effect::Commit { upto } => self.commit(upto)?,
@@ -316,7 +328,10 @@ impl<C: Core> Task<C> {
                 self.state.callers.reply(ticket, reply, self.clock);
             }
             Effect::Coordinate { request, .. } => self.coordination.request(request),
-            Effect::EndReads => self.state.callers.end_reads(),
+            Effect::EndReads => {
+                self.state.callers.end_reads();
+                self.published.end_reads(self.clock.now());
+            }
         }
         Ok(())
     }

@@ -36,7 +36,11 @@ struct Shown<'a>(&'a CohortConfig);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let replicas: Vec<_> = self.0.replicas.iter().map(ToString::to_string).collect();
+        let shown = |node| match self.0.incarnations.get(node) {
+            Some(incarnation) => format!("{node}.{incarnation}"),
+            None => format!("{node}"),
+        };
+        let replicas: Vec<_> = self.0.replicas.iter().map(shown).collect();
         write!(f, "e{} [{}]", self.0.version, replicas.join(" "))
     }
 }

@@ -3,8 +3,9 @@
 use trireme_types::{Entry, Epoch, Lsn, NodeId};
 
 use super::{Pacifica, PacificaMessage, Part};
-use crate::core::{Effect, Moment, Reply, Ticket, When};
-use crate::streaming::{Beacon, Preceding, Taken};
+use crate::core::{Moment, Reply, Ticket, When};
+use crate::replica::ReplicaError;
+use crate::streaming::{Beacon, Offer, Preceding, Taken};
 
 /// What a secondary or a candidate knows of its primary.
 #[derive(Debug, Default)]
@@ -24,6 +25,7 @@ impl Pacifica {
         if !self.accepts(from, preceding.epoch) {
             return;
         }
+        self.journal.take_current(self.now, from, &preceding.beacon());
         //= PAC-3
         let Taken::Matched(matched) = self.journal.take(preceding, entries) else {
             self.report_position(from, preceding.epoch);
@@ -36,18 +38,21 @@ impl Pacifica {
         let supports = self.supporting(preceding.sent);
         let when = self.journal.when_durable();
         let epoch = preceding.epoch;
-        let prepared = PacificaMessage::Prepared { epoch, upto: matched, supports };
+        let incarnation = self.incarnation;
+        let prepared = PacificaMessage::Prepared { epoch, upto: matched, supports, incarnation };
         self.journal.send(from, prepared, when);
         self.take_committed_point(preceding.committed.seq.min(matched.seq));
     }
 
     pub(super) fn on_beacon(&mut self, from: NodeId, beacon: Beacon) {
-        let Beacon { epoch, committed, sent } = beacon;
+        let Beacon { epoch, committed, sent, .. } = beacon;
         if !self.accepts(from, epoch) {
             return;
         }
+        self.journal.take_current(self.now, from, &beacon);
         let supports = self.supporting(sent);
-        self.journal.signal(from, PacificaMessage::BeaconAck { epoch, supports });
+        let incarnation = self.incarnation;
+        self.journal.signal(from, PacificaMessage::BeaconAck { epoch, supports, incarnation });
         if self.journal.log().holds(committed) {
             self.take_committed_point(committed.seq);
         }
@@ -101,7 +106,8 @@ impl Pacifica {
     /// grace counts from now. A secondary that has asked to be primary promises nothing more.
     fn supporting(&mut self, sent: Moment) -> Option<Moment> {
         //= PAC-21
-        if self.pending.is_some() || !matches!(self.part, Part::Follower(_)) {
+        let asks = self.pending.is_some() || self.named.is_some();
+        if asks || !matches!(self.part, Part::Follower(_)) {
             return None;
         }
         //= PAC-22
@@ -122,9 +128,15 @@ impl Pacifica {
         if has_joined && !is_durable {
             return;
         }
-        let join = PacificaMessage::Join { epoch: version, position: self.position() };
+        let join = self.join(version);
         let when = self.journal.when_durable();
         self.journal.send(primary, join, when);
+    }
+
+    /// Returns the message that says where this incarnation stands.
+    fn join(&self, epoch: Epoch) -> PacificaMessage {
+        let (position, incarnation) = (self.position(), self.incarnation);
+        PacificaMessage::Join { epoch, position, incarnation }
     }
 
     //= PAC-6
@@ -169,25 +181,37 @@ impl Pacifica {
         let PacificaMessage::Snapshot { epoch } = message else {
             return self.answer_snapshot(ticket);
         };
+        if matches!(self.part, Part::Idle) {
+            // Said at once, where it stands would have the same snapshot sent again at once.
+            let reason = "the replica does not know its part yet".into();
+            return self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
+        }
         let is_following = matches!(self.part, Part::Follower(_));
         if epoch < self.state.promised {
             let refuse = PacificaMessage::Refuse { epoch: self.state.promised };
             self.journal.reply(ticket, Reply::Message(refuse), When::Now);
         } else if upto.seq > self.journal.committed().seq && is_following {
             //= PAC-42
-            self.journal.push(Effect::InstallSnapshot { ticket });
+            if self.journal.offer_snapshot(ticket, upto) == Offer::Old {
+                self.answer_snapshot(ticket);
+            }
         } else {
             self.answer_snapshot(ticket);
         }
     }
 
     pub(super) fn on_installed(&mut self, ticket: Ticket, upto: Lsn) {
-        self.journal.installed(upto);
-        self.answer_snapshot(ticket);
+        let answered = self.journal.installed(ticket, upto);
+        answered.into_iter().for_each(|ticket| self.answer_snapshot(ticket));
+    }
+
+    pub(super) fn on_outdated(&mut self, ticket: Ticket) {
+        let answered = self.journal.outdated(ticket);
+        answered.into_iter().for_each(|ticket| self.answer_snapshot(ticket));
     }
 
     fn answer_snapshot(&mut self, ticket: Ticket) {
-        let join = PacificaMessage::Join { epoch: self.state.promised, position: self.position() };
+        let join = self.join(self.state.promised);
         let when = self.journal.when_durable();
         self.journal.reply(ticket, Reply::Message(join), when);
     }
@@ -207,6 +231,8 @@ impl Pacifica {
 
     pub(super) fn on_timeout(&mut self) {
         self.retry_pending();
+        self.act_if_free();
+        self.ask_to_go_on();
         match &self.part {
             Part::Idle => {}
             Part::Follower(_) => self.on_timeout_of_follower(),

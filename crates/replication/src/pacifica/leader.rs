@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
-use trireme_types::{EntryKind, Epoch, Lsn, NodeId};
+use trireme_types::{EntryKind, Epoch, Incarnation, Lsn, NodeId};
 
 use super::follower::Following;
 use super::reconfiguration::{Purpose, Removal};
@@ -30,6 +30,8 @@ pub(super) struct Primary {
     pub(super) first: Epoch,
     /// When it became primary.
     since: Moment,
+    /// Which incarnation of each replica it counts or brings up to date.
+    pub(super) incarnations: BTreeMap<NodeId, Incarnation>,
     /// When it last began to count the lease of each replica.
     pub(super) counted: BTreeMap<NodeId, Moment>,
     /// The entry that ends its reconciliation.
@@ -56,6 +58,13 @@ impl Primary {
         self.is_fenced.is_some_and(|since| now >= since + SILENT_AFTER_GRACES * grace)
     }
 
+    /// Returns its first entry, and until when a state that includes it is the newest (PAC-70).
+    pub(super) fn current(&self) -> Option<(Lsn, Moment)> {
+        //= PAC-70
+        let serves = self.is_reconciled && self.is_fenced.is_none();
+        serves.then_some((self.barrier, self.lease_until))
+    }
+
     /// Says whether it may answer strong reads at `now`.
     pub(super) fn serves(&self, now: Moment) -> bool {
         self.is_reconciled && self.is_fenced.is_none() && now < self.lease_until
@@ -70,6 +79,7 @@ impl Pacifica {
         let secondaries: Vec<_> =
             config.replicas.iter().copied().filter(|node| *node != self.node).collect();
         let counted = secondaries.iter().map(|node| (*node, now)).collect();
+        let incarnations = config.incarnations.clone();
         let timing = self.options.timing;
         let mut leading = Leading::new(now, version, timing, secondaries, self.measures);
         //= PAC-30
@@ -80,6 +90,7 @@ impl Pacifica {
             leading,
             first: version,
             since: now,
+            incarnations,
             counted,
             barrier,
             is_reconciled: self.options.faults.serves_before_reconciling,
@@ -126,8 +137,7 @@ impl Pacifica {
         //= PAC-8
         let least = self.options.min_replicas_for_write;
         if replicas < least {
-            let reason = format!("writes need {least} replicas, and there are {replicas}");
-            return self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
+            return self.refuse_as_too_few(ticket);
         }
         if has_waited(self.now, primary.is_fenced) {
             return self.refuse_as_fenced(ticket);
@@ -176,19 +186,33 @@ impl Pacifica {
         self.look_at_leases();
     }
 
-    pub(super) fn on_join(&mut self, from: NodeId, version: Epoch, position: Position) {
+    pub(super) fn on_join(
+        &mut self,
+        from: NodeId,
+        version: Epoch,
+        position: Position,
+        incarnation: Incarnation,
+    ) {
         let promised = self.state.promised;
         if version > promised || !matches!(self.part, Part::Primary(_)) {
             return;
         }
-        if !self.admits(from) {
+        if !self.admits(from, incarnation) {
             return;
         }
         let Part::Primary(primary) = &mut self.part else { return };
         // Whether it counts is for the configuration to say, not for the replica.
         let position = Position { is_learner: false, ..position };
+        let matched = |primary: &Primary| primary.leading.followers.get(&from).map(|f| f.acked.seq);
+        let before = matched(primary);
         //= PAC-41
         primary.leading.on_join(self.now, &mut self.journal, from, position);
+        if matched(primary) > before
+            && let Some(follower) = primary.leading.followers.get_mut(&from)
+        {
+            // A snapshot brings it forward without a single entry.
+            follower.progressed = self.now;
+        }
         self.advance();
         self.consider_adding(from);
     }
@@ -217,6 +241,14 @@ impl Pacifica {
         let Some(acked) = primary.leading.acked_by(counting) else { return };
         //= PAC-5
         let seq = acked.min(self.journal.durable().seq);
+        let replicas = self.config.as_ref().map_or(0, |config| config.replicas.len());
+        if replicas < self.options.min_replicas_for_write {
+            //= PAC-9
+            for ticket in primary.leading.take_waiting_tickets(seq) {
+                let reason = "too few replicas are left to acknowledge the write".into();
+                self.journal.refuse(ticket, ReplicaError::Ambiguous(reason));
+            }
+        }
         primary.leading.commit(&mut self.journal, seq);
         self.open_or_close();
         self.try_transfer();
@@ -290,6 +322,9 @@ impl Pacifica {
         //= PAC-20
         let nth = if self.options.faults.lease_of_majority { ends.len() / 2 } else { 0 };
         primary.lease_until = ends.get(nth).map_or(Moment::FAR, |(_, end)| *end);
+        // Whoever it handed over to, or was taken out by, may lead before its leases end.
+        let lease = primary.is_fenced.map_or(primary.lease_until, |at| primary.lease_until.min(at));
+        primary.leading.set_lease(Some(lease));
         if now < primary.lease_until {
             self.open_or_close();
             return self.answer_reads();
@@ -302,6 +337,25 @@ impl Pacifica {
         if self.options.faults.serves_while_removing {
             self.answer_reads();
         }
+    }
+
+    /// Refuses the writes that wait to be taken, if the configuration has too few replicas for them
+    /// now.
+    pub(super) fn refuse_held_if_too_few(&mut self) {
+        let replicas = self.config.as_ref().map_or(0, |config| config.replicas.len());
+        let Part::Primary(primary) = &mut self.part else { return };
+        if replicas < self.options.min_replicas_for_write {
+            //= PAC-8
+            let held = primary.leading.take_held_tickets();
+            held.into_iter().for_each(|ticket| self.refuse_as_too_few(ticket));
+        }
+    }
+
+    fn refuse_as_too_few(&mut self, ticket: Ticket) {
+        let least = self.options.min_replicas_for_write;
+        let replicas = self.config.as_ref().map_or(0, |config| config.replicas.len());
+        let reason = format!("writes need {least} replicas, and there are {replicas}");
+        self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
     }
 
     fn refuse_as_fenced(&mut self, ticket: Ticket) {
@@ -331,17 +385,20 @@ impl Pacifica {
             // It may be the one that this primary asked for: the manager says whose it is.
             if primary.is_fenced.is_none() {
                 primary.is_fenced = Some(now);
+                primary.leading.end_lease(now);
                 self.journal.push(Effect::EndReads);
             }
             return self.open_or_close();
         }
         //= PAC-12
         self.pending = None;
+        self.named = None;
         self.set_part(Part::Follower(Following::default()));
     }
 
     pub(super) fn on_timeout_of_primary(&mut self) {
         let (now, grace) = (self.now, self.options.timing.grace);
+        self.step_down_if_it_hangs();
         let Part::Primary(primary) = &mut self.part else { return };
         //= PAC-26
         if !primary.is_silent(now, grace) {
@@ -366,6 +423,7 @@ impl Pacifica {
             .chain(lease.filter(|end| *end < Moment::FAR))
             .chain(fenced)
             .chain(candidates)
+            .chain(self.steps_down_at())
             .min()
     }
 
@@ -410,6 +468,7 @@ impl Pacifica {
         //= PAC-36
         primary.successor = None;
         primary.is_fenced = Some(self.now);
+        primary.leading.end_lease(self.now);
         self.journal.push(Effect::EndReads);
         self.propose(Purpose::Transfer { to });
     }

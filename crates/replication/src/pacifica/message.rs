@@ -3,7 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use trireme_types::{Entry, Epoch, Lsn};
+use trireme_types::{Entry, Epoch, Incarnation, Lsn};
 
 use crate::core::{Message, Moment};
 use crate::streaming::wire::{DecodeError, Reader, Writer};
@@ -29,6 +29,8 @@ pub enum PacificaMessage {
         upto: Lsn,
         /// The time in the message that is acknowledged, if that extends the primary's lease.
         supports: Option<Moment>,
+        /// Which incarnation of the replica acknowledges.
+        incarnation: Incarnation,
     },
     /// Primary to secondary: I am here.
     Beacon(Beacon),
@@ -38,6 +40,8 @@ pub enum PacificaMessage {
         epoch: Epoch,
         /// The time in the beacon, if that extends the primary's lease.
         supports: Option<Moment>,
+        /// Which incarnation of the replica acknowledges.
+        incarnation: Incarnation,
     },
     /// Secondary or candidate to primary: this is where I stand; send what I lack.
     Join {
@@ -45,6 +49,8 @@ pub enum PacificaMessage {
         epoch: Epoch,
         /// Where it stands.
         position: Position,
+        /// Which incarnation of the replica stands there.
+        incarnation: Incarnation,
     },
     /// To a primary of the past: this version has been installed.
     Refuse {
@@ -64,17 +70,20 @@ impl Message for PacificaMessage {
     fn encode(&self) -> Bytes {
         match self {
             Self::Prepare { preceding, entries } => {
-                Writer::new(1).preceding(preceding).entries(entries)
+                Writer::new(11).preceding(preceding).entries(entries)
             }
-            Self::Prepared { epoch, upto, supports } => {
-                Writer::new(2).number(*epoch).lsn(*upto).supports(*supports).finish()
+            Self::Prepared { epoch, upto, supports, incarnation } => {
+                let writer = Writer::new(2).number(*epoch).lsn(*upto).supports(*supports);
+                writer.incarnation(*incarnation).finish()
             }
-            Self::Beacon(beacon) => Writer::new(3).beacon(beacon).finish(),
-            Self::BeaconAck { epoch, supports } => {
-                Writer::new(4).number(*epoch).supports(*supports).finish()
+            Self::Beacon(beacon) => Writer::new(12).beacon(beacon).finish(),
+            Self::BeaconAck { epoch, supports, incarnation } => {
+                let writer = Writer::new(4).number(*epoch).supports(*supports);
+                writer.incarnation(*incarnation).finish()
             }
-            Self::Join { epoch, position } => {
-                Writer::new(5).number(*epoch).position(position).finish()
+            Self::Join { epoch, position, incarnation } => {
+                let writer = Writer::new(5).number(*epoch).position(position);
+                writer.incarnation(*incarnation).finish()
             }
             Self::Refuse { epoch } => Writer::new(6).number(*epoch).finish(),
             Self::Snapshot { epoch } => Writer::new(7).number(*epoch).finish(),
@@ -83,19 +92,26 @@ impl Message for PacificaMessage {
 
     fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
+        // 1 and 3 were what 11 and 12 are, without the moment of the commit point.
         let message = match reader.byte()? {
-            1 => {
+            11 => {
                 let preceding = reader.preceding()?;
                 let entries = reader.entries(preceding.previous)?;
                 return Ok(Self::Prepare { preceding, entries });
             }
             2 => {
-                let (epoch, upto) = (reader.number()?, reader.lsn()?);
-                Self::Prepared { epoch, upto, supports: reader.supports()? }
+                let (epoch, upto, supports) = (reader.number()?, reader.lsn()?, reader.supports()?);
+                Self::Prepared { epoch, upto, supports, incarnation: reader.incarnation()? }
             }
-            3 => Self::Beacon(reader.beacon()?),
-            4 => Self::BeaconAck { epoch: reader.number()?, supports: reader.supports()? },
-            5 => Self::Join { epoch: reader.number()?, position: reader.position()? },
+            12 => Self::Beacon(reader.beacon()?),
+            4 => {
+                let (epoch, supports) = (reader.number()?, reader.supports()?);
+                Self::BeaconAck { epoch, supports, incarnation: reader.incarnation()? }
+            }
+            5 => {
+                let (epoch, position) = (reader.number()?, reader.position()?);
+                Self::Join { epoch, position, incarnation: reader.incarnation()? }
+            }
             6 => Self::Refuse { epoch: reader.number()? },
             7 => Self::Snapshot { epoch: reader.number()? },
             kind => return Err(DecodeError::Kind(kind)),
@@ -118,19 +134,22 @@ impl fmt::Display for PacificaMessage {
                 let lsns: Vec<_> = entries.iter().map(|entry| entry.lsn.to_string()).collect();
                 write!(f, "prepare [{}] {preceding}", lsns.join(" "))
             }
-            Self::Prepared { epoch, upto, supports } => {
+            Self::Prepared { epoch, upto, supports, .. } => {
                 write!(f, "prepared {upto} e{epoch}{}", without(supports))
             }
             Self::Beacon(Beacon { epoch, committed, .. }) => {
                 write!(f, "beacon committed={committed} e{epoch}")
             }
-            Self::BeaconAck { epoch, supports } => {
+            Self::BeaconAck { epoch, supports, .. } => {
                 write!(f, "beacon ack e{epoch}{}", without(supports))
             }
-            Self::Join { epoch, position } => {
+            Self::Join { epoch, position, incarnation } => {
                 let Position { committed, last, is_learner } = position;
                 let candidate = if *is_learner { " candidate" } else { "" };
-                write!(f, "join committed={committed} last={last}{candidate} e{epoch}")
+                write!(
+                    f,
+                    "join committed={committed} last={last}{candidate} {incarnation} e{epoch}"
+                )
             }
             Self::Refuse { epoch } => write!(f, "refuse e{epoch}"),
             Self::Snapshot { epoch } => write!(f, "snapshot e{epoch}"),
@@ -150,21 +169,23 @@ mod tests {
     fn messages() -> Vec<PacificaMessage> {
         let (epoch, sent) = (3, Moment::after_start(Duration::from_micros(17)));
         let (previous, committed) = (Lsn::new(2, 4), Lsn::new(2, 3));
-        let preceding = Preceding { epoch, previous, committed, sent };
+        let current_at = Some(sent);
+        let preceding = Preceding { epoch, previous, committed, sent, current_at };
         let entry = |seq| Entry {
             lsn: Lsn::new(3, seq),
             kind: EntryKind::Commands,
             payload: Bytes::from_static(b"payload"),
         };
         let position = Position { committed, last: previous, is_learner: false };
+        let incarnation = Incarnation(u64::MAX - 1);
         vec![
             PacificaMessage::Prepare { preceding, entries: vec![entry(5), entry(6)] },
             PacificaMessage::Prepare { preceding, entries: vec![] },
-            PacificaMessage::Prepared { epoch, upto: previous, supports: Some(sent) },
-            PacificaMessage::Prepared { epoch, upto: previous, supports: None },
-            PacificaMessage::Beacon(Beacon { epoch, committed, sent }),
-            PacificaMessage::BeaconAck { epoch, supports: Some(sent) },
-            PacificaMessage::Join { epoch, position },
+            PacificaMessage::Prepared { epoch, upto: previous, supports: Some(sent), incarnation },
+            PacificaMessage::Prepared { epoch, upto: previous, supports: None, incarnation },
+            PacificaMessage::Beacon(Beacon { epoch, committed, sent, current_at: None }),
+            PacificaMessage::BeaconAck { epoch, supports: Some(sent), incarnation },
+            PacificaMessage::Join { epoch, position, incarnation },
             PacificaMessage::Refuse { epoch },
             PacificaMessage::Snapshot { epoch },
         ]

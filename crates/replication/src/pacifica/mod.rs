@@ -6,8 +6,10 @@
 //!
 //! # What it guarantees
 //!
-//! * A write that was acknowledged is on the disks of all replicas of the configuration, and is never
-//!   lost as long as one replica of the newest configuration keeps its disk.
+//! * A write that was acknowledged is on the disks of all replicas of the configuration, and of one
+//!   that is being added to it, and is never lost as long as one replica of the newest configuration
+//!   keeps its disk. A replica whose disk was lost, exchanged or discarded is none that keeps it: it has
+//!   another incarnation than the one that the configuration lists.
 //! * A strong read sees every write that was acknowledged before it began, and costs no message. A
 //!   timeline read sees some earlier state, and at one replica never an earlier one than before.
 //! * It serves as long as a single replica is there: whoever does not answer is taken out of the
@@ -19,7 +21,7 @@
 //!   primary ──── orders writes, commits what all replicas have prepared, reads under leases from all
 //!   secondary ── prepares what the primary orders; any of them can become primary
 //!   candidate ── prepares too, is brought up to date, and is not in the configuration yet
-//!   idle ─────── does not know the configuration, or lost its disk and is still listed in it
+//!   idle ─────── does not know the configuration, or lost its data and is still listed in it
 //! ```
 //!
 //! The configuration says who is what: its first replica is the primary. The manager installs the
@@ -48,9 +50,12 @@
 //! * The new primary *reconciles* before it serves: it appends an entry of its own version and has
 //!   everything up to there committed in the new configuration. Who lacks something is sent it; who has
 //!   more drops it, since what is not at the new primary cannot have been committed.
-//! * Whoever was taken out and is there again comes back as a candidate, from what it knows to be
-//!   committed. From the moment when the primary asks the manager to add it, nothing is committed that
-//!   it has not prepared (P6).
+//! * A replica that was taken out and is there again comes back as a candidate, with what it has. From
+//!   the moment when the primary asks the manager to add it, nothing is committed that it has not
+//!   prepared (P6), so it drops nothing of that, whatever happens to it, as long as the primary does not
+//!   order something else in its place.
+//! * A primary whose own data path hangs, though it is heard, steps down, so that it is replaced as if it
+//!   had died (P14).
 //!
 //! # Caveats
 //!
@@ -59,21 +64,25 @@
 
 mod coordinator;
 mod follower;
+mod health;
+mod identity;
 mod leader;
 mod message;
 mod options;
 mod reconfiguration;
+mod validate;
 
 use trireme_storage::IoId;
-use trireme_types::{CohortConfig, CohortId, Entry, Epoch, NodeId, Protocol};
+use trireme_types::{CohortConfig, CohortId, Entry, Epoch, Incarnation, NodeId, Protocol};
 
 pub use self::coordinator::{Newest, Proposal};
 pub use self::message::PacificaMessage;
 pub use self::options::{PacificaFaults, PacificaOptions};
 
 use self::follower::Following;
+use self::health::Health;
 use self::leader::Primary;
-use self::reconfiguration::Pending;
+use self::reconfiguration::{Named, Pending};
 use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered, Reply, Ticket, When};
 use crate::replica::{Measures, ReplicaError, Role};
 use crate::streaming::wire::HardState;
@@ -90,8 +99,12 @@ pub struct Pacifica {
     /// What it has promised, as it is on disk or on its way there. The epoch in it is the newest
     /// version that it has acted in.
     state: HardState,
+    /// What tells it from those that had another disk under the same name.
+    incarnation: Incarnation,
     /// Nothing was on its disk: no incarnation of it ever acted.
     is_new: bool,
+    /// The newest version that it had acted in when it started.
+    promised_at_start: Epoch,
     /// The newest configuration that the manager told.
     config: Option<CohortConfig>,
     /// Whether it has been told the time.
@@ -102,6 +115,11 @@ pub struct Pacifica {
     pending: Option<Pending>,
     /// It becomes primary when this write, by which it will know that it acted, is on disk.
     becomes_primary_at: Option<IoId>,
+    /// It is named as the primary, and has promised another one not to be it yet.
+    named: Option<Named>,
+    health: Health,
+    /// When it stepped down, though it is the primary of the newest configuration.
+    stepped_down: Option<Moment>,
     /// What it measured when it was primary before.
     measures: Measures,
 }
@@ -121,7 +139,8 @@ impl Pacifica {
     pub fn new(recovered: &Recovered, options: PacificaOptions) -> Result<Self, String> {
         options.timing.validate().map_err(|error| error.to_string())?;
         let kept = recovered.hard_state.clone().map(HardState::decode).transpose()?;
-        let state = kept.unwrap_or_default();
+        let mut state = kept.unwrap_or_default();
+        let incarnation = *state.incarnation.get_or_insert(options.incarnation);
         let grace = options.timing.grace;
         let mut replica = Self {
             node: recovered.node,
@@ -129,6 +148,8 @@ impl Pacifica {
             now: Moment::START,
             journal: Journal::new(recovered),
             state,
+            incarnation,
+            promised_at_start: state.promised,
             is_new: kept.is_none() && !options.rejoins,
             config: None,
             has_started: false,
@@ -136,12 +157,19 @@ impl Pacifica {
             part: Part::Idle,
             pending: None,
             becomes_primary_at: None,
+            named: None,
+            health: Health::new(recovered.applied),
+            stepped_down: None,
             measures: Measures::default(),
             options,
         };
         if replica.options.rejoins && kept.is_none() {
             //= PAC-44
             replica.keep(HardState { is_learner: true, ..state });
+        } else if kept.is_some_and(|kept| kept.incarnation.is_none()) {
+            // It was written before replicas had one. A new replica writes its own with the first
+            // version that it acts in.
+            replica.keep(state);
         }
         Ok(replica)
     }
@@ -156,6 +184,7 @@ impl Pacifica {
     fn promise(&mut self, version: Epoch) {
         if version > self.state.promised {
             self.keep(HardState { promised: version, ..self.state });
+            self.stepped_down = None;
             // The same primary may have begun anew, and not know where anybody stands.
             if let Part::Follower(following) = &mut self.part {
                 following.is_streaming = false;
@@ -198,14 +227,20 @@ impl Pacifica {
             PacificaMessage::Prepare { preceding, entries } => {
                 self.on_prepare(from, &preceding, entries);
             }
-            PacificaMessage::Prepared { epoch, upto, supports } => {
-                self.on_prepared(from, epoch, upto, supports);
+            PacificaMessage::Prepared { epoch, upto, supports, incarnation } => {
+                if self.is_known_as(from, incarnation) {
+                    self.on_prepared(from, epoch, upto, supports);
+                }
             }
             PacificaMessage::Beacon(beacon) => self.on_beacon(from, beacon),
-            PacificaMessage::BeaconAck { epoch, supports } => {
-                self.on_beacon_ack(from, epoch, supports);
+            PacificaMessage::BeaconAck { epoch, supports, incarnation } => {
+                if self.is_known_as(from, incarnation) {
+                    self.on_beacon_ack(from, epoch, supports);
+                }
             }
-            PacificaMessage::Join { epoch, position } => self.on_join(from, epoch, position),
+            PacificaMessage::Join { epoch, position, incarnation } => {
+                self.on_join(from, epoch, position, incarnation);
+            }
             PacificaMessage::Refuse { epoch } => self.on_refuse(epoch),
             // It comes with a snapshot only.
             PacificaMessage::Snapshot { .. } => {}
@@ -233,6 +268,7 @@ impl Core for Pacifica {
             //= PAC-22
             self.support = Support::starting(now, self.options.timing.grace, true);
         }
+        self.note_rest();
         match event {
             Event::Message { from, message } => self.on_message(from, message),
             Event::Propose { ticket, payload } => self.on_propose(ticket, payload),
@@ -248,18 +284,26 @@ impl Core for Pacifica {
             }
             Event::Durable { upto } => {
                 self.journal.on_durable(upto);
+                self.health.on_durable(now);
                 if self.becomes_primary_at.take_if(|io| *io <= upto).is_some() {
                     self.become_primary();
                 }
                 self.advance();
             }
-            Event::Applied { upto } => self.begin_serving(upto),
+            Event::Applied { upto } => {
+                self.health.on_applied(now, upto);
+                self.begin_serving(upto);
+            }
             Event::LogSent { to, seqs, next } => self.on_log_sent(to, &seqs, next),
             Event::SnapshotSent { to, answer } => self.on_snapshot_sent(to, answer),
             Event::SnapshotOffered { ticket, message, upto, .. } => {
                 self.on_snapshot(ticket, message, upto);
             }
-            Event::SnapshotInstalled { ticket, upto } => self.on_installed(ticket, upto),
+            Event::SnapshotInstalled { ticket, upto } => {
+                self.health.on_applied(now, upto);
+                self.on_installed(ticket, upto);
+            }
+            Event::SnapshotOutdated { ticket } => self.on_outdated(ticket),
             Event::Coordination(Newest(config)) => self.on_config(config),
             Event::PeerAlive { node } => self.on_peer_alive(node),
             // Only silence counts, at either side: it is what leases are made of (§2.3).
@@ -273,6 +317,9 @@ impl Core for Pacifica {
             primary.leading.send_gathered(self.now, &mut self.journal);
         }
         self.journal.drain_into(effects);
+        if let Err(broken) = self.validate() {
+            panic!("{} contradicts itself: {broken}", self.node);
+        }
     }
 
     fn next_timeout(&self) -> Option<Moment> {
@@ -282,24 +329,25 @@ impl Core for Pacifica {
             Part::Primary(primary) => self.next_of_primary(primary),
         };
         let pending = self.pending.as_ref().map(|pending| pending.retry_at);
-        part.into_iter().chain(pending).min()
+        let named = self.named.map(|_| self.support.until());
+        part.into_iter().chain(pending).chain(named).chain(self.asks_to_go_on_at()).min()
     }
 
     fn status(&self) -> CoreStatus {
-        let (role, leader_heard, progress) = match &self.part {
-            Part::Idle if self.state.is_learner => (Role::Learner, None, Vec::new()),
-            Part::Idle => (Role::Follower, None, Vec::new()),
-            Part::Follower(following) if !self.is_listed(self.node) => {
-                (Role::Learner, following.heard, Vec::new())
-            }
-            Part::Follower(following) if self.pending.is_some() => {
-                (Role::Candidate, following.heard, Vec::new())
-            }
-            Part::Follower(following) => (Role::Follower, following.heard, Vec::new()),
+        let (role, progress) = match &self.part {
+            Part::Idle if self.state.is_learner => (Role::Learner, Vec::new()),
+            Part::Idle => (Role::Follower, Vec::new()),
+            Part::Follower(_) if !self.is_listed(self.node) => (Role::Learner, Vec::new()),
+            Part::Follower(_) if self.pending.is_some() => (Role::Candidate, Vec::new()),
+            Part::Follower(_) => (Role::Follower, Vec::new()),
             Part::Primary(primary) if primary.serves(self.now) => {
-                (Role::Leader, None, primary.leading.progress())
+                (Role::Leader, primary.leading.progress())
             }
-            Part::Primary(primary) => (Role::Candidate, None, primary.leading.progress()),
+            Part::Primary(primary) => (Role::Candidate, primary.leading.progress()),
+        };
+        let current = match &self.part {
+            Part::Primary(primary) => primary.current(),
+            _ => self.journal.current(),
         };
         let measures = match &self.part {
             Part::Primary(primary) => primary.leading.measures,
@@ -308,7 +356,7 @@ impl Core for Pacifica {
         CoreStatus {
             role,
             leader: self.leader(),
-            leader_heard,
+            current,
             epoch: self.state.promised,
             last: self.journal.last(),
             durable: self.journal.durable(),

@@ -1,15 +1,16 @@
 //! Changes of the configuration (§2.4): what is proposed to the manager, and what becomes of it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use trireme_types::{CohortConfig, NodeId};
+use trireme_types::{CohortConfig, Incarnation, NodeId, Timing};
 
 use super::follower::Following;
 use super::leader::Primary;
 use super::{Pacifica, Part, Proposal};
 use crate::core::{Effect, Moment, When};
 use crate::streaming::wire::HardState;
-use crate::streaming::{Follower, Stage};
+use crate::streaming::{Follower, Journal, Stage};
 
 /// For how many leases a secondary may acknowledge nothing of what it was sent, before it counts as
 /// one that does not answer. More bears slower disks; fewer ends a stall sooner.
@@ -26,7 +27,7 @@ const READMIT_PAUSE: Duration = Duration::from_millis(500);
 const READMIT_DOUBLINGS_MAX: u32 = 7;
 
 /// After how long without another removal a replica's earlier ones count for nothing.
-const REMOVALS_FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+pub(super) const REMOVALS_FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 
 /// A proposal that is not decided, as far as the replica knows.
 #[derive(Debug)]
@@ -35,6 +36,15 @@ pub(super) struct Pending {
     pub(super) config: CohortConfig,
     /// When it asks again.
     pub(super) retry_at: Moment,
+}
+
+/// How a replica came to be named as the primary.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Named {
+    /// It is what it had asked for.
+    is_mine: bool,
+    /// It is the first configuration that it knows.
+    is_first: bool,
 }
 
 /// What a proposal is for.
@@ -110,12 +120,33 @@ impl Pacifica {
                 replicas.insert(0, to);
             }
         }
-        let replicas_wanted = known.replicas_wanted.max(known.replicas.len());
+        let incarnations = self.incarnations_of(&replicas, known);
+        let replicas_wanted = known.replicas_wanted();
+        let (cohort, protocol, version) = (known.cohort, known.protocol, known.version + 1);
         let config =
-            CohortConfig { version: known.version + 1, replicas, replicas_wanted, ..known.clone() };
+            CohortConfig { cohort, version, protocol, replicas, replicas_wanted, incarnations };
         tracing::info!(?purpose, version = config.version, "asking the configuration manager");
         self.pending = Some(Pending { config, retry_at: self.now + RETRY });
         self.ask();
+    }
+
+    /// Returns the incarnations of these replicas, as far as they are listed or known.
+    fn incarnations_of(
+        &self,
+        replicas: &[NodeId],
+        known: &CohortConfig,
+    ) -> BTreeMap<NodeId, Incarnation> {
+        //= PAC-45
+        let heard = match &self.part {
+            Part::Primary(primary) => Some(&primary.incarnations),
+            _ => None,
+        };
+        let of = |node: &NodeId| {
+            let own = (*node == self.node).then_some(self.incarnation);
+            let listed = known.incarnations.get(node).copied();
+            own.or(listed).or_else(|| heard?.get(node).copied())
+        };
+        replicas.iter().filter_map(|node| Some((*node, of(node)?))).collect()
     }
 
     /// Asks, or asks again for the very same (PAC-34; P4).
@@ -144,42 +175,81 @@ impl Pacifica {
         let is_mine = decided.is_some_and(|pending| pending.config == config);
         tracing::info!(version = config.version, replicas = ?config.replicas, is_mine, "installed");
         let was_listed = self.is_listed(self.node);
+        let is_handed_over = self.config.as_ref().is_some_and(|known| hands_over(known, &config));
         let known = self.config.replace(config);
-        self.adopt(is_mine, known.is_none(), was_listed);
+        let named = Named { is_mine, is_first: known.is_none() };
+        self.adopt(named, is_handed_over, was_listed);
     }
 
     /// Acts in the newest configuration from now on.
-    fn adopt(&mut self, is_mine: bool, is_first: bool, was_listed: bool) {
+    fn adopt(&mut self, named: Named, is_handed_over: bool, was_listed: bool) {
         self.becomes_primary_at = None;
+        self.named = None;
+        self.stepped_down = None;
         let Some(config) = self.config.clone() else { return };
         let is_listed = config.replicas.contains(&self.node);
-        if is_listed && self.state.is_learner && matches!(self.part, Part::Idle) {
-            //= PAC-44
-            tracing::warn!("the replica lost its disk and is still in the configuration");
-            return;
+        if is_listed && !self.is_the_listed_one(&config) {
+            return self.wait_until_taken_out();
+        }
+        if is_listed && self.state.is_learner {
+            // The configuration names this very incarnation: it has all that was acknowledged.
+            self.keep(HardState { is_learner: false, ..self.state });
+        }
+        if config.replicas.first() == Some(&self.node) {
+            if !named.is_mine && !is_handed_over && self.is_bound(&config) {
+                //= PAC-28
+                tracing::info!("named as the primary, and bound to another one for a while");
+                self.named = Some(named);
+                return;
+            }
+            self.promise(config.version);
+            return self.adopt_as_primary(named);
         }
         self.promise(config.version);
-        if config.replicas.first() == Some(&self.node) {
-            self.adopt_as_primary(is_mine, is_first);
-        } else if is_listed {
+        if is_listed {
             self.adopt_as_secondary(&config);
         } else {
             self.adopt_as_candidate(&config, was_listed);
         }
     }
 
-    fn adopt_as_primary(&mut self, is_mine: bool, is_first: bool) {
+    /// Returns true if the replica may have promised another primary not to be one yet. It asks for
+    /// that only when it is free; but whether it has asked, it does not know after a restart: what it
+    /// asked for then may be installed at any time. Who has acted as the primary of this version
+    /// before was free when it began.
+    fn is_bound(&self, config: &CohortConfig) -> bool {
+        let is_primary = matches!(self.part, Part::Primary(_));
+        let has_acted = config.version <= self.promised_at_start;
+        !self.is_new && !is_primary && !has_acted && self.now < self.support.until()
+    }
+
+    /// Acts as the primary that it was named as, once it is free to.
+    pub(super) fn act_if_free(&mut self) {
+        if self.now < self.support.until() {
+            return;
+        }
+        let Some(named) = self.named.take() else { return };
+        match &self.config {
+            Some(config) if config.version >= self.state.promised => {
+                self.promise(config.version);
+                self.adopt_as_primary(named);
+            }
+            _ => {}
+        }
+    }
+
+    fn adopt_as_primary(&mut self, Named { is_mine, is_first }: Named) {
         if matches!(self.part, Part::Primary(_)) {
             return self.go_on_as_primary();
         }
-        // What an earlier incarnation prepared in this version may be at the secondaries, under the
+        // What an earlier run of it prepared in this version may be at the secondaries, under the
         // numbers that this one would give out again.
         let may_have_acted = is_first && !self.is_new && !is_mine;
         //= PAC-35
         if may_have_acted && !self.options.faults.resumes_its_version {
             return self.propose(Purpose::Resume);
         }
-        // A version that the manager has just installed for it is one that no incarnation of it has
+        // A version that the manager has just installed for it is one that no run of it has
         // acted in. In its first one, it must know after a crash that it may have.
         match self.journal.when_durable() {
             When::Durable(io) if is_first => self.becomes_primary_at = Some(io),
@@ -195,6 +265,10 @@ impl Pacifica {
         let Part::Primary(primary) = &mut self.part else { return };
         primary.leading.epoch = config.version;
         primary.is_fenced = None;
+        let named = config.incarnations.iter().filter(|(node, _)| listed.contains(node));
+        primary.incarnations.extend(named);
+        self.refuse_held_if_too_few();
+        let Part::Primary(primary) = &mut self.part else { return };
         let gone: Vec<_> = primary
             .leading
             .followers
@@ -203,7 +277,7 @@ impl Pacifica {
             .map(|(node, _)| *node)
             .collect();
         for node in gone {
-            primary.leading.forget(now, &mut self.journal, node);
+            primary.forget(now, &mut self.journal, node);
             primary.note_removal(now, node);
         }
         let is_new = |node: &NodeId| primary.leading.followers.get(node).is_none_or(|f| !f.counts);
@@ -224,9 +298,6 @@ impl Pacifica {
     }
 
     fn adopt_as_secondary(&mut self, config: &CohortConfig) {
-        if self.state.is_learner {
-            self.keep(HardState { is_learner: false, ..self.state });
-        }
         let primary = config.replicas.first().copied();
         let follows = matches!(&self.part, Part::Follower(f) if f.leader == primary);
         if let Some(primary) = primary.filter(|_| !follows) {
@@ -234,8 +305,9 @@ impl Pacifica {
         }
     }
 
-    /// Begins again from what is known to be committed: whatever else is in the log may have been
-    /// given to other writes (PAC-43; P8).
+    /// Asks to be taken in, with what is in the log: a primary may have counted on it when it asked
+    /// the manager to add this replica, and the manager may do so yet. What the primary has not is
+    /// dropped where that orders something else (PAC-43; P8).
     fn adopt_as_candidate(&mut self, config: &CohortConfig, was_listed: bool) {
         let primary = config.replicas.first().copied();
         let follows = matches!(&self.part, Part::Follower(f) if f.leader == primary);
@@ -244,7 +316,7 @@ impl Pacifica {
         }
         self.set_part(Part::Follower(Following::default()));
         //= PAC-43
-        if !self.options.faults.keeps_its_tail {
+        if self.options.faults.drops_its_tail {
             self.journal.truncate_after(self.journal.committed().seq);
         }
         if let Some(primary) = primary {
@@ -259,7 +331,8 @@ impl Pacifica {
             && !self.state.is_learner
             && self.primary() != Some(self.node)
             && self.config.as_ref().is_some_and(|config| config.version == self.state.promised);
-        if !is_secondary || self.pending.is_some() {
+        // One whose own disk hangs could not lead.
+        if !is_secondary || self.pending.is_some() || self.hangs() {
             return Moment::FAR;
         }
         self.support.until()
@@ -295,19 +368,29 @@ impl Pacifica {
         self.propose(Purpose::Remove(&due));
     }
 
-    /// Says whether a replica may be brought up to date: one of the configuration, or a candidate
+    /// Returns true if a replica may be brought up to date: one of the configuration, or a candidate
     /// while one is missing (PAC-40).
-    pub(super) fn admits(&mut self, node: NodeId) -> bool {
+    pub(super) fn admits(&mut self, node: NodeId, incarnation: Incarnation) -> bool {
         let now = self.now;
+        let is_known = self.is_known_as(node, incarnation);
         let Some(config) = &self.config else { return false };
         let is_missing = config.replicas_missing() > 0;
         let Part::Primary(primary) = &mut self.part else { return false };
         let serves = primary.serves(now);
-        let followers = &mut primary.leading.followers;
-        if followers.contains_key(&node) {
+        if is_known {
             return true;
         }
-        let has_candidate = followers.values().any(|follower| !follower.counts);
+        match primary.leading.followers.get(&node) {
+            Some(follower) if follower.counts => {
+                // What the one acknowledged that counts, this one has not: it does not answer for it.
+                tracing::warn!(%node, %incarnation, "the replica lost what it acknowledged");
+                return false;
+            }
+            Some(_) => primary.forget(now, &mut self.journal, node),
+            None => {}
+        }
+        let followers = &primary.leading.followers;
+        let has_candidate = followers.keys().any(|other| !config.replicas.contains(other));
         let is_kept_out = primary.removals.get(&node).is_some_and(|r| now < r.until());
         //= PAC-40
         if !is_missing || has_candidate || is_kept_out || !serves {
@@ -315,9 +398,16 @@ impl Pacifica {
         }
         let mut follower = Follower::new(false);
         follower.asked = Some(now);
-        followers.insert(node, follower);
+        primary.leading.followers.insert(node, follower);
         primary.counted.insert(node, now);
+        primary.incarnations.insert(node, incarnation);
         true
+    }
+
+    /// Returns true if the primary has asked for this replica to be added.
+    pub(super) fn is_adding(&self, node: NodeId) -> bool {
+        let Some(pending) = &self.pending else { return false };
+        pending.config.replicas.contains(&node) && !self.is_listed(node)
     }
 
     /// Asks for a candidate to be added, once it is in step and has all that is committed. From now
@@ -326,7 +416,8 @@ impl Pacifica {
         let (now, committed) = (self.now, self.journal.committed());
         let lease = self.options.timing.lease;
         let adds_without_waiting = self.options.faults.adds_without_waiting;
-        if self.pending.is_some() {
+        let is_missing = self.config.as_ref().is_some_and(|config| config.replicas_missing() > 0);
+        if self.pending.is_some() || !is_missing {
             return;
         }
         let Part::Primary(primary) = &mut self.part else { return };
@@ -351,35 +442,58 @@ impl Pacifica {
         self.look_at_leases();
     }
 
-    /// Forgets candidates that do not answer: their candidacy is over (PAC-38).
+    /// Forgets candidates that do not answer, or acknowledge nothing of what they are sent: their
+    /// candidacy is over, and others may have their turn (PAC-38).
     pub(super) fn forget_silent_candidates(&mut self) {
-        let (now, grace) = (self.now, self.options.timing.grace);
+        let (now, timing) = (self.now, self.options.timing);
         let Part::Primary(primary) = &mut self.part else { return };
         let silent: Vec<_> = primary
-            .candidates(grace)
+            .candidates(timing)
             .filter(|(_, end)| *end <= now)
             .map(|(node, _)| node)
             .collect();
         for node in silent {
             //= PAC-38
-            tracing::info!(%node, "the candidate does not answer");
-            primary.leading.forget(now, &mut self.journal, node);
+            tracing::info!(%node, "the candidate does not answer, or makes no progress");
+            primary.forget(now, &mut self.journal, node);
+            primary.note_end_of_candidacy(now, node);
         }
     }
 
     pub(super) fn next_silent_candidate(&self, primary: &Primary) -> Option<Moment> {
-        primary.candidates(self.options.timing.grace).map(|(_, end)| end).min()
+        primary.candidates(self.options.timing).map(|(_, end)| end).min()
     }
 }
 
 impl Primary {
-    /// Returns when each candidate counts as silent.
-    fn candidates(&self, grace: Duration) -> impl Iterator<Item = (NodeId, Moment)> {
+    /// Returns when each candidate counts as one that does not answer, or makes no progress.
+    fn candidates(&self, timing: Timing) -> impl Iterator<Item = (NodeId, Moment)> {
         let candidates = self.leading.followers.iter().filter(|(_, follower)| !follower.counts);
         candidates.map(move |(node, follower)| {
             let begun = self.counted.get(node).copied();
-            (*node, follower.supported.max(begun).unwrap_or_default() + grace)
+            let silent = follower.supported.max(begun).unwrap_or_default() + timing.grace;
+            // A snapshot on its way brings no acknowledgement: the transport judges whether it comes
+            // forward, and reports its end.
+            if follower.is_sending {
+                return (*node, silent);
+            }
+            let progressed = follower.progressed.max(begun.unwrap_or_default());
+            (*node, silent.min(progressed + PREPARE_LEASES * timing.lease))
         })
+    }
+
+    /// Forgets a follower, and which incarnation of it was meant.
+    pub(super) fn forget(&mut self, now: Moment, journal: &mut Journal<Pacifica>, node: NodeId) {
+        self.leading.forget(now, journal, node);
+        self.incarnations.remove(&node);
+        self.counted.remove(&node);
+    }
+
+    /// Keeps out a candidate that came to nothing, so that another has its turn. Since it
+    /// held up no write, it is not kept out for longer the next time.
+    fn note_end_of_candidacy(&mut self, now: Moment, node: NodeId) {
+        let removal = self.removals.entry(node).or_insert(Removal { at: now, times: 1 });
+        removal.at = now;
     }
 
     fn note_removal(&mut self, now: Moment, node: NodeId) {
@@ -388,6 +502,14 @@ impl Primary {
             removal.times = 0;
         }
         *removal = Removal { at: now, times: removal.times + 1 };
-        self.counted.remove(&node);
     }
+}
+
+/// Returns true if `next` is what only the primary of `known` can have asked for, having stopped to
+/// serve: it stays, and another replica is the primary.
+fn hands_over(known: &CohortConfig, next: &CohortConfig) -> bool {
+    let old = known.replicas.first();
+    next.version == known.version + 1
+        && next.replicas.first() != old
+        && old.is_some_and(|old| next.replicas.contains(old))
 }

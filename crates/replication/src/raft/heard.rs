@@ -1,29 +1,130 @@
-//! When a replica last heard from each of the others.
+//! How old a replica's table is: what its leaders said of the commit points that they sent.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
+use std::time::Duration;
 
+use openraft::alias::WatchReceiverOf;
+use openraft::async_runtime::instant::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::{RaftMetrics, ServerState};
 use parking_lot::Mutex;
-use trireme_types::NodeId;
+use tokio::time::Instant;
+use trireme_proto::v1;
+use trireme_types::{Epoch, Lsn, NodeId};
 
-/// The moments of the last appends, by sender: what a timeline read says of its age.
-#[derive(Default)]
+use super::types::TypeConfig;
+use crate::core::Moment;
+use crate::freshness::{FreshnessLog, LeaderClock};
+
+type Metrics = WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
+
+/// What a replica knows of the age of commit points: its own as a leader, and those that leaders
+/// sent it.
+///
+/// A Raft leader holds no lease here. What it knows is when it sent what a majority has
+/// acknowledged last: nobody else had committed anything by then, so that its commit point, once it
+/// is of its own term, includes all that was acknowledged before.
 pub(super) struct Heard {
-    last: Mutex<BTreeMap<NodeId, Instant>>,
+    start: Instant,
+    /// How the replica is, once it runs.
+    metrics: OnceLock<Metrics>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// When the last append arrived, of whatever leader.
+    addressed: Option<Instant>,
+    /// The newest term that a leader was heard in.
+    term: Epoch,
+    clock: LeaderClock,
+    log: FreshnessLog,
 }
 
 impl Heard {
-    pub(super) fn note(&self, from: NodeId) {
-        self.last.lock().insert(from, Instant::now());
+    pub(super) fn new() -> Self {
+        Self { start: Instant::now(), metrics: OnceLock::new(), state: Mutex::default() }
     }
 
-    /// Returns the time since the last append of `from`.
-    pub(super) fn age(&self, from: NodeId) -> Option<Duration> {
-        self.last.lock().get(&from).map(Instant::elapsed)
+    /// Names the replica that this is about.
+    pub(super) fn attach(&self, metrics: Metrics) {
+        // It is named once.
+        let _named = self.metrics.set(metrics);
     }
 
-    /// Returns the time since the last append of anyone.
-    pub(super) fn least_age(&self) -> Option<Duration> {
-        self.last.lock().values().max().map(Instant::elapsed)
+    /// Adds to an append that this replica sends as of when its commit point is the newest.
+    pub(super) fn stamp(&self, append: &mut v1::RaftAppend) {
+        append.sent_us = micros(self.moment(Instant::now()));
+        let term = append.vote.as_ref().map(|vote| vote.term);
+        let commits_own = append.leader_commit.as_ref().map(|lsn| lsn.epoch) == term;
+        if let Some(metrics) = self.metrics.get().filter(|_| commits_own) {
+            let acked = term.and_then(|term| led_until(&metrics.borrow_watched(), term));
+            append.current_at_us = acked.map(|acked| micros(self.moment(acked)));
+        }
     }
+
+    /// Takes in what an append says of its commit point. It holds whether or not the append is
+    /// taken: what was true at its leader's time stays true.
+    pub(super) fn note(&self, from: NodeId, append: &v1::RaftAppend, applied: Lsn) {
+        let Some(term) = append.vote.as_ref().map(|vote| vote.term) else { return };
+        let now = self.moment(Instant::now());
+        let mut state = self.state.lock();
+        state.addressed = Some(Instant::now());
+        // A leader of the past would have the clock begin anew with a message that may be old.
+        if term < state.term {
+            return;
+        }
+        state.term = term;
+        let sent = from_micros(append.sent_us);
+        let current_at = append.current_at_us.map(from_micros);
+        let local = state.clock.local(now, (from, term), sent, current_at.unwrap_or(sent));
+        let point = append.leader_commit.map(Lsn::from);
+        if let (Some(_), Some(as_of), Some(point)) = (current_at, local, point) {
+            state.log.learn(point, as_of, applied);
+        }
+    }
+
+    /// Returns when a leader last addressed this replica; `None` if none has.
+    pub(super) fn last_addressed(&self) -> Option<Instant> {
+        self.state.lock().addressed
+    }
+
+    /// Returns the age at `at` of a state that includes `applied`; `None` if it is not known.
+    pub(super) fn age(
+        &self,
+        metrics: &RaftMetrics<TypeConfig>,
+        applied: Lsn,
+        at: Instant,
+    ) -> Option<Duration> {
+        // All that this leader has acknowledged is in its table.
+        let led = led_until(metrics, applied.epoch).map(|acked| self.moment(acked));
+        let heard = self.state.lock().log.as_of(applied);
+        led.max(heard).map(|as_of| self.moment(at).since(as_of))
+    }
+
+    fn moment(&self, instant: Instant) -> Moment {
+        Moment::after_start(instant.saturating_duration_since(self.start))
+    }
+}
+
+/// Returns until when this replica is known to have led in `term`.
+fn led_until(metrics: &RaftMetrics<TypeConfig>, term: Epoch) -> Option<Instant> {
+    if metrics.state != ServerState::Leader || metrics.current_term != term {
+        return None;
+    }
+    // A majority of one acknowledges without a message.
+    if metrics.membership_config.voter_ids().all(|voter| voter == metrics.id) {
+        return Some(Instant::now());
+    }
+    // Taken first, so that the difference is no later than what it stands for.
+    let now = Instant::now();
+    metrics.last_quorum_acked.and_then(|acked| now.checked_sub(acked.elapsed()))
+}
+
+fn micros(moment: Moment) -> u64 {
+    u64::try_from(moment.since_start().as_micros()).unwrap_or(u64::MAX)
+}
+
+const fn from_micros(micros: u64) -> Moment {
+    Moment::after_start(Duration::from_micros(micros))
 }

@@ -13,12 +13,13 @@ use prost::Message;
 use tokio::sync::mpsc;
 use trireme_proto::v1;
 use trireme_proto::v1::raft_message::Body;
-use trireme_types::NodeId;
+use trireme_storage::CohortTable;
+use trireme_types::{Lsn, NodeId};
 
 use super::calls::Calls;
 use super::heard::Heard;
 use super::state_machine::RaftTable;
-use super::types::TypeConfig;
+use super::types::{RaftId, TypeConfig, Vote};
 use super::wire;
 use crate::transport::Lane;
 
@@ -31,18 +32,46 @@ pub(super) type RaftHandle = Raft<TypeConfig, RaftTable>;
 /// A question and the number that its answer is to carry.
 type Question = (u64, Body);
 
+/// What a message asks of the replica itself, beside Raft.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Event {
+    /// A replica under a new incarnation asks to be admitted.
+    Join(RaftId),
+    /// The leader of this vote knows that this replica had acknowledged an entry, and finds that
+    /// it does not have it any more.
+    Lost {
+        /// The leader's vote.
+        vote: Vote,
+        /// The entry.
+        acknowledged: Lsn,
+    },
+    /// A leader replicates to another incarnation of this node's replica.
+    Replaced {
+        /// The leader's term.
+        term: u64,
+    },
+}
+
 /// Sorts what arrives: answers go to those who asked, questions to a task for each replica and
 /// lane, which takes them in order.
 pub(super) struct Inbound {
     raft: RaftHandle,
     calls: Arc<Calls>,
     heard: Arc<Heard>,
+    table: CohortTable,
+    events: mpsc::Sender<Event>,
     queues: Mutex<HashMap<(NodeId, Lane), mpsc::Sender<Question>>>,
 }
 
 impl Inbound {
-    pub(super) fn new(raft: RaftHandle, calls: Arc<Calls>, heard: Arc<Heard>) -> Self {
-        Self { raft, calls, heard, queues: Mutex::default() }
+    pub(super) fn new(
+        raft: RaftHandle,
+        calls: Arc<Calls>,
+        heard: Arc<Heard>,
+        table: CohortTable,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Self { raft, calls, heard, table, events, queues: Mutex::default() }
     }
 
     /// Takes a message in. Never waits; a question that finds the queue full is dropped, and its
@@ -55,12 +84,30 @@ impl Inbound {
                 return;
             }
         };
-        let v1::RaftMessage { call, body: Some(body) } = message else { return };
+        let v1::RaftMessage { call, body: Some(body), to_incarnation } = message else { return };
+        let is_for_me = to_incarnation == self.calls.me().incarnation;
         match body {
             Body::AppendReply(_)
             | Body::VoteReply(_)
             | Body::TransferLeaderReply(_)
-            | Body::Failed(_) => self.calls.complete(call, body),
+            | Body::ProbeReply(_)
+            | Body::Failed(_) => self.calls.complete(from, lane, call, body),
+            Body::Join(v1::RaftJoin { incarnation }) => {
+                self.report(Event::Join(RaftId { node: from.0, incarnation }));
+            }
+            // What another replica of this node has promised is not this one's to keep or to break.
+            Body::Append(_) | Body::Vote(_) | Body::PreVote(_) | Body::TransferLeader(_)
+                if !is_for_me =>
+            {
+                if let Body::Append(v1::RaftAppend { vote: Some(vote), .. }) = &body {
+                    self.report(Event::Replaced { term: vote.term });
+                }
+                let reason = format!("the replica is {} now", self.calls.me());
+                self.calls.reply(from, lane, call, Body::Failed(reason));
+            }
+            Body::Probe(_) | Body::Lost(_) if !is_for_me => {}
+            Body::Probe(_) => self.calls.answer_probe(from, lane, call, self.table.applied()),
+            Body::Lost(lost) => self.lost(lost),
             Body::Append(_) | Body::Vote(_) | Body::PreVote(_) | Body::TransferLeader(_) => {
                 self.enqueue(from, lane, call, body);
             }
@@ -72,9 +119,26 @@ impl Inbound {
         self.queues.lock().clear();
     }
 
+    fn lost(&self, v1::RaftLost { vote, acknowledged }: v1::RaftLost) {
+        if let (Some(vote), Some(acknowledged)) = (vote, acknowledged) {
+            self.report(Event::Lost {
+                vote: super::types::vote(vote),
+                acknowledged: acknowledged.into(),
+            });
+        }
+    }
+
+    fn report(&self, event: Event) {
+        // One that finds no room is reported again by whoever sends it.
+        if let Err(error) = self.events.try_send(event) {
+            tracing::trace!(%error, "an event found no room");
+        }
+    }
+
     fn enqueue(&self, from: NodeId, lane: Lane, call: u64, body: Body) {
-        if matches!(body, Body::Append(_)) {
-            self.heard.note(from);
+        self.calls.arrived(from, lane, call);
+        if let Body::Append(append) = &body {
+            self.heard.note(from, append, self.table.applied());
         }
         let mut queues = self.queues.lock();
         let queue = queues.entry((from, lane)).or_insert_with(|| self.start_task(from, lane));

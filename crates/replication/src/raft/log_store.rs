@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -13,7 +14,7 @@ use openraft::{OptionalSend, entry::RaftEntry as _};
 use prost::Message;
 use tokio::sync::{Semaphore, oneshot};
 use trireme_proto::v1;
-use trireme_storage::{CohortLog, LogError, LogWrite};
+use trireme_storage::{CohortLog, LogError, LogErrorClass, LogWrite};
 
 use super::types::{
     LogId, RaftEntry, TypeConfig, Vote, from_log, log_id, lsn, lsn_or_zero, malformed, to_log,
@@ -30,16 +31,73 @@ const APPLY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// [`APPLY_BYTES_MAX`]. More of them would hardly be faster on one disk.
 static FILE_READS: Semaphore = Semaphore::const_new(8);
 
+/// How long to wait before a write that found the log's queue full is submitted again.
+const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(2);
+
+/// How long a full queue of the log is waited for. Meanwhile the replica does nothing else, so that
+/// its followers miss its heartbeats and elect another leader. A disk that takes nothing for so long
+/// has failed, and the node must stop.
+const QUEUE_FULL_MAX: Duration = Duration::from_secs(300);
+
 /// One cohort's log, as openraft sees it.
 #[derive(Clone)]
 pub(super) struct RaftLogStore {
     log: CohortLog,
+    /// Which of the node's replicas the log belongs to.
+    incarnation: u64,
 }
 
 impl RaftLogStore {
-    /// Returns openraft's view of a cohort's log.
-    pub(super) fn new(log: CohortLog) -> Self {
-        Self { log }
+    /// Returns openraft's view of a cohort's log, which is this incarnation's.
+    pub(super) fn new(log: CohortLog, incarnation: u64) -> Self {
+        Self { log, incarnation }
+    }
+
+    /// Returns the incarnation of the replica that stored the log's vote; `None` if there is none.
+    pub(super) fn stored_incarnation(log: &CohortLog) -> io::Result<Option<u64>> {
+        Ok(stored_vote(log)?.map(|vote| vote.own_incarnation))
+    }
+
+    /// Makes the log another incarnation's: durable when it returns. What it holds stays: it is
+    /// where the new replica's leader begins to compare. The vote stays too, since a replica must
+    /// know of no older term than its log does.
+    pub(super) async fn adopt(log: &CohortLog, incarnation: u64) -> io::Result<()> {
+        let vote = stored_vote(log)?.unwrap_or_default();
+        let vote = v1::RaftVote { own_incarnation: incarnation, ..vote };
+        Self::new(log.clone(), incarnation).save(&vote).await
+    }
+
+    async fn save(&self, vote: &v1::RaftVote) -> io::Result<()> {
+        let (sender, durable) = oneshot::channel();
+        let done = move |result| {
+            // A replica that stopped waits for nothing.
+            let _stopped = sender.send(result);
+        };
+        self.submit_then(LogWrite::HardState(vote.encode_to_vec().into()), done).await?;
+        let result = durable.await.map_err(|_| io::Error::other("the log has stopped"))?;
+        result.map_err(io_error)
+    }
+
+    /// Submits a write, and waits while the log's queue is full: it holds what other cohorts have
+    /// written too, and says nothing of this one.
+    async fn submit_then<D>(&self, write: LogWrite, done: D) -> io::Result<()>
+    where
+        D: FnOnce(Result<(), LogError>) + Send + 'static,
+    {
+        let (mut write, mut done, deadline) = (write, done, Instant::now() + QUEUE_FULL_MAX);
+        loop {
+            let refused = match self.log.submit_then(write, done) {
+                Ok(_) => return Ok(()),
+                Err(refused) => *refused,
+            };
+            let is_full = refused.error.class() == LogErrorClass::Retry;
+            if !is_full || Instant::now() >= deadline {
+                return Err(io_error(refused.error));
+            }
+            tracing::debug!(cohort = %self.log.id(), "waiting for room in the log's queue");
+            (write, done) = (refused.write, refused.done);
+            tokio::time::sleep(QUEUE_FULL_PAUSE).await;
+        }
     }
 
     /// Reads entries from sequence `start` on, before `end`, as many as `bytes_max` holds and at
@@ -92,8 +150,8 @@ impl RaftLogReader<TypeConfig> for RaftLogStore {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        let Some(bytes) = self.log.hard_state() else { return Ok(None) };
-        Ok(Some(vote(v1::RaftVote::decode(bytes).map_err(malformed)?)))
+        // One of term 0 was never cast: it only names the incarnation.
+        Ok(stored_vote(&self.log)?.filter(|stored| (stored.term, stored.node) != (0, 0)).map(vote))
     }
 
     async fn limited_get_log_entries(
@@ -146,21 +204,18 @@ impl RaftLogStorage<TypeConfig> for RaftLogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let bytes = vote_message(vote).encode_to_vec();
-        let (sender, durable) = oneshot::channel();
-        let done = move |result| {
-            // A replica that stopped waits for nothing.
-            let _stopped = sender.send(result);
-        };
-        self.log.submit_then(LogWrite::HardState(bytes.into()), done).map_err(io_error)?;
-        let result = durable.await.map_err(|_| io::Error::other("the log has stopped"))?;
-        result.map_err(io_error)
+        let own_incarnation = self.incarnation;
+        self.save(&v1::RaftVote { own_incarnation, ..vote_message(vote) }).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let point = LogWrite::CommitPoint(lsn_or_zero(committed));
-        self.log.submit(point).map_err(io_error)?;
-        Ok(())
+        match self.log.submit(point) {
+            Ok(_) => Ok(()),
+            // Nobody waits for a commit point, and the next one says more.
+            Err(refused) if refused.error.class() == LogErrorClass::Retry => Ok(()),
+            Err(refused) => Err(io_error(refused.error)),
+        }
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
@@ -178,23 +233,24 @@ impl RaftLogStorage<TypeConfig> for RaftLogStore {
         let done = move |result: Result<(), LogError>| {
             callback.io_completed(result.map_err(io_error));
         };
-        self.log.submit_then(LogWrite::Append(entries), done).map_err(io_error)?;
-        Ok(())
+        self.submit_then(LogWrite::Append(entries), done).await
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
         // Later writes of this cohort follow it into the log, so none is durable before it is.
         let seq = lsn_or_zero(last).seq;
-        self.log.submit(LogWrite::TruncateAfter { seq }).map_err(io_error)?;
-        Ok(())
+        self.submit_then(LogWrite::TruncateAfter { seq }, drop).await
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        self.log.submit(LogWrite::Purge { upto: lsn(upto) }).map_err(io_error)?;
-        Ok(())
+        self.submit_then(LogWrite::Purge { upto: lsn(upto) }, drop).await
     }
 }
 
-fn io_error(error: LogError) -> io::Error {
-    io::Error::other(error)
+fn stored_vote(log: &CohortLog) -> io::Result<Option<v1::RaftVote>> {
+    log.hard_state().map(|bytes| v1::RaftVote::decode(bytes).map_err(malformed)).transpose()
+}
+
+fn io_error(error: impl Into<LogError>) -> io::Error {
+    io::Error::other(error.into())
 }

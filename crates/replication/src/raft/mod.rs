@@ -18,7 +18,14 @@
 //! - `state_machine`: the cohort's table. An entry is a batch of commands; conditions and sessions
 //!   are judged when it is applied, as for every protocol.
 //! - `network`, `calls`, `inbound`, `wire`: openraft's calls as messages over the node's transport,
-//!   which all cohorts share. Appends are pipelined; heartbeats take a lane of their own.
+//!   which all cohorts share. Appends are pipelined; heartbeats take a lane of their own. Probes
+//!   find out what was lost, so that it is sent again as soon as the lane works again.
+//! - `tending`, `watchdog`: a leader whose heartbeats arrive and which cannot use its lead, since it
+//!   is not answered, its entries do not flow or its table stands still, asks a follower to stand
+//!   (P14).
+//! - `admission`: a replica that lost what it had stored comes back under another incarnation, as a
+//!   learner, and takes its predecessor's place once it has caught up (S14).
+//! - `log_holds`: what of the log must stay for a follower that is being sent a snapshot.
 //! - `replica`: the seam itself. Strong reads use ReadIndex: one exchange with a majority serves all
 //!   reads that the server gathered for one barrier (C4: openraft first commits an entry of the
 //!   leader's own term).
@@ -40,17 +47,23 @@
 //! Lease reads (openraft offers them; ReadIndex needs no clock), elections from the liveness of
 //! node pairs (each cohort still sends its own heartbeats), witnesses.
 
+mod admission;
 mod calls;
 mod heard;
 mod inbound;
+mod log_holds;
 mod log_store;
 mod network;
 mod options;
 mod replica;
 mod state_machine;
+mod tending;
 mod types;
+mod watchdog;
 mod wire;
 
+#[cfg(test)]
+mod faults_test;
 #[cfg(test)]
 mod replica_test;
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! transport keeps their order. Heartbeats, which openraft sends through a client of its own,
 //! take the heartbeat lane, so that they never wait behind data.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,12 +25,14 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, EmptyNode, OptionalSend};
+use parking_lot::Mutex;
+use trireme_proto::v1;
 use trireme_proto::v1::raft_message::Body;
-use trireme_types::NodeId;
 
 use super::calls::{Call, CallError, Calls, network, unexpected, unreachable};
+use super::log_holds::LogHolds;
 use super::state_machine::SnapshotData;
-use super::types::TypeConfig;
+use super::types::{LogId, RaftId, TypeConfig, Vote, lsn, lsn_or_zero, vote_message};
 use super::wire;
 use crate::transport::Lane;
 
@@ -37,41 +40,78 @@ use crate::transport::Lane;
 const APPENDS_IN_FLIGHT_MAX: usize = 32;
 
 /// How long an append may wait for its answer, which comes once the follower's disk has the
-/// entries. Shorter would turn a slow disk into appends sent again and again.
+/// entries. Shorter would turn a slow disk into appends sent again and again; what is lost on the
+/// way is noticed much sooner ([`Calls`]).
 const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Makes one replica's connections to the others.
 pub(super) struct RaftNetworkMaker {
     calls: Arc<Calls>,
+    acknowledged: Arc<Acknowledged>,
+    holds: Arc<LogHolds>,
 }
 
 impl RaftNetworkMaker {
-    pub(super) fn new(calls: Arc<Calls>) -> Self {
-        Self { calls }
+    pub(super) fn new(calls: Arc<Calls>, holds: Arc<LogHolds>) -> Self {
+        Self { calls, acknowledged: Arc::default(), holds }
     }
 
-    fn client(&self, target: u64, lane: Lane) -> RaftClient {
-        RaftClient { to: NodeId(target), lane, calls: self.calls.clone() }
+    fn client(&self, target: RaftId, lane: Lane) -> RaftClient {
+        let (calls, acknowledged) = (self.calls.clone(), self.acknowledged.clone());
+        RaftClient { to: target, lane, calls, acknowledged, holds: self.holds.clone() }
+    }
+}
+
+/// The newest entry that each replica has acknowledged to this one as the leader of its newest term.
+///
+/// A follower keeps what it has acknowledged as long as the leader's term lasts. One that refuses an
+/// append because it lacks such an entry has lost it: its disk came back older, or it acknowledged
+/// from memory and crashed. openraft would wait for it for ever, since it takes its acknowledgement
+/// for good.
+#[derive(Default)]
+struct Acknowledged {
+    last: Mutex<HashMap<RaftId, (Vote, Option<LogId>)>>,
+}
+
+impl Acknowledged {
+    /// Records that a replica has the log up to an entry.
+    fn record(&self, replica: RaftId, vote: Vote, last: Option<LogId>) {
+        let mut all = self.last.lock();
+        let known = all.entry(replica).or_insert((vote, None));
+        if known.0 != vote {
+            *known = (vote, None);
+        }
+        known.1 = known.1.max(last);
+    }
+
+    /// Returns the newest entry that a replica has acknowledged, if the one that it lacks is not
+    /// beyond.
+    fn lost(&self, replica: RaftId, vote: Vote, lacks: LogId) -> Option<LogId> {
+        let all = self.last.lock();
+        let (of, last) = all.get(&replica)?;
+        (*last).filter(|last| *of == vote && lacks <= *last)
     }
 }
 
 impl RaftNetworkFactory<TypeConfig> for RaftNetworkMaker {
     type Network = RaftClient;
 
-    async fn new_client(&mut self, target: u64, _node: &EmptyNode) -> RaftClient {
+    async fn new_client(&mut self, target: RaftId, _node: &EmptyNode) -> RaftClient {
         self.client(target, Lane::Data)
     }
 
-    async fn new_heartbeat_client(&mut self, target: u64, _node: &EmptyNode) -> RaftClient {
+    async fn new_heartbeat_client(&mut self, target: RaftId, _node: &EmptyNode) -> RaftClient {
         self.client(target, Lane::Heartbeat)
     }
 }
 
 /// One replica's way to another one, on one lane.
 pub(super) struct RaftClient {
-    to: NodeId,
+    to: RaftId,
     lane: Lane,
     calls: Arc<Calls>,
+    acknowledged: Arc<Acknowledged>,
+    holds: Arc<LogHolds>,
 }
 
 impl RaftClient {
@@ -139,15 +179,24 @@ impl NetSnapshot<TypeConfig> for RaftClient {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let header = wire::snapshot_header(&vote, &snapshot.meta);
+        let header = wire::snapshot_header(self.to, &vote, &snapshot.meta);
+        // Kept until the replica follows from the log, which must not be gone by then.
+        self.holds.hold(self.to, lsn_or_zero(snapshot.meta.last_log_id).seq);
         let SnapshotData::Outgoing(reader) = snapshot.snapshot else {
             return Err(network("a snapshot that was received is not passed on").into());
         };
         let transport = self.calls.transport();
-        let sending = transport.send_snapshot(self.to, self.calls.cohort(), header.into(), reader);
+        let sending =
+            transport.send_snapshot(self.to.node(), self.calls.cohort(), header.into(), reader);
         let reply = tokio::select! {
-            closed = cancel => return Err(StreamingError::Closed(closed)),
-            sent = sending => sent.map_err(|error| unreachable(&error))?,
+            closed = cancel => {
+                self.holds.release(self.to);
+                return Err(StreamingError::Closed(closed));
+            }
+            sent = sending => sent.map_err(|error| {
+                self.holds.release(self.to);
+                unreachable(&error)
+            })?,
         };
         Ok(wire::parse_snapshot_reply(&reply).map_err(malformed)?)
     }
@@ -168,6 +217,7 @@ impl NetStreamAppend<TypeConfig> for RaftClient {
             to: self.to,
             lane: self.lane,
             calls: self.calls.clone(),
+            acknowledged: self.acknowledged.clone(),
             input: Some(input),
             in_flight: FuturesOrdered::new(),
         };
@@ -178,9 +228,10 @@ impl NetStreamAppend<TypeConfig> for RaftClient {
 /// Sends appends as they come, and yields their answers in the same order. It ends at the first
 /// answer that is not a success, since what was sent after it cannot succeed either.
 struct AppendPipeline<S> {
-    to: NodeId,
+    to: RaftId,
     lane: Lane,
     calls: Arc<Calls>,
+    acknowledged: Arc<Acknowledged>,
     /// `None` once no more append may be sent.
     input: Option<S>,
     in_flight: FuturesOrdered<BoxFuture<'static, AppendResult>>,
@@ -202,15 +253,30 @@ where
     }
 
     fn send(&mut self, append: AppendEntriesRequest<TypeConfig>) {
-        let previous = append.prev_log_id;
+        let (vote, previous) = (append.vote, append.prev_log_id);
         let last = append.entries.last().map(|entry| entry.log_id).or(previous);
-        let body = Body::Append(wire::append_message(append));
+        let mut message = wire::append_message(append);
+        self.calls.heard().stamp(&mut message);
+        let body = Body::Append(message);
         let call = self.calls.ask(self.to, self.lane, body);
+        let (to, calls, acknowledged) = (self.to, self.calls.clone(), self.acknowledged.clone());
         self.in_flight.push_back(
             async move {
                 let reply = append_reply(call?).await?;
-                if matches!(reply, wire::AppendReply::Conflict) && previous.is_none() {
-                    return Err(network("a conflict before the first entry"));
+                match (&reply, previous) {
+                    (wire::AppendReply::Conflict, None) => {
+                        return Err(network("a conflict before the first entry"));
+                    }
+                    (wire::AppendReply::Conflict, Some(lacks)) => {
+                        if let Some(last) = acknowledged.lost(to, vote, lacks) {
+                            return Err(report_lost(&calls, to, vote, last));
+                        }
+                    }
+                    (wire::AppendReply::Success, _) => acknowledged.record(to, vote, last),
+                    (
+                        wire::AppendReply::PartialSuccess(_) | wire::AppendReply::HigherVote(_),
+                        _,
+                    ) => {}
                 }
                 Ok(reply.into_stream_result(previous, last))
             }
@@ -243,6 +309,18 @@ where
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
+}
+
+/// Notifies a replica that it has lost what it acknowledged, and returns why the append failed:
+/// openraft must not hear of a conflict that, to it, cannot be.
+fn report_lost(calls: &Calls, to: RaftId, vote: Vote, acknowledged: LogId) -> CallError {
+    let acknowledged = lsn(acknowledged);
+    tracing::warn!(%to, cohort = %calls.cohort(), %acknowledged,
+        "a replica has lost what it had acknowledged");
+    let lost =
+        v1::RaftLost { vote: Some(vote_message(&vote)), acknowledged: Some(acknowledged.into()) };
+    calls.notify(to, Lane::Heartbeat, Body::Lost(lost));
+    network("the replica has lost what it had acknowledged")
 }
 
 async fn append_reply(call: Call) -> Result<wire::AppendReply, CallError> {

@@ -1,7 +1,7 @@
 //! [`RaftReplica`]: what the server holds of a Raft cohort.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,17 +12,23 @@ use openraft::errors::{
 };
 use openraft::storage::Snapshot;
 use openraft::{EmptyNode, RaftMetrics, ReadPolicy, ServerState};
-use tokio::task::AbortHandle;
+use parking_lot::RwLock;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
 use trireme_storage::{CohortLog, CohortTable, StagedSnapshot, Tables};
-use trireme_types::{CohortConfig, CohortId, CommandBatch, Lsn, NodeId, Outcome, Protocol};
+use trireme_types::{CohortConfig, CommandBatch, Lsn, NodeId, Outcome, Protocol};
 
+use super::admission::Admission;
 use super::calls::Calls;
 use super::heard::Heard;
-use super::inbound::{Inbound, RaftHandle};
+use super::inbound::{Event, Inbound, RaftHandle};
+use super::log_holds::LogHolds;
 use super::log_store::RaftLogStore;
 use super::network::RaftNetworkMaker;
 use super::state_machine::{RaftTable, SnapshotData};
-use super::types::{Proposal, TypeConfig, lsn_or_zero};
+use super::tending::Tending;
+use super::types::{Proposal, RaftId, TypeConfig, lsn_or_zero};
 use super::{RaftOptions, wire};
 use crate::replica::{Freshness, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role};
 use crate::transport::{Lane, Transport};
@@ -32,6 +38,15 @@ const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long giving up the log waits for the table to be on disk.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How many events wait to be taken at most; what finds no room is reported again.
+const EVENTS_MAX: usize = 64;
+
+/// After how long without a leader's append a voter believes that another incarnation has taken its
+/// place, if it sees appends to that one. Longer than an election takes.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3);
+/// How long giving up the log waits for Raft to do it.
+const PURGE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What a Raft replica is made of.
 pub struct RaftParts {
@@ -49,21 +64,46 @@ pub struct RaftParts {
     pub transport: Arc<dyn Transport>,
     /// The settings.
     pub options: RaftOptions,
+    /// Whether the node once lost its disk: a replica that finds nothing here has lost what it
+    /// acknowledged and begins under a new incarnation (S14).
+    pub lost_disk: bool,
     /// Called if the replica fails for good; the node must stop then.
     pub on_failure: Arc<dyn Fn(String) + Send + Sync>,
 }
 
 /// A replica of a Raft cohort.
 pub struct RaftReplica {
-    node: NodeId,
-    cohort: CohortId,
-    log: CohortLog,
+    kept: Kept,
     /// The newest entry that was on the disk at the start.
     recovered: Lsn,
+    running: RwLock<Arc<Running>>,
+    /// Held while another incarnation begins; whether the replica was closed.
+    is_closed: tokio::sync::Mutex<bool>,
+}
+
+/// What outlives an incarnation of the replica.
+struct Kept {
+    node: NodeId,
+    config: CohortConfig,
+    log: CohortLog,
+    tables: Tables,
     table: CohortTable,
+    transport: Arc<dyn Transport>,
+    options: RaftOptions,
+    on_failure: Arc<dyn Fn(String) + Send + Sync>,
+    /// Where what arrives reports what concerns the replica itself.
+    events: mpsc::Sender<Event>,
+}
+
+/// One incarnation of the replica at work.
+struct Running {
+    id: RaftId,
     raft: RaftHandle,
     inbound: Inbound,
     heard: Arc<Heard>,
+    holds: Arc<LogHolds>,
+    admission: Admission,
+    since: Instant,
     tasks: Vec<AbortHandle>,
 }
 
@@ -71,42 +111,161 @@ impl RaftReplica {
     /// Opens the replica on what its log and table hold, and lets it take part. Must be called
     /// within a tokio runtime of several threads, which it runs on from then on.
     pub async fn open(parts: RaftParts) -> Result<Arc<Self>, ReplicaError> {
-        let RaftParts { node, config, log, tables, table, transport, options, on_failure } = parts;
-        let cohort = config.cohort;
+        let RaftParts {
+            node,
+            config,
+            log,
+            tables,
+            table,
+            transport,
+            options,
+            lost_disk,
+            on_failure,
+        } = parts;
+        let recovered = log.bounds().last;
+        let incarnation = incarnation(&log, lost_disk).await.map_err(|e| failed(&e))?;
+        let (events, reported) = mpsc::channel(EVENTS_MAX);
+        let kept =
+            Kept { node, config, log, tables, table, transport, options, on_failure, events };
+        let running = RwLock::new(Arc::new(kept.start(incarnation).await?));
+        let is_closed = tokio::sync::Mutex::new(false);
+        let replica = Arc::new(Self { kept, recovered, running, is_closed });
+        tokio::spawn(take_events(Arc::downgrade(&replica), reported));
+        Ok(replica)
+    }
+
+    fn running(&self) -> Arc<Running> {
+        self.running.read().clone()
+    }
+
+    async fn take_event(&self, event: Event) {
+        let running = self.running();
+        match event {
+            Event::Join(newcomer) => {
+                // A change of membership waits for a majority, which nothing else must wait for.
+                let cohort = self.kept.config.cohort;
+                tokio::spawn(async move {
+                    running.admission.step(&running.raft, cohort, newcomer).await;
+                });
+            }
+            Event::Lost { vote, acknowledged } => {
+                // A leader of another term may ask for what has rightly been replaced since.
+                let is_leaders = running.raft.metrics().borrow_watched().vote == vote;
+                let (log, seq) = (&self.kept.log, acknowledged.seq);
+                if is_leaders
+                    && seq > log.bounds().purged.seq
+                    && log.lsn_at(seq) != Some(acknowledged)
+                {
+                    self.begin_anew(&running, "what it had acknowledged is lost").await;
+                }
+            }
+            Event::Replaced { term } => {
+                if running.is_forgotten(term) {
+                    self.begin_anew(&running, "another incarnation has taken its place").await;
+                }
+            }
+        }
+    }
+
+    /// Goes on under another incarnation, whose promises are none of the one that ends. Log and
+    /// table stay: what was applied was committed, and where the log differs from the leader's, the
+    /// leader's replaces it.
+    async fn begin_anew(&self, ended: &Arc<Running>, reason: &str) {
+        let is_closed = self.is_closed.lock().await;
+        if *is_closed || !Arc::ptr_eq(ended, &self.running()) {
+            return;
+        }
+        let incarnation = draw_incarnation();
+        tracing::warn!(
+            cohort = %self.kept.config.cohort, replica = %ended.id, reason,
+            "the replica begins anew, as a learner"
+        );
+        ended.stop().await;
+        let begun = async {
+            let adopted = RaftLogStore::adopt(&self.kept.log, incarnation).await;
+            adopted.map_err(|error| failed(&error))?;
+            self.kept.start(incarnation).await
+        };
+        match begun.await {
+            Ok(running) => *self.running.write() = Arc::new(running),
+            Err(error) => (self.kept.on_failure)(error.to_string()),
+        }
+    }
+}
+
+impl Kept {
+    async fn start(&self, incarnation: u64) -> Result<Running, ReplicaError> {
+        let (cohort, options) = (self.config.cohort, &self.options);
         let settings =
             options.config(cohort.to_string()).map_err(|e| ReplicaError::Invalid(e.to_string()))?;
-        let recovered = log.bounds().last;
-        let calls = Calls::new(cohort, node, transport);
+        let id = RaftId { node: self.node.0, incarnation };
+        let heard = Arc::new(Heard::new());
+        let calls = Calls::new(cohort, id, self.transport.clone(), heard.clone());
+        let holds = Arc::<LogHolds>::default();
         let raft = RaftHandle::new(
-            node.0,
+            id,
             Arc::new(settings),
-            RaftNetworkMaker::new(calls.clone()),
-            RaftLogStore::new(log.clone()),
-            RaftTable::new(tables, table.clone()),
+            RaftNetworkMaker::new(calls.clone(), holds.clone()),
+            RaftLogStore::new(self.log.clone(), incarnation),
+            RaftTable::new(self.tables.clone(), self.table.clone()),
         )
         .await
         .map_err(|error| ReplicaError::Failed(error.to_string()))?;
-        let first = tokio::spawn(form_cohort(raft.clone(), node, config, options));
-        let watch = tokio::spawn(watch_for_failure(raft.clone(), on_failure));
-        let heard = Arc::new(Heard::default());
-        Ok(Arc::new(Self {
-            node,
-            cohort,
-            log,
-            recovered,
-            table,
-            inbound: Inbound::new(raft.clone(), calls, heard.clone()),
+        let tending = Tending {
+            raft: raft.clone(),
+            calls: calls.clone(),
+            table: self.table.clone(),
+            nodes: self.config.replicas.clone(),
+            options: options.clone(),
+        };
+        let watch = watch_for_failure(raft.clone(), self.on_failure.clone());
+        let mut tasks = vec![tokio::spawn(tending.run()), tokio::spawn(watch)];
+        if incarnation == 0 {
+            let forming = form_cohort(raft.clone(), id, self.config.clone(), options.clone());
+            tasks.push(tokio::spawn(forming));
+        }
+        heard.attach(raft.metrics());
+        let (table, events) = (self.table.clone(), self.events.clone());
+        Ok(Running {
+            id,
+            inbound: Inbound::new(raft.clone(), calls, heard.clone(), table, events),
             heard,
             raft,
-            tasks: vec![first.abort_handle(), watch.abort_handle()],
-        }))
+            holds,
+            admission: Admission::default(),
+            since: Instant::now(),
+            tasks: tasks.iter().map(JoinHandle::abort_handle).collect(),
+        })
+    }
+}
+
+impl Running {
+    async fn stop(&self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+        self.inbound.close();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::error!(replica = %self.id, %error, "Raft did not stop cleanly");
+        }
+    }
+
+    /// Returns true if the replica takes itself for a voter, and for long no leader has addressed
+    /// it, while the leader of `term`, which is no older one than it knows, addresses another
+    /// incarnation: that has taken its place while it was away.
+    fn is_forgotten(&self, term: u64) -> bool {
+        let addressed = self.heard.last_addressed();
+        let is_addressed = addressed.is_some_and(|at| at.elapsed() < FORGOTTEN_AFTER);
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let is_voter = metrics.membership_config.voter_ids().any(|voter| voter == self.id);
+        let follows = metrics.state != ServerState::Leader && term >= metrics.current_term;
+        is_voter && follows && !is_addressed && self.since.elapsed() > FORGOTTEN_AFTER
     }
 }
 
 #[async_trait]
 impl Replica for RaftReplica {
     async fn propose(&self, batch: CommandBatch) -> Result<Vec<Outcome>, ReplicaError> {
-        match self.raft.client_write(Proposal(batch.encode())).await {
+        match self.running().raft.client_write(Proposal(batch.encode())).await {
             Ok(written) => Ok(written.data),
             Err(RaftError::APIError(error)) => Err(write_error(error)),
             // Whether the entry was in the log before Raft stopped cannot be told.
@@ -115,9 +274,10 @@ impl Replica for RaftReplica {
     }
 
     async fn read_barrier(&self) -> Result<ReadPermit, ReplicaError> {
+        let running = self.running();
         let exchange = async {
-            let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
-            linearizer.map_err(read_error)?.await_ready(&self.raft).await.map_err(fatal)
+            let linearizer = running.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
+            linearizer.map_err(read_error)?.await_ready(&running.raft).await.map_err(fatal)
         };
         let late = "no majority confirmed the leader in time";
         let confirmed = tokio::time::timeout(READ_TIMEOUT, exchange).await;
@@ -127,18 +287,17 @@ impl Replica for RaftReplica {
         Ok(ReadPermit::lasting())
     }
 
-    fn freshness(&self) -> Freshness {
-        let leader = self.leader();
-        let age = match leader {
-            Some(leader) if leader == self.node => Some(Duration::ZERO),
-            Some(leader) => self.heard.age(leader),
-            None => self.heard.least_age(),
-        };
-        Freshness { applied: self.table.applied(), age }
+    fn freshness(&self, applied: Lsn, at: Instant) -> Result<Freshness, ReplicaError> {
+        let running = self.running();
+        let metrics = running.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let age = running.heard.age(&metrics, applied, at);
+        // What the log knew to be committed was applied before the replica was open.
+        Freshness::checked(applied, age, role(metrics.state), Lsn::ZERO)
     }
 
     fn deliver(&self, from: NodeId, lane: Lane, payload: Bytes) {
-        self.inbound.deliver(from, lane, payload);
+        self.running().inbound.deliver(from, lane, payload);
     }
 
     async fn install_snapshot(
@@ -148,91 +307,169 @@ impl Replica for RaftReplica {
         snapshot: StagedSnapshot,
     ) -> Result<Bytes, ReplicaError> {
         let invalid = |error: std::io::Error| ReplicaError::Invalid(error.to_string());
-        let (vote, meta) = wire::parse_snapshot_header(&header).map_err(invalid)?;
-        tracing::info!(%from, cohort = %self.cohort, snapshot = %meta, "a snapshot arrived");
+        let (vote, meta, to_incarnation) = wire::parse_snapshot_header(&header).map_err(invalid)?;
+        let running = self.running();
+        if to_incarnation != running.id.incarnation {
+            let reason = format!("the replica is {} now", running.id);
+            return Err(ReplicaError::Unavailable(reason));
+        }
+        tracing::info!(%from, cohort = %self.kept.config.cohort, snapshot = %meta, "a snapshot arrived");
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Incoming(snapshot) };
-        let reply = self.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
+        let reply = running.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
         Ok(wire::snapshot_reply(&reply).into())
     }
 
     async fn reconfigure(&self, config: CohortConfig) -> Result<(), ReplicaError> {
-        let members: BTreeSet<u64> = config.replicas.iter().map(|node| node.0).collect();
+        let raft = &self.running().raft;
+        let members: BTreeSet<RaftId> =
+            config.replicas.iter().map(|node| member(raft, *node)).collect();
         for &member in &members {
             // A new member is brought up to date before it counts in a majority.
-            let added = self.raft.add_learner(member, EmptyNode::default(), true).await;
+            let added = raft.add_learner(member, EmptyNode::default(), true).await;
             added.map_err(change_error)?;
         }
-        self.raft.change_membership(members, false).await.map_err(change_error)?;
+        raft.change_membership(members, false).await.map_err(change_error)?;
         Ok(())
     }
 
     async fn transfer_leader(&self, to: NodeId) -> Result<(), ReplicaError> {
-        self.raft.trigger().transfer_leader(to.0).await.map_err(fatal)
+        let raft = &self.running().raft;
+        raft.trigger().transfer_leader(member(raft, to)).await.map_err(fatal)
     }
 
     async fn release_log(&self, upto: u64) -> Result<(), ReplicaError> {
-        let upto = upto.min(self.table.persisted().seq);
-        if upto <= self.log.bounds().purged.seq {
+        let running = self.running();
+        let raft = &running.raft;
+        let upto = running.not_held(upto.min(self.kept.table.persisted().seq));
+        if upto <= self.kept.log.bounds().purged.seq {
             return Ok(());
         }
         let index = upto - 1;
-        if snapshot_index(&self.raft) < Some(index) {
-            self.raft.trigger().snapshot().await.map_err(fatal)?;
-            let wait = self.raft.wait(Some(RELEASE_TIMEOUT));
+        if snapshot_index(raft) < Some(index) {
+            raft.trigger().snapshot().await.map_err(fatal)?;
+            let wait = raft.wait(Some(RELEASE_TIMEOUT));
             let is_built = |metrics: &RaftMetrics<TypeConfig>| {
                 metrics.snapshot.is_some_and(|id| id.index >= index)
             };
             let built = wait.metrics(is_built, "the table to be on disk").await;
             built.map_err(|error| ReplicaError::Unavailable(error.to_string()))?;
         }
-        self.raft.trigger().purge_log(index).await.map_err(fatal)
+        raft.trigger().purge_log(index).await.map_err(fatal)?;
+        let is_gone =
+            |metrics: &RaftMetrics<TypeConfig>| metrics.purged.is_some_and(|id| id.index >= index);
+        // Raft puts it off while a follower is being sent what is to go.
+        let wait = raft.wait(Some(PURGE_TIMEOUT));
+        if let Err(error) = wait.metrics(is_gone, "the log to be shorter").await {
+            tracing::debug!(cohort = %self.kept.config.cohort, %error, "the log is given up later");
+        }
+        Ok(())
     }
 
     fn leader(&self) -> Option<NodeId> {
-        self.raft.metrics().borrow_watched().current_leader.map(NodeId)
+        self.running().raft.metrics().borrow_watched().current_leader.map(RaftId::node)
     }
 
     fn status(&self) -> ReplicaStatus {
-        let metrics = self.raft.metrics().borrow_watched().clone();
-        let bounds = self.log.bounds();
-        let durable = self.raft.watch_log_progress().get().and_then(|point| point.last_log_id);
-        let progress = metrics.replication.unwrap_or_default().into_iter();
+        let running = self.running();
+        let metrics = running.raft.metrics().borrow_watched().clone();
+        let bounds = self.kept.log.bounds();
+        let durable = running.raft.watch_log_progress().get().and_then(|it| it.last_log_id);
+        // While a replica is replaced by its next incarnation, both are members; a node is told once,
+        // with what it really has.
+        let mut progress = BTreeMap::new();
+        for (id, last) in metrics.replication.unwrap_or_default() {
+            let known = progress.entry(id.node()).or_insert(Lsn::ZERO);
+            *known = (*known).max(lsn_or_zero(last));
+        }
+        let voters: BTreeSet<NodeId> =
+            metrics.membership_config.voter_ids().map(RaftId::node).collect();
         ReplicaStatus {
-            node: self.node,
-            cohort: self.cohort,
+            node: self.kept.node,
+            cohort: self.kept.config.cohort,
             protocol: Protocol::Raft,
             role: role(metrics.state),
-            leader: metrics.current_leader.map(NodeId),
+            leader: metrics.current_leader.map(RaftId::node),
             epoch: metrics.current_term,
             last: bounds.last,
             durable: lsn_or_zero(durable).max(self.recovered.min(bounds.last)),
             committed: lsn_or_zero(metrics.local_committed),
-            applied: self.table.applied(),
+            applied: self.kept.table.applied(),
             purged: bounds.purged,
-            replicas: metrics.membership_config.voter_ids().map(NodeId).collect(),
-            progress: progress.map(|(node, id)| (NodeId(node), lsn_or_zero(id))).collect(),
+            replicas: voters.into_iter().collect(),
+            progress: progress.into_iter().collect(),
             measures: Measures::default(),
         }
     }
 
     async fn shutdown(&self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
-        self.inbound.close();
-        if let Err(error) = self.raft.shutdown().await {
-            tracing::error!(cohort = %self.cohort, %error, "Raft did not stop cleanly");
-        }
+        let mut is_closed = self.is_closed.lock().await;
+        *is_closed = true;
+        self.running().stop().await;
     }
+}
+
+impl Running {
+    /// Returns how much of the log may go, up to `upto`, without a follower's losing what it is
+    /// about to follow from.
+    fn not_held(&self, upto: u64) -> u64 {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let committed = metrics.local_committed.map_or(0, |id| id.index + 1);
+        let matched = |id: RaftId| {
+            let known = metrics.replication.as_ref()?.get(&id)?;
+            Some(lsn_or_zero(*known).seq)
+        };
+        self.holds.limit(upto, committed, Instant::now().into_std(), matched)
+    }
+}
+
+/// Takes what arrives for the replica itself, until the replica is gone.
+async fn take_events(replica: Weak<RaftReplica>, mut events: mpsc::Receiver<Event>) {
+    while let Some(event) = events.recv().await {
+        let Some(replica) = replica.upgrade() else { return };
+        replica.take_event(event).await;
+    }
+}
+
+/// Returns the incarnation that a replica opens under. One that has lost what it stored draws a new
+/// one, which is on disk before it takes part.
+async fn incarnation(log: &CohortLog, lost_disk: bool) -> std::io::Result<u64> {
+    match RaftLogStore::stored_incarnation(log)? {
+        Some(incarnation) => Ok(incarnation),
+        None if lost_disk && log.bounds().last == Lsn::ZERO => {
+            let drawn = draw_incarnation();
+            RaftLogStore::adopt(log, drawn).await?;
+            Ok(drawn)
+        }
+        None => Ok(0),
+    }
+}
+
+fn draw_incarnation() -> u64 {
+    rand::random::<u64>().max(1)
+}
+
+/// Returns the identity of a node's replica as the membership has it; its first, if it has none.
+fn member(raft: &RaftHandle, node: NodeId) -> RaftId {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let known = metrics.membership_config.voter_ids().find(|id| id.node() == node);
+    known.unwrap_or_else(|| RaftId::first(node))
+}
+
+fn failed(error: &std::io::Error) -> ReplicaError {
+    ReplicaError::Failed(error.to_string())
 }
 
 /// Writes the cohort's first membership, unless its log already begins with one. Every member may
 /// do so, since all would write the same; the range's base node does it at once, so that it leads
 /// at first, and the others only if it does not come.
-async fn form_cohort(raft: RaftHandle, node: NodeId, config: CohortConfig, options: RaftOptions) {
-    if config.replicas.first() != Some(&node) {
+async fn form_cohort(raft: RaftHandle, id: RaftId, config: CohortConfig, options: RaftOptions) {
+    if config.replicas.first() != Some(&id.node()) {
         tokio::time::sleep(options.election_timeout_max * 3).await;
     }
-    let members: BTreeMap<u64, EmptyNode> =
-        config.replicas.iter().map(|node| (node.0, EmptyNode::default())).collect();
+    let members: BTreeMap<RaftId, EmptyNode> =
+        config.replicas.iter().map(|node| (RaftId::first(*node), EmptyNode::default())).collect();
     match raft.initialize(members).await {
         Ok(()) => tracing::info!(cohort = %config.cohort, "the cohort was formed"),
         Err(error) => tracing::debug!(cohort = %config.cohort, %error, "the cohort exists"),
@@ -302,7 +539,7 @@ fn forward_error(forward: ForwardToLeader<TypeConfig>) -> ReplicaError {
             ReplicaError::Unavailable("the leader has lost touch with its majority".into())
         }
         ForwardReason::NotLeader | ForwardReason::LeadershipTransfer => {
-            ReplicaError::NotLeader { leader: forward.leader_id.map(NodeId) }
+            ReplicaError::NotLeader { leader: forward.leader_id.map(RaftId::node) }
         }
     }
 }

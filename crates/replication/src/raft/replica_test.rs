@@ -1,6 +1,6 @@
 //! The replicas of one cohort, on disks that can crash and a network within the process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use trireme_storage::fs::{Crash, MemFs};
+use trireme_storage::fs::{Crash, DiskFaults, FaultyFs, MemFs};
 use trireme_storage::{
     CohortTable, LogIdentity, LogOptions, SharedLog, SnapshotReader, TableOptions, Tables,
 };
@@ -22,19 +22,24 @@ use super::{RaftOptions, RaftParts, RaftReplica};
 use crate::replica::{ErrorClass, Replica};
 use crate::transport::{Lane, SendError, Transport};
 
-const COHORT: CohortId = CohortId(1);
-const NODES: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+pub(super) const COHORT: CohortId = CohortId(1);
+pub(super) const NODES: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+
+/// The most bytes that wait for the log of a node, so that a test can fill its queue.
+pub(super) const QUEUE_BYTES_MAX: usize = 256 * 1024;
 
 /// How long everything together may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long to wait before asking the next member.
-const PAUSE: Duration = Duration::from_millis(2);
+pub(super) const PAUSE: Duration = Duration::from_millis(2);
 
 /// A network that delivers at once to the replicas that are there.
 #[derive(Default)]
-struct Network {
+pub(super) struct Network {
     replicas: Mutex<BTreeMap<NodeId, Arc<RaftReplica>>>,
+    /// The lanes, from one node to another, on which everything is lost.
+    pub(super) cut: Mutex<HashSet<(NodeId, NodeId, Lane)>>,
 }
 
 /// One node's end of the network.
@@ -46,6 +51,9 @@ struct NetworkEnd {
 #[async_trait]
 impl Transport for NetworkEnd {
     fn send(&self, to: NodeId, _: CohortId, lane: Lane, bytes: Bytes) -> Result<(), SendError> {
+        if self.network.cut.lock().contains(&(self.node, to, lane)) {
+            return Ok(());
+        }
         let replica = self.network.replicas.lock().get(&to).cloned();
         replica.ok_or(SendError::Unreachable(to))?.deliver(self.node, lane, bytes);
         Ok(())
@@ -63,9 +71,11 @@ impl Transport for NetworkEnd {
 }
 
 /// A replica on a disk that can crash, with a table that holds nothing yet.
-struct Member {
-    replica: Arc<RaftReplica>,
-    table: CohortTable,
+pub(super) struct Member {
+    pub(super) replica: Arc<RaftReplica>,
+    pub(super) table: CohortTable,
+    /// What becomes of each force of its log.
+    pub(super) disk: DiskFaults,
     _log: SharedLog,
     tables: Tables,
     _folder: TempDir,
@@ -73,10 +83,26 @@ struct Member {
 
 impl Member {
     async fn open(node: NodeId, disk: &MemFs, network: &Arc<Network>) -> Self {
+        Self::open_as(node, disk, network, false).await
+    }
+
+    /// Opens a replica on a node that once lost its disk, or did not.
+    pub(super) async fn open_as(
+        node: NodeId,
+        disk: &MemFs,
+        network: &Arc<Network>,
+        lost_disk: bool,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let identity = LogIdentity { cluster: ClusterId(1), node };
-        let options = LogOptions { segment_bytes: 1024 * 1024, ..LogOptions::default() };
-        let fs = Arc::new(disk.clone());
+        let options = LogOptions {
+            segment_bytes: 1024 * 1024,
+            block_bytes_max: QUEUE_BYTES_MAX,
+            queue_bytes_max: QUEUE_BYTES_MAX,
+            ..LogOptions::default()
+        };
+        let faults = DiskFaults::default();
+        let fs = Arc::new(FaultyFs::new(Arc::new(disk.clone()), faults.clone()));
         let log = SharedLog::open(fs, Path::new("/log"), identity, options).unwrap();
         let tables = Tables::open(folder.path(), TableOptions::default()).unwrap();
         let table = tables.cohort(COHORT, KeyRange::all()).unwrap();
@@ -89,43 +115,56 @@ impl Member {
                 protocol,
                 replicas,
                 replicas_wanted: 0,
+                incarnations: [].into(),
             },
             log: log.cohort(COHORT),
             tables: tables.clone(),
             table: table.clone(),
             transport: Arc::new(NetworkEnd { node, network: network.clone() }),
             options: RaftOptions::default(),
+            lost_disk,
             on_failure: Arc::new(|reason| panic!("the replica failed: {reason}")),
         };
         let replica = RaftReplica::open(parts).await.unwrap();
         network.replicas.lock().insert(node, replica.clone());
-        Self { replica, table, _log: log, tables, _folder: folder }
+        Self { replica, table, disk: faults, _log: log, tables, _folder: folder }
     }
 }
 
+/// Returns a put of an empty value.
+pub(super) fn batch(key: &'static str) -> CommandBatch {
+    batch_of(key, 0)
+}
+
+/// Returns a put of a value of so many bytes.
+pub(super) fn batch_of(key: &'static str, value_bytes: usize) -> CommandBatch {
+    let operation = Operation::Put {
+        key: Bytes::from_static(key.as_bytes()),
+        value: Bytes::from(vec![0; value_bytes]),
+        condition: Condition::None,
+    };
+    CommandBatch { commands: vec![Command { request: None, operation }], clock: 0 }
+}
+
 /// All members of a cohort.
-struct Cohort {
-    members: Vec<Member>,
+pub(super) struct Cohort {
+    pub(super) members: Vec<Member>,
+    pub(super) network: Arc<Network>,
 }
 
 impl Cohort {
-    async fn open(disks: &[MemFs]) -> Self {
+    pub(super) async fn open(disks: &[MemFs]) -> Self {
         let network = Arc::<Network>::default();
         let mut members = Vec::new();
         for (node, disk) in NODES.into_iter().zip(disks) {
             members.push(Member::open(node, disk, &network).await);
         }
-        Self { members }
+        Self { members, network }
     }
 
     /// Writes at whoever leads.
-    async fn put(&self, key: &'static str) {
-        let operation = Operation::Put {
-            key: Bytes::from_static(key.as_bytes()),
-            value: Bytes::new(),
-            condition: Condition::None,
-        };
-        let batch = CommandBatch { commands: vec![Command { request: None, operation }] };
+    pub(super) async fn put(&self, key: &'static str) {
+        let batch = batch(key);
         for member in self.members.iter().cycle() {
             match member.replica.propose(batch.clone()).await {
                 Ok(_) => return,
@@ -136,7 +175,7 @@ impl Cohort {
     }
 
     /// Makes the first strong read that any member does not refuse.
-    async fn strong_get(&self, key: &str) -> bool {
+    pub(super) async fn strong_get(&self, key: &str) -> bool {
         for member in self.members.iter().cycle() {
             if let Ok(permit) = member.replica.read_barrier().await {
                 let found = member.table.get(key.as_bytes()).unwrap().is_some();
@@ -148,7 +187,7 @@ impl Cohort {
         unreachable!("the members are gone through again and again")
     }
 
-    async fn shutdown(self) {
+    pub(super) async fn shutdown(self) {
         for member in &self.members {
             member.replica.shutdown().await;
         }

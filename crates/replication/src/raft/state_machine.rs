@@ -24,6 +24,8 @@ pub(super) enum SnapshotData {
     Outgoing(SnapshotReader),
     /// What another replica sent, whole and verified.
     Incoming(StagedSnapshot),
+    /// The table as it is on disk, which is not to be sent.
+    OnDisk,
 }
 
 /// One cohort's table, as openraft sees it.
@@ -121,15 +123,23 @@ impl RaftStateMachine<TypeConfig> for RaftTable {
 impl RaftSnapshotBuilder<TypeConfig> for RaftTable {
     type SnapshotData = SnapshotData;
 
-    /// A snapshot is the table itself: building one makes sure that what it includes is on disk,
-    /// because openraft then lets the log go up to there.
+    /// A snapshot is the table itself, as far as it is on disk, because openraft then lets the log go
+    /// up to there. What is on disk already needs no flush: the node flushes once for all its
+    /// cohorts, and a cohort that is written to has always applied more since.
     async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
-        let snapshot = self.snapshot()?;
-        if self.table.persisted() < lsn_or_zero(snapshot.meta.last_log_id) {
+        loop {
+            let membership = self.table.protocol_state();
+            let changed = membership.as_ref().map_or(Lsn::ZERO, |(lsn, _)| *lsn);
+            let persisted = self.table.persisted();
+            let is_empty = persisted == Lsn::ZERO && self.table.applied() > Lsn::ZERO;
+            if persisted >= changed && !is_empty {
+                let last_membership = stored_membership(membership)?;
+                let meta = SnapshotMeta { last_log_id: log_id(persisted), last_membership };
+                return Ok(Snapshot { meta, snapshot: SnapshotData::OnDisk });
+            }
             let tables = self.tables.clone();
             run_blocking(move || tables.flush()).await?;
         }
-        Ok(snapshot)
     }
 }
 

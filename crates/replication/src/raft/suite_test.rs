@@ -217,7 +217,7 @@ impl StoreBuilder<TypeConfig, SuiteLog, SuiteTable, Guard> for Builder {
         let options = TableOptions { engine: self.0, ..TableOptions::default() };
         let tables = Tables::open(folder.path(), options).unwrap();
         let table = tables.cohort(CohortId(1), KeyRange::all()).unwrap();
-        let store = RaftLogStore::new(log.cohort(CohortId(1)));
+        let store = RaftLogStore::new(log.cohort(CohortId(1)), 0);
         let machine = SuiteTable {
             table: RaftTable::new(tables.clone(), table),
             incoming: folder.path().to_owned(),

@@ -13,7 +13,7 @@ use trireme_proto::v1::raft_append_reply::Result as AppendResult;
 use trireme_types::{Entry, EntryKind};
 
 use super::types::{
-    LogId, RaftEntry, SnapshotMeta, StoredMembership, TypeConfig, decode_membership,
+    LogId, RaftEntry, RaftId, SnapshotMeta, StoredMembership, TypeConfig, decode_membership,
     encode_membership, from_log, log_id, lsn, malformed, to_log, vote, vote_message,
 };
 
@@ -29,6 +29,9 @@ pub(super) fn append_message(append: Append) -> v1::RaftAppend {
         previous: append.prev_log_id.map(lsn_message),
         entries: append.entries.into_iter().map(entry_message).collect(),
         leader_commit: append.leader_commit.map(lsn_message),
+        // The clock is the network's to add.
+        sent_us: 0,
+        current_at_us: None,
     }
 }
 
@@ -94,32 +97,40 @@ pub(super) fn ballot_reply(message: v1::RaftVoteReply) -> io::Result<BallotReply
 pub(super) fn transfer_message(transfer: &TransferLeader) -> v1::RaftTransferLeader {
     v1::RaftTransferLeader {
         from: Some(vote_message(transfer.from_leader())),
-        to: *transfer.to_node_id(),
+        to: transfer.to_node_id().node,
         last: transfer.last_log_id().copied().map(lsn_message),
+        to_incarnation: transfer.to_node_id().incarnation,
     }
 }
 
 pub(super) fn transfer(message: v1::RaftTransferLeader) -> io::Result<TransferLeader> {
     let from = required_vote(message.from)?;
-    Ok(TransferLeader::new(from, message.to, optional_log_id(message.last)?))
+    let to = RaftId { node: message.to, incarnation: message.to_incarnation };
+    Ok(TransferLeader::new(from, to, optional_log_id(message.last)?))
 }
 
 /// Returns the header that goes before a snapshot: the leader's vote, and what openraft wants to
 /// know of the snapshot before it is installed.
-pub(super) fn snapshot_header(vote: &VoteOf<TypeConfig>, meta: &SnapshotMeta) -> Vec<u8> {
+pub(super) fn snapshot_header(
+    to: RaftId,
+    vote: &VoteOf<TypeConfig>,
+    meta: &SnapshotMeta,
+) -> Vec<u8> {
     let membership = &meta.last_membership;
     v1::RaftSnapshotHeader {
         vote: Some(vote_message(vote)),
         last: meta.last_log_id.map(lsn_message),
         membership_lsn: membership.log_id().map(lsn_message),
         membership: encode_membership(membership.membership()),
+        to_incarnation: to.incarnation,
     }
     .encode_to_vec()
 }
 
+/// Returns the leader's vote, what the snapshot is, and the incarnation that it is for.
 pub(super) fn parse_snapshot_header(
     bytes: &[u8],
-) -> io::Result<(VoteOf<TypeConfig>, SnapshotMeta)> {
+) -> io::Result<(VoteOf<TypeConfig>, SnapshotMeta, u64)> {
     let header = v1::RaftSnapshotHeader::decode(bytes).map_err(malformed)?;
     let membership = decode_membership(&header.membership)?;
     let membership_id = optional_log_id(header.membership_lsn)?;
@@ -127,7 +138,7 @@ pub(super) fn parse_snapshot_header(
         last_log_id: optional_log_id(header.last)?,
         last_membership: StoredMembership::new(membership_id, membership),
     };
-    Ok((required_vote(header.vote)?, meta))
+    Ok((required_vote(header.vote)?, meta, header.to_incarnation))
 }
 
 pub(super) fn snapshot_reply(reply: &SnapshotResponse<TypeConfig>) -> Vec<u8> {
@@ -160,7 +171,7 @@ fn entry(message: v1::RaftEntry) -> io::Result<RaftEntry> {
     from_log(Entry { lsn: lsn.into(), kind, payload: message.payload })
 }
 
-fn required_vote(message: Option<v1::RaftVote>) -> io::Result<VoteOf<TypeConfig>> {
+pub(super) fn required_vote(message: Option<v1::RaftVote>) -> io::Result<VoteOf<TypeConfig>> {
     message.map(vote).ok_or_else(|| malformed("a message without a vote"))
 }
 
@@ -186,9 +197,10 @@ mod tests {
 
     fn sample() -> Append {
         let entry = |index, payload| RaftEntry { log_id: LogId::new_term_index(3, index), payload };
-        let members = RaftMembership::new_with_defaults(vec![[1, 2].into()], []);
+        let ids = [1, 2].map(|node| RaftId { node, incarnation: 0 });
+        let members = RaftMembership::new_with_defaults(vec![ids.into()], []);
         Append {
-            vote: Vote::new_committed(3, 2),
+            vote: Vote::new_committed(3, RaftId { node: 2, incarnation: 8 }),
             prev_log_id: Some(LogId::new_term_index(2, 6)),
             entries: vec![
                 entry(7, EntryPayload::Blank),

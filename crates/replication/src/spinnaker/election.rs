@@ -11,6 +11,13 @@ use crate::core::{Effect, Moment, When};
 /// After how long a replica asks the coordinator again for what it does not see yet.
 pub(super) const RETRY: Duration = Duration::from_millis(500);
 
+/// For how much longer than it needs to a replica waits for another that says nothing, as a part of
+/// the grace: a follower for its leader, whom it owes nothing any more after a grace; a leader for
+/// its followers, without whom it reads nothing any more after a lease. Smaller replaces a leader
+/// sooner whose link is dead one way; larger bears longer pauses of a busy machine. With the default
+/// periods a follower bears 1.5 s of silence, fifteen beacons, and a leader 1.3 s.
+pub(super) const SLACK_DIVISOR: u32 = 2;
+
 /// How long others let a successor stand first that their leader has named.
 const HEAD_START: Duration = Duration::from_millis(200);
 
@@ -27,6 +34,11 @@ impl Spinnaker {
     /// Takes in the election as the coordinator holds it.
     pub(super) fn on_view(&mut self, view: ElectionView) {
         let (epoch, leader) = (view.epoch, view.leader);
+        //= SPIN-28
+        // The first view counts however old it is: a replica does nothing without one.
+        if self.view.as_ref().is_some_and(|known| epoch < known.epoch.max(self.epoch)) {
+            return;
+        }
         self.remember(&view);
         self.view = Some(view);
         // Whoever leads the newest epoch was elected by a majority that has promised the same.
@@ -54,15 +66,14 @@ impl Spinnaker {
 
     /// Lets the range's base node stand first when the cohort has never had a leader.
     fn defer_to_base(&mut self) {
-        let is_first = self.view.as_ref().is_some_and(|view| view.epoch == 0);
+        let is_first = self.epoch == 0 && self.view.as_ref().is_some_and(|view| view.epoch == 0);
         let Some(base) = self.options.base.filter(|base| is_first && *base != self.node) else {
             return;
         };
         let until = self.now + HEAD_START;
         match &mut self.part {
             Part::Follower(following) if following.successor.is_none() => {
-                following.successor = Some(base);
-                self.support.hold(until);
+                following.successor = Some((base, until));
                 // The base node needs to know that it is not alone.
                 self.tell_doubt();
             }
@@ -134,18 +145,25 @@ impl Spinnaker {
         let (Some(_), Some(heard)) = (following.leader, following.heard) else {
             return Moment::START;
         };
-        let silent = if following.is_lost { heard } else { heard + 2 * grace };
+        let silent = if following.is_lost { heard } else { heard + grace + grace / SLACK_DIVISOR };
         let leaderless = self.leaderless_since.map_or(Moment::FAR, |since| since + grace);
         silent.min(leaderless)
     }
 
-    /// Returns when a follower that is to stand may: it has reason, and is free of its promise.
+    /// Returns when a follower has no leader that it supports: it has reason to seek another, and is
+    /// free of its promise.
     fn free_from(&self, following: &Following) -> Moment {
-        let has_stood = following.successor.is_some_and(|successor| {
-            self.candidates().any(|candidate| candidate.node == successor)
-        });
-        let free = if has_stood { self.now } else { self.support.until() };
-        self.doubtful_from(following).max(free)
+        self.doubtful_from(following).max(self.support.until())
+    }
+
+    /// Returns when such a follower may stand: those who are to be first have had their time.
+    fn stands_from(&self, following: &Following) -> Moment {
+        let has_stood = |successor| self.candidates().any(|standing| standing.node == successor);
+        let head_start = match following.successor {
+            Some((successor, until)) if !has_stood(successor) => until,
+            _ => Moment::START,
+        };
+        self.free_from(following).max(head_start).max(self.step_back.until())
     }
 
     /// Returns those who stand in the next round.
@@ -164,9 +182,10 @@ impl Spinnaker {
         }
         match &self.part {
             Part::Follower(following) if self.now >= self.free_from(following) => {
+                let may_stand = self.now >= self.stands_from(following);
                 self.tell_doubt();
                 //= SPIN-20
-                if self.doubters() > self.options.replicas.len() / 2 {
+                if may_stand && self.doubters() > self.options.replicas.len() / 2 {
                     self.stand();
                 }
             }
@@ -198,7 +217,17 @@ impl Spinnaker {
         }
     }
 
-    pub(super) fn on_doubt(&mut self, from: NodeId) {
+    pub(super) fn on_doubt(&mut self, from: NodeId, epoch: Epoch) {
+        if epoch < self.epoch {
+            // It was under way when its sender began to follow, or does not know the leader yet.
+            return;
+        }
+        if let Part::Follower(following) = &mut self.part
+            && following.leader == Some(from)
+        {
+            // Who leads has no doubt: it was started again, and knows nothing of its lead.
+            following.is_lost = true;
+        }
         self.doubts.insert(from, self.now);
         self.consider_standing();
     }
@@ -264,24 +293,21 @@ impl Spinnaker {
     /// the first.
     pub(super) fn await_successor(&mut self, successor: Option<NodeId>) {
         if let Part::Follower(following) = &mut self.part {
-            following.successor = successor;
+            let until = self.now + HEAD_START;
+            following.successor = successor.map(|successor| (successor, until));
         }
-        match successor {
-            Some(successor) if successor == self.node && !self.state.is_learner => self.stand(),
-            Some(_) => {
-                self.support.hold(self.now + HEAD_START);
-                self.consider_standing();
-            }
-            None => self.consider_standing(),
+        if successor == Some(self.node) && !self.state.is_learner {
+            self.stand();
+        } else {
+            self.consider_standing();
         }
     }
 
     pub(super) fn on_peer_alive(&mut self, node: NodeId) {
         match &mut self.part {
             Part::Follower(following) => {
-                if following.leader == Some(node) {
-                    following.is_lost = false;
-                }
+                // A leader that is back sends a beacon at once. One that was killed and started again
+                // is there too, and leads no more: only its word counts (`accepts`).
                 // Whoever is there now has not heard that there is no leader.
                 following.doubted = None;
                 if following.successor.is_some() {
@@ -324,7 +350,9 @@ impl Spinnaker {
         let free = self.free_from(following);
         match following.doubted {
             Some(doubted) if free <= self.now => {
-                Some(doubted + self.options.timing.beacon_interval)
+                let again = doubted + self.options.timing.beacon_interval;
+                let stands = Some(self.stands_from(following)).filter(|at| *at > self.now);
+                Some(stands.map_or(again, |stands| stands.min(again)))
             }
             _ => Some(free),
         }

@@ -3,9 +3,9 @@
 use trireme_types::{Entry, Epoch, Lsn, NodeId};
 
 use super::{Part, Spinnaker, SpinnakerMessage};
-use crate::core::{Effect, Moment, Reply, Ticket, When};
+use crate::core::{Moment, Reply, Ticket, When};
 use crate::streaming::wire::HardState;
-use crate::streaming::{Beacon, Preceding, Taken};
+use crate::streaming::{Beacon, Offer, Preceding, Taken};
 
 /// What a follower knows of its leader.
 #[derive(Debug, Default)]
@@ -20,10 +20,25 @@ pub(super) struct Following {
     pub(super) is_streaming: bool,
     /// When it last said where it stands in this epoch.
     pub(super) joined: Option<Moment>,
-    /// The replica that should stand before this one does, since the leader wants it so.
-    pub(super) successor: Option<NodeId>,
+    /// The replica that should stand before this one does, since the leader wants it so, and until
+    /// when.
+    pub(super) successor: Option<(NodeId, Moment)>,
     /// When it last told the others that it has no leader.
     pub(super) doubted: Option<Moment>,
+}
+
+impl Following {
+    /// Checks what must hold of what it knows.
+    pub(super) fn validate(&self, node: NodeId) -> Result<(), String> {
+        match self.leader {
+            Some(leader) if leader == node => Err("it follows itself".into()),
+            Some(_) if self.heard.is_none() => {
+                Err("it follows a leader of whom it never heard".into())
+            }
+            None if self.is_streaming => Err("it is sent a log, and follows no leader".into()),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Spinnaker {
@@ -31,6 +46,7 @@ impl Spinnaker {
         if !self.accepts(from, preceding.epoch) {
             return;
         }
+        self.journal.take_current(self.now, from, &preceding.beacon());
         //= SPIN-3
         let Taken::Matched(matched) = self.journal.take(preceding, entries) else {
             self.report_position(from, preceding.epoch);
@@ -48,13 +64,14 @@ impl Spinnaker {
     }
 
     pub(super) fn on_beacon(&mut self, from: NodeId, beacon: Beacon) {
-        let Beacon { epoch, committed, sent } = beacon;
+        let Beacon { epoch, committed, sent, .. } = beacon;
         if !self.accepts(from, epoch) {
             return;
         }
+        self.journal.take_current(self.now, from, &beacon);
         let supports = self.supporting(sent);
-        let is_learner = self.state.is_learner;
-        let ack = SpinnakerMessage::BeaconAck { epoch, supports, is_learner };
+        let (is_learner, awaits_disk) = (self.state.is_learner, !self.journal.is_durable());
+        let ack = SpinnakerMessage::BeaconAck { epoch, supports, is_learner, awaits_disk };
         self.journal.signal(from, ack);
         if self.journal.log().holds(committed) {
             self.take_commit_point(committed.seq);
@@ -77,6 +94,11 @@ impl Spinnaker {
         if epoch < self.state.promised || epoch < self.epoch {
             let promised = self.state.promised.max(self.epoch);
             self.journal.signal(from, SpinnakerMessage::Refuse { epoch: promised });
+            return false;
+        }
+        //= SPIN-12
+        // What a leader sent before it resigned may arrive after that, by another lane.
+        if epoch <= self.resigned {
             return false;
         }
         let leader = self.leader();
@@ -161,6 +183,7 @@ impl Spinnaker {
         }
         //= SPIN-12
         self.support.release(self.now);
+        self.resigned = self.resigned.max(epoch);
         *following = Following { heard: following.heard, ..Following::default() };
         self.await_successor(successor);
     }
@@ -174,15 +197,25 @@ impl Spinnaker {
             self.journal.reply(ticket, Reply::Message(refuse), When::Now);
         } else if upto.seq > self.journal.committed().seq {
             //= SPIN-42
-            self.journal.push(Effect::InstallSnapshot { ticket });
+            // What it holds then was written by a leader of that epoch or an earlier one.
+            self.promise(epoch);
+            if self.journal.offer_snapshot(ticket, upto) == Offer::Old {
+                self.answer_snapshot(ticket);
+            }
         } else {
             self.answer_snapshot(ticket);
         }
     }
 
     pub(super) fn on_installed(&mut self, ticket: Ticket, upto: Lsn) {
-        self.journal.installed(upto);
-        self.answer_snapshot(ticket);
+        self.applied = self.applied.max(upto);
+        let answered = self.journal.installed(ticket, upto);
+        answered.into_iter().for_each(|ticket| self.answer_snapshot(ticket));
+    }
+
+    pub(super) fn on_outdated(&mut self, ticket: Ticket) {
+        let answered = self.journal.outdated(ticket);
+        answered.into_iter().for_each(|ticket| self.answer_snapshot(ticket));
     }
 
     fn answer_snapshot(&mut self, ticket: Ticket) {

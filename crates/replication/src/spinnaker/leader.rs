@@ -4,14 +4,15 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
-use trireme_types::{EntryKind, Epoch, Lsn, NodeId};
+use trireme_types::{EntryKind, Epoch, Lsn, NodeId, Timing};
 
-use super::election::RETRY;
+use super::election::{RETRY, SLACK_DIVISOR};
 use super::follower::Following;
+use super::stall::Stall;
 use super::{ElectionRequest, Part, Spinnaker, SpinnakerMessage};
 use crate::core::{Effect, Moment, Reply, Ticket, When};
 use crate::replica::ReplicaError;
-use crate::streaming::{Follower, Leading, Position, Stage};
+use crate::streaming::{Follower, Journal, Leading, Position, Stage};
 
 /// How long a leader that is to hand over waits for its successor to have all that it has.
 const HAND_OVER_MAX: Duration = Duration::from_secs(1);
@@ -26,6 +27,7 @@ pub(super) struct Leader {
     barrier: Lsn,
     /// Its table holds all that its predecessors acknowledged.
     serves: bool,
+    pub(super) stall: Stall,
     /// Reads that wait until it serves and has its lease.
     reads: Vec<Ticket>,
     hand_over: Option<HandOver>,
@@ -38,6 +40,26 @@ struct HandOver {
     ticket: Ticket,
     to: NodeId,
     until: Moment,
+}
+
+impl Leader {
+    /// Checks what must hold of a leader of this epoch.
+    pub(super) fn validate(
+        &self,
+        epoch: Epoch,
+        journal: &Journal<Spinnaker>,
+        now: Moment,
+    ) -> Result<(), String> {
+        let own = self.leading.epoch;
+        if own != epoch || self.barrier.epoch != own {
+            let barrier = self.barrier;
+            return Err(format!("it leads epoch {own} behind {barrier} and knows epoch {epoch}"));
+        }
+        if self.serves && journal.committed() < self.barrier {
+            return Err(format!("it serves, and {} is not committed", self.barrier));
+        }
+        self.leading.validate(journal, now)
+    }
 }
 
 impl Spinnaker {
@@ -59,6 +81,7 @@ impl Spinnaker {
             since: now,
             barrier,
             serves: false,
+            stall: Stall::default(),
             reads: Vec::new(),
             hand_over: None,
             reclaim_at: None,
@@ -81,6 +104,12 @@ impl Spinnaker {
         self.journal.write_gathered();
         // What was gathered and not sent is in the log, where whoever leads next finds it.
         drop(self.journal.take_unsent());
+        let barrier = leader.barrier;
+        if self.journal.last() == barrier && self.journal.committed() < barrier {
+            //= SPIN-34
+            // Its leader alone could have committed it, and leads no more.
+            self.journal.truncate_after(barrier.seq - 1);
+        }
         leader.leading.end(&mut self.journal, new_leader);
         for ticket in leader.reads {
             self.journal.refuse(ticket, ReplicaError::NotLeader { leader: new_leader });
@@ -102,6 +131,7 @@ impl Spinnaker {
         if epoch != leader.leading.epoch {
             return;
         }
+        leader.leading.heard_data(from, self.now);
         leader.leading.on_ack(self.now, &mut self.journal, from, upto);
         if let Some(sent) = supports {
             leader.leading.on_support(self.now, from, sent);
@@ -116,7 +146,7 @@ impl Spinnaker {
         from: NodeId,
         epoch: Epoch,
         supports: Option<Moment>,
-        is_learner: bool,
+        (is_learner, awaits_disk): (bool, bool),
     ) {
         let Part::Leader(leader) = &mut self.part else { return };
         if epoch != leader.leading.epoch {
@@ -124,6 +154,10 @@ impl Spinnaker {
         }
         if let Some(sent) = supports {
             leader.leading.on_support(self.now, from, sent);
+        }
+        if awaits_disk {
+            // It owes no acknowledgement, so that none comes shows nothing.
+            leader.leading.heard_data(from, self.now);
         }
         let counts = |follower: &&Follower| follower.counts && follower.stage == Stage::InStep;
         if let Some(follower) = leader.leading.followers.get(&from).filter(counts)
@@ -142,6 +176,7 @@ impl Spinnaker {
         if epoch == leader.leading.epoch {
             //= SPIN-32
             //= SPIN-41
+            leader.leading.heard_data(from, self.now);
             leader.leading.on_join(self.now, &mut self.journal, from, position);
             self.advance();
             self.welcome(from);
@@ -215,11 +250,20 @@ impl Spinnaker {
         if !leader.serves && applied.seq >= leader.barrier.seq {
             //= SPIN-33
             leader.serves = true;
+            self.step_back.has_served();
             let after = self.now.since(leader.since);
             leader.leading.took_over(after);
             tracing::info!(epoch = self.epoch, ?after, "serves");
             self.answer_reads();
         }
+    }
+
+    /// Returns the leader's first entry, and until when a state that includes it is the newest
+    /// (SPIN-70).
+    pub(super) fn current_of_leader(&self, leader: &Leader) -> Option<(Lsn, Moment)> {
+        //= SPIN-70
+        let lease = leader.leading.lease_until(self.followers_needed()).filter(|_| leader.serves);
+        lease.map(|until| (leader.barrier, until))
     }
 
     pub(super) fn on_read(&mut self, ticket: Ticket) {
@@ -234,11 +278,13 @@ impl Spinnaker {
     fn answer_reads(&mut self) {
         let needed = self.followers_needed();
         let Part::Leader(leader) = &mut self.part else { return };
+        let lease = leader.leading.lease_until(needed);
+        leader.leading.set_lease(lease);
         if !leader.serves {
             return;
         }
         //= SPIN-10
-        let until = leader.leading.lease_until(needed).filter(|until| self.now < *until);
+        let until = lease.filter(|until| self.now < *until);
         let until = match until {
             _ if self.options.faults.reads_without_lease => None,
             Some(until) => Some(until),
@@ -288,12 +334,27 @@ impl Spinnaker {
         let epoch = self.epoch;
         self.set_part(Part::Follower(Following::default()));
         self.support.release(self.now);
+        self.resigned = self.resigned.max(epoch);
         let mut others: Vec<_> = self.others().collect();
         others.sort_by_key(|other| Some(*other) != successor);
         for other in others {
-            self.journal.send(other, SpinnakerMessage::Resign { epoch, successor }, When::Now);
+            let resign = SpinnakerMessage::Resign { epoch, successor };
+            match successor {
+                // It must not come before what the successor is to have.
+                Some(_) => self.journal.send(other, resign, When::Now),
+                // The data lane may be why it resigns.
+                None => self.journal.signal(other, resign),
+            }
         }
         self.await_successor(successor);
+    }
+
+    /// Gives up the lead because of a fault that may be this replica's own, and lets the others be
+    /// first.
+    fn step_down(&mut self) {
+        //= SPIN-29
+        self.step_back.begin(self.now, self.options.timing.grace);
+        self.resign(None);
     }
 
     pub(super) fn on_refuse(&mut self, epoch: Epoch) {
@@ -309,7 +370,12 @@ impl Spinnaker {
         if now >= self.end_of_support() {
             //= SPIN-45
             tracing::warn!(epoch = self.epoch, "a majority does not answer: leads no more");
-            return self.resign(None);
+            return self.step_down();
+        }
+        if let Some(cause) = self.stalled() {
+            //= SPIN-47
+            tracing::warn!(epoch = self.epoch, cause, "makes no progress: leads no more");
+            return self.step_down();
         }
         self.advance();
         // It may have handed over.
@@ -332,12 +398,14 @@ impl Spinnaker {
     fn end_of_support(&self) -> Moment {
         let Part::Leader(leader) = &self.part else { return Moment::FAR };
         let lease = leader.leading.lease_until(self.followers_needed());
-        lease.unwrap_or(leader.since + self.options.timing.lease) + self.options.timing.grace
+        let Timing { lease: length, grace, .. } = self.options.timing;
+        lease.unwrap_or(leader.since + length) + grace / SLACK_DIVISOR
     }
 
     pub(super) fn next_of_leader(&self, leader: &Leader) -> Option<Moment> {
         let hand_over = leader.hand_over.as_ref().map(|hand_over| hand_over.until);
-        let others = [hand_over, leader.reclaim_at, Some(self.end_of_support())];
+        let stalled = leader.stall.due(self.options.timing.grace, self.now);
+        let others = [hand_over, leader.reclaim_at, Some(self.end_of_support()), stalled];
         let next = leader.leading.next_timeout(&self.journal);
         others.into_iter().chain([next]).flatten().min()
     }

@@ -38,6 +38,9 @@ pub enum SpinnakerMessage {
         supports: Option<Moment>,
         /// Whether the follower counts in no majority.
         is_learner: bool,
+        /// Whether something waits for the follower's disk: what it does not acknowledge then says
+        /// nothing about the way between the two.
+        awaits_disk: bool,
     },
     /// Follower to leader: this is where I stand; send what I lack.
     Join {
@@ -84,15 +87,15 @@ impl Message for SpinnakerMessage {
     fn encode(&self) -> Bytes {
         match self {
             Self::Propose { preceding, entries } => {
-                Writer::new(1).preceding(preceding).entries(entries)
+                Writer::new(11).preceding(preceding).entries(entries)
             }
             Self::Ack { epoch, upto, supports } => {
                 Writer::new(2).number(*epoch).lsn(*upto).supports(*supports).finish()
             }
-            Self::Beacon(beacon) => Writer::new(3).beacon(beacon).finish(),
-            Self::BeaconAck { epoch, supports, is_learner } => {
-                let writer = Writer::new(4).number(*epoch).flag(*is_learner);
-                writer.supports(*supports).finish()
+            Self::Beacon(beacon) => Writer::new(12).beacon(beacon).finish(),
+            Self::BeaconAck { epoch, supports, is_learner, awaits_disk } => {
+                let bits = u8::from(*is_learner) | (u8::from(*awaits_disk) << 1);
+                Writer::new(4).number(*epoch).byte(bits).supports(*supports).finish()
             }
             Self::Join { epoch, position } => {
                 Writer::new(5).number(*epoch).position(position).finish()
@@ -109,8 +112,9 @@ impl Message for SpinnakerMessage {
 
     fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
+        // 1 and 3 were what 11 and 12 are, without the moment of the commit point.
         let message = match reader.byte()? {
-            1 => {
+            11 => {
                 let preceding = reader.preceding()?;
                 let entries = reader.entries(preceding.previous)?;
                 return Ok(Self::Propose { preceding, entries });
@@ -119,10 +123,11 @@ impl Message for SpinnakerMessage {
                 let (epoch, upto) = (reader.number()?, reader.lsn()?);
                 Self::Ack { epoch, upto, supports: reader.supports()? }
             }
-            3 => Self::Beacon(reader.beacon()?),
+            12 => Self::Beacon(reader.beacon()?),
             4 => {
-                let (epoch, is_learner) = (reader.number()?, reader.flag()?);
-                Self::BeaconAck { epoch, is_learner, supports: reader.supports()? }
+                let (epoch, bits) = (reader.number()?, reader.byte()?);
+                let (is_learner, awaits_disk) = (bits & 1 != 0, bits & 2 != 0);
+                Self::BeaconAck { epoch, is_learner, awaits_disk, supports: reader.supports()? }
             }
             5 => Self::Join { epoch: reader.number()?, position: reader.position()? },
             6 => Self::Welcome { epoch: reader.number()?, upto: reader.lsn()? },
@@ -152,9 +157,10 @@ impl fmt::Display for SpinnakerMessage {
             Self::Beacon(Beacon { epoch, committed, .. }) => {
                 write!(f, "beacon committed={committed} e{epoch}")
             }
-            Self::BeaconAck { epoch, supports, is_learner } => {
+            Self::BeaconAck { epoch, supports, is_learner, awaits_disk } => {
                 let learner = if *is_learner { " learner" } else { "" };
-                write!(f, "beacon ack e{epoch}{learner}{}", without_support(*supports))
+                let disk = if *awaits_disk { " awaits disk" } else { "" };
+                write!(f, "beacon ack e{epoch}{learner}{disk}{}", without_support(*supports))
             }
             Self::Join { epoch, position } => {
                 let Position { committed, last, is_learner } = position;
@@ -189,7 +195,8 @@ mod tests {
     fn messages() -> Vec<SpinnakerMessage> {
         let (epoch, sent) = (3, Moment::after_start(Duration::from_micros(17)));
         let (previous, committed) = (Lsn::new(2, 4), Lsn::new(2, 3));
-        let preceding = Preceding { epoch, previous, committed, sent };
+        let current_at = Some(sent);
+        let preceding = Preceding { epoch, previous, committed, sent, current_at };
         let entry = |seq| Entry {
             lsn: Lsn::new(3, seq),
             kind: EntryKind::Commands,
@@ -201,8 +208,13 @@ mod tests {
             SpinnakerMessage::Propose { preceding, entries: vec![] },
             SpinnakerMessage::Ack { epoch, upto: previous, supports: Some(sent) },
             SpinnakerMessage::Ack { epoch, upto: previous, supports: None },
-            SpinnakerMessage::Beacon(Beacon { epoch, committed, sent }),
-            SpinnakerMessage::BeaconAck { epoch, supports: Some(sent), is_learner: true },
+            SpinnakerMessage::Beacon(Beacon { epoch, committed, sent, current_at: None }),
+            SpinnakerMessage::BeaconAck {
+                epoch,
+                supports: Some(sent),
+                is_learner: true,
+                awaits_disk: true,
+            },
             SpinnakerMessage::Join { epoch, position },
             SpinnakerMessage::Welcome { epoch, upto: previous },
             SpinnakerMessage::Refuse { epoch },

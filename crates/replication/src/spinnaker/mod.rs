@@ -10,7 +10,7 @@
 //! * A write that was acknowledged is on the disks of a majority of the cohort's replicas, and is
 //!   never lost as long as a majority of the disks is not.
 //! * A strong read sees every write that was acknowledged before it began. A timeline read sees some
-//!   earlier state, and at one replica never an earlier one than before.
+//!   earlier state, and at one replica, for as long as it runs, never an earlier one than before.
 //! * It serves as long as a majority of the replicas is there and can reach each other; to get
 //!   another leader it needs the coordinator too. The coordinator is on the path of no read or write.
 //!
@@ -23,7 +23,7 @@
 //!       │  │  └───────────── another one leads ───────────────┤
 //!       │  │                                                  │ its log is the longest of a majority,
 //!       │  └── no majority supports it, a newer epoch, ──┐    ▼ and the change at the coordinator is done
-//!       │      or it hands over                          └─ Leader: takes over, then serves
+//!       │      it hangs, or it hands over                └─ Leader: takes over, then serves
 //!   Learner (a follower that lost its disk; neither stands nor counts)
 //! ```
 //!
@@ -56,6 +56,9 @@
 //!    of another old epoch could still win an election and undo them (S1).
 //! 5. When the barrier is committed, it takes writes; when it is applied, strong reads.
 //!
+//! A leader that is supported and makes no progress, because its disk, its table or its data lane
+//! hangs, resigns, and lets the others be first (`stall`, P14).
+//!
 //! # Catching up (§6.1)
 //!
 //! A follower that restarts applies its log up to the commit point that it knows, no further. It says
@@ -75,6 +78,7 @@ mod follower;
 mod leader;
 mod message;
 mod options;
+mod stall;
 
 use std::collections::BTreeMap;
 
@@ -87,6 +91,7 @@ pub use self::options::{SpinnakerFaults, SpinnakerOptions};
 use self::election::Candidacy;
 use self::follower::Following;
 use self::leader::Leader;
+use self::stall::StepBack;
 use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered, Ticket, When};
 use crate::replica::{Measures, ReplicaError, Role};
 use crate::streaming::wire::HardState;
@@ -109,6 +114,11 @@ pub struct Spinnaker {
     part: Part,
     /// The election, as the coordinator last told it.
     view: Option<ElectionView>,
+    /// The newest epoch whose leader has said that it leads no more.
+    resigned: Epoch,
+    /// The newest entry that the table includes.
+    applied: Lsn,
+    step_back: StepBack,
     /// When the coordinator was first seen to know no leader of the newest epoch.
     leaderless_since: Option<Moment>,
     /// Who else has no leader that it supports, as of when.
@@ -146,6 +156,9 @@ impl Spinnaker {
             support: Support::starting(now, grace, state.promised > 0),
             part: Part::Follower(Following::default()),
             view: None,
+            resigned: 0,
+            applied: recovered.applied,
+            step_back: StepBack::default(),
             leaderless_since: None,
             doubts: BTreeMap::new(),
             measures: Measures::default(),
@@ -200,15 +213,15 @@ impl Spinnaker {
                 self.on_ack(from, epoch, upto, supports);
             }
             SpinnakerMessage::Beacon(beacon) => self.on_beacon(from, beacon),
-            SpinnakerMessage::BeaconAck { epoch, supports, is_learner } => {
-                self.on_beacon_ack(from, epoch, supports, is_learner);
+            SpinnakerMessage::BeaconAck { epoch, supports, is_learner, awaits_disk } => {
+                self.on_beacon_ack(from, epoch, supports, (is_learner, awaits_disk));
             }
             SpinnakerMessage::Join { epoch, position } => self.on_join(from, epoch, position),
             SpinnakerMessage::Welcome { epoch, upto } => self.on_welcome(from, epoch, upto),
             SpinnakerMessage::Refuse { epoch } => self.on_refuse(epoch),
             // It comes with a snapshot only.
             SpinnakerMessage::Snapshot { .. } => {}
-            SpinnakerMessage::Doubt { .. } => self.on_doubt(from),
+            SpinnakerMessage::Doubt { epoch } => self.on_doubt(from, epoch),
             SpinnakerMessage::Resign { epoch, successor } => self.on_resign(from, epoch, successor),
         }
     }
@@ -262,6 +275,7 @@ impl Core for Spinnaker {
                 self.on_snapshot(ticket, message, upto);
             }
             Event::SnapshotInstalled { ticket, upto } => self.on_installed(ticket, upto),
+            Event::SnapshotOutdated { ticket } => self.on_outdated(ticket),
             Event::Coordination(view) => self.on_view(view),
             Event::PeerAlive { node } => self.on_peer_alive(node),
             Event::PeerLost { node } => self.on_peer_lost(node),
@@ -270,10 +284,33 @@ impl Core for Spinnaker {
     }
 
     fn drain_effects(&mut self, effects: &mut Vec<Effect<Self>>) {
+        self.note_progress();
         if let Part::Leader(leader) = &mut self.part {
             leader.leading.send_gathered(self.now, &mut self.journal);
         }
         self.journal.drain_into(effects);
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        self.journal.validate()?;
+        let (epoch, promised) = (self.epoch, self.state.promised);
+        let last = self.journal.last().epoch;
+        if last > epoch.max(promised) {
+            return Err(format!("the log ends in epoch {last}, and {promised} is promised"));
+        }
+        match &self.part {
+            Part::Follower(following) => following.validate(self.node),
+            Part::Candidate(candidacy) if candidacy.round <= epoch => {
+                Err(format!("it stands in round {} and knows epoch {epoch}", candidacy.round))
+            }
+            Part::Candidate(_) => Ok(()),
+            Part::Leader(leader) if self.state.is_learner => {
+                Err(format!("it leads epoch {} and counts in no majority", leader.leading.epoch))
+            }
+            // That mistake is to serve before the barrier is committed.
+            Part::Leader(_) if self.options.faults.commits_older_epochs => Ok(()),
+            Part::Leader(leader) => leader.validate(epoch, &self.journal, self.now),
+        }
     }
 
     fn next_timeout(&self) -> Option<Moment> {
@@ -285,13 +322,15 @@ impl Core for Spinnaker {
     }
 
     fn status(&self) -> CoreStatus {
-        let (role, leader_heard, progress) = match &self.part {
-            Part::Follower(following) if self.state.is_learner => {
-                (Role::Learner, following.heard, Vec::new())
-            }
-            Part::Follower(following) => (Role::Follower, following.heard, Vec::new()),
-            Part::Candidate(_) => (Role::Candidate, None, Vec::new()),
-            Part::Leader(leader) => (Role::Leader, None, leader.leading.progress()),
+        let (role, progress) = match &self.part {
+            Part::Follower(_) if self.state.is_learner => (Role::Learner, Vec::new()),
+            Part::Follower(_) => (Role::Follower, Vec::new()),
+            Part::Candidate(_) => (Role::Candidate, Vec::new()),
+            Part::Leader(leader) => (Role::Leader, leader.leading.progress()),
+        };
+        let current = match &self.part {
+            Part::Leader(leader) => self.current_of_leader(leader),
+            _ => self.journal.current(),
         };
         let measures = match &self.part {
             Part::Leader(leader) => leader.leading.measures,
@@ -300,7 +339,7 @@ impl Core for Spinnaker {
         CoreStatus {
             role,
             leader: self.leader(),
-            leader_heard,
+            current,
             epoch: self.epoch.max(self.state.promised),
             last: self.journal.last(),
             durable: self.journal.durable(),
@@ -337,8 +376,9 @@ impl Spinnaker {
         }
     }
 
-    /// Says whether the newest applied entry covers `lsn`.
+    /// Records how far the table has come.
     fn on_applied(&mut self, upto: Lsn) {
+        self.applied = self.applied.max(upto);
         self.begin_serving(upto);
     }
 }

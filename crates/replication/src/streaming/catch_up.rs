@@ -85,7 +85,7 @@ impl Leading {
             return;
         }
         let Some(previous) = journal.log().lsn_at(follower.next - 1) else {
-            follower.is_sending = true;
+            (follower.is_sending, follower.is_sent_snapshot) = (true, true);
             let message = C::snapshot_message(self.epoch);
             journal.push(Effect::SendSnapshot { to, message, when: When::Now });
             return;
@@ -98,8 +98,10 @@ impl Leading {
         if end > committed.seq + 1 {
             self.begin_block(now, to);
         }
-        let context = super::Preceding { committed, ..self.preceding(now, previous) };
-        journal.push(Effect::SendLog { to, seqs, context, when: When::Now });
+        let current_at = self.current_at(now, committed);
+        let preceding = self.preceding(now, journal, previous);
+        let context = super::Preceding { committed, current_at, ..preceding };
+        journal.push(Effect::SendLog { to, previous, seqs, context, when: When::Now });
     }
 
     /// Takes in how far a piece of the log went.
@@ -125,7 +127,7 @@ impl Leading {
     /// Takes in that a snapshot did not get there; the follower is asked again later.
     pub(crate) fn on_snapshot_lost(&mut self, now: Moment, to: NodeId) {
         if let Some(follower) = self.followers.get_mut(&to) {
-            follower.is_sending = false;
+            (follower.is_sending, follower.is_sent_snapshot) = (false, false);
             follower.probe_at = Some(now + PROBE_AFTER);
         }
     }
@@ -133,7 +135,7 @@ impl Leading {
     /// Takes in that a snapshot got there; what the follower answered comes as a message.
     pub(crate) fn on_snapshot_sent(&mut self, to: NodeId) {
         if let Some(follower) = self.followers.get_mut(&to) {
-            follower.is_sending = false;
+            (follower.is_sending, follower.is_sent_snapshot) = (false, false);
         }
     }
 

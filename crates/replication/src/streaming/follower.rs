@@ -1,6 +1,7 @@
 //! One follower, as its leader sees it.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use trireme_types::Lsn;
 
@@ -37,11 +38,17 @@ pub(crate) struct Follower {
     pub(crate) supported: Option<Moment>,
     /// When the newest message left whose acknowledgement gives support.
     pub(crate) asked: Option<Moment>,
+    /// When the newest beacon left.
+    beaconed: Option<Moment>,
     /// When its acknowledgement is overdue.
     pub(crate) probe_at: Option<Moment>,
     /// When it last acknowledged more than before, or owed nothing: a disk that hangs shows here
     /// while beacons are still acknowledged (P14).
     pub(crate) progressed: Moment,
+    /// When it last said something on the data lane, or why it does not.
+    heard_data: Moment,
+    /// It is sent a snapshot, which takes as long as it takes.
+    pub(crate) is_sent_snapshot: bool,
     /// The end of the leader's log when a follower that does not count said where it stands: all
     /// that it may once have acknowledged lies before (S14).
     pub(crate) counts_from: u64,
@@ -59,8 +66,11 @@ impl Follower {
             counts,
             supported: None,
             asked: None,
+            beaconed: None,
             probe_at: None,
             progressed: Moment::START,
+            heard_data: Moment::START,
+            is_sent_snapshot: false,
             counts_from: 0,
         }
     }
@@ -75,6 +85,8 @@ impl Follower {
     /// Takes in that the follower's log is the leader's up to `upto`, on its disk.
     pub(crate) fn acked(&mut self, upto: Lsn) {
         self.acked = upto;
+        // What it has need not be sent, wherever it said before that it stands.
+        self.next = self.next.max(upto.seq + 1);
         while let Some(&(last, bytes)) = self.in_flight.front()
             && last <= upto.seq
         {
@@ -103,6 +115,52 @@ impl Follower {
         if sent <= now {
             self.supported = self.supported.max(Some(sent));
         }
+    }
+
+    /// Returns when a beacon is due: when nothing was sent for an interval, or what was sent has brought
+    /// no support for two, as where acknowledgements wait for a slow disk. Beacons do not wait.
+    pub(crate) fn beacon_at(&self, interval: Duration) -> Moment {
+        let after = |moment: Option<Moment>, time| moment.map_or(Moment::START, |at| at + time);
+        let unsupported = after(self.supported, 2 * interval).max(after(self.beaconed, interval));
+        after(self.asked, interval).min(unsupported)
+    }
+
+    /// Records that a beacon was sent.
+    pub(crate) const fn sent_beacon(&mut self, now: Moment) {
+        (self.asked, self.beaconed) = (Some(now), Some(now));
+    }
+
+    /// Records that the follower said something on the data lane, or why it does not.
+    pub(crate) fn heard_data(&mut self, now: Moment) {
+        self.heard_data = self.heard_data.max(now);
+    }
+
+    /// Returns true if data has come from the follower within `limit`, or is not expected to: it is
+    /// asked for some whenever it owes an acknowledgement.
+    pub(crate) fn is_reached(&self, now: Moment, limit: Duration) -> bool {
+        self.is_sent_snapshot || now < self.heard_data + limit
+    }
+
+    /// Checks what must hold of a follower whose leader's log ends at `last`.
+    pub(crate) fn validate(&self, last: u64, now: Moment) -> Result<(), String> {
+        let Self { acked, next, .. } = self;
+        if acked.seq >= *next {
+            return Err(format!("{acked} is acknowledged, and {next} is the next to be sent"));
+        }
+        if *next > last + 1 && self.stage != Stage::Unheard {
+            return Err(format!("{next} is the next to be sent, and the log ends at {last}"));
+        }
+        let newest = self.in_flight.back();
+        if newest.is_some_and(|(last, _)| last >= next)
+            || (newest.is_none() && self.in_flight_bytes > 0)
+        {
+            let bytes = self.in_flight_bytes;
+            return Err(format!("{newest:?} is in flight, {bytes} bytes, and {next} not sent"));
+        }
+        if self.supported > Some(now) {
+            return Err(format!("it has acknowledged {:?}, and it is {now}", self.supported));
+        }
+        Ok(())
     }
 
     /// Says whether something was sent that is not acknowledged yet.

@@ -1,11 +1,16 @@
 //! A core's side of its cohort's log: what is in it, what of it is on disk, how far it is committed.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use trireme_storage::{IoId, LogWrite};
 use trireme_types::{Entry, Lsn, NodeId};
 
-use super::Preceding;
-use crate::core::{Core, DurableSeqs, Effect, EpochRuns, Outbox, Recovered, Reply, Ticket, When};
+use super::{Beacon, Preceding};
+use crate::core::{
+    Core, DurableSeqs, Effect, EpochRuns, Moment, Outbox, Recovered, Reply, Ticket, When,
+};
+use crate::freshness::LeaderClock;
 use crate::replica::ReplicaError;
 use crate::transport::Lane;
 
@@ -27,7 +32,41 @@ pub(crate) struct Journal<C: Core> {
     last_forced: IoId,
     /// The newest write that is on disk.
     synced: IoId,
+    installs: Installs,
+    /// The newest commit point that a leader named together with the moment, on this replica's
+    /// clock, as of which it was the newest.
+    current: Option<(Lsn, Moment)>,
+    leader_clock: LeaderClock,
     outbox: Outbox<C>,
+}
+
+/// The most snapshots that are to be installed at once: one that is being installed, and a newer one
+/// that waits. Each takes the table's size on the disk, so what else comes is refused and sent again.
+const INSTALLS_MAX: usize = 2;
+
+/// The most refused snapshots whose senders wait for the installations to end; they take their size
+/// on the disk meanwhile. As many as a large cohort has other replicas, since each sends one at a time.
+const SUPERSEDED_MAX: usize = 6;
+
+/// Snapshots of other replicas that are being installed or wait for it.
+#[derive(Debug, Default)]
+struct Installs {
+    /// Those under way, by the entry that each includes, which rises.
+    under_way: VecDeque<(Ticket, Lsn)>,
+    /// Offers that bring nothing beyond those under way: they are answered with where the replica
+    /// stands when all of those are in the table, since before that their senders would send the
+    /// same again.
+    superseded: Vec<Ticket>,
+}
+
+/// What becomes of a snapshot that is offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// It is installed, or a newer one is; the ticket comes back from [`Journal::installed`] or
+    /// [`Journal::outdated`].
+    Accepted,
+    /// It brings nothing, and is to be answered at once.
+    Old,
 }
 
 /// What became of entries that a follower was sent.
@@ -54,12 +93,15 @@ impl<C: Core> Journal<C> {
             unsent: Vec::new(),
             last_forced: IoId(0),
             synced: IoId(0),
+            installs: Installs::default(),
+            current: None,
+            leader_clock: LeaderClock::default(),
             outbox: Outbox::new(),
         };
         let applied = recovered.applied;
         if applied.seq > journal.log.purged().seq && !journal.log.holds(applied) {
             // A snapshot was installed, and the replica stopped before its log said so.
-            journal.installed(applied);
+            journal.replace_before(applied);
         }
         //= SPIN-40
         if committed > applied {
@@ -87,6 +129,25 @@ impl<C: Core> Journal<C> {
         self.committed
     }
 
+    /// Takes in as of when the commit point in a leader's message was the newest.
+    pub(crate) fn take_current(&mut self, now: Moment, from: NodeId, beacon: &Beacon) {
+        //= SPIN-70
+        //= PAC-70
+        let Beacon { epoch, committed, sent, current_at } = *beacon;
+        // Every message tells something of the leader's clock.
+        let local = self.leader_clock.local(now, (from, epoch), sent, current_at.unwrap_or(sent));
+        if let (Some(_), Some(as_of)) = (current_at, local)
+            && self.current.is_none_or(|(point, at)| (point.seq, at) <= (committed.seq, as_of))
+        {
+            self.current = Some((committed, as_of));
+        }
+    }
+
+    /// Returns the newest commit point of which it is known as of when it was the newest.
+    pub(crate) const fn current(&self) -> Option<(Lsn, Moment)> {
+        self.current
+    }
+
     /// Adds a leader's own entry. It is written and sent with all others of the batch.
     pub(crate) fn propose(&mut self, entry: Entry) {
         self.log.append(entry.lsn);
@@ -112,9 +173,20 @@ impl<C: Core> Journal<C> {
     /// Takes what a leader sent: skips what is known, drops what stands in the place of the leader's
     /// entries, and appends the rest. The drop is a record in its place in the log and so durable
     /// before anything that follows it (SPIN-43; S9).
+    ///
+    /// Nothing is taken unless the log holds the very entry that precedes them. The epochs of a log
+    /// never fall, and a leader has no entry of an epoch after its own: entries that break this come
+    /// from a log that changed while it was read.
     pub(crate) fn take(&mut self, preceding: &Preceding, mut entries: Vec<Entry>) -> Taken {
-        let Preceding { previous, .. } = *preceding;
-        if !self.log.holds(previous) && previous.seq > self.committed.seq {
+        let Preceding { previous, epoch, .. } = *preceding;
+        //= SPIN-3
+        let precedes = match self.log.lsn_at(previous.seq) {
+            Some(lsn) => lsn == previous,
+            None => previous.seq < self.log.purged().seq,
+        };
+        let epochs = entries.iter().map(|entry| entry.lsn.epoch);
+        let epochs = std::iter::once(previous.epoch).chain(epochs).chain([epoch]);
+        if !precedes || !epochs.is_sorted() {
             return Taken::Gap;
         }
         let matched = entries.last().map_or(previous, |entry| entry.lsn);
@@ -150,7 +222,7 @@ impl<C: Core> Journal<C> {
         }
     }
 
-    /// Gives up the log up to `upto`, or as far as it is committed.
+    /// Gives up the log up to `upto`, which the table has on disk (S10), or as far as it is committed.
     pub(crate) fn release(&mut self, upto: u64) {
         let upto = upto.min(self.committed.seq);
         if let Some(upto) = self.log.lsn_at(upto)
@@ -162,8 +234,48 @@ impl<C: Core> Journal<C> {
         }
     }
 
-    /// Takes in that the table was replaced by a snapshot that includes `upto`.
-    pub(crate) fn installed(&mut self, upto: Lsn) {
+    /// Has a snapshot that includes `upto` installed, unless it brings nothing beyond what is committed
+    /// here or is being installed already (C2). Those under way are installed in the order of what
+    /// they include.
+    pub(crate) fn offer_snapshot(&mut self, ticket: Ticket, upto: Lsn) -> Offer {
+        let newest = self.installs.under_way.back().map(|(_, newest)| newest.seq);
+        if upto.seq <= self.committed.seq && newest.is_none() {
+            return Offer::Old;
+        }
+        let is_full = self.installs.under_way.len() >= INSTALLS_MAX;
+        let is_superseded = newest.is_some_and(|newest| upto.seq <= newest) || is_full;
+        if is_superseded || upto.seq <= self.committed.seq {
+            if self.installs.superseded.len() >= SUPERSEDED_MAX {
+                return Offer::Old;
+            }
+            self.installs.superseded.push(ticket);
+        } else {
+            self.installs.under_way.push_back((ticket, upto));
+            self.outbox.push(Effect::InstallSnapshot { ticket });
+        }
+        Offer::Accepted
+    }
+
+    /// Records that the table was replaced by the snapshot offered under `ticket`. Returns the
+    /// tickets that are to be answered with where the replica stands now.
+    pub(crate) fn installed(&mut self, ticket: Ticket, upto: Lsn) -> Vec<Ticket> {
+        self.replace_before(upto);
+        self.outdated(ticket)
+    }
+
+    /// Records that the snapshot offered under `ticket` was not installed, since the table has passed
+    /// it. Returns the tickets that are to be answered with where the replica stands now.
+    pub(crate) fn outdated(&mut self, ticket: Ticket) -> Vec<Ticket> {
+        self.installs.under_way.retain(|(other, _)| *other != ticket);
+        let mut answered = vec![ticket];
+        if self.installs.under_way.is_empty() {
+            answered.append(&mut self.installs.superseded);
+        }
+        answered
+    }
+
+    /// Has the log go on behind `upto`, which the table includes, if it does not hold it.
+    fn replace_before(&mut self, upto: Lsn) {
         self.write_gathered();
         if !self.log.holds(upto) && upto.seq < self.last().seq {
             // What comes after another entry than the snapshot's is of another history.
@@ -224,6 +336,27 @@ impl<C: Core> Journal<C> {
             IoId(0) => When::Now,
             io => When::Durable(io),
         }
+    }
+
+    /// Checks what must hold of a log.
+    pub(crate) fn validate(&self) -> Result<(), String> {
+        let (purged, committed, last) = (self.log.purged(), self.committed, self.last());
+        if committed.seq > last.seq {
+            return Err(format!("{committed} is committed, and the log ends with {last}"));
+        }
+        if committed.seq >= purged.seq && !self.log.holds(committed) {
+            return Err(format!("{committed} is committed, and the log holds another there"));
+        }
+        if self.noted > committed {
+            return Err(format!("{} was recorded as committed, not {committed}", self.noted));
+        }
+        if !self.log.is_rising() {
+            return Err(format!("the log's epochs fall: {:?}", self.log));
+        }
+        if self.synced > self.outbox.last_write() || self.last_forced > self.outbox.last_write() {
+            return Err("a write is durable that was never made".into());
+        }
+        Ok(())
     }
 
     /// Sends a message on the data lane.

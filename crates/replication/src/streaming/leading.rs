@@ -33,6 +33,14 @@ pub(crate) struct Leading {
     /// How far the followers were told that the log is committed, and when.
     told: Lsn,
     told_at: Moment,
+    /// The epoch in which it began to lead: what it has committed of that epoch or a later one
+    /// includes all that its predecessors had.
+    first: Epoch,
+    /// Until when it holds the lease under which nobody else commits anything; `None` before it
+    /// has one. The core keeps it, and may do so late.
+    lease: Option<Moment>,
+    /// When `told` was last seen to be the newest commit point, under the lease.
+    current_at: Option<Moment>,
 }
 
 impl Leading {
@@ -56,6 +64,9 @@ impl Leading {
             block_after: now,
             told: Lsn::ZERO,
             told_at: now,
+            first: epoch,
+            lease: None,
+            current_at: None,
         }
     }
 
@@ -124,7 +135,7 @@ impl Leading {
             journal.log().lsn_at(first - 1).unwrap_or_else(|| journal.log().purged());
         for piece in pieces(&entries) {
             let first = piece[0].lsn.seq;
-            let preceding = self.preceding(now, previous);
+            let preceding = self.preceding(now, journal, previous);
             let next = first + piece.len() as u64;
             let bytes = piece.iter().map(|entry| entry.payload.len()).sum();
             for (&to, follower) in &mut self.followers {
@@ -154,8 +165,11 @@ impl Leading {
         upto: Lsn,
     ) {
         let Some(follower) = self.followers.get_mut(&from) else { return };
-        // What the log does not hold was never sent in this epoch.
-        if !journal.log().holds(upto) && upto.seq > journal.committed().seq {
+        // What the log does not hold was never sent in this epoch. What was not sent since the follower
+        // said where it stands is an acknowledgement from before that, perhaps of a disk that it has
+        // lost since: it is sent again.
+        let is_held = journal.log().holds(upto) || upto.seq <= journal.committed().seq;
+        if !is_held || upto.seq >= follower.next {
             return;
         }
         if upto.seq > follower.acked.seq && follower.stage != Stage::Unheard {
@@ -172,6 +186,36 @@ impl Leading {
         if let Some(follower) = self.followers.get_mut(&from) {
             follower.support(sent, now);
         }
+    }
+
+    /// Records that a follower said something on the data lane, or why it does not.
+    pub(crate) fn heard_data(&mut self, from: NodeId, now: Moment) {
+        if let Some(follower) = self.followers.get_mut(&from) {
+            follower.heard_data(now);
+        }
+    }
+
+    /// Checks what must hold of a leader with this log.
+    pub(crate) fn validate<C: Streams>(
+        &self,
+        journal: &Journal<C>,
+        now: Moment,
+    ) -> Result<(), String> {
+        let last = journal.last();
+        if last.epoch > self.epoch {
+            return Err(format!("it leads epoch {}, and its log ends with {last}", self.epoch));
+        }
+        if self.told > journal.committed() {
+            let committed = journal.committed();
+            return Err(format!("{committed} is committed, and {} was advertised", self.told));
+        }
+        if self.waiting.back().is_some_and(|(lsn, _)| *lsn > last) {
+            return Err(format!("a caller waits for an entry behind {last}"));
+        }
+        for (node, follower) in &self.followers {
+            follower.validate(last.seq, now).map_err(|rule| format!("follower {node}: {rule}"))?;
+        }
+        Ok(())
     }
 
     /// Commits up to `seq`: whoever waits for an entry is answered once it is applied (SPIN-6).
@@ -210,6 +254,7 @@ impl Leading {
         //= SPIN-7
         self.told = journal.committed();
         self.told_at = now;
+        self.current_at = self.current_at(now, self.told);
         journal.note_commit_point();
         true
     }
@@ -218,8 +263,41 @@ impl Leading {
         self.told_at + self.timing.commit_period
     }
 
-    pub(super) const fn preceding(&self, now: Moment, previous: Lsn) -> Preceding {
-        Preceding { epoch: self.epoch, previous, committed: self.told, sent: now }
+    pub(super) fn preceding<C: Streams>(
+        &mut self,
+        now: Moment,
+        journal: &Journal<C>,
+        previous: Lsn,
+    ) -> Preceding {
+        let (committed, current_at) = (self.told, self.told_current_at(now, journal));
+        Preceding { epoch: self.epoch, previous, committed, sent: now, current_at }
+    }
+
+    /// Keeps until when the leader holds its lease.
+    pub(crate) const fn set_lease(&mut self, until: Option<Moment>) {
+        self.lease = until;
+    }
+
+    /// Gives up the lease: somebody else may lead from now on.
+    pub(crate) fn end_lease(&mut self, now: Moment) {
+        self.lease = self.lease.map(|until| until.min(now));
+    }
+
+    /// Returns as of when `point` is the newest commit point, which it is as far as this leader
+    /// knows: now, or when its lease ended. Until it has committed an entry of its own, it does not
+    /// know how far its predecessors had come.
+    pub(super) fn current_at(&self, now: Moment, point: Lsn) -> Option<Moment> {
+        //= SPIN-70
+        //= PAC-70
+        self.lease.map(|until| until.min(now)).filter(|_| point.epoch >= self.first)
+    }
+
+    /// Returns as of when what the followers are told was the newest commit point.
+    fn told_current_at<C: Streams>(&mut self, now: Moment, journal: &Journal<C>) -> Option<Moment> {
+        if journal.committed() == self.told {
+            self.current_at = self.current_at.max(self.current_at(now, self.told));
+        }
+        self.current_at
     }
 
     /// Does what is due at `now`.
@@ -260,7 +338,8 @@ impl Leading {
         let Some(follower) = self.followers.get_mut(&to) else { return };
         let Some(previous) = journal.log().lsn_at(follower.next - 1) else { return };
         follower.asked = Some(now);
-        let message = C::entries_message(self.preceding(now, previous), Vec::new());
+        let preceding = self.preceding(now, journal, previous);
+        let message = C::entries_message(preceding, Vec::new());
         journal.send(to, message, When::Now);
     }
 
@@ -276,13 +355,15 @@ impl Leading {
         }
     }
 
-    /// Sends a beacon to everybody who was sent nothing for a beacon interval (M40).
+    /// Sends a beacon to every follower that was sent nothing for a beacon interval (M40), or whose
+    /// support what was sent does not bring.
     fn send_beacons<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
-        let beacon = Beacon { epoch: self.epoch, committed: self.told, sent: now };
+        let current_at = self.told_current_at(now, journal);
+        let beacon = Beacon { epoch: self.epoch, committed: self.told, sent: now, current_at };
         let interval = self.timing.beacon_interval;
         for (&to, follower) in &mut self.followers {
-            if follower.asked.is_none_or(|asked| asked + interval <= now) {
-                follower.asked = Some(now);
+            if follower.beacon_at(interval) <= now {
+                follower.sent_beacon(now);
                 self.measures.beacons += 1;
                 journal.signal(to, C::beacon_message(beacon));
             }
@@ -293,8 +374,7 @@ impl Leading {
     pub(crate) fn next_timeout<C: Streams>(&self, journal: &Journal<C>) -> Option<Moment> {
         let interval = self.timing.beacon_interval;
         let of_followers = self.followers.values().flat_map(|follower| {
-            let beacon = follower.asked.map_or(Moment::START, |asked| asked + interval);
-            [Some(beacon), follower.probe_at].into_iter().flatten()
+            [Some(follower.beacon_at(interval)), follower.probe_at].into_iter().flatten()
         });
         let tell = (journal.committed() > self.told).then(|| self.tell_at());
         let block = self.block.as_ref().map(Block::until);
@@ -314,6 +394,13 @@ impl Leading {
     /// Gives up the writes that are held: they were never in the log.
     pub(crate) fn take_held_tickets(&mut self) -> Vec<Ticket> {
         std::mem::take(&mut self.held).into_iter().map(|(ticket, _)| ticket).collect()
+    }
+
+    /// Gives up waiting for the entries up to `seq` for those who proposed them.
+    pub(crate) fn take_waiting_tickets(&mut self, seq: u64) -> Vec<Ticket> {
+        let is_covered = |(lsn, _): &&(Lsn, Ticket)| lsn.seq <= seq;
+        let covered = self.waiting.iter().take_while(is_covered).count();
+        self.waiting.drain(..covered).map(|(_, ticket)| ticket).collect()
     }
 
     /// Asks every follower whether something was lost.

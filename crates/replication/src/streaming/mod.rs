@@ -23,7 +23,10 @@
 //! * A follower says where it stands when it first hears of an epoch, and whenever it lacks what
 //!   comes before a proposal. If its last entry is in the leader's log, its whole log is the
 //!   leader's up to there: an epoch has one leader, who gives each sequence once, and every entry
-//!   was appended behind the one that precedes it. If not, it starts again from its commit point.
+//!   was appended behind the one that precedes it. Both ends see to that: entries are sent only if
+//!   the one before them is still in the log when they are read, and are appended only behind that
+//!   very one, in epochs that never fall. If its last entry is another, it starts again from its
+//!   commit point.
 //! * Catching up is by committed entries alone, one piece at a time, while writes go on; the
 //!   uncommitted rest follows last, and while that is on its way new writes wait
 //!   (Spinnaker §6.1, S15). The wait is bounded by [`BLOCK_MAX`] and measured.
@@ -39,13 +42,21 @@
 //! sends next; if nothing is sent, by a message without entries. Until a point is told the leader
 //! writes none down, so a commit period bounds how far a successor is behind (Spinnaker §5, §D.1).
 //!
+//! # The age of timeline reads
+//!
+//! With each commit point goes the moment as of which it was the newest: now, while the point is
+//! the newest that the leader has and its lease holds; else when both were last so. A leader that
+//! has not committed an entry of its own yet names none. Followers count the age of their state
+//! from there (SPIN-70, PAC-70).
+//!
 //! # Support
 //!
 //! Everything that a leader sends carries the time on its clock; a follower gives the time back and
 //! thereby supports the leader: for the grace, counted from when it received the message, it helps
 //! no other to lead. The leader counts its lease from the time in the message, which is earlier, so
 //! it stops before its followers are free, however late it or they look at their clocks (S5, P1).
-//! A leader that has sent nothing for a beacon interval sends a beacon.
+//! A leader that has sent nothing for a beacon interval sends a beacon, and so does one whose data is
+//! not acknowledged: an acknowledgement may wait for a slow disk, the answer to a beacon does not.
 //!
 //! No clock, no I/O, no order by chance in here: it is part of the cores.
 
@@ -62,7 +73,7 @@ use std::time::Duration;
 use trireme_types::{Epoch, Lsn};
 
 pub(crate) use self::follower::{Follower, Stage};
-pub(crate) use self::journal::{Journal, Taken};
+pub(crate) use self::journal::{Journal, Offer, Taken};
 pub(crate) use self::leading::Leading;
 pub(crate) use self::support::Support;
 
@@ -98,6 +109,17 @@ pub struct Preceding {
     pub committed: Lsn,
     /// When the leader sent it, on its own clock.
     pub sent: Moment,
+    /// As of when `committed` was the newest commit point, on the leader's clock; `None` if the
+    /// leader does not know yet how far its predecessors had committed.
+    pub current_at: Option<Moment>,
+}
+
+impl Preceding {
+    /// Returns the sign of life that is in the message.
+    pub(crate) const fn beacon(&self) -> Beacon {
+        let Self { epoch, committed, sent, current_at, .. } = *self;
+        Beacon { epoch, committed, sent, current_at }
+    }
 }
 
 impl fmt::Display for Preceding {
@@ -116,6 +138,9 @@ pub struct Beacon {
     pub committed: Lsn,
     /// When the leader sent it, on its own clock.
     pub sent: Moment,
+    /// As of when `committed` was the newest commit point, on the leader's clock; `None` if the
+    /// leader does not know yet how far its predecessors had committed.
+    pub current_at: Option<Moment>,
 }
 
 /// Where a follower stands.

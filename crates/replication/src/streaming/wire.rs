@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use trireme_types::{Entry, EntryKind, Lsn, NodeId};
+use trireme_types::{Entry, EntryKind, Incarnation, Lsn, NodeId};
 
 use super::{Beacon, Position, Preceding};
 use crate::core::Moment;
@@ -48,8 +48,17 @@ impl Writer {
         Self(bytes)
     }
 
+    pub(crate) fn incarnation(self, incarnation: Incarnation) -> Self {
+        self.number(incarnation.0)
+    }
+
     pub(crate) fn number(mut self, number: u64) -> Self {
         self.0.put_u64(number);
+        self
+    }
+
+    pub(crate) fn byte(mut self, byte: u8) -> Self {
+        self.0.put_u8(byte);
         self
     }
 
@@ -67,7 +76,8 @@ impl Writer {
         self.number(u64::try_from(micros).unwrap_or(u64::MAX))
     }
 
-    /// Writes the time of a message that is acknowledged with support, or that there is none.
+    /// Writes a moment, such as that of a message that is acknowledged with support, or that there
+    /// is none.
     pub(crate) fn supports(self, supports: Option<Moment>) -> Self {
         self.flag(supports.is_some()).moment(supports.unwrap_or_default())
     }
@@ -78,13 +88,13 @@ impl Writer {
     }
 
     pub(crate) fn preceding(self, preceding: &Preceding) -> Self {
-        let Preceding { epoch, previous, committed, sent } = *preceding;
-        self.number(epoch).lsn(previous).lsn(committed).moment(sent)
+        let Preceding { epoch, previous, committed, sent, current_at } = *preceding;
+        self.number(epoch).lsn(previous).lsn(committed).moment(sent).supports(current_at)
     }
 
     pub(crate) fn beacon(self, beacon: &Beacon) -> Self {
-        let Beacon { epoch, committed, sent } = *beacon;
-        self.number(epoch).lsn(committed).moment(sent)
+        let Beacon { epoch, committed, sent, current_at } = *beacon;
+        self.number(epoch).lsn(committed).moment(sent).supports(current_at)
     }
 
     pub(crate) fn position(self, position: &Position) -> Self {
@@ -127,6 +137,10 @@ impl Reader {
         self.0.try_get_u64().map_err(|_| DecodeError::Short)
     }
 
+    pub(crate) fn incarnation(&mut self) -> Result<Incarnation, DecodeError> {
+        Ok(Incarnation(self.number()?))
+    }
+
     pub(crate) fn flag(&mut self) -> Result<bool, DecodeError> {
         Ok(self.byte()? != 0)
     }
@@ -155,11 +169,17 @@ impl Reader {
             previous: self.lsn()?,
             committed: self.lsn()?,
             sent: self.moment()?,
+            current_at: self.supports()?,
         })
     }
 
     pub(crate) fn beacon(&mut self) -> Result<Beacon, DecodeError> {
-        Ok(Beacon { epoch: self.number()?, committed: self.lsn()?, sent: self.moment()? })
+        Ok(Beacon {
+            epoch: self.number()?,
+            committed: self.lsn()?,
+            sent: self.moment()?,
+            current_at: self.supports()?,
+        })
     }
 
     pub(crate) fn position(&mut self) -> Result<Position, DecodeError> {
@@ -207,34 +227,53 @@ const fn kind_number(kind: EntryKind) -> u8 {
     }
 }
 
-/// What a replica keeps on disk beside its log: the newest epoch that it promised itself to, and
-/// whether it is a learner.
+/// What a replica keeps on disk beside its log: the newest epoch that it promised itself to, whether
+/// it is a learner, and which incarnation it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HardState {
     /// It accepts nothing from a leader of an older epoch (S2, P5).
     pub(crate) promised: u64,
     /// It has lost its data, or never was a member, and has not caught up since (S14).
     pub(crate) is_learner: bool,
+    /// Which incarnation of the replica has this disk, where the protocol asks for it.
+    pub(crate) incarnation: Option<Incarnation>,
 }
 
-/// The format of a hard state, which is its first byte.
+/// The format of a hard state, which is its first byte, without an incarnation.
 const HARD_STATE_FORMAT: u8 = 1;
+
+/// The format of a hard state with an incarnation at its end.
+const HARD_STATE_WITH_INCARNATION: u8 = 2;
 
 impl HardState {
     pub(crate) fn encode(self) -> Bytes {
-        Writer::new(HARD_STATE_FORMAT).number(self.promised).flag(self.is_learner).finish()
+        let format = match self.incarnation {
+            None => HARD_STATE_FORMAT,
+            Some(_) => HARD_STATE_WITH_INCARNATION,
+        };
+        let writer = Writer::new(format).number(self.promised).flag(self.is_learner);
+        match self.incarnation {
+            None => writer.finish(),
+            Some(incarnation) => writer.number(incarnation.0).finish(),
+        }
     }
 
     /// Reads what `encode` wrote.
     pub(crate) fn decode(bytes: Bytes) -> Result<Self, String> {
         let mut reader = Reader::new(bytes);
         let format = reader.byte().map_err(|_| "the hard state is empty".to_owned())?;
-        if format != HARD_STATE_FORMAT {
-            let reads = HARD_STATE_FORMAT;
-            return Err(format!("the hard state has format {format}; this build reads {reads}"));
+        let has_incarnation = format == HARD_STATE_WITH_INCARNATION;
+        if format != HARD_STATE_FORMAT && !has_incarnation {
+            let reads = HARD_STATE_WITH_INCARNATION;
+            return Err(format!(
+                "the hard state has format {format}; this build reads up to {reads}"
+            ));
         }
         let read = |reader: &mut Reader| {
-            Ok::<_, DecodeError>(Self { promised: reader.number()?, is_learner: reader.flag()? })
+            let (promised, is_learner) = (reader.number()?, reader.flag()?);
+            let number = has_incarnation.then(|| reader.number()).transpose()?;
+            let incarnation = number.map(Incarnation);
+            Ok::<_, DecodeError>(Self { promised, is_learner, incarnation })
         };
         let state = read(&mut reader).and_then(|state| reader.finish(state));
         state.map_err(|error| format!("the hard state cannot be read: {error}"))
@@ -247,17 +286,27 @@ mod tests {
 
     #[test]
     fn a_hard_state_reads_back_and_others_are_refused() {
-        let state = HardState { promised: 7, is_learner: true };
-        let bytes = state.encode();
-        assert_eq!(HardState::decode(bytes.clone()), Ok(state));
-        for len in 0..bytes.len() {
-            assert!(HardState::decode(bytes.slice(..len)).is_err(), "cut to {len} bytes");
+        for incarnation in [None, Some(Incarnation(9))] {
+            let state = HardState { promised: 7, is_learner: true, incarnation };
+            let bytes = state.encode();
+            assert_eq!(HardState::decode(bytes.clone()), Ok(state));
+            for len in 0..bytes.len() {
+                assert!(HardState::decode(bytes.slice(..len)).is_err(), "cut to {len} bytes");
+            }
+            let longer = Bytes::from([&bytes[..], b"x"].concat());
+            assert!(HardState::decode(longer).unwrap_err().contains("1 bytes follow"));
+            let mut future = bytes.to_vec();
+            future[0] = HARD_STATE_WITH_INCARNATION + 1;
+            assert!(HardState::decode(future.into()).unwrap_err().contains("format 3"));
         }
-        let longer = Bytes::from([&bytes[..], b"x"].concat());
-        assert!(HardState::decode(longer).unwrap_err().contains("1 bytes follow"));
-        let mut future = bytes.to_vec();
-        future[0] = HARD_STATE_FORMAT + 1;
-        assert!(HardState::decode(future.into()).unwrap_err().contains("format 2"));
+    }
+
+    /// What 0.1.0 wrote, byte by byte, and what is written still where no incarnation is asked for.
+    #[test]
+    fn a_hard_state_without_an_incarnation_has_its_old_bytes() {
+        let bytes = Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0, 7, 1]);
+        let state = HardState { promised: 7, is_learner: true, incarnation: None };
+        assert_eq!((HardState::decode(bytes.clone()), state.encode()), (Ok(state), bytes));
     }
 
     #[test]

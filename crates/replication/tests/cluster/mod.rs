@@ -298,7 +298,7 @@ pub(crate) fn put(key: &str, value: &str) -> CommandBatch {
         value: Bytes::from(value.to_owned()),
         condition: Condition::None,
     };
-    CommandBatch { commands: vec![Command { request: None, operation }] }
+    CommandBatch { commands: vec![Command { request: None, operation }], clock: 0 }
 }
 
 /// Returns every row of a table: key, value, version.

@@ -3,8 +3,11 @@
 //! ```text
 //! cluster nodes=3 [replicas=3] [commit_period=MS] [beacon=MS] [lease=MS] [grace=MS] [min=1] [fault=P1]
 //! coordinator step              works off what it was asked, and tells everybody what is new
+//! coordinator tell 1            tells node 1 the newest configuration, whatever it was told before
 //! coordinator cut 1             loses what node 1 asks, and tells it nothing
-//! coordinator heal 1            ends that
+//! coordinator mute 1            loses what node 1 asks
+//! coordinator deaf 1            tells node 1 nothing
+//! coordinator heal 1            ends all three
 //! coordinator hold              keeps what it is asked, until `step`
 //! ```
 //!
@@ -12,6 +15,7 @@
 //! started as replicas that may join.
 
 mod faults;
+mod identity;
 mod load;
 mod random;
 
@@ -19,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use trireme_replication::core::Recovered;
 use trireme_replication::pacifica::{Newest, Pacifica, PacificaFaults, PacificaOptions, Proposal};
-use trireme_types::{CohortConfig, CohortId, NodeId, Protocol};
+use trireme_types::{CohortConfig, CohortId, Incarnation, NodeId, Protocol};
 
 use super::script::{Cluster, ScriptCoordinator, Subject, Told};
 
@@ -32,6 +36,7 @@ impl Subject for Pacifica {
             timing: cluster.timing(),
             rejoins,
             min_replicas_for_write: least.unwrap_or(1),
+            incarnation: Incarnation(cluster.starts),
             faults: faults(cluster.options.get("fault").map(String::as_str)),
         };
         Self::new(&recovered, options).expect("the options make sense")
@@ -48,7 +53,7 @@ fn faults(name: Option<&str>) -> PacificaFaults {
         Some("P5") => faults.takes_old_versions = true,
         Some("P6") => faults.adds_without_waiting = true,
         Some("P7") => faults.resumes_its_version = true,
-        Some("P8") => faults.keeps_its_tail = true,
+        Some("P8") => faults.drops_its_tail = true,
         Some("P9") => faults.serves_before_reconciling = true,
         Some(other) => panic!("no fault is called {other}"),
     }
@@ -59,9 +64,14 @@ fn faults(name: Option<&str>) -> PacificaFaults {
 #[derive(Debug, Default)]
 pub(crate) struct Manager {
     nodes: Vec<NodeId>,
+    /// How many replicas the cluster was asked for with, whatever the configuration says since.
+    wanted: usize,
     config: Option<CohortConfig>,
     asked: Vec<(NodeId, Proposal)>,
-    cut_off: BTreeSet<NodeId>,
+    /// The nodes that it hears nothing from.
+    mute: BTreeSet<NodeId>,
+    /// The nodes that hear nothing from it.
+    deaf: BTreeSet<NodeId>,
     is_holding: bool,
     /// The version that each node was told last.
     told: BTreeMap<NodeId, u64>,
@@ -77,8 +87,10 @@ impl ScriptCoordinator<Pacifica> for Manager {
             protocol: Protocol::Pacifica,
             replicas: cluster.nodes[..replicas].to_vec(),
             replicas_wanted: replicas,
+            incarnations: [].into(),
         };
-        *self = Self { nodes: cluster.nodes.clone(), config: Some(config), ..Self::default() };
+        let (nodes, wanted) = (cluster.nodes.clone(), replicas);
+        *self = Self { nodes, wanted, config: Some(config), ..Self::default() };
     }
 
     fn started(&mut self, node: NodeId) {
@@ -89,8 +101,16 @@ impl ScriptCoordinator<Pacifica> for Manager {
         self.config.as_ref().map(|config| &config.replicas[..])
     }
 
+    fn replicas_wanted(&self) -> Option<usize> {
+        Some(self.wanted)
+    }
+
+    fn lists(&self, node: NodeId, incarnation: u64) -> bool {
+        self.config().incarnations.get(&node) == Some(&Incarnation(incarnation))
+    }
+
     fn request(&mut self, from: NodeId, request: Proposal) {
-        if !self.cut_off.contains(&from) {
+        if !self.mute.contains(&from) {
             self.asked.push((from, request));
         }
     }
@@ -111,11 +131,20 @@ impl ScriptCoordinator<Pacifica> for Manager {
                 return Ok(self.work());
             }
             ["hold"] => self.is_holding = true,
+            ["tell", id] => return Ok(vec![self.tell(node(id)?)]),
             ["cut", id] => {
-                self.cut_off.insert(node(id)?);
+                self.mute.insert(node(id)?);
+                self.deaf.insert(node(id)?);
+            }
+            ["mute", id] => {
+                self.mute.insert(node(id)?);
+            }
+            ["deaf", id] => {
+                self.deaf.insert(node(id)?);
             }
             ["heal", id] => {
-                self.cut_off.remove(&node(id)?);
+                self.mute.remove(&node(id)?);
+                self.deaf.remove(&node(id)?);
             }
             _ => return Err(format!("the manager does not understand {words:?}")),
         }
@@ -143,14 +172,16 @@ impl Manager {
                 *config = proposed;
             }
         }
-        let mut told = Vec::new();
-        for node in &self.nodes {
-            let is_news = self.told.get(node) != Some(&config.version);
-            if is_news && !self.cut_off.contains(node) {
-                self.told.insert(*node, config.version);
-                told.push((*node, Newest(config.clone())));
-            }
-        }
-        told
+        let version = config.version;
+        let is_due =
+            |node: &&NodeId| self.told.get(*node) != Some(&version) && !self.deaf.contains(*node);
+        let due: Vec<_> = self.nodes.iter().filter(is_due).copied().collect();
+        due.into_iter().map(|node| self.tell(node)).collect()
+    }
+
+    fn tell(&mut self, node: NodeId) -> (NodeId, Newest) {
+        let config = self.config().clone();
+        self.told.insert(node, config.version);
+        (node, Newest(config))
     }
 }

@@ -8,15 +8,36 @@ use crate::script::Runner;
 use crate::script::random::{Numbers, Trial, notices, run_script_from_elsewhere, try_seeds};
 
 impl Trial for Pacifica {
-    /// Two, three or four replicas; in half of all runs one more node is free.
+    /// Two, three or four replicas; in two of three runs one or two more nodes are free. In some, writes
+    /// need two replicas.
     fn cluster(numbers: &mut Numbers) -> (u64, Vec<(String, String)>) {
         let replicas = [3, 3, 3, 2, 4][usize::try_from(numbers.below(5)).expect("a small number")];
-        let free = numbers.below(2);
-        (replicas + free, vec![("replicas".into(), replicas.to_string())])
+        let free = numbers.below(3);
+        let mut options = vec![("replicas".to_owned(), replicas.to_string())];
+        if numbers.below(4) == 0 {
+            options.push(("min".into(), "2".into()));
+        }
+        (replicas + free, options)
     }
 
-    fn trouble(_node: u64) -> String {
-        "hold".into()
+    /// The manager answers nobody, or one of the two ways between it and a node is cut, or a node is
+    /// told the newest configuration again.
+    fn trouble(node: u64, which: u64) -> String {
+        match which {
+            0 => "hold".into(),
+            1 => format!("deaf {node}"),
+            2 => format!("mute {node}"),
+            _ => format!("tell {node}"),
+        }
+    }
+
+    /// As hosting has it: a node that is not in the configuration holds a replica only while one is
+    /// missing.
+    fn displaced(runner: &Runner<Self>) -> Vec<NodeId> {
+        let config = runner.coordinator().config();
+        let is_full = config.replicas_missing() == 0;
+        let is_displaced = |node: &NodeId| is_full && !config.replicas.contains(node);
+        runner.nodes().filter(is_displaced).collect()
     }
 
     fn depose(leader: u64) -> Vec<String> {
@@ -27,9 +48,11 @@ impl Trial for Pacifica {
         "step".into()
     }
 
-    /// One replica of the newest configuration must keep its disk, with all that is committed.
+    /// One replica of the newest configuration must keep its disk, with all that is committed, and know
+    /// that it does: one that has never acted cannot tell that it has lost nothing [PAC-45].
     fn bears_loss_of(runner: &Runner<Self>, node: NodeId) -> bool {
-        let is_kept = |other: &NodeId| *other != node && runner.is_intact(*other);
+        let is_kept =
+            |other: &NodeId| *other != node && runner.is_intact(*other) && runner.has_acted(*other);
         runner.coordinator().possible().all(|config| config.replicas.iter().any(is_kept))
     }
 

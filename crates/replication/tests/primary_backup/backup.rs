@@ -17,7 +17,8 @@ impl PrimaryBackup {
         if from != self.primary || context.epoch < self.epoch {
             return;
         }
-        self.heard = Some(now);
+        // The primary tells every commit at once.
+        self.current = Some((context.committed, now));
         if context.epoch > self.epoch {
             self.adopt(context.epoch);
         }
@@ -71,6 +72,10 @@ impl PrimaryBackup {
         self.committed = upto;
         self.log.purge(upto);
         self.persist(LogWrite::Purge { upto });
+        self.answer_snapshot(ticket);
+    }
+
+    pub(super) fn on_outdated(&mut self, ticket: Ticket) {
         self.answer_snapshot(ticket);
     }
 

@@ -52,7 +52,7 @@ pub(crate) struct PrimaryBackup {
     forcing: VecDeque<(IoId, Lsn)>,
     /// Set at the primary.
     leading: Option<Primary>,
-    heard: Option<Moment>,
+    current: Option<(Lsn, Moment)>,
     outbox: Outbox<Self>,
 }
 
@@ -73,7 +73,7 @@ impl PrimaryBackup {
             committed,
             forcing: VecDeque::new(),
             leading: None,
-            heard: None,
+            current: None,
             outbox: Outbox::new(),
         };
         if committed > applied {
@@ -184,6 +184,7 @@ impl Core for PrimaryBackup {
             Event::SnapshotInstalled { ticket, upto } => self.on_installed(ticket, upto),
             Event::PeerAlive { node } => self.on_peer_alive(node),
             Event::Timeout => self.on_timeout(now),
+            Event::SnapshotOutdated { ticket } => self.on_outdated(ticket),
             Event::Applied { .. } | Event::PeerLost { .. } => {}
             Event::Coordination(never) => match never {},
         }
@@ -201,7 +202,10 @@ impl Core for PrimaryBackup {
         CoreStatus {
             role: if self.leading.is_some() { Role::Leader } else { Role::Follower },
             leader: Some(self.primary),
-            leader_heard: self.heard,
+            current: match self.leading {
+                Some(_) => Some((Lsn::ZERO, Moment::FAR)),
+                None => self.current,
+            },
             epoch: self.epoch,
             last: self.log.last(),
             durable: self.durable,

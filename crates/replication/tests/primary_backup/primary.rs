@@ -193,7 +193,7 @@ impl PrimaryBackup {
         let (epoch, committed) = (self.epoch, self.committed);
         let context = AppendContext { epoch, previous, committed };
         let seqs = backup.next..end;
-        self.outbox.push(Effect::SendLog { to, seqs, context, when });
+        self.outbox.push(Effect::SendLog { to, previous, seqs, context, when });
     }
 
     pub(super) fn on_log_sent(&mut self, now: Moment, to: NodeId, start: u64, next: u64) {

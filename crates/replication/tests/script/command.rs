@@ -1,5 +1,7 @@
 //! The words of scripts.
 
+use super::network::Way;
+
 /// What a script can say.
 #[derive(Clone, Debug, goldenscript::Command)]
 pub(crate) enum Command {
@@ -29,8 +31,8 @@ pub(crate) enum Command {
     },
 
     /// Delivers the messages with these numbers, or all that are on the network now, in the order
-    /// in which they were sent; only those of one sender or receiver, only the first so many:
-    /// `deliver 3 4`, `deliver from=1 to=2 count=1`.
+    /// in which they were sent; only those of one sender, receiver or lane, only the first so many:
+    /// `deliver 3 4`, `deliver from=1 to=2 count=1 lane=heartbeat`.
     Deliver {
         #[arg(optional)]
         ids: Vec<u64>,
@@ -40,6 +42,8 @@ pub(crate) enum Command {
         to: Option<u64>,
         #[arg(key)]
         count: Option<usize>,
+        #[arg(key)]
+        lane: Option<Way>,
     },
 
     /// Loses messages, chosen as by `deliver`.
@@ -52,14 +56,27 @@ pub(crate) enum Command {
         to: Option<u64>,
         #[arg(key)]
         count: Option<usize>,
+        #[arg(key)]
+        lane: Option<Way>,
     },
+
+    /// Has a node see the connection to another break: `peerlost 1 2`.
+    Peerlost(u64, u64),
+
+    /// Has a node see the connection to another established again: `peeralive 1 2`.
+    Peeralive(u64, u64),
 
     /// Cuts nodes off from the others: what they send or are sent from now on is lost.
     Partition(Vec<u64>),
 
-    /// Cuts one way: what the first node sends to the second is lost from now on. Neither hears of
-    /// it, as where pings still find their way: `cut 1 2`.
-    Cut(u64, u64),
+    /// Cuts one way: what the first node sends to the second is lost from now on, on one lane or on
+    /// all. Neither hears of it, as where pings still find their way: `cut 1 2`, `cut 1 2 lane=data`.
+    Cut {
+        from: u64,
+        to: u64,
+        #[arg(key)]
+        lane: Option<Way>,
+    },
 
     /// Ends all partitions and cuts.
     Heal,
@@ -73,8 +90,13 @@ pub(crate) enum Command {
     /// Asks a replica to hand its lead to another: `transfer 1 2`.
     Transfer(u64, u64),
 
-    /// Has a disk `stall`, so that nothing becomes durable on it, or `resume`: `disk 2 stall`.
+    /// Has a disk `stall`, so that nothing becomes durable on it, or `resume`; or makes the next
+    /// forced write durable and no more, even on a stalled disk: `disk 2 stall`, `disk 2 one`.
     Disk(u64, String),
+
+    /// Has a node's table `stall`, so that it neither applies entries nor installs snapshots, or
+    /// `resume`: `table 2 stall`.
+    Table(u64, String),
 
     /// Has a node `stall`, so that no piece of the log that it reads for others leaves it, or
     /// `resume`; or lets so many pieces go, and no more: `sender 2 stall`, `sender 2 resume 1`.
@@ -97,6 +119,10 @@ pub(crate) enum Command {
 
     /// Empties a dead node's disk: `wipe 2`.
     Wipe(u64),
+
+    /// Discards a dead node's replica, as a node does that is not to hold one any more: what was on
+    /// its disk is gone, and nothing there says so: `discard 2`.
+    Discard(u64),
 
     /// Starts a dead node from its disk.
     Restart(u64),

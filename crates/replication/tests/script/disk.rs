@@ -35,6 +35,14 @@ impl LogImage {
         self.entries.values().next_back().map_or(self.purged, |entry| entry.lsn)
     }
 
+    /// Returns the address of the entry there, or of the last one that was given up.
+    pub(crate) fn lsn_at(&self, seq: u64) -> Option<Lsn> {
+        if seq == self.purged.seq {
+            return Some(self.purged);
+        }
+        self.entries.get(&seq).map(|entry| entry.lsn)
+    }
+
     fn write(&mut self, write: &LogWrite) {
         match write {
             LogWrite::Append(entries) => {
@@ -83,13 +91,22 @@ impl Disk {
         if self.is_stalled {
             return None;
         }
-        let is_forced = |write: &LogWrite| !matches!(write, LogWrite::CommitPoint(_));
-        let forced = self.waiting.iter().rposition(is_forced)? + 1;
-        for write in self.waiting.drain(..forced) {
+        let forced = self.waiting.iter().rposition(is_forced)?;
+        Some(self.complete(forced + 1))
+    }
+
+    /// Makes the next forced write durable, and what comes before it, even on a stalled disk.
+    pub(crate) fn sync_one(&mut self) -> Option<IoId> {
+        let forced = self.waiting.iter().position(is_forced)?;
+        Some(self.complete(forced + 1))
+    }
+
+    fn complete(&mut self, writes: usize) -> IoId {
+        for write in self.waiting.drain(..writes) {
             self.durable.write(&write);
             self.completed += 1;
         }
-        Some(IoId(self.completed))
+        IoId(self.completed)
     }
 
     /// Loses what is not durable. The core that starts next counts its writes anew.
@@ -116,4 +133,9 @@ impl Disk {
     pub(crate) const fn durable(&self) -> &LogImage {
         &self.durable
     }
+}
+
+/// Returns true if a write is made durable by itself: a commit point goes along with the next one.
+const fn is_forced(write: &LogWrite) -> bool {
+    !matches!(write, LogWrite::CommitPoint(_))
 }

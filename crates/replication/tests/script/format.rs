@@ -28,6 +28,7 @@ pub(crate) fn event<S: Subject>(event: &Event<S>) -> String {
             format!("snapshot {ticket} from {from} at {upto}: {message}")
         }
         Event::SnapshotInstalled { ticket, upto } => format!("installed {ticket} at {upto}"),
+        Event::SnapshotOutdated { ticket } => format!("outdated {ticket}"),
         Event::Coordination(event) => format!("coordinator: {event:?}"),
         Event::PeerAlive { node } => format!("alive {node}"),
         Event::PeerLost { node } => format!("lost {node}"),
@@ -73,6 +74,8 @@ pub(crate) fn outcomes(lsn: Lsn, outcomes: &[Outcome]) -> String {
             Outcome::Deleted { existed } => format!("deleted existed={existed}"),
             Outcome::ConditionFailed { current } => format!("condition failed: {current:?}"),
             Outcome::WrongRange => "wrong range".into(),
+            Outcome::SessionGone { .. } => "session gone".into(),
+            Outcome::SessionsFull => "sessions full".into(),
         })
         .collect();
     format!("{} at {lsn}", outcomes.join(", "))

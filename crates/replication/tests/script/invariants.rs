@@ -29,6 +29,15 @@ pub(crate) const REFUSED_IS_NOT_READ: &str = "what was refused is not read";
 /// What was acknowledged is on the disks of all replicas that the coordinator lists, or of a majority.
 pub(crate) const ON_ENOUGH_DISKS: &str = "what was acknowledged is on enough disks";
 
+/// The coordinator lists no replica that lacks something that was acknowledged.
+pub(crate) const LISTED_HAVE_ALL: &str = "whoever is listed has what was acknowledged";
+
+/// The coordinator never lists more replicas than the cluster was asked for with.
+pub(crate) const NOT_TOO_MANY: &str = "there are never more replicas than are wanted";
+
+/// What was acknowledged is on as many disks as writes need.
+pub(crate) const ON_THE_LEAST_DISKS: &str = "a write is on as many disks as writes need";
+
 /// An epoch has one leader.
 pub(crate) const ONE_LEADER: &str = "an epoch has one leader";
 
@@ -37,6 +46,12 @@ pub(crate) const READS_END_FIRST: &str = "a right to read ends before another le
 
 /// At any moment one replica at most has a right to read.
 pub(crate) const ONE_READER: &str = "one replica may read at a time";
+
+/// Two logs that hold the same entry hold the same before it, and an address names one entry.
+pub(crate) const LOGS_MATCH: &str = "logs that share an entry share what precedes it";
+
+/// A core keeps its own rules between any two events.
+pub(crate) const CORE_IS_VALID: &str = "a core keeps its own rules";
 
 /// Every caller is answered once.
 pub(crate) const ANSWERED_ONCE: &str = "every caller is answered once";
@@ -61,6 +76,8 @@ pub(crate) struct Invariants {
     writes: Vec<WriteOfKey>,
     /// How many writes were acknowledged.
     pub(crate) acknowledged: u64,
+    /// The newest entry that was acknowledged.
+    acknowledged_upto: u64,
     /// How many strong reads were answered with what was found.
     pub(crate) answered: u64,
 }
@@ -178,6 +195,7 @@ impl Invariants {
     ) {
         self.end(caller, Fate::Acknowledged);
         self.acknowledged += 1;
+        self.acknowledged_upto = self.acknowledged_upto.max(lsn.seq);
         for entry in self.committed.range(..=lsn.seq).map(|(_, entry)| entry) {
             let has_it = |node: &NodeId| nodes[node].has_made_durable(entry);
             let is_enough = match replicas {
@@ -193,6 +211,47 @@ impl Invariants {
                 *reader == caller.0 || *until <= now || !misses_it,
                 "{READS_END_FIRST}: {} answers {lsn} at {now}, and {reader} may read until {until}",
                 caller.0
+            );
+        }
+    }
+
+    /// Checks that an acknowledged write is on as many disks as writes need.
+    pub(crate) fn has_least<S: Subject>(
+        &self,
+        caller: Caller,
+        lsn: Lsn,
+        least: usize,
+        nodes: &BTreeMap<NodeId, Node<S>>,
+    ) {
+        let Some(entry) = self.committed.get(&lsn.seq) else { return };
+        let disks = nodes.values().filter(|node| node.has_made_durable(entry)).count();
+        assert!(
+            disks >= least,
+            "{ON_THE_LEAST_DISKS}: {} answers {lsn}, which is on {disks} of {least}",
+            caller.0
+        );
+    }
+
+    /// Checks who is listed, of a coordinator that lists replicas.
+    pub(crate) fn listed<S: Subject>(
+        &self,
+        replicas: &[NodeId],
+        wanted: Option<usize>,
+        nodes: &BTreeMap<NodeId, Node<S>>,
+        lists: impl Fn(&Node<S>) -> bool,
+    ) {
+        let is_enough = wanted.is_none_or(|wanted| replicas.len() <= wanted);
+        assert!(is_enough, "{NOT_TOO_MANY}: {replicas:?}, and {wanted:?} are wanted");
+        for (_, entry) in self.committed.range(..=self.acknowledged_upto) {
+            // The very one that is listed has it now; one that lost its data since had it then.
+            let has_it = |node: &Node<S>| {
+                if lists(node) { node.keeps(entry) } else { node.has_made_durable(entry) }
+            };
+            let lacking = replicas.iter().find(|id| !has_it(&nodes[id]));
+            assert!(
+                lacking.is_none(),
+                "{LISTED_HAVE_ALL}: {lacking:?} of {replicas:?} lacks {}",
+                entry.lsn
             );
         }
     }

@@ -18,6 +18,7 @@
 //! The runner is generic over the protocol ([`Subject`]) and checks after every step what must hold
 //! for all of them: its [`invariants`].
 
+mod clocks;
 mod command;
 mod disk;
 pub(crate) mod faults;
@@ -43,6 +44,9 @@ pub(crate) use self::runner::Runner;
 
 /// A protocol that scripts can run.
 pub(crate) trait Subject: Core<Message: Display, Context: Display> {
+    /// Whether two logs that hold the same entry hold the same before it.
+    const LOGS_MATCH: bool = true;
+
     /// What stands in for the coordinator.
     type Coordinator: ScriptCoordinator<Self>;
 
@@ -59,6 +63,8 @@ pub(crate) struct Cluster {
     pub(crate) leader: NodeId,
     /// What the protocol's own options say.
     pub(crate) options: BTreeMap<String, String>,
+    /// How many replicas were started so far: a number that no other start has.
+    pub(crate) starts: u64,
 }
 
 impl Cluster {
@@ -97,6 +103,17 @@ pub(crate) trait ScriptCoordinator<C: Core>: Default {
     /// Returns who must have what is acknowledged, if it is not just any majority.
     fn replicas(&self) -> Option<&[NodeId]> {
         None
+    }
+
+    /// Returns how many replicas there may be at the most, where the coordinator lists them.
+    fn replicas_wanted(&self) -> Option<usize> {
+        None
+    }
+
+    /// Returns true if a node's replica is listed, and meant is the one that found its disk empty at
+    /// this start.
+    fn lists(&self, _node: NodeId, _incarnation: u64) -> bool {
+        false
     }
 
     /// Takes a replica's request.

@@ -1,11 +1,57 @@
 //! What is between the nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
 
 use bytes::Bytes;
+use trireme_replication::Lane;
 use trireme_types::NodeId;
 
 use super::table::Table;
+
+/// A way between two nodes. What goes one way arrives in order; ways do not wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Way {
+    /// The data lane. A cut of it cuts snapshots too.
+    Data,
+    /// The heartbeat lane.
+    Heartbeat,
+    /// A connection of its own, as snapshots have.
+    Own,
+}
+
+impl From<Lane> for Way {
+    fn from(lane: Lane) -> Self {
+        match lane {
+            Lane::Data => Self::Data,
+            Lane::Heartbeat => Self::Heartbeat,
+        }
+    }
+}
+
+impl FromStr for Way {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "data" => Ok(Self::Data),
+            "heartbeat" => Ok(Self::Heartbeat),
+            "own" => Ok(Self::Own),
+            other => Err(format!("no lane is called {other}")),
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Data => "data",
+            Self::Heartbeat => "heartbeat",
+            Self::Own => "own",
+        })
+    }
+}
 
 /// Something that one node sent to another.
 #[derive(Clone, Debug)]
@@ -13,6 +59,7 @@ pub(crate) struct Envelope {
     pub(crate) from: NodeId,
     pub(crate) to: NodeId,
     pub(crate) content: Content,
+    pub(crate) way: Way,
     /// What scripts print.
     pub(crate) text: String,
 }
@@ -37,6 +84,7 @@ pub(crate) struct Selection {
     pub(crate) to: Option<NodeId>,
     /// The most messages that are chosen.
     pub(crate) count: usize,
+    pub(crate) way: Option<Way>,
 }
 
 impl Selection {
@@ -44,6 +92,7 @@ impl Selection {
         (self.ids.is_empty() || self.ids.contains(&id))
             && self.from.is_none_or(|from| from == envelope.from)
             && self.to.is_none_or(|to| to == envelope.to)
+            && self.way.is_none_or(|way| way == envelope.way)
     }
 }
 
@@ -53,14 +102,21 @@ pub(crate) struct Network {
     under_way: BTreeMap<u64, Envelope>,
     sent: u64,
     cut_off: BTreeSet<NodeId>,
-    /// From whom to whom nothing passes, though both are there.
-    cuts: BTreeSet<(NodeId, NodeId)>,
+    /// From whom to whom, and by which way, nothing passes, though both are there.
+    cuts: BTreeSet<(NodeId, NodeId, Way)>,
+    /// The state of the choice which way goes first; 0 if what was sent first arrives first.
+    shuffle: u64,
 }
 
 impl Network {
+    /// Has ways overtake each other from now on, unless the seed is 0.
+    pub(crate) const fn shuffle(&mut self, seed: u64) {
+        self.shuffle = seed;
+    }
+
     /// Takes a message and returns its number; `None` if it is lost at once.
     pub(crate) fn send(&mut self, envelope: Envelope) -> Option<u64> {
-        let is_cut = self.cuts.contains(&(envelope.from, envelope.to));
+        let is_cut = self.cuts.contains(&(envelope.from, envelope.to, envelope.way));
         if is_cut || !self.connects(envelope.from, envelope.to) {
             return None;
         }
@@ -81,10 +137,23 @@ impl Network {
         self.under_way.extract_if(.., |_, envelope| is_lost(envelope)).collect()
     }
 
-    /// Loses what the one sends the other from now on. Returns what was under way and is lost.
-    pub(crate) fn cut(&mut self, from: NodeId, to: NodeId) -> Vec<(u64, Envelope)> {
-        self.cuts.insert((from, to));
-        self.under_way.extract_if(.., |_, e| (e.from, e.to) == (from, to)).collect()
+    /// Loses what the one sends the other from now on, on one lane or on all. Returns what was under
+    /// way and is lost.
+    pub(crate) fn cut(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        lane: Option<Way>,
+    ) -> Vec<(u64, Envelope)> {
+        let ways: &[Way] = match lane {
+            None => &[Way::Data, Way::Heartbeat, Way::Own],
+            Some(Way::Data) => &[Way::Data, Way::Own],
+            Some(Way::Heartbeat) => &[Way::Heartbeat],
+            Some(Way::Own) => &[Way::Own],
+        };
+        self.cuts.extend(ways.iter().map(|way| (from, to, *way)));
+        let is_lost = |e: &Envelope| (e.from, e.to) == (from, to) && ways.contains(&e.way);
+        self.under_way.extract_if(.., |_, envelope| is_lost(envelope)).collect()
     }
 
     pub(crate) fn heal(&mut self) {
@@ -98,9 +167,26 @@ impl Network {
         self.under_way.extract_if(.., chosen).take(selection.count).collect()
     }
 
-    /// Takes the oldest message off the network.
-    pub(crate) fn take_oldest(&mut self) -> Option<(u64, Envelope)> {
-        self.under_way.pop_first()
+    /// Takes a message off the network: the oldest one, or, if ways overtake each other, the oldest
+    /// one of some way.
+    pub(crate) fn take_next(&mut self) -> Option<(u64, Envelope)> {
+        if self.shuffle == 0 {
+            return self.under_way.pop_first();
+        }
+        let mut first = BTreeMap::new();
+        for (id, e) in &self.under_way {
+            // Every snapshot has a connection to itself.
+            let own = if e.way == Way::Own { *id } else { 0 };
+            first.entry((e.from, e.to, e.way, own)).or_insert(*id);
+        }
+        let first: Vec<u64> = first.into_values().collect();
+        let choices = u64::try_from(first.len()).ok().filter(|choices| *choices > 0)?;
+        // A linear congruential generator (Knuth's): chance is all that is wanted of it.
+        self.shuffle =
+            self.shuffle.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1) | (1 << 63);
+        let chosen = usize::try_from((self.shuffle >> 33) % choices).ok()?;
+        let id = first[chosen];
+        self.under_way.remove(&id).map(|envelope| (id, envelope))
     }
 
     /// Loses what is sent to a node that died, and returns it. What it sent itself may still

@@ -58,8 +58,12 @@ pub(crate) struct Node<S: Subject> {
     pub(crate) is_learner: bool,
     /// What was on the disk when it was lost, each time.
     pub(crate) lost: Vec<LogImage>,
+    /// The number of the start that found the disk empty; 0 until there is one.
+    pub(crate) incarnation: u64,
     tickets: u64,
     pub(crate) is_paused: bool,
+    /// Whether the table neither applies nor installs anything.
+    pub(crate) is_table_stalled: bool,
 }
 
 /// What a node has while it is alive.
@@ -74,6 +78,8 @@ pub(crate) struct Live<S: Subject> {
     pub(crate) committed: Lsn,
     /// Effects that may not leave yet, in order.
     waiting: VecDeque<(When, Effect<S>)>,
+    /// Snapshots that are to be installed, in order, before anything more is applied.
+    pub(crate) installing: VecDeque<Ticket>,
     /// Pieces of the log that a stalled sender holds back; none if it is not stalled.
     pub(crate) unsent: Option<Vec<Piece<S>>>,
 }
@@ -81,6 +87,7 @@ pub(crate) struct Live<S: Subject> {
 /// A piece of the log that is to be sent.
 pub(crate) struct Piece<S: Subject> {
     pub(crate) to: NodeId,
+    pub(crate) previous: Lsn,
     pub(crate) seqs: Range<u64>,
     pub(crate) context: S::Context,
 }
@@ -97,13 +104,23 @@ impl<S: Subject> Node<S> {
             was_wiped: false,
             is_learner: false,
             lost: Vec::new(),
+            incarnation: 0,
             tickets: 0,
             is_paused: false,
+            is_table_stalled: false,
         }
+    }
+
+    /// Returns true if this entry is durable now, on the disk that the replica has.
+    pub(crate) fn keeps(&self, entry: &Entry) -> bool {
+        self.disk.durable().keeps(entry)
     }
 
     /// Starts the core from what the disk holds.
     pub(crate) fn start(&mut self, cluster: &Cluster) {
+        if self.disk.memory.hard_state.is_none() {
+            self.incarnation = cluster.starts;
+        }
         let recovered = Recovered {
             node: self.id,
             cohort: COHORT,
@@ -121,6 +138,7 @@ impl<S: Subject> Node<S> {
             durable: IoId(0),
             committed: self.table.applied,
             waiting: VecDeque::new(),
+            installing: VecDeque::new(),
             unsent: None,
         });
     }
@@ -138,7 +156,24 @@ impl<S: Subject> Node<S> {
     pub(crate) fn wipe(&mut self) {
         self.lost.push(self.disk.durable().clone());
         (self.disk, self.table, self.flushed) = Default::default();
+        self.incarnation = 0;
         (self.was_wiped, self.is_learner) = (true, true);
+    }
+
+    /// Discards a dead node's replica. Nothing on the node notes that anything was lost.
+    pub(crate) fn discard(&mut self) {
+        self.lost.push(self.disk.durable().clone());
+        (self.disk, self.table, self.flushed) = Default::default();
+        self.incarnation = 0;
+    }
+
+    /// Makes one more forced write durable, even on a stalled disk.
+    pub(crate) fn sync_one(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        if let Some(upto) = self.disk.sync_one() {
+            live.durable = upto;
+            live.events.push_back(Event::Durable { upto });
+        }
     }
 
     /// Says whether the replica has made this entry durable. What its disk had when it was lost
@@ -230,6 +265,13 @@ impl<S: Subject> Node<S> {
             live.events.push_back(Event::Durable { upto });
             return (true, None);
         }
+        if self.is_table_stalled {
+            return (false, None);
+        }
+        if let Some(ticket) = live.installing.pop_front() {
+            self.install(ticket);
+            return (true, None);
+        }
         if self.table.applied.seq >= live.committed.seq {
             return (false, None);
         }
@@ -250,6 +292,22 @@ impl<S: Subject> Node<S> {
             Answer { ticket, lsn, text }
         });
         (true, answer)
+    }
+
+    /// Puts the snapshot that was offered under a ticket in the table's place, at once and durably.
+    fn install(&mut self, ticket: Ticket) {
+        let Some(live) = &mut self.live else { return };
+        let Some(Asked::Snapshot { table, .. }) = live.open.get(&ticket) else {
+            panic!("{}: no snapshot was offered under {ticket}", self.id);
+        };
+        let upto = table.applied;
+        if upto <= self.table.applied {
+            live.events.push_back(Event::SnapshotOutdated { ticket });
+            return;
+        }
+        (self.table, self.flushed) = (table.clone(), table.clone());
+        live.committed = live.committed.max(upto);
+        live.events.push_back(Event::SnapshotInstalled { ticket, upto });
     }
 
     /// Returns when the core wants to be woken.

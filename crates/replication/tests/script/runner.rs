@@ -11,14 +11,15 @@ use trireme_replication::ReplicaStatus;
 use trireme_replication::core::{Event, Moment};
 use trireme_types::{Command as Write, CommandBatch, Condition, NodeId, Operation};
 
+use super::clocks::Clocks;
 use super::command::Command;
 use super::invariants::Invariants;
-use super::network::{Network, Selection};
+use super::network::{Network, Selection, Way};
 use super::node::{Asked, Node};
 use super::{Cluster, ScriptCoordinator, Subject, Told, format};
 
 /// The most messages that `stabilize` delivers: a protocol that never comes to rest is an error.
-const STABILIZE_MESSAGES_MAX: usize = 1000;
+const STABILIZE_MESSAGES_MAX: usize = 20_000;
 
 /// How long messages stay on the network while time runs.
 const RUN_STEP: Duration = Duration::from_millis(5);
@@ -30,6 +31,9 @@ pub(crate) struct Runner<S: Subject> {
     network: Network,
     coordinator: S::Coordinator,
     now: Moment,
+    clocks: Clocks,
+    /// Whether a core handles all events that wait before its effects are drained.
+    is_batching: bool,
     invariants: Invariants,
     /// Whether nothing is printed.
     is_quiet: bool,
@@ -41,11 +45,18 @@ pub(crate) struct Runner<S: Subject> {
 impl<S: Subject> Default for Runner<S> {
     fn default() -> Self {
         Self {
-            cluster: Cluster { nodes: Vec::new(), leader: NodeId(1), options: BTreeMap::new() },
+            cluster: Cluster {
+                nodes: Vec::new(),
+                leader: NodeId(1),
+                options: BTreeMap::new(),
+                starts: 0,
+            },
             nodes: BTreeMap::new(),
             network: Network::default(),
             coordinator: S::Coordinator::default(),
             now: Moment::START,
+            clocks: Clocks::default(),
+            is_batching: false,
             invariants: Invariants::default(),
             is_quiet: false,
             is_loud: false,
@@ -97,6 +108,16 @@ impl<S: Subject> Runner<S> {
         !node.is_learner && self.invariants.committed().all(|entry| image.keeps(entry))
     }
 
+    /// Returns true if a replica's disk shows that it was ever told anything.
+    pub(crate) fn has_acted(&self, id: NodeId) -> bool {
+        self.nodes[&id].disk.durable().hard_state.is_some()
+    }
+
+    /// Returns the nodes, dead or alive.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.nodes.keys().copied()
+    }
+
     pub(crate) const fn coordinator(&self) -> &S::Coordinator {
         &self.coordinator
     }
@@ -121,18 +142,23 @@ impl<S: Subject> Runner<S> {
                 self.propose(*node, keys.iter().map(|key| (key.clone(), None)).collect())?;
             }
             Command::Get { node, key, level } => self.get(*node, key, level.as_deref())?,
-            Command::Deliver { ids, from, to, count } => {
-                let taken = self.network.take(&selection(ids, *from, *to, *count));
+            Command::Deliver { ids, from, to, count, lane } => {
+                let taken = self.network.take(&selection(ids, *from, *to, *count, *lane));
                 taken.into_iter().for_each(|(id, envelope)| self.deliver(id, envelope));
             }
-            Command::Drop { ids, from, to, count } => {
-                for (id, envelope) in self.network.take(&selection(ids, *from, *to, *count)) {
-                    self.lose(id, envelope);
-                }
+            Command::Drop { ids, from, to, count, lane } => {
+                let taken = self.network.take(&selection(ids, *from, *to, *count, *lane));
+                taken.into_iter().for_each(|(id, envelope)| self.lose(id, envelope));
+            }
+            Command::Peerlost(node, other) => {
+                self.tell(NodeId(*node), Event::PeerLost { node: NodeId(*other) });
+            }
+            Command::Peeralive(node, other) => {
+                self.tell(NodeId(*node), Event::PeerAlive { node: NodeId(*other) });
             }
             Command::Partition(nodes) => self.partition(nodes),
-            Command::Cut(from, to) => {
-                let lost = self.network.cut(NodeId(*from), NodeId(*to));
+            Command::Cut { from, to, lane } => {
+                let lost = self.network.cut(NodeId(*from), NodeId(*to), *lane);
                 self.lose_snapshots(lost);
             }
             Command::Heal => self.heal(),
@@ -144,6 +170,10 @@ impl<S: Subject> Runner<S> {
             }
             Command::Tick(milliseconds) => self.tick(Duration::from_millis(*milliseconds)),
             Command::Disk(node, what) => self.disk(*node, what)?,
+            Command::Table(node, what) => {
+                self.node(*node)?.is_table_stalled = is_stall(what)?;
+                self.settle(NodeId(*node));
+            }
             Command::Sender(node, what, count) => self.sender(*node, what, *count)?,
             Command::Pause(node) => self.node(*node)?.is_paused = true,
             Command::Resume(node) => {
@@ -164,6 +194,10 @@ impl<S: Subject> Runner<S> {
                 node if node.live.is_none() => node.wipe(),
                 node => return Err(format!("{} is alive", node.id).into()),
             },
+            Command::Discard(node) => match self.node(*node)? {
+                node if node.live.is_none() => node.discard(),
+                node => return Err(format!("{} is alive", node.id).into()),
+            },
             Command::Restart(node) => self.restart(*node)?,
             Command::Coordinator(words) => {
                 let told = self.coordinator.command(words)?;
@@ -174,13 +208,25 @@ impl<S: Subject> Runner<S> {
             Command::Status(node) => self.print_status(*node)?,
             Command::Log(node) => self.print_log(*node)?,
         }
+        let (replicas, wanted) = (self.coordinator.replicas(), self.coordinator.replicas_wanted());
+        if let Some(replicas) = replicas {
+            let lists = |node: &Node<S>| self.coordinator.lists(node.id, node.incarnation);
+            self.invariants.listed(replicas, wanted, &self.nodes, lists);
+        }
         Ok(())
     }
 
     fn start_cluster(&mut self, nodes: u64, leader: Option<u64>, options: &[(String, String)]) {
         let nodes: Vec<_> = (1..=nodes).map(NodeId).collect();
         let options = options.iter().cloned().collect();
-        self.cluster = Cluster { nodes, leader: NodeId(leader.unwrap_or(1)), options };
+        self.cluster = Cluster { nodes, leader: NodeId(leader.unwrap_or(1)), options, starts: 0 };
+        let number = |name: &str| {
+            let value = self.cluster.options.get(name)?;
+            Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+        };
+        self.clocks = Clocks::new(number("skew"));
+        self.network.shuffle(number("shuffle").unwrap_or_default());
+        self.is_batching = number("batch").is_some();
         self.coordinator.begin(&self.cluster);
         self.invariants = Invariants::default();
         self.nodes = self.cluster.nodes.iter().map(|id| (*id, Node::new(*id))).collect();
@@ -196,7 +242,7 @@ impl<S: Subject> Runner<S> {
     ) -> Result<(), Box<dyn Error>> {
         let write = |change| Write { request: None, operation: operation(change) };
         let commands = changes.iter().map(write).collect();
-        let payload = CommandBatch { commands }.encode();
+        let payload = CommandBatch { commands, clock: 0 }.encode();
         self.ask(node, Asked::Write { changes }, |ticket| Event::Propose { ticket, payload })
     }
 
@@ -233,12 +279,14 @@ impl<S: Subject> Runner<S> {
         let end = self.now + time;
         loop {
             let running = self.nodes.values().filter(|node| !node.is_paused);
-            let due = running.filter_map(|n| n.next_timeout().map(|at| (at, n.id)));
+            let at = |node: &Node<S>, local| self.clocks.global(node.id, local);
+            let due = running.filter_map(|n| n.next_timeout().map(|local| (at(n, local), n.id)));
             match due.min() {
                 Some((at, id)) if at <= end => {
                     self.now = self.now.max(at);
                     self.tell(id, Event::Timeout);
                     let again = self.nodes[&id].next_timeout();
+                    let again = again.map(|local| self.clocks.global(id, local));
                     assert!(
                         again.is_none_or(|next| next > at),
                         "{id} wants its timeout for ever: {again:?}"
@@ -251,7 +299,10 @@ impl<S: Subject> Runner<S> {
     }
 
     fn disk(&mut self, node: u64, what: &str) -> Result<(), Box<dyn Error>> {
-        self.node(node)?.disk.is_stalled = is_stall(what)?;
+        match what {
+            "one" => self.node(node)?.sync_one(),
+            what => self.node(node)?.disk.is_stalled = is_stall(what)?,
+        }
         self.settle(NodeId(node));
         Ok(())
     }
@@ -277,6 +328,9 @@ impl<S: Subject> Runner<S> {
     fn crash(&mut self, node: u64) -> Result<(), Box<dyn Error>> {
         let before = self.connections();
         let id = NodeId(node);
+        // Their connections break with the node, however far it has come with what they sent.
+        let live = self.node(node)?.live.as_ref();
+        let asked: Vec<Asked> = live.map_or_else(Vec::new, |l| l.open.values().cloned().collect());
         for ticket in self.node(node)?.crash() {
             self.print(id, &format!("never answers {ticket}"));
             self.invariants.unanswered((id, ticket));
@@ -285,6 +339,11 @@ impl<S: Subject> Runner<S> {
         let lost = self.network.lose(id);
         self.tell_connections(&before);
         self.lose_snapshots(lost);
+        for asked in asked {
+            if let Asked::Snapshot { from, .. } = asked {
+                self.tell(from, Event::SnapshotSent { to: id, answer: None });
+            }
+        }
         Ok(())
     }
 
@@ -300,7 +359,7 @@ impl<S: Subject> Runner<S> {
 
     fn stabilize(&mut self) {
         for _ in 0..STABILIZE_MESSAGES_MAX {
-            if let Some((id, envelope)) = self.network.take_oldest() {
+            if let Some((id, envelope)) = self.network.take_next() {
                 self.deliver(id, envelope);
                 continue;
             }
@@ -364,9 +423,15 @@ impl<S: Subject> Runner<S> {
     }
 }
 
-fn selection(ids: &[u64], from: Option<u64>, to: Option<u64>, count: Option<usize>) -> Selection {
+fn selection(
+    ids: &[u64],
+    from: Option<u64>,
+    to: Option<u64>,
+    count: Option<usize>,
+    way: Option<Way>,
+) -> Selection {
     let count = count.unwrap_or(usize::MAX);
-    Selection { ids: ids.to_vec(), from: from.map(NodeId), to: to.map(NodeId), count }
+    Selection { ids: ids.to_vec(), from: from.map(NodeId), to: to.map(NodeId), count, way }
 }
 
 fn is_stall(what: &str) -> Result<bool, Box<dyn Error>> {

@@ -142,7 +142,7 @@ const OLD_CANDIDATES: &str = "
     (run 100)
     partition 3
     put 2 a=kept
-    run 2500
+    run 1600
     heal
     run 3000
     status
@@ -164,7 +164,7 @@ const PAUSED_LEADER: &str = "
     coordinator cut 2
     coordinator expire 2
     partition 2
-    run 1300
+    run 1150
     put 3 a=new
     run 100
     get 2 a

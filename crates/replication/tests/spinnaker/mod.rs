@@ -5,6 +5,9 @@
 //! coordinator step              works off what it was asked, and tells everybody what is new
 //! coordinator cut 1             loses what node 1 asks, and tells it nothing
 //! coordinator heal 1            ends that
+//! coordinator lag 1             keeps from node 1 what is new
+//! coordinator tell 1            gives node 1 the oldest of what was kept from it
+//! coordinator unlag 1           gives node 1 all of it, in order, and keeps nothing more
 //! coordinator expire 1          ends the session of node 1, and with it what is bound to it
 //! ```
 //!
@@ -12,8 +15,9 @@
 
 mod faults;
 mod random;
+mod rules;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use trireme_replication::core::Recovered;
 use trireme_replication::spinnaker::{
@@ -69,6 +73,9 @@ pub(crate) struct Elections {
     sequence: u64,
     /// What each node was told last.
     told: BTreeMap<NodeId, ElectionView>,
+    lagging: BTreeSet<NodeId>,
+    /// What was kept from each node that lags, in order.
+    kept: BTreeMap<NodeId, VecDeque<ElectionView>>,
 }
 
 impl ScriptCoordinator<Spinnaker> for Elections {
@@ -79,6 +86,7 @@ impl ScriptCoordinator<Spinnaker> for Elections {
     fn started(&mut self, node: NodeId) {
         *self.starts.entry(node).or_default() += 1;
         self.told.remove(&node);
+        self.kept.remove(&node);
         self.asked.retain(|(from, _)| *from != node);
     }
 
@@ -98,7 +106,11 @@ impl ScriptCoordinator<Spinnaker> for Elections {
             let is_news = self.told.get(node) != Some(&view);
             if is_news && !self.cut_off.contains(node) {
                 self.told.insert(*node, view.clone());
-                told.push((*node, view.clone()));
+                if self.lagging.contains(node) {
+                    self.kept.entry(*node).or_default().push_back(view.clone());
+                } else {
+                    told.push((*node, view.clone()));
+                }
             }
         }
         told
@@ -118,6 +130,20 @@ impl ScriptCoordinator<Spinnaker> for Elections {
                 self.cut_off.remove(&node(id)?);
             }
             ["expire", id] => self.expire(node(id)?),
+            ["lag", id] => {
+                self.lagging.insert(node(id)?);
+            }
+            ["tell", id] => {
+                let id = node(id)?;
+                let view = self.kept.get_mut(&id).and_then(VecDeque::pop_front);
+                return Ok(view.map(|view| (id, view)).into_iter().collect());
+            }
+            ["unlag", id] => {
+                let id = node(id)?;
+                self.lagging.remove(&id);
+                let views = self.kept.remove(&id).unwrap_or_default();
+                return Ok(views.into_iter().map(|view| (id, view)).collect());
+            }
             _ => return Err(format!("the coordinator does not understand {words:?}")),
         }
         Ok(Vec::new())

@@ -8,10 +8,18 @@ use crate::script::random::{Numbers, Trial, notices, run_script_from_elsewhere, 
 
 impl Trial for Spinnaker {
     fn cluster(numbers: &mut Numbers) -> (u64, Vec<(String, String)>) {
-        (if numbers.below(4) == 0 { 5 } else { 3 }, Vec::new())
+        let nodes = [3, 3, 3, 3, 5, 5, 4, 7];
+        let nodes = nodes[usize::try_from(numbers.below(8)).expect("a small number")];
+        let base = (numbers.below(2) == 0).then(|| ("base".to_owned(), "1".to_owned()));
+        (nodes, base.into_iter().collect())
     }
 
-    fn trouble(node: u64) -> String {
+    fn late(node: u64, how: u64) -> Option<String> {
+        let word = ["lag", "tell", "unlag"][usize::try_from(how).expect("a small number")];
+        Some(format!("{word} {node}"))
+    }
+
+    fn trouble(node: u64, _which: u64) -> String {
         format!("expire {node}")
     }
 

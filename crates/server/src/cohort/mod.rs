@@ -1,5 +1,6 @@
 //! A cohort as its node serves it: the replica, its table, and the queues before them.
 
+mod clock;
 mod reads;
 mod writes;
 
@@ -10,7 +11,9 @@ use trireme_replication::Replica;
 use trireme_storage::CohortTable;
 use trireme_types::RangeDescriptor;
 
+use crate::backpressure::Backpressure;
 use crate::readers::Readers;
+use crate::refusal;
 use crate::routes::NodeDirectory;
 
 pub(crate) use reads::{PendingRead, Read, ReadQueue, Reader};
@@ -27,6 +30,7 @@ pub(crate) struct HostedCohort {
     writes: writes::WriteQueue,
     reads: Arc<ReadQueue>,
     counters: Arc<Counters>,
+    backpressure: Arc<Backpressure>,
 }
 
 /// What a cohort did since its node started.
@@ -42,17 +46,27 @@ impl HostedCohort {
         replica: Arc<dyn Replica>,
         table: CohortTable,
         directory: Arc<NodeDirectory>,
+        backpressure: Arc<Backpressure>,
         readers: Arc<Readers>,
     ) -> Arc<Self> {
         let counters = Arc::<Counters>::default();
-        let writes =
-            writes::WriteQueue::start(replica.clone(), directory.clone(), counters.clone());
+        let clock = clock::CohortClock::start(table.clone());
+        let writes = writes::WriteQueue::start(
+            replica.clone(),
+            clock,
+            directory.clone(),
+            counters.clone(),
+            backpressure.clone(),
+        );
         let reads = ReadQueue::start(replica.clone(), table.clone(), directory, readers);
-        Arc::new(Self { descriptor, replica, table, writes, reads, counters })
+        Arc::new(Self { descriptor, replica, table, writes, reads, counters, backpressure })
     }
 
     /// Queues a write, or refuses it.
     pub(crate) fn write(&self, write: PendingWrite) {
+        if let Some(reason) = self.backpressure.refusal(self.descriptor.cohort) {
+            return write.reply.refuse(refusal::busy(reason));
+        }
         self.writes.push(write);
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -12,8 +13,8 @@ use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_proto::v1::response::Result as Answer;
 use trireme_replication::{Freshness, ReadPermit, Replica, ReplicaError};
-use trireme_storage::{CohortTable, Row, TableError};
-use trireme_types::{Consistency, KeyRange};
+use trireme_storage::{CohortTable, Row, ScanPage, TableError};
+use trireme_types::{Consistency, KeyRange, Lsn};
 
 use crate::answers::{Room, StreamAnswers};
 use crate::readers::{FileReads, Readers};
@@ -142,7 +143,7 @@ impl Reader {
         let mut ready = Ready::default();
         for read in reads {
             let Some(read) = self.admit(read) else { continue };
-            match self.read_resident(&read.read, None) {
+            match self.read_resident(&read.read) {
                 Some(answer) => {
                     ready.push(read.reply, answer);
                     if ready.is_full() {
@@ -171,7 +172,7 @@ impl Reader {
 
     fn read_timeline(&self, read: PendingRead) {
         let Some(read) = self.admit(read) else { return };
-        match self.read_resident(&read.read, Some(self.replica.freshness())) {
+        match self.read_resident_timeline(&read.read) {
             Some(answer) => read.reply.send(answer),
             None if matches!(read.read, Read::Get(_)) => {
                 self.hand_over([read].into(), VecDeque::new(), None);
@@ -206,12 +207,12 @@ impl Reader {
             match &permit {
                 Some(permit) => {
                     let mut ready = Ready::default();
-                    ready.push(read.reply, self.read(&read.read, None));
+                    ready.push(read.reply, self.read(&read.read));
                     self.send(&mut ready, permit);
                 }
                 None => {
-                    let freshness = self.replica.freshness();
-                    read.reply.send(self.read(&read.read, Some(freshness)));
+                    let answer = self.read_any_state(&read.read);
+                    read.reply.send(answer);
                 }
             }
         }
@@ -248,49 +249,87 @@ impl Reader {
         }
     }
 
-    /// Answers a read that needs no file; `None` if it may need one.
-    fn read_resident(&self, read: &Read, freshness: Option<Freshness>) -> Option<Answer> {
+    /// Answers a strong read that needs no file; `None` if it may need one.
+    fn read_resident(&self, read: &Read) -> Option<Answer> {
         let Read::Get(key) = read else { return None };
-        match self.table.get_resident(key) {
-            Ok(found) => {
-                let row = found?.map(row_message);
-                let freshness = freshness.map(freshness_message);
-                Some(Answer::Get(v1::GetResponse { row, freshness }))
-            }
-            Err(error) => Some(failed(error)),
-        }
+        let found = self.table.get_resident(key).transpose()?;
+        Some(found.map_or_else(failed, |row| get_answer(row, None)))
     }
 
-    fn read(&self, read: &Read, freshness: Option<Freshness>) -> Answer {
-        let freshness = freshness.map(freshness_message);
+    fn read(&self, read: &Read) -> Answer {
         let answer = match read {
-            Read::Get(key) => self.get(key, freshness),
-            Read::Scan { range, limit, reverse } => self.scan(range, *limit, *reverse, freshness),
+            Read::Get(key) => self.table.get(key).map(|row| get_answer(row, None)),
+            Read::Scan { range, limit, reverse } => {
+                let page = self.table.scan(range, *limit, *reverse);
+                page.map(|page| scan_answer(page, range, *reverse, None))
+            }
         };
         answer.unwrap_or_else(failed)
     }
 
-    fn get(&self, key: &Bytes, freshness: Option<v1::Freshness>) -> Result<Answer, TableError> {
-        let row = self.table.get(key)?.map(row_message);
-        Ok(Answer::Get(v1::GetResponse { row, freshness }))
+    /// Answers a timeline read that needs no file; `None` if it may need one.
+    fn read_resident_timeline(&self, read: &Read) -> Option<Answer> {
+        let Read::Get(key) = read else { return None };
+        let began = Instant::now();
+        let found = self.table.get_resident_with_applied(key).transpose()?;
+        Some(self.timeline_answer(found, began, get_answer))
     }
 
-    fn scan(
-        &self,
-        range: &KeyRange,
-        limit: usize,
-        reverse: bool,
-        freshness: Option<v1::Freshness>,
-    ) -> Result<Answer, TableError> {
-        let page = self.table.scan(range, limit, reverse)?;
-        let covered = covered(range, page.last.as_ref(), reverse);
-        Ok(Answer::Scan(v1::ScanResponse {
-            rows: page.rows.into_iter().map(row_message).collect(),
-            covered_start: covered.start,
-            covered_end: covered.end,
-            freshness,
-        }))
+    /// Reads whatever state the replica has, and returns with it which that was and how old it may
+    /// be.
+    fn read_any_state(&self, read: &Read) -> Answer {
+        let began = Instant::now();
+        match read {
+            Read::Get(key) => {
+                self.timeline_answer(self.table.get_with_applied(key), began, get_answer)
+            }
+            Read::Scan { range, limit, reverse } => {
+                let found = self.table.scan_with_applied(range, *limit, *reverse);
+                self.timeline_answer(found, began, |page, freshness| {
+                    scan_answer(page, range, *reverse, freshness)
+                })
+            }
+        }
     }
+
+    /// Returns the answer to a timeline read that began at `began` and found the state of `applied`.
+    fn timeline_answer<T>(
+        &self,
+        found: Result<(T, Lsn), TableError>,
+        began: Instant,
+        answer: impl FnOnce(T, Option<Freshness>) -> Answer,
+    ) -> Answer {
+        let (found, applied) = match found {
+            Ok(found) => found,
+            Err(error) => return failed(error),
+        };
+        match self.replica.freshness(applied, began) {
+            Ok(freshness) => answer(found, Some(freshness)),
+            Err(error) => {
+                Answer::Error(refusal::of_replica(&error, |node| self.directory.node(node)))
+            }
+        }
+    }
+}
+
+fn get_answer(row: Option<Row>, freshness: Option<Freshness>) -> Answer {
+    let (row, freshness) = (row.map(row_message), freshness.map(freshness_message));
+    Answer::Get(v1::GetResponse { row, freshness })
+}
+
+fn scan_answer(
+    page: ScanPage,
+    range: &KeyRange,
+    reverse: bool,
+    freshness: Option<Freshness>,
+) -> Answer {
+    let covered = covered(range, page.last.as_ref(), reverse);
+    Answer::Scan(v1::ScanResponse {
+        rows: page.rows.into_iter().map(row_message).collect(),
+        covered_start: covered.start,
+        covered_end: covered.end,
+        freshness: freshness.map(freshness_message),
+    })
 }
 
 impl Ready {
@@ -340,6 +379,8 @@ fn row_message(row: Row) -> v1::Row {
 }
 
 fn freshness_message(freshness: Freshness) -> v1::Freshness {
-    let age_ms = freshness.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+    // Rounded up, since it is a bound.
+    let milliseconds = |age: Duration| u64::try_from(age.as_micros().div_ceil(1000));
+    let age_ms = freshness.age.map(|age| milliseconds(age).unwrap_or(u64::MAX));
     v1::Freshness { applied: Some(freshness.applied.into()), age_ms }
 }

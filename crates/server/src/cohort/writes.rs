@@ -19,6 +19,8 @@ use trireme_types::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, VALUE_BYTES_MAX
 use trireme_types::{Command, CommandBatch, Operation, Outcome};
 
 use super::Counters;
+use super::clock::CohortClock;
+use crate::backpressure::Backpressure;
 use crate::refusal;
 use crate::request::ReplyTo;
 use crate::routes::NodeDirectory;
@@ -63,11 +65,14 @@ struct Queued {
 impl WriteQueue {
     pub(super) fn start(
         replica: Arc<dyn Replica>,
+        clock: CohortClock,
         directory: Arc<NodeDirectory>,
         counters: Arc<Counters>,
+        backpressure: Arc<Backpressure>,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE_WRITES_MAX);
-        tokio::spawn(Batcher { replica, directory, counters }.run(waiting));
+        let batcher = Batcher { replica, clock, directory, counters, backpressure };
+        tokio::spawn(batcher.run(waiting));
         Self { queue, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) }
     }
 
@@ -92,8 +97,10 @@ impl WriteQueue {
 
 struct Batcher {
     replica: Arc<dyn Replica>,
+    clock: CohortClock,
     directory: Arc<NodeDirectory>,
     counters: Arc<Counters>,
+    backpressure: Arc<Backpressure>,
 }
 
 impl Batcher {
@@ -120,6 +127,7 @@ impl Batcher {
     }
 
     async fn replicate(self: Arc<Self>, batch: Vec<Queued>) {
+        self.backpressure.passed().await;
         let now = Instant::now();
         let mut commands = Vec::with_capacity(batch.len());
         let mut replies = Vec::with_capacity(batch.len());
@@ -135,7 +143,7 @@ impl Batcher {
         if commands.is_empty() {
             return;
         }
-        let proposal = self.replica.propose(CommandBatch { commands });
+        let proposal = self.replica.propose(CommandBatch { commands, clock: self.clock.now() });
         match tokio::time::timeout(PROPOSE_TIMEOUT, proposal).await {
             Ok(Ok(outcomes)) => self.answer(replies, &outcomes),
             Ok(Err(error)) => self.refuse(replies, &error),
@@ -176,13 +184,20 @@ fn gather(first: Queued, waiting: &mut mpsc::Receiver<Queued>) -> Vec<Queued> {
 }
 
 fn answer(is_put: bool, outcome: Outcome) -> Answer {
-    if outcome == Outcome::WrongRange {
-        let moved = "the range was changed while the write was on its way";
-        return Answer::Error(v1::Error {
-            code: v1::ErrorCode::StaleRoute.into(),
-            message: moved.to_owned(),
-            ..v1::Error::default()
-        });
+    match outcome {
+        Outcome::WrongRange => {
+            let moved = "the range was changed while the write was on its way";
+            return Answer::Error(v1::Error {
+                code: v1::ErrorCode::StaleRoute.into(),
+                message: moved.to_owned(),
+                ..v1::Error::default()
+            });
+        }
+        Outcome::SessionGone { clock } => return Answer::Error(refusal::session_gone(clock)),
+        Outcome::SessionsFull => {
+            return Answer::Error(refusal::busy("the cohort has no room for another session"));
+        }
+        Outcome::Put { .. } | Outcome::Deleted { .. } | Outcome::ConditionFailed { .. } => {}
     }
     let answer = if is_put {
         convert::put_response(outcome).map(Answer::Put)

@@ -1,5 +1,6 @@
 //! Faults that a running node suffers because somebody asked for them: links to other nodes that
-//! lose or delay what is sent, a coordinator that is not reached, a disk that stalls or fails.
+//! lose or delay what is sent, a coordinator that is not reached, a disk that stalls or fails, a task
+//! that panics.
 //!
 //! Only a node that was started to allow them has any of this; on every other, nothing stands
 //! between it and its peers, its coordinator and its disk. Faults are never remembered: a node that
@@ -10,6 +11,7 @@ mod links;
 mod request;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use trireme_storage::fs::{DiskFaults, FaultyFs, Fs, RealFs};
@@ -19,6 +21,9 @@ pub use self::forwarder::ForwarderError;
 use self::links::LinkTable;
 pub(crate) use self::request::FaultSet;
 use crate::transport::LinkFaults;
+
+/// How long after a panic is asked for it comes, so that the answer to the request leaves first.
+const PANIC_DELAY: Duration = Duration::from_millis(100);
 
 /// What can go wrong with a node on request.
 pub(crate) struct Faults {
@@ -37,13 +42,19 @@ impl Faults {
     /// Has the node suffer these faults and no others.
     pub(crate) fn set(&self, faults: FaultSet) {
         tracing::warn!(?faults, "faults that were asked for");
-        let FaultSet { links, is_coordinator_cut, disk } = faults;
+        let FaultSet { links, is_coordinator_cut, disk, panics } = faults;
         self.links.set(links);
         self.is_coordinator_cut.send_if_modified(|is_cut| {
             let was_cut = std::mem::replace(is_cut, is_coordinator_cut);
             was_cut != is_coordinator_cut
         });
         self.disk.set(disk);
+        if panics {
+            tokio::spawn(async {
+                tokio::time::sleep(PANIC_DELAY).await;
+                panic!("a fault that was asked for");
+            });
+        }
     }
 
     /// Returns what disturbs the links to other nodes.

@@ -25,12 +25,13 @@ pub(crate) struct FaultSet {
     pub(super) links: LinkFates,
     pub(super) is_coordinator_cut: bool,
     pub(super) disk: DiskFault,
+    pub(super) panics: bool,
 }
 
 impl FaultSet {
     /// Reads what `node` is asked to suffer, or says what is wrong with it.
     pub(crate) fn read(node: NodeId, request: v1::SetFaultsRequest) -> Result<Self, String> {
-        let v1::SetFaultsRequest { links, coordinator_cut, disk } = request;
+        let v1::SetFaultsRequest { links, coordinator_cut, disk, panic } = request;
         let mut fates = LinkFates::new();
         for link in links {
             let to = NodeId(link.to);
@@ -41,7 +42,7 @@ impl FaultSet {
             fates.extend(lanes(link.lane)?.iter().map(|&lane| ((to, lane), fate)));
         }
         let disk = disk.map_or(Ok(DiskFault::None), disk_fault)?;
-        Ok(Self { links: fates, is_coordinator_cut: coordinator_cut, disk })
+        Ok(Self { links: fates, is_coordinator_cut: coordinator_cut, disk, panics: panic })
     }
 }
 

@@ -91,6 +91,7 @@ mod tests {
             protocol: Protocol::Pacifica,
             replicas: replicas.iter().copied().map(NodeId).collect(),
             replicas_wanted: 3,
+            incarnations: [].into(),
         }
     }
 

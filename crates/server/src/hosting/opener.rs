@@ -10,6 +10,7 @@ use trireme_storage::{CohortLog, CohortTable, SharedLog, Tables};
 use trireme_types::{CohortConfig, CohortId, Lsn, NodeId, RangeDescriptor, Timing};
 
 use super::decision::Local;
+use crate::backpressure::Backpressure;
 use crate::cohort::HostedCohort;
 use crate::factory::{ReplicaParts, open_replica};
 use crate::node::NodeError;
@@ -31,6 +32,8 @@ pub(crate) struct Opener {
     pub(crate) transport: Arc<PeerTransport>,
     pub(crate) directory: Arc<NodeDirectory>,
     pub(crate) coordinator: Coordinator,
+    /// What writes meet when the log is too long.
+    pub(crate) backpressure: Arc<Backpressure>,
     /// Called when the node can no longer keep its promises.
     pub(crate) fail: Arc<dyn Fn(String) + Send + Sync>,
     /// Who reads what lies in files.
@@ -70,6 +73,7 @@ impl Opener {
             replica,
             table,
             self.directory.clone(),
+            self.backpressure.clone(),
             self.readers.clone(),
         ))
     }

@@ -21,6 +21,7 @@ use trireme_types::{
 };
 
 use super::*;
+use crate::backpressure::Backpressure;
 use crate::testing::EmbeddedCoordinator;
 use crate::transport::{PeerTransport, TransportOptions};
 
@@ -38,6 +39,7 @@ fn config(cohort: CohortId, version: u64, replicas: &[u64], wanted: usize) -> Co
         protocol: Protocol::Raft,
         replicas: replicas.iter().copied().map(NodeId).collect(),
         replicas_wanted: wanted,
+        incarnations: [].into(),
     }
 }
 
@@ -98,7 +100,7 @@ impl Fixture {
     async fn put(&self, cohort: CohortId, key: &'static str) {
         let (key, value) = (Bytes::from(key), Bytes::from("1"));
         let operation = Operation::Put { key, value, condition: Condition::None };
-        let batch = CommandBatch { commands: vec![Command { request: None, operation }] };
+        let batch = CommandBatch { commands: vec![Command { request: None, operation }], clock: 0 };
         let replica = self.hosted(cohort).unwrap();
         self.until("a write", async || replica.propose(batch.clone()).await.is_ok()).await;
     }
@@ -199,6 +201,7 @@ async fn host(
         transport: PeerTransport::new(options, peers.clone(), Handle::current()),
         directory: Arc::default(),
         coordinator: coordinator.clone(),
+        backpressure: Backpressure::new(),
         fail: Arc::new(|reason| panic!("{reason}")),
         readers: crate::readers::Readers::start().unwrap(),
         consensus: Handle::current(),

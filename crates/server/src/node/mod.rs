@@ -32,6 +32,7 @@ use crate::data_folder::{DataFolder, DataFolderError};
 use crate::descriptors::{Descriptors, TooFewDescriptors};
 use crate::faults::{Faults, ForwarderError};
 use crate::listener;
+use crate::maintenance::{InvalidLogLimit, LogLimits};
 use crate::routes::Router;
 use crate::transport::PeerTransport;
 
@@ -112,6 +113,9 @@ pub enum NodeError {
     /// The process may have too few files open.
     #[error(transparent)]
     Descriptors(#[from] TooFewDescriptors),
+    /// The log cannot be kept as short as it is to be.
+    #[error(transparent)]
+    LogLimit(#[from] InvalidLogLimit),
     /// The way to the coordinator cannot be made one that can be cut.
     #[error(transparent)]
     Forwarder(#[from] ForwarderError),
@@ -226,6 +230,7 @@ impl Node {
     /// must not wait behind them, runs on `consensus`.
     pub async fn start(options: NodeOptions, consensus: &Handle) -> Result<Self, NodeError> {
         Settings::check_timing(&options)?;
+        LogLimits::new(options.log_bytes_max, options.segment_bytes)?;
         let descriptors = Descriptors::reserve()?;
         let folder = DataFolder::open(&options.data)?;
         let settings = Settings::settle(&folder, &options)?;

@@ -21,13 +21,14 @@ use trireme_storage::{LogIdentity, LogOptions, SharedLog, TableOptions, Tables};
 use super::membership::{News, keep_registered};
 use super::{Node, NodeError, NodeOptions};
 use crate::answers::NodeAnswers;
+use crate::backpressure::Backpressure;
 use crate::clients::{ClientConnection, Clients};
 use crate::data_folder::{DataFolder, NodeFile};
 use crate::descriptors::Descriptors;
 use crate::faults::Faults;
 use crate::hosting::{Hosting, Opener};
 use crate::listener::{Accepting, ClientSocket};
-use crate::maintenance::Maintenance;
+use crate::maintenance::{LogLimits, Maintenance};
 use crate::peers::Peers;
 use crate::readers::Readers;
 use crate::replacement::Replacement;
@@ -67,6 +68,11 @@ pub(super) fn open_storage(
     let log_options = LogOptions {
         durability: file.durability,
         segment_bytes: options.segment_bytes,
+        // A segment is made longer for a block that does not fit, and the log's limit is counted in
+        // segments; a block of a part of one leaves little room unused at a segment's end.
+        block_bytes_max: LogOptions::default()
+            .block_bytes_max
+            .min(usize::try_from(options.segment_bytes / 8).unwrap_or(usize::MAX)),
         ..LogOptions::default()
     };
     let fs = faults.map_or_else(|| Arc::new(RealFs) as Arc<dyn Fs>, Faults::fs);
@@ -78,6 +84,7 @@ pub(super) fn open_storage(
         ..TableOptions::default()
     };
     let tables = Tables::open(&folder.tables(), table_options)?;
+    log.protect(&tables);
     std::fs::create_dir_all(folder.incoming())?;
     Ok((log, tables))
 }
@@ -120,7 +127,8 @@ impl Starting {
             .map_err(|source| self.refused(source))?;
         news.first().await.map_err(|source| self.refused(source))?;
 
-        let opener = self.opener(&directory, &transport, &fail, consensus)?;
+        let backpressure = Backpressure::new();
+        let opener = self.opener(&directory, &transport, &backpressure, &fail, consensus)?;
         let hosting = Hosting::start(opener, peers, self.catalog.clone()).await?;
         let router = hosting.router();
 
@@ -128,7 +136,8 @@ impl Starting {
             log: self.log.clone(),
             tables: self.tables.clone(),
             router: router.clone(),
-            log_bytes_max: options.log_bytes_max,
+            backpressure,
+            limits: LogLimits::new(options.log_bytes_max, options.segment_bytes)?,
         };
         let replacement = Replacement {
             node: self.file.node,
@@ -197,6 +206,7 @@ impl Starting {
         &self,
         directory: &Arc<NodeDirectory>,
         transport: &Arc<PeerTransport>,
+        backpressure: &Arc<Backpressure>,
         fail: &Arc<impl Fn(String) + Send + Sync + 'static>,
         consensus: &Handle,
     ) -> Result<Opener, NodeError> {
@@ -210,6 +220,7 @@ impl Starting {
             transport: transport.clone(),
             directory: directory.clone(),
             coordinator: self.coordinator.clone(),
+            backpressure: backpressure.clone(),
             fail: fail.clone(),
             readers: Readers::start()?,
             consensus: consensus.clone(),

@@ -242,7 +242,9 @@ fn find_scan(
 fn status(error: &v1::Error) -> Status {
     let code = match error.code() {
         v1::ErrorCode::Invalid => Code::InvalidArgument,
-        v1::ErrorCode::StaleRoute | v1::ErrorCode::NotLeader => Code::FailedPrecondition,
+        v1::ErrorCode::StaleRoute | v1::ErrorCode::NotLeader | v1::ErrorCode::SessionGone => {
+            Code::FailedPrecondition
+        }
         v1::ErrorCode::Busy => Code::ResourceExhausted,
         v1::ErrorCode::Unavailable => Code::Unavailable,
         v1::ErrorCode::Expired => Code::DeadlineExceeded,

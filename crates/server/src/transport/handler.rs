@@ -26,8 +26,8 @@ pub trait PeerHandler: Send + Sync + 'static {
     fn snapshot_dir(&self) -> PathBuf;
 
     /// Takes a snapshot that has arrived whole, with what the protocol put before it. Returns the
-    /// protocol's answer, or why there is none. Dropped if it takes longer than
-    /// [`super::TransportOptions::snapshot_install_timeout`].
+    /// protocol's answer, or why there is none. Dropped if for
+    /// [`super::TransportOptions::snapshot_install_timeout`] it makes no progress.
     async fn snapshot(
         &self,
         from: NodeId,

@@ -228,7 +228,7 @@ impl Transport for PeerTransport {
         snapshot: SnapshotReader,
     ) -> Result<Bytes, SendError> {
         let address = self.peer(to)?.address().ok_or(SendError::Unreachable(to))?;
-        let start = SnapshotStart { cohort: cohort.0, header };
+        let start = SnapshotStart { cohort: cohort.0, header, knows_progress: true };
         let shared = self.shared.clone();
         let stop = shared.stop.clone();
         let sending = snapshot::send(shared, to, address, start, snapshot);

@@ -40,7 +40,9 @@ pub struct TransportOptions {
     pub stall_max: Duration,
     /// How long each step of a snapshot may take: a chunk, or the beginning. Default 10 s.
     pub snapshot_step_timeout: Duration,
-    /// How long installing a snapshot may take once all of it has arrived. Default 2 min.
+    /// How long installing a snapshot may make no progress once all of it has arrived. As a whole
+    /// it may take as long as its size and the disk ask for. Flushing the table is one step, so this
+    /// must be longer than that takes on a slow disk. Default 2 min.
     pub snapshot_install_timeout: Duration,
     /// The most snapshots that are received at a time; more are refused. Default 2.
     pub snapshots_max: usize,

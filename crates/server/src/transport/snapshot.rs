@@ -3,18 +3,21 @@
 //! The sender writes the start, the chunks and the end, and meanwhile listens: an answer that comes
 //! early is a refusal. The receiver checks each chunk as it comes and hands the snapshot over only
 //! when all of it is there. Its bytes lie in a file without a name until then, so that a stream
-//! that is cut leaves nothing behind.
+//! that is cut leaves nothing behind. While the snapshot is installed, the receiver reports whenever
+//! that came further, and the sender waits as long as it does.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use trireme_proto::v1::snapshot_frame::Frame;
 use trireme_proto::v1::{Lane, SnapshotFrame, SnapshotStart};
 use trireme_replication::SendError;
-use trireme_storage::{SnapshotError, SnapshotReader, SnapshotReceiver, StagedSnapshot};
+use trireme_storage::{
+    SnapshotError, SnapshotProgress, SnapshotReader, SnapshotReceiver, StagedSnapshot,
+};
 use trireme_types::{CohortId, NodeId};
 
 use super::Shared;
@@ -27,6 +30,9 @@ const REASON_BYTES_MAX: usize = 1024;
 
 /// What a frame needs beside the bytes in it.
 const FRAME_OVERHEAD_BYTES: usize = 64;
+
+/// How often the progress of an installation is looked at and reported.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Sends a snapshot to the node at `address`, and returns the answer.
 pub(super) async fn send(
@@ -61,7 +67,7 @@ pub(super) async fn send(
     let options = &shared.options;
     let answer_timeout = options.snapshot_install_timeout + options.snapshot_step_timeout;
     let answer = match sent {
-        Ok(()) => reader.next_within(answer_timeout).await,
+        Ok(()) => answer_after_progress(&mut reader, answer_timeout).await,
         // The other end may have said why it takes no more before it closed.
         Err(StreamError::Link(error)) => {
             let answer = reader.next_within(options.snapshot_step_timeout).await;
@@ -70,6 +76,20 @@ pub(super) async fn send(
         Err(StreamError::Read(reason)) => return Err(SendError::Refused { node: to, reason }),
     };
     read_answer(to, answer)
+}
+
+/// Returns the answer, which takes as long as the installation does: each sign that it came further
+/// may take no longer than `limit`.
+async fn answer_after_progress(
+    reader: &mut FrameReader,
+    limit: Duration,
+) -> Result<SnapshotFrame, LinkError> {
+    loop {
+        let frame: SnapshotFrame = reader.next_within(limit).await?;
+        if !matches!(frame.frame, Some(Frame::Progress(_))) {
+            return Ok(frame);
+        }
+    }
 }
 
 /// Why a stream did not go out whole.
@@ -160,7 +180,7 @@ pub(super) async fn receive(shared: &Shared, caller: Caller) -> Result<(), LinkE
     let from = caller.node;
     let Connection { reader, writer } = &mut caller.connection;
     reader.set_bytes_max(SNAPSHOT_FRAME_BYTES_MAX);
-    let answer = match take(shared, from, reader).await {
+    let answer = match take(shared, from, reader, writer).await {
         Ok(reply) => Frame::Reply(reply),
         Err(ReceiveError::Refused(reason)) => {
             tracing::warn!(node = %from, reason, "refused a snapshot");
@@ -194,26 +214,59 @@ async fn take(
     shared: &Shared,
     from: NodeId,
     reader: &mut FrameReader,
+    writer: &mut FrameWriter,
 ) -> Result<Bytes, ReceiveError> {
     let options = &shared.options;
     let _place = shared.snapshots.try_acquire().map_err(|_| {
         let max = options.snapshots_max;
         ReceiveError::Refused(format!("{max} snapshots are being received already"))
     })?;
-    let Frame::Start(SnapshotStart { cohort, header }) = next_frame(shared, reader).await? else {
+    let Frame::Start(start) = next_frame(shared, reader).await? else {
         return Err(LinkError::Unexpected("a snapshot without a start").into());
     };
+    let SnapshotStart { cohort, header, knows_progress } = start;
     let cohort = CohortId(cohort);
     tracing::info!(node = %from, %cohort, "a snapshot arrives");
     let staged = take_stream(shared, reader).await?;
+    let progress = staged.progress();
     let handed = shared.handler.snapshot(from, cohort, header, staged);
-    let reply = timeout(options.snapshot_install_timeout, handed).await;
-    let reply = reply.unwrap_or_else(|_| Err("it was not installed in time".to_owned()));
+    let reports = knows_progress.then_some(writer);
+    let reply = while_it_progresses(shared, from, handed, &progress, reports).await?;
     match reply.map_err(ReceiveError::Refused)? {
         reply if reply.len() > SNAPSHOT_FRAME_BYTES_MAX - FRAME_OVERHEAD_BYTES => {
             Err(ReceiveError::Refused("it was taken, and the answer is too long".to_owned()))
         }
         reply => Ok(reply),
+    }
+}
+
+/// Waits for an installation as long as it comes further, and reports to the sender that it does.
+async fn while_it_progresses(
+    shared: &Shared,
+    from: NodeId,
+    installing: impl Future<Output = Result<Bytes, String>>,
+    progress: &SnapshotProgress,
+    mut reports: Option<&mut FrameWriter>,
+) -> Result<Result<Bytes, String>, LinkError> {
+    let limit = shared.options.snapshot_install_timeout;
+    let mut installing = std::pin::pin!(installing);
+    let (mut steps, mut moved_at) = (progress.steps(), Instant::now());
+    // Often enough that the sender, whose limit is little longer, hears of progress in time.
+    let interval = PROGRESS_INTERVAL.min(limit / 4);
+    loop {
+        if let Ok(reply) = timeout(interval, &mut installing).await {
+            return Ok(reply);
+        }
+        let now = progress.steps();
+        if now != steps {
+            (steps, moved_at) = (now, Instant::now());
+            if let Some(writer) = &mut reports {
+                let mut lag = Duration::ZERO;
+                send_frame(shared, from, writer, &mut lag, Frame::Progress(true)).await?;
+            }
+        } else if moved_at.elapsed() >= limit {
+            return Ok(Err("its installation makes no progress".to_owned()));
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use trireme_types::{
     CohortId, Command, CommandBatch, Condition, Entry, EntryKind, KeyRange, Lsn, NodeId, Operation,
 };
 
-use crate::support::{CLUSTER, Node, Stranger, eventually, pair};
+use crate::support::{CLUSTER, Node, SNAPSHOT_STEP, Stranger, eventually, pair};
 
 const COHORT: CohortId = CohortId(5);
 
@@ -54,7 +54,7 @@ fn filled(rows: u32) -> Source {
         let operation = Operation::Put { key, value: value(number), condition: Condition::None };
         Command { request: None, operation }
     });
-    let payload = CommandBatch { commands: commands.collect() }.encode();
+    let payload = CommandBatch { commands: commands.collect(), clock: 0 }.encode();
     let entry = Entry { lsn: Lsn::new(1, 1), kind: EntryKind::Commands, payload };
     source.table.apply(&[entry]).unwrap();
     source
@@ -113,7 +113,8 @@ async fn streams_that_are_cut_or_damaged_are_not_taken_and_leave_no_file() {
         chunks.push(Frame::Chunk(chunk));
     }
     assert!(chunks.len() > 4);
-    let start = Frame::Start(SnapshotStart { cohort: 5, header: Bytes::new() });
+    let start =
+        Frame::Start(SnapshotStart { cohort: 5, header: Bytes::new(), knows_progress: true });
     let end = Frame::End(true);
     let streams = [
         // It ends early and says that this is the end, ...
@@ -198,4 +199,36 @@ async fn a_snapshot_whose_receiver_goes_away_ends_with_an_error() {
     };
     let (answer, ()) = tokio::join!(send(&one, NodeId(2), source.snapshot()), receiver);
     assert!(!refusal(answer).is_empty());
+}
+
+/// Two nodes whose snapshots may stand still for so long while they are installed.
+async fn pair_with_limit(limit: Duration) -> (Node, Node) {
+    let options = |id| TransportOptions {
+        snapshot_install_timeout: limit,
+        snapshot_step_timeout: Duration::from_secs(1),
+        ..TransportOptions::new(CLUSTER, NodeId(id))
+    };
+    let (one, two) = (Node::start_with(options(1)).await, Node::start_with(options(2)).await);
+    one.knows(two.id, two.address);
+    (one, two)
+}
+
+/// A snapshot that took longer to install than a fixed limit was refused, sent anew, and installed
+/// all the same: on a slow disk a replica was never brought up to date.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_waited_for_as_long_as_its_installation_comes_further() {
+    let (one, two) = pair_with_limit(SNAPSHOT_STEP * 8).await;
+    // Longer than both ends' limits together.
+    two.handler.snapshot_steps.store(40, Ordering::Relaxed);
+    let answer = send(&one, two.id, filled(3).snapshot()).await;
+    assert_eq!(answer, Ok(Bytes::from_static(b"taken")));
+    assert_eq!(two.handler.snapshots_begun.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_whose_installation_stands_still_is_given_up() {
+    let (one, two) = pair_with_limit(Duration::from_millis(500)).await;
+    two.handler.snapshot_gate.forget_permits(usize::MAX);
+    let answer = send(&one, two.id, filled(3).snapshot()).await;
+    assert_eq!(refusal(answer), "its installation makes no progress");
 }

@@ -32,6 +32,9 @@ pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 /// Long after everything should have happened.
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// How long each step of a slow installation takes.
+pub(crate) const SNAPSHOT_STEP: Duration = Duration::from_millis(100);
+
 /// Waits until something holds.
 pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
@@ -97,6 +100,8 @@ pub(crate) struct Recorder {
     /// What is said to a snapshot.
     pub(crate) snapshot_answer: Mutex<Result<Bytes, String>>,
     pub(crate) snapshots_begun: AtomicUsize,
+    /// How many steps a snapshot's installation has, of [`SNAPSHOT_STEP`] each.
+    pub(crate) snapshot_steps: AtomicUsize,
     /// Holds a snapshot's answer back while it has no permit.
     pub(crate) snapshot_gate: Semaphore,
 }
@@ -111,6 +116,7 @@ impl Recorder {
             snapshots: Mutex::default(),
             snapshot_answer: Mutex::new(Ok(Bytes::from_static(b"taken"))),
             snapshots_begun: AtomicUsize::new(0),
+            snapshot_steps: AtomicUsize::new(0),
             snapshot_gate: Semaphore::new(Semaphore::MAX_PERMITS),
         }
     }
@@ -145,6 +151,11 @@ impl PeerHandler for Recorder {
         staged: StagedSnapshot,
     ) -> Result<Bytes, String> {
         self.snapshots_begun.fetch_add(1, Ordering::Relaxed);
+        let slow_steps = self.snapshot_steps.load(Ordering::Relaxed);
+        for _ in 0..slow_steps {
+            sleep(SNAPSHOT_STEP).await;
+            staged.progress().step();
+        }
         let _passed = self.snapshot_gate.acquire().await.unwrap();
         self.snapshots.lock().push((from, cohort, header, staged));
         self.snapshot_answer.lock().clone()

@@ -8,7 +8,6 @@ use trireme_types::{
     Command, CommandBatch, Condition, Entry, EntryKind, KeyRange, Lsn, Operation, Outcome, Version,
 };
 
-use crate::cohort_table::sessions::Moment;
 use crate::cohort_table::{Applied, Writer};
 use crate::table::keys::{self, Place};
 use crate::table::{Core, TableError, WriteBatch};
@@ -20,7 +19,7 @@ pub(crate) struct Decoded {
 }
 
 enum Content {
-    Commands(Vec<Command>),
+    Commands(CommandBatch),
     Barrier,
     Protocol(Bytes),
 }
@@ -43,7 +42,7 @@ pub(crate) fn decode(
         applied = lsn;
         let content = match entry.kind {
             EntryKind::Commands => match CommandBatch::decode(&entry.payload) {
-                Ok(batch) => Content::Commands(batch.commands),
+                Ok(batch) => Content::Commands(batch),
                 Err(source) => return Err(TableError::Batch { cohort, lsn, source }),
             },
             EntryKind::Barrier => Content::Barrier,
@@ -88,7 +87,7 @@ impl<'a> Apply<'a> {
         let mut applied = Vec::with_capacity(entries.len());
         for Decoded { lsn, content } in entries {
             let outcomes = match content {
-                Content::Commands(commands) => self.commands(lsn, commands)?,
+                Content::Commands(batch) => self.commands(batch)?,
                 Content::Barrier => Vec::new(),
                 Content::Protocol(payload) => {
                     self.writer.protocol = Some((lsn, payload));
@@ -118,21 +117,23 @@ impl<'a> Apply<'a> {
         batch
     }
 
-    fn commands(&mut self, lsn: Lsn, commands: Vec<Command>) -> Result<Vec<Outcome>, TableError> {
+    fn commands(&mut self, batch: CommandBatch) -> Result<Vec<Outcome>, TableError> {
+        let CommandBatch { commands, clock } = batch;
+        self.writer.sessions.advance(clock);
         self.rows.reserve(commands.len());
         self.index.reserve(commands.len());
         let mut outcomes = Vec::with_capacity(commands.len());
-        for (place, command) in (0..).zip(commands) {
-            outcomes.push(self.command((lsn.seq, place), command)?);
+        for command in commands {
+            outcomes.push(self.command(command)?);
         }
         Ok(outcomes)
     }
 
-    fn command(&mut self, moment: Moment, command: Command) -> Result<Outcome, TableError> {
+    fn command(&mut self, command: Command) -> Result<Outcome, TableError> {
         let Some(request) = command.request else {
             return self.operation(command.operation);
         };
-        if let Some(outcome) = self.writer.sessions.hear(request, moment) {
+        if let Some(outcome) = self.writer.sessions.hear(request) {
             return Ok(outcome);
         }
         let outcome = self.operation(command.operation)?;

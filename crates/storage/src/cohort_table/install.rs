@@ -1,5 +1,7 @@
 //! Taking over a snapshot in place of the rows in force.
 
+use std::sync::atomic::Ordering;
+
 use trireme_types::Version;
 
 use crate::cohort_table::sessions::Sessions;
@@ -89,14 +91,19 @@ impl State {
         // Readers on the old generation finish first, so that its rows can be removed after this.
         let mut serving = self.serving.write();
         serving.check(self.id)?;
-        let meta =
-            Meta { generation: new.generation, applied: loaded.applied, writes: loaded.writes };
+        let meta = Meta {
+            generation: new.generation,
+            applied: loaded.applied,
+            writes: loaded.writes,
+            clock: loaded.sessions.clock(),
+        };
         let mut batch = WriteBatch::default();
         batch.put(&[&keys::meta_key(self.id)], &[&meta.encode()]);
         self.core.write(batch)?;
         serving.generation = new.generation;
         *writer = loaded;
         self.protocol.write().clone_from(&writer.protocol);
+        self.clock.store(writer.sessions.clock(), Ordering::Release);
         self.points.set_applied(writer.applied);
         Ok(())
     }
@@ -117,7 +124,7 @@ fn load(
 ) -> Result<Writer, TableError> {
     let cohort = place.cohort;
     let (header, mut records) = staged.into_records();
-    let mut sessions = Sessions::default();
+    let mut sessions = Sessions::at(header.clock);
     let mut batch = WriteBatch::default();
     if let Some((lsn, payload)) = &header.protocol {
         let key = place.prefix(keys::KIND_PROTOCOL);

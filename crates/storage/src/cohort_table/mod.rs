@@ -28,10 +28,15 @@
 //! Every request that carries a [`trireme_types::RequestId`] is recorded with its outcome, a failed
 //! condition included: whoever wants to try again after a definite answer takes a new sequence.
 //! Only [`Outcome::WrongRange`] is not recorded, since the write may yet be applied by the cohort
-//! that its key belongs to. A request below the highest `first_incomplete` that its client has named, or below
-//! what could be kept of a client with too much under way, is not applied; its outcome is
-//! [`Outcome::ConditionFailed`] without a current version, which says truly that nothing was
-//! changed, and which the client does not await any more.
+//! that its key belongs to. A request below the highest `first_incomplete` that its client has
+//! named, or below what could be kept of a client with too much under way, is not applied; its
+//! outcome is [`Outcome::ConditionFailed`] without a current version, which says truly that nothing
+//! was changed, and which the client does not await any more.
+//!
+//! A session lives by the cohort's clock, which is in the log ([`trireme_types::CommandBatch`]): for
+//! [`trireme_types::limits::SESSION_LIFETIME`] after the client was last heard. The write of a client
+//! that may have been forgotten is refused as that, [`Outcome::SessionGone`]; where there is no room
+//! for another session or outcome, [`Outcome::SessionsFull`]. Neither is recorded.
 //!
 //! # Generations
 //!
@@ -50,6 +55,7 @@ mod sessions;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -60,7 +66,7 @@ use crate::cohort_table::apply::Apply;
 use crate::cohort_table::sessions::Sessions;
 use crate::snapshot::{SnapshotHeader, SnapshotReader};
 use crate::table::keys::{self, Meta, PREFIX_BYTES, Place};
-use crate::table::{Core, Points, ScanBudget, TableError, WriteBatch};
+use crate::table::{Core, Points, ScanBudget, Scanned, TableError, Visit, WriteBatch};
 
 /// What one page of a scan may read, deleted rows and older versions included. It takes a few
 /// milliseconds; more makes scans over deleted rows take fewer pages, and others wait longer.
@@ -118,6 +124,8 @@ struct State {
     /// Taken before `serving` where both are needed.
     writer: Mutex<Writer>,
     protocol: RwLock<Option<(Lsn, Bytes)>>,
+    /// The cohort's clock as of what was applied last.
+    clock: AtomicU64,
 }
 
 /// Where reads go.
@@ -148,9 +156,14 @@ impl CohortTable {
         range: KeyRange,
         meta: Option<Meta>,
     ) -> Result<Self, TableError> {
-        let meta = meta.unwrap_or(Meta { generation: 1, applied: Lsn::ZERO, writes: 0 });
+        let meta = meta.unwrap_or(Meta { generation: 1, applied: Lsn::ZERO, writes: 0, clock: 0 });
         let place = Place { cohort: id, generation: meta.generation };
-        let mut writer = Writer { applied: meta.applied, writes: meta.writes, ..Writer::default() };
+        let mut writer = Writer {
+            applied: meta.applied,
+            writes: meta.writes,
+            sessions: Sessions::at(meta.clock),
+            ..Writer::default()
+        };
         if let Some(value) = core.get(&place.prefix(keys::KIND_PROTOCOL))? {
             writer.protocol = Some(keys::decode_protocol(id, &value)?);
         }
@@ -167,6 +180,7 @@ impl CohortTable {
             points,
             serving: RwLock::new(serving),
             protocol: RwLock::new(writer.protocol.clone()),
+            clock: AtomicU64::new(meta.clock),
             writer: Mutex::new(writer),
         };
         Ok(Self { state: Arc::new(state) })
@@ -195,6 +209,7 @@ impl CohortTable {
         if std::mem::take(&mut writer.protocol_changed) {
             state.protocol.write().clone_from(&writer.protocol);
         }
+        state.clock.store(writer.sessions.clock(), Ordering::Release);
         state.points.set_applied(writer.applied);
         Ok(applied)
     }
@@ -202,6 +217,12 @@ impl CohortTable {
     /// Returns the last entry that was applied; [`Lsn::ZERO`] if there was none.
     pub fn applied(&self) -> Lsn {
         self.state.points.applied()
+    }
+
+    /// Returns the cohort's clock, in milliseconds, as of the last entry that was applied. It counts
+    /// the time that has passed while the cohort took writes, and never goes back.
+    pub fn clock(&self) -> u64 {
+        self.state.clock.load(Ordering::Acquire)
     }
 
     /// Returns the last entry that was applied when the last completed flush began: the log up to
@@ -229,11 +250,40 @@ impl CohortTable {
             return Ok(None);
         }
         let place = Place { cohort: state.id, generation: serving.generation };
-        let Some(value) = state.core.get(&place.row_key(key))? else {
-            return Ok(None);
-        };
-        let (version, value) = keys::decode_row(state.id, &value)?;
-        Ok(Some(Row { key: Bytes::copy_from_slice(key), value, version }))
+        let value = state.core.get(&place.row_key(key))?;
+        value.map(|value| decode_row(state.id, key, &value)).transpose()
+    }
+
+    /// Returns the row of a key as [`CohortTable::get`] does, and the last entry that the state
+    /// includes in which it was found.
+    pub fn get_with_applied(&self, key: &[u8]) -> Result<(Option<Row>, Lsn), TableError> {
+        let state = &*self.state;
+        let serving = state.serving.read();
+        serving.check(state.id)?;
+        let place = Place { cohort: state.id, generation: serving.generation };
+        // The applied point is written together with the rows, and so it is read.
+        let keys = [&keys::meta_key(state.id)[..], &place.row_key(key)];
+        let [meta, value] = state.core.get_both(keys)?;
+        let value = value.filter(|_| serving.range.contains(key));
+        let row = value.map(|value| decode_row(state.id, key, &value)).transpose()?;
+        Ok((row, applied_of(state.id, meta.as_ref())?))
+    }
+
+    /// Returns what [`CohortTable::get_with_applied`] does if that takes no read of a file; `None`
+    /// where a file may have to be read.
+    pub fn get_resident_with_applied(
+        &self,
+        key: &[u8],
+    ) -> Result<Option<(Option<Row>, Lsn)>, TableError> {
+        let state = &*self.state;
+        let serving = state.serving.read();
+        serving.check(state.id)?;
+        let place = Place { cohort: state.id, generation: serving.generation };
+        let keys = [&keys::meta_key(state.id)[..], &place.row_key(key)];
+        let Some([meta, value]) = state.core.get_both_resident(keys)? else { return Ok(None) };
+        let value = value.filter(|_| serving.range.contains(key));
+        let row = value.map(|value| decode_row(state.id, key, &value)).transpose()?;
+        Ok(Some((row, applied_of(state.id, meta.as_ref())?)))
     }
 
     /// Returns what [`CohortTable::get`] does if that takes no read of a file: the outer option is
@@ -249,9 +299,7 @@ impl CohortTable {
         let Some(value) = state.core.get_resident(&place.row_key(key))? else {
             return Ok(None);
         };
-        let Some(value) = value else { return Ok(Some(None)) };
-        let (version, value) = keys::decode_row(state.id, &value)?;
-        Ok(Some(Some(Row { key: Bytes::copy_from_slice(key), value, version })))
+        Ok(Some(value.map(|value| decode_row(state.id, key, &value)).transpose()?))
     }
 
     /// Returns the rows of `range` that lie in the cohort's own range, as of one moment, from the
@@ -271,33 +319,28 @@ impl CohortTable {
         let place = Place { cohort: state.id, generation: serving.generation };
         let mut span = place.rows(&serving.range.intersection(range));
         span.reverse = reverse;
-        let limit = limit.min(SCAN_ROWS_MAX);
-        let mut page = ScanPage::default();
-        let mut bytes = 0;
-        let mut damaged = None;
-        let scanned = state.core.scan(&span, PAGE_BUDGET, &mut |key, value| {
-            if page.rows.len() >= limit || bytes >= SCAN_BYTES_MAX {
-                page.more = true;
-                page.last = page.rows.last().map(|row| row.key.clone());
-                return ControlFlow::Break(());
-            }
-            match decode_entry(state.id, &key, &value) {
-                Ok(row) => {
-                    bytes += row.key.len() + row.value.len();
-                    page.rows.push(row);
-                    ControlFlow::Continue(())
-                }
-                Err(error) => {
-                    damaged = Some(error);
-                    ControlFlow::Break(())
-                }
-            }
-        })?;
-        if let Some(key) = scanned.paused_at {
-            page.more = true;
-            page.last = Some(key.slice(PREFIX_BYTES.min(key.len())..));
-        }
-        damaged.map_or(Ok(page), Err)
+        collect(state.id, limit, |visit| Ok(((), state.core.scan(&span, PAGE_BUDGET, visit)?)))
+            .map(|(page, ())| page)
+    }
+
+    /// Returns a page as [`CohortTable::scan`] does, and the last entry that the state includes in
+    /// which its rows were found.
+    pub fn scan_with_applied(
+        &self,
+        range: &KeyRange,
+        limit: usize,
+        reverse: bool,
+    ) -> Result<(ScanPage, Lsn), TableError> {
+        let state = &*self.state;
+        let serving = state.serving.read();
+        serving.check(state.id)?;
+        let place = Place { cohort: state.id, generation: serving.generation };
+        let mut span = place.rows(&serving.range.intersection(range));
+        span.reverse = reverse;
+        let meta_key = keys::meta_key(state.id);
+        let scan = |visit: Visit<'_>| state.core.get_and_scan(&meta_key, &span, PAGE_BUDGET, visit);
+        let (page, meta) = collect(state.id, limit, scan)?;
+        Ok((page, applied_of(state.id, meta.as_ref())?))
     }
 
     /// Has the table serve `range` from now on. Rows outside it stay on disk but are not served,
@@ -319,6 +362,7 @@ impl CohortTable {
             cohort: state.id,
             applied: writer.applied,
             writes: writer.writes,
+            clock: writer.sessions.clock(),
             range: serving.range.clone(),
             protocol: writer.protocol.clone(),
         };
@@ -354,10 +398,59 @@ impl Writer {
             let key = place.prefix(keys::KIND_PROTOCOL);
             batch.put(&[&key], &[&keys::protocol_header(*lsn), payload]);
         }
-        let meta =
-            Meta { generation: place.generation, applied: self.applied, writes: self.writes };
+        let meta = Meta {
+            generation: place.generation,
+            applied: self.applied,
+            writes: self.writes,
+            clock: self.sessions.clock(),
+        };
         batch.put(&[&keys::meta_key(place.cohort)], &[&meta.encode()]);
     }
+}
+
+/// Gathers what `scan` shows into a page of at most `limit` rows.
+fn collect<T>(
+    cohort: CohortId,
+    limit: usize,
+    scan: impl FnOnce(Visit<'_>) -> Result<(T, Scanned), TableError>,
+) -> Result<(ScanPage, T), TableError> {
+    let limit = limit.min(SCAN_ROWS_MAX);
+    let mut page = ScanPage::default();
+    let mut bytes = 0;
+    let mut damaged = None;
+    let (value, scanned) = scan(&mut |key, value| {
+        if page.rows.len() >= limit || bytes >= SCAN_BYTES_MAX {
+            page.more = true;
+            page.last = page.rows.last().map(|row| row.key.clone());
+            return ControlFlow::Break(());
+        }
+        match decode_entry(cohort, &key, &value) {
+            Ok(row) => {
+                bytes += row.key.len() + row.value.len();
+                page.rows.push(row);
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                damaged = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    if let Some(key) = scanned.paused_at {
+        page.more = true;
+        page.last = Some(key.slice(PREFIX_BYTES.min(key.len())..));
+    }
+    damaged.map_or(Ok((page, value)), Err)
+}
+
+/// Reads the last applied entry from a cohort's meta row; without one nothing was applied.
+fn applied_of(cohort: CohortId, meta: Option<&Bytes>) -> Result<Lsn, TableError> {
+    meta.map_or(Ok(Lsn::ZERO), |meta| Ok(Meta::decode(cohort, meta)?.applied))
+}
+
+fn decode_row(cohort: CohortId, key: &[u8], value: &Bytes) -> Result<Row, TableError> {
+    let (version, value) = keys::decode_row(cohort, value)?;
+    Ok(Row { key: Bytes::copy_from_slice(key), value, version })
 }
 
 fn decode_entry(cohort: CohortId, key: &Bytes, value: &Bytes) -> Result<Row, TableError> {

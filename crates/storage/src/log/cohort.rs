@@ -32,8 +32,9 @@ pub enum LogWrite {
         /// The last entry to keep.
         seq: u64,
     },
-    /// Drops every entry up to and with `upto`, which a table or a snapshot holds. Past the last
-    /// entry, it leaves an empty log that goes on after `upto`: a snapshot was installed.
+    /// Drops every entry up to and with `upto`, which the cohort's table has on disk; otherwise it
+    /// is refused ([`super::SharedLog::protect`]). Past the last entry, it leaves an empty log that
+    /// goes on after `upto`: a snapshot was installed.
     Purge {
         /// The last entry to drop.
         upto: Lsn,
@@ -42,6 +43,29 @@ pub enum LogWrite {
     /// or by itself within 50 ms, so after a crash it may be old; it is never ahead of the log
     /// (S8). A point below the known one changes nothing.
     CommitPoint(Lsn),
+}
+
+/// A write that the log refused, and of which it did nothing. It comes back to its owner, who can
+/// submit it again without having kept a copy: that is what [`LogError::QueueFull`] asks for.
+pub struct Refused<D = ()> {
+    /// Why.
+    pub error: LogError,
+    /// The write, as it was submitted.
+    pub write: LogWrite,
+    /// What was to be called once the write is durable; it was not called.
+    pub done: D,
+}
+
+impl<D> fmt::Debug for Refused<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refused").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl<D> From<Box<Refused<D>>> for LogError {
+    fn from(refused: Box<Refused<D>>) -> Self {
+        refused.error
+    }
 }
 
 /// The number of one write of one cohort's log, counted from 1 since the log was opened. Writes
@@ -109,21 +133,21 @@ impl CohortLog {
     }
 
     /// Submits a write and returns its number. The write is readable on return and will be durable
-    /// later; this neither waits for the disk nor for the writer. On an error, nothing was changed.
-    pub fn submit(&self, write: LogWrite) -> Result<IoId, LogError> {
-        self.enqueue(write, None)
+    /// later; this neither waits for the disk nor for the writer. A refused write has changed
+    /// nothing, and comes back with the reason.
+    pub fn submit(&self, write: LogWrite) -> Result<IoId, Box<Refused>> {
+        self.enqueue(write, (), |()| None)
     }
 
     /// Submits a write as [`CohortLog::submit`] does. `done` is called on the writer's thread once
     /// the write is durable, or with the error that ended the log; in the order of submission over
-    /// all cohorts. It must be quick and must not wait for the log. If this returns an error, `done`
-    /// is not called.
-    pub fn submit_then(
-        &self,
-        write: LogWrite,
-        done: impl FnOnce(Result<(), LogError>) + Send + 'static,
-    ) -> Result<IoId, LogError> {
-        self.enqueue(write, Some(Box::new(done)))
+    /// all cohorts. It must be quick and must not wait for the log. A refusal gives `done` back
+    /// without having called it, so that the same write can be submitted again as it is.
+    pub fn submit_then<D>(&self, write: LogWrite, done: D) -> Result<IoId, Box<Refused<D>>>
+    where
+        D: FnOnce(Result<(), LogError>) + Send + 'static,
+    {
+        self.enqueue(write, done, |done| Some(Box::new(done)))
     }
 
     /// Returns the number of the newest durable write; 0 if none is.
@@ -136,16 +160,35 @@ impl CohortLog {
     /// `max_bytes` of them otherwise. Recent entries come from memory, others from disk, where each
     /// is checked against its checksum.
     pub fn read(&self, seqs: Range<u64>, max_bytes: usize) -> Result<Vec<Entry>, LogError> {
-        let wanted = self.find(seqs, max_bytes);
+        let wanted = self.find(seqs, max_bytes, None);
+        let (entries, disk_bytes) = read::resolve(self.cohort.id, wanted)?;
+        self.handle.core.count_disk_read(disk_bytes);
+        Ok(entries)
+    }
+
+    /// Returns entries as [`CohortLog::read`] does, from the one behind `previous` up to `end`, which is
+    /// not included; `None` if the log does not hold `previous` there, or no entry behind it. Both are
+    /// looked up at one moment, so that entries which took others' places are not taken for those that
+    /// followed `previous`.
+    pub fn read_after(
+        &self,
+        previous: Lsn,
+        end: u64,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<Entry>>, LogError> {
+        let wanted = self.find(previous.seq + 1..end, max_bytes, Some(previous));
+        if wanted.is_empty() {
+            return Ok(None);
+        }
         let (entries, disk_bytes) = read::resolve(self.cohort.id, wanted)?;
         self.handle.core.counters.disk_read_bytes.fetch_add(disk_bytes, Ordering::Relaxed);
-        Ok(entries)
+        Ok(Some(entries))
     }
 
     /// Returns what [`CohortLog::read`] does if all of it is in memory; `None` if a file would have
     /// to be read.
     pub fn read_cached(&self, seqs: Range<u64>, max_bytes: usize) -> Option<Vec<Entry>> {
-        let wanted = self.find(seqs, max_bytes).into_iter();
+        let wanted = self.find(seqs, max_bytes, None).into_iter();
         wanted
             .map(|wanted| match wanted {
                 Wanted::Ready(entry) => Some(entry),
@@ -182,15 +225,40 @@ impl CohortLog {
         Ok(self.push(&mut index, tail, vec![OperationBody::Forget], None))
     }
 
-    fn enqueue(&self, write: LogWrite, done: Option<Done>) -> Result<IoId, LogError> {
-        check_sizes(self.cohort.id, &write)?;
+    fn enqueue<D>(
+        &self,
+        write: LogWrite,
+        done: D,
+        boxed: impl FnOnce(D) -> Option<Done>,
+    ) -> Result<IoId, Box<Refused<D>>> {
         // The index and the queue are locked together, in this order everywhere, so that both see
         // the writes of a cohort in one order.
         let mut index = self.cohort.index.lock();
-        check_fits(self.cohort.id, &index, &write)?;
-        let tail = self.handle.core.queue.tail()?;
+        let checked = check_sizes(self.cohort.id, &write)
+            .and_then(|()| check_fits(self.cohort.id, &index, &write))
+            .and_then(|()| self.check_persisted(&index, &write))
+            .and_then(|()| self.handle.core.queue.tail());
+        let tail = match checked {
+            Ok(tail) => tail,
+            Err(error) => return Err(Box::new(Refused { error, write, done })),
+        };
         let pieces = self.change(&mut index, write);
-        Ok(self.push(&mut index, tail, pieces, done))
+        Ok(self.push(&mut index, tail, pieces, boxed(done)))
+    }
+
+    /// Refuses to give up entries that only the log would bring back after a crash.
+    fn check_persisted(&self, index: &CohortIndex, write: &LogWrite) -> Result<(), LogError> {
+        let (LogWrite::Purge { upto }, Some(points)) = (write, self.handle.core.persisted.get())
+        else {
+            return Ok(());
+        };
+        let (cohort, persisted) = (self.cohort.id, points.of(self.cohort.id));
+        if upto.seq <= persisted.seq.max(index.bounds().purged.seq) || gives_up_unpersisted() {
+            return Ok(());
+        }
+        let error = LogError::NotPersisted { cohort, upto: *upto, persisted };
+        tracing::error!(%error, "a purge was refused");
+        Err(error)
     }
 
     /// Changes the index as the write says, and returns what the writer has to put into the log.
@@ -244,9 +312,13 @@ impl CohortLog {
     }
 
     /// Finds the entries to read. It takes hold of the segments that it names while the index still
-    /// does: the writer lets go of a segment only after the index has.
-    fn find(&self, seqs: Range<u64>, max_bytes: usize) -> Vec<Wanted> {
+    /// does: the writer lets go of a segment only after the index has. It finds none unless the log
+    /// holds `previous`, if one is named.
+    fn find(&self, seqs: Range<u64>, max_bytes: usize, previous: Option<Lsn>) -> Vec<Wanted> {
         let index = self.cohort.index.lock();
+        if previous.is_some_and(|previous| index.lsn_at(previous.seq) != Some(previous)) {
+            return Vec::new();
+        }
         let segments = self.handle.core.segments.read();
         let first = seqs.start.max(index.bounds().purged.seq.saturating_add(1));
         let mut wanted = Vec::new();
@@ -272,6 +344,16 @@ impl CohortLog {
         }
         wanted
     }
+}
+
+#[cfg(test)]
+fn gives_up_unpersisted() -> bool {
+    crate::tests::mistakes::is_made(crate::tests::mistakes::Mistake::GivesUpUnpersisted)
+}
+
+#[cfg(not(test))]
+const fn gives_up_unpersisted() -> bool {
+    false
 }
 
 /// Cuts entries into pieces that each fit into a block, as far as single entries do. There is always

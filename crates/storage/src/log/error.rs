@@ -106,6 +106,19 @@ pub enum LogError {
         /// The highest purged entry.
         purged: Lsn,
     },
+    /// A purge past what the cohort's table has on disk: after a crash, only the log could bring the
+    /// rest back. Nothing was written.
+    #[error(
+        "{cohort}: the log up to {upto} is not to be given up: the table has {persisted} on disk"
+    )]
+    NotPersisted {
+        /// The cohort.
+        cohort: CohortId,
+        /// The last entry that was to go.
+        upto: Lsn,
+        /// The last entry that the table has on disk.
+        persisted: Lsn,
+    },
     /// A commit point past the last entry. Nothing was written.
     #[error("{cohort}: the commit point {point} lies past the last entry {last}")]
     CommitPastEnd {
@@ -166,6 +179,7 @@ impl LogError {
             Self::Hole { .. }
             | Self::BelowPurged { .. }
             | Self::CommitPastEnd { .. }
+            | Self::NotPersisted { .. }
             | Self::TooLarge { .. }
             | Self::InvalidOption { .. } => LogErrorClass::Invalid,
             Self::Io { .. }

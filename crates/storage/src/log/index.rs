@@ -143,6 +143,22 @@ impl CohortIndex {
         }
     }
 
+    /// Notes that the entry that lay at `from`, a segment and a position in it, lies at `to` now,
+    /// unless another has taken its place.
+    pub(super) fn relocate(&mut self, seq: u64, from: (u32, u32), to: (u32, u32)) {
+        if let Some(slot) = self.position_of(seq).and_then(|at| self.slots.get_mut(at))
+            && (slot.segment, slot.position) == from
+        {
+            (slot.segment, slot.position) = to;
+        }
+    }
+
+    /// Returns the address and the slot of the entry at `seq` if it lies in this segment.
+    pub(super) fn slot_in(&self, seq: u64, segment: u32) -> Option<(Lsn, Slot)> {
+        let slot = *self.slot(seq)?;
+        (slot.segment == segment).then_some((Lsn::new(slot.epoch, seq), slot))
+    }
+
     /// Takes the entry of this token out of the cache, if it is still there.
     pub(super) fn evict(&mut self, seq: u64, token: u64) {
         if self.cache.get(&seq).is_some_and(|cached| cached.token == token) {

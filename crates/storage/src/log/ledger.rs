@@ -35,8 +35,27 @@ struct CohortLedger {
     hard_state: Option<Bytes>,
     /// Where each entry after `purged` is: 8 bytes each.
     places: VecDeque<Place>,
-    /// How many of `places` are in each segment.
-    entries_in: BTreeMap<u32, u64>,
+    /// What of `places` is in each segment.
+    held_in: BTreeMap<u32, Held>,
+}
+
+/// What one cohort has in one segment.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    live: Live,
+    /// No entry after this one is in the segment. One that was there may be gone.
+    last: u64,
+}
+
+/// A cohort that keeps segments from being removed (S10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogHolder {
+    /// The cohort.
+    pub cohort: CohortId,
+    /// It lets go of the segments when its log is purged up to here.
+    pub upto: u64,
+    /// The bytes of its entries in them.
+    pub bytes: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -81,13 +100,13 @@ impl Ledger {
         let place = Place { segment, payload_bytes };
         let ledger = self.cohorts.entry(cohort).or_default();
         let at = usize::try_from(seq - ledger.purged.seq - 1).expect("a log fits into memory");
-        *ledger.entries_in.entry(segment).or_default() += 1;
-        let live = self.live.entry(segment).or_default();
-        live.entries += 1;
-        live.bytes += place.record_bytes();
+        let held = ledger.held_in.entry(segment).or_default();
+        held.live.add(place);
+        held.last = held.last.max(seq);
+        self.live.entry(segment).or_default().add(place);
         if at < ledger.places.len() {
             let old = std::mem::replace(&mut ledger.places[at], place);
-            release(&mut self.live, &mut ledger.entries_in, old);
+            release(&mut self.live, &mut ledger.held_in, old);
         } else {
             ledger.places.push_back(place);
         }
@@ -96,10 +115,10 @@ impl Ledger {
     pub(super) fn truncate_after(&mut self, cohort: CohortId, seq: u64, commit_point: Lsn) {
         let ledger = self.cohorts.entry(cohort).or_default();
         ledger.commit_point = commit_point;
-        while ledger.purged.seq + ledger.places.len() as u64 > seq
+        while ledger.last() > seq
             && let Some(place) = ledger.places.pop_back()
         {
-            release(&mut self.live, &mut ledger.entries_in, place);
+            release(&mut self.live, &mut ledger.held_in, place);
         }
     }
 
@@ -111,7 +130,7 @@ impl Ledger {
         }
         for _ in ledger.purged.seq..upto.seq {
             let Some(place) = ledger.places.pop_front() else { break };
-            release(&mut self.live, &mut ledger.entries_in, place);
+            release(&mut self.live, &mut ledger.held_in, place);
         }
         ledger.purged = upto;
     }
@@ -127,7 +146,7 @@ impl Ledger {
     pub(super) fn forget(&mut self, cohort: CohortId) {
         if let Some(mut ledger) = self.cohorts.remove(&cohort) {
             for place in ledger.places {
-                release(&mut self.live, &mut ledger.entries_in, place);
+                release(&mut self.live, &mut ledger.held_in, place);
             }
         }
     }
@@ -136,7 +155,7 @@ impl Ledger {
     pub(super) fn restatements(&self) -> Vec<(CohortId, Restatement)> {
         let restate = |ledger: &CohortLedger| Restatement {
             purged: ledger.purged,
-            last: ledger.purged.seq + ledger.places.len() as u64,
+            last: ledger.last(),
             commit_point: ledger.commit_point,
             hard_state: ledger.hard_state.clone(),
         };
@@ -153,36 +172,92 @@ impl Ledger {
         self.live.values().map(|live| live.bytes).sum()
     }
 
-    /// Returns a cohort with entries in the segment, and the highest of them.
-    pub(super) fn pinned_by(&self, segment: u32) -> Option<(CohortId, u64)> {
-        self.cohorts.iter().find_map(|(cohort, ledger)| {
-            let mut left = *ledger.entries_in.get(&segment)?;
-            let mut seq = ledger.purged.seq;
-            for place in &ledger.places {
-                seq += 1;
-                left -= u64::from(place.segment == segment);
-                if left == 0 {
+    /// Returns the cohorts that have entries in the segments up to this one.
+    pub(super) fn holders(&self, newest: u32) -> Vec<LogHolder> {
+        let mut holders = Vec::new();
+        for (cohort, ledger) in &self.cohorts {
+            let mut holder = LogHolder { cohort: *cohort, upto: 0, bytes: 0 };
+            for held in ledger.held_in.range(..=newest).map(|(_, held)| held) {
+                holder.upto = holder.upto.max(held.last);
+                holder.bytes += held.live.bytes;
+            }
+            if holder.bytes > 0 {
+                holder.upto = holder.upto.min(ledger.last());
+                holders.push(holder);
+            }
+        }
+        holders
+    }
+
+    /// Returns the bytes of a cohort's entries after `seq`.
+    pub(super) fn bytes_after(&self, cohort: CohortId, seq: u64) -> u64 {
+        let Some(ledger) = self.cohorts.get(&cohort) else { return 0 };
+        let count = usize::try_from(ledger.last().saturating_sub(seq)).unwrap_or(usize::MAX);
+        ledger.places.iter().rev().take(count).map(|place| place.record_bytes()).sum()
+    }
+
+    /// Returns entries of the segment that count, by cohort: as many as these bytes hold, and at
+    /// least one if there is one.
+    pub(super) fn entries_in(&self, segment: u32, max_bytes: u64) -> Vec<(CohortId, Vec<u64>)> {
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for (cohort, ledger) in &self.cohorts {
+            let Some(held) = ledger.held_in.get(&segment) else { continue };
+            let mut left = held.live.entries;
+            let mut seqs = Vec::new();
+            for (seq, place) in (ledger.purged.seq + 1..).zip(&ledger.places) {
+                if left == 0 || bytes >= max_bytes {
                     break;
                 }
+                if place.segment == segment {
+                    left -= 1;
+                    bytes += place.record_bytes();
+                    seqs.push(seq);
+                }
             }
-            Some((*cohort, seq))
+            if !seqs.is_empty() {
+                found.push((*cohort, seqs));
+            }
+        }
+        found
+    }
+
+    /// Returns true if the log has the cohort's entry at `seq` in this segment.
+    pub(super) fn is_in(&self, cohort: CohortId, seq: u64, segment: u32) -> bool {
+        self.cohorts.get(&cohort).is_some_and(|ledger| {
+            let after_purged = seq.checked_sub(ledger.purged.seq + 1);
+            let at = after_purged.and_then(|at| usize::try_from(at).ok());
+            at.and_then(|at| ledger.places.get(at)).is_some_and(|place| place.segment == segment)
         })
     }
 }
 
-/// Takes an entry out of the counts of its segment.
-fn release(live: &mut BTreeMap<u32, Live>, entries_in: &mut BTreeMap<u32, u64>, place: Place) {
-    if let Some(counts) = live.get_mut(&place.segment) {
-        counts.entries -= 1;
-        counts.bytes -= place.record_bytes();
-        if counts.entries == 0 {
-            live.remove(&place.segment);
-        }
+impl CohortLedger {
+    fn last(&self) -> u64 {
+        self.purged.seq + self.places.len() as u64
     }
-    if let Some(count) = entries_in.get_mut(&place.segment) {
-        *count -= 1;
-        if *count == 0 {
-            entries_in.remove(&place.segment);
-        }
+}
+
+impl Live {
+    fn add(&mut self, place: Place) {
+        self.entries += 1;
+        self.bytes += place.record_bytes();
+    }
+
+    /// Takes an entry out, and returns true if none is left.
+    fn remove(&mut self, place: Place) -> bool {
+        self.entries -= 1;
+        self.bytes -= place.record_bytes();
+        self.entries == 0
+    }
+}
+
+/// Takes an entry out of the counts of its segment.
+fn release(live: &mut BTreeMap<u32, Live>, held_in: &mut BTreeMap<u32, Held>, place: Place) {
+    if live.get_mut(&place.segment).is_some_and(|live| live.remove(place)) {
+        live.remove(&place.segment);
+    }
+    if held_in.get_mut(&place.segment).is_some_and(|held| held.live.remove(place)) {
+        held_in.remove(&place.segment);
     }
 }

@@ -28,6 +28,8 @@ pub struct LogMetrics {
     pub segment_bytes: u64,
     /// Segments removed because nothing in them counted any more.
     pub removed_segments: u64,
+    /// The bytes of entries that were written again so that old segments could go.
+    pub moved_bytes: u64,
     /// The bytes of all entries that still count.
     pub live_bytes: u64,
     /// Bytes that wait to be written and answered.
@@ -47,6 +49,7 @@ pub(super) struct Counters {
     pub(super) syncs: AtomicU64,
     pub(super) last_sync_micros: AtomicU64,
     pub(super) removed_segments: AtomicU64,
+    pub(super) moved_bytes: AtomicU64,
     pub(super) disk_read_bytes: AtomicU64,
 }
 
@@ -63,6 +66,7 @@ impl Counters {
             syncs: get(&self.syncs),
             last_sync: Duration::from_micros(get(&self.last_sync_micros)),
             removed_segments: get(&self.removed_segments),
+            moved_bytes: get(&self.moved_bytes),
             disk_read_bytes: get(&self.disk_read_bytes),
             ..LogMetrics::default()
         }

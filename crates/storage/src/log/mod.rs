@@ -54,9 +54,14 @@
 //! Segments hold blocks, blocks hold records. Blocks start at sectors, so that no sector with an
 //! acknowledged byte is ever written again. Each segment begins with a *restatement* of every cohort
 //! (purged point, last entry, commit point, hard state), so that of older ones only entries are
-//! needed, and a segment can go as soon as none of its entries counts. Segments go oldest first. A
-//! cohort that never purges therefore keeps every later segment: [`SharedLog::pinned_by`] names it
-//! (S10). `docs/storage-format.md` has every byte.
+//! needed, and a segment can go as soon as none of its entries counts. Segments go oldest first, so
+//! a cohort that does not purge keeps every later segment (S10). [`SharedLog::holders`] names such
+//! cohorts, and [`SharedLog::move_oldest`] writes their entries again at the head of the log
+//! (`moving`). `docs/storage-format.md` has every byte.
+//!
+//! What a log may give up is bounded by what the tables have on disk: [`SharedLog::protect`] gives
+//! the log the tables to ask, and from then on it refuses every purge that goes further, from whom
+//! it may come.
 //!
 //! # Local recovery
 //!
@@ -74,10 +79,8 @@
 //! # What is left out
 //!
 //! * One writer, one log. Several disks would be served by several logs.
-//! * A reader does not pin what it has not read yet: whoever streams entries to a follower must not
-//!   purge them.
-//! * Entries are not moved from old segments into new ones; the owner of a pinning cohort flushes its
-//!   table and purges.
+//! * A reader does not pin what it has not read yet: who streams entries to a follower must not purge
+//!   them.
 //! * Checksums find accidents, not forgery, and nothing is encrypted or compressed.
 
 mod cohort;
@@ -87,6 +90,7 @@ mod index;
 mod keeper;
 mod ledger;
 mod metrics;
+mod moving;
 mod options;
 mod queue;
 mod read;
@@ -95,8 +99,9 @@ mod segment;
 mod shared;
 mod writer;
 
-pub use cohort::{CohortLog, IoId, LogBounds, LogWrite};
+pub use cohort::{CohortLog, IoId, LogBounds, LogWrite, Refused};
 pub use error::{LogError, LogErrorClass};
+pub use ledger::LogHolder;
 pub use metrics::LogMetrics;
 pub use options::{ENTRY_BYTES_MAX, HARD_STATE_BYTES_MAX, LogIdentity, LogOptions};
 pub use shared::SharedLog;

@@ -30,7 +30,7 @@ pub(super) type FailureListener = Box<dyn FnOnce(&LogError) + Send>;
 pub(super) struct Operation {
     pub(super) cohort: Arc<Cohort>,
     /// The number to publish once this is durable; `None` for all but the last piece of a write
-    /// that was cut into several.
+    /// that was cut into several, and for what no owner of a cohort's log has submitted.
     pub(super) io: Option<u64>,
     pub(super) body: OperationBody,
     pub(super) done: Option<Done>,
@@ -51,6 +51,18 @@ pub(super) enum OperationBody {
     },
     CommitPoint(Lsn),
     Forget,
+    /// Entries that are to be written again, so that their segment can go.
+    Move(Vec<MovedEntry>),
+}
+
+/// An entry that is to be written again.
+pub(super) struct MovedEntry {
+    pub(super) entry: Entry,
+    /// The segment that it lay in when it was read, and its position there.
+    pub(super) from: (u32, u32),
+    /// The position in the segment being written, once it is written again. It is not if the log has
+    /// dropped or replaced it meanwhile.
+    pub(super) to: Option<u32>,
 }
 
 impl Operation {
@@ -61,6 +73,7 @@ impl Operation {
                 entries.iter().map(|(entry, _)| RECORD_HEADER_BYTES + entry.payload.len()).sum()
             }
             OperationBody::HardState(state) => RECORD_HEADER_BYTES + state.len(),
+            OperationBody::Move(moved) => moved.iter().map(MovedEntry::record_bytes).sum(),
             _ => RECORD_HEADER_BYTES,
         }
     }
@@ -71,6 +84,12 @@ impl Operation {
 
     fn is_forced(&self) -> bool {
         !matches!(self.body, OperationBody::CommitPoint(_))
+    }
+}
+
+impl MovedEntry {
+    pub(super) fn record_bytes(&self) -> usize {
+        RECORD_HEADER_BYTES + self.entry.payload.len()
     }
 }
 

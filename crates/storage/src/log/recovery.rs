@@ -19,6 +19,9 @@ use crate::fs::SECTOR_BYTES;
 /// How many bytes the scan reads at a time.
 const SCAN_BYTES: usize = 1 << 20;
 
+/// After how many bytes the scan says how far it is: about once a second on a slow disk.
+const PROGRESS_BYTES: u64 = 128 << 20;
+
 /// The most entries that a cohort's log may have: far more than memory holds.
 const COHORT_ENTRIES_MAX: u64 = 1 << 32;
 
@@ -52,7 +55,12 @@ pub(super) fn recover(
     let mut position = FIRST_BLOCK;
     for (at, (segment, _)) in segments.iter().enumerate() {
         let next = segments.get(at + 1).map(|(_, header)| header);
+        let before = scan.scanned_bytes;
         position = scan.segment(segment, next)?;
+        if scan.scanned_bytes / PROGRESS_BYTES > before / PROGRESS_BYTES {
+            let (read, of, bytes) = (at + 1, segments.len(), scan.scanned_bytes);
+            tracing::info!(read, of, bytes, "reading the log: so many segments");
+        }
     }
     let (last, last_header) = segments.last().expect("there is at least one segment");
     let is_restatement_due = scan.next_block == last_header.first_block;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, ThreadId};
 
 use parking_lot::{Mutex, RwLock};
@@ -22,6 +22,7 @@ use super::segment::{SegmentFolder, SegmentMap};
 use super::writer::Writer;
 use super::{LogError, recovery::Recovered};
 use crate::fs::{Fs, FsLock};
+use crate::table::{PersistedPoints, Tables};
 
 /// The name of the file whose lock keeps a second process away.
 const LOCK_FILE: &str = "lock";
@@ -30,7 +31,7 @@ const LOCK_FILE: &str = "lock";
 /// log, which ends when it is closed or the last of them is dropped.
 #[derive(Clone)]
 pub struct SharedLog {
-    handle: Arc<Handle>,
+    pub(super) handle: Arc<Handle>,
 }
 
 /// What all threads of a log share.
@@ -43,9 +44,20 @@ pub(super) struct Core {
     pub(super) ledger: Mutex<Ledger>,
     pub(super) keeper: Keeper,
     pub(super) counters: Counters,
+    /// How far each cohort's table is on disk; unset for a log without tables.
+    pub(super) persisted: OnceLock<PersistedPoints>,
+    pub(super) growth_listeners: RwLock<Vec<GrowthListener>>,
     cohorts: Mutex<BTreeMap<CohortId, Known>>,
     /// Held until the log is closed or nobody uses it any more.
     lock: Mutex<Option<Box<dyn FsLock>>>,
+}
+
+pub(super) type GrowthListener = Box<dyn Fn(u64) + Send + Sync>;
+
+impl Core {
+    pub(super) fn count_disk_read(&self, bytes: u64) {
+        self.counters.disk_read_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 /// A cohort that was recovered or asked for. One that was forgotten stays, without a log, because
@@ -165,14 +177,25 @@ impl SharedLog {
         }
     }
 
-    /// Returns a cohort that keeps the oldest segment from being removed, and up to which `seq` it
-    /// would have to purge to let go (S10). `None` if the oldest segment is the one being
-    /// written, or is about to go.
-    pub fn pinned_by(&self) -> Option<(CohortId, u64)> {
-        let ledger = self.handle.core.ledger.lock();
-        let segments = self.handle.core.segments.read();
-        let (oldest, newest) = (*segments.keys().next()?, *segments.keys().next_back()?);
-        if oldest == newest { None } else { ledger.pinned_by(oldest) }
+    /// Has every purge from now on checked against these tables: one that goes past what a cohort's
+    /// table has on disk is refused with [`LogError::NotPersisted`], from whom it may come, for
+    /// nothing else brings those rows back after a crash. A cohort without a table may purge
+    /// nothing. The first tables count.
+    pub fn protect(&self, tables: &Tables) {
+        let _first_counts = self.handle.core.persisted.set(tables.persisted_points());
+    }
+
+    /// Has `listener` called with the log's size whenever the log goes on in another segment. It is
+    /// called on the writer's thread, and must be quick.
+    pub fn on_growth(&self, listener: impl Fn(u64) + Send + Sync + 'static) {
+        self.handle.core.growth_listeners.write().push(Box::new(listener));
+    }
+
+    /// Returns what there is of a cohort, whether it is forgotten or not.
+    pub(super) fn cohort_as_it_is(&self, id: CohortId) -> Arc<Cohort> {
+        let mut cohorts = self.handle.core.cohorts.lock();
+        let known = cohorts.entry(id).or_insert_with(|| Known::new(id, Default::default()));
+        Arc::clone(&known.cohort)
     }
 
     /// Has `listener` called when a write or a sync fails, which ends the log for good; at once if
@@ -293,6 +316,8 @@ fn open(
         segments: RwLock::new(segments),
         ledger: Mutex::new(ledger),
         counters: Counters::default(),
+        persisted: OnceLock::new(),
+        growth_listeners: RwLock::default(),
         cohorts: Mutex::new(cohorts),
         lock: Mutex::new(Some(lock)),
     });

@@ -6,14 +6,15 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Instant;
 
-use trireme_types::Durability;
+use trireme_types::{CohortId, Durability, Entry};
 
 use super::cohort::Cohort;
 use super::format::{
     self, BLOCK_HEADER_BYTES, BlockHeader, BlockPlace, FIRST_BLOCK, RECORD_HEADER_BYTES,
     RecordBody, SegmentHeader,
 };
-use super::queue::{Ending, Operation, OperationBody, Work};
+use super::ledger::Ledger;
+use super::queue::{Ending, MovedEntry, Operation, OperationBody, Work};
 use super::segment::Segment;
 use super::{Core, LogError};
 
@@ -137,11 +138,13 @@ impl Writer {
             self.sync()?;
         }
         self.locate(operations, &places);
+        // Before anybody hears of the writes, so that the log is as short then as they make it.
+        self.remove_dead_segments()?;
         complete(operations);
         self.core.queue.release(operations);
         operations.clear();
         self.evict();
-        self.remove_dead_segments()
+        Ok(())
     }
 
     /// Ends the log with the mark that everything before it is on disk.
@@ -150,7 +153,7 @@ impl Writer {
             self.sync()?;
         }
         self.make_room(0)?;
-        self.write_block(&[], true)?;
+        self.write_block(&mut [], true)?;
         self.sync()
     }
 
@@ -182,7 +185,12 @@ impl Writer {
             first_block: self.next_block,
         };
         let segment = Arc::new(self.core.folder.make_segment(spare, header)?);
-        self.core.segments.write().insert(segment.number, Arc::clone(&segment));
+        let size = {
+            let mut segments = self.core.segments.write();
+            segments.insert(segment.number, Arc::clone(&segment));
+            segments.values().map(|segment| segment.len).sum()
+        };
+        self.core.growth_listeners.read().iter().for_each(|listener| listener(size));
         tracing::debug!(segment = segment.number, "the log goes on in another segment");
         self.segment = segment;
         self.position = FIRST_BLOCK;
@@ -208,7 +216,7 @@ impl Writer {
     /// start.
     fn write_block(
         &mut self,
-        operations: &[Operation],
+        operations: &mut [Operation],
         is_end: bool,
     ) -> Result<Vec<u32>, LogError> {
         let (places, records) = self.fill(operations);
@@ -246,7 +254,7 @@ impl Writer {
     /// Puts the records of these operations into the buffer, behind room for the block's header and
     /// behind the restatements if they are due, and notes in the ledger what the log holds with
     /// them.
-    fn fill(&mut self, operations: &[Operation]) -> (Vec<u32>, u32) {
+    fn fill(&mut self, operations: &mut [Operation]) -> (Vec<u32>, u32) {
         self.buffer.clear();
         self.buffer.resize(BLOCK_HEADER_BYTES, 0);
         let mut ledger = self.core.ledger.lock();
@@ -297,6 +305,11 @@ impl Writer {
                     format::encode_record(buffer, id, &RecordBody::Forget, &[]);
                     ledger.forget(id);
                 }
+                OperationBody::Move(moved) => {
+                    records -= 1;
+                    let place = (self.segment.number, self.position);
+                    records += move_entries(buffer, &mut ledger, id, place, moved);
+                }
             }
         }
         (places, records)
@@ -316,7 +329,14 @@ impl Writer {
     /// Tells the cohorts' indexes where their entries lie, which may leave memory from now on.
     fn locate(&mut self, operations: &[Operation], places: &[u32]) {
         for (operation, place) in operations.iter().zip(places) {
-            let OperationBody::Append(entries) = &operation.body else { continue };
+            let entries = match &operation.body {
+                OperationBody::Append(entries) => entries,
+                OperationBody::Move(moved) => {
+                    self.relocate(&operation.cohort, moved);
+                    continue;
+                }
+                _ => continue,
+            };
             let count = entries.len() as u64;
             self.core.counters.entries_appended.fetch_add(count, Ordering::Relaxed);
             let mut index = operation.cohort.index.lock();
@@ -332,6 +352,18 @@ impl Writer {
                 self.cached.push_back(CachedEntry { cohort, seq, token: *token, bytes });
             }
         }
+    }
+
+    /// Tells the cohort's index where its moved entries lie.
+    fn relocate(&self, cohort: &Cohort, moved: &[MovedEntry]) {
+        let mut bytes = 0;
+        let mut index = cohort.index.lock();
+        for moved in moved {
+            let Some(position) = moved.to else { continue };
+            index.relocate(moved.entry.lsn.seq, moved.from, (self.segment.number, position));
+            bytes += moved.record_bytes() as u64;
+        }
+        self.core.counters.moved_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Takes the oldest written entries out of memory until the rest is within its bound.
@@ -389,14 +421,52 @@ impl Drop for PanicWatch {
     }
 }
 
+/// Writes these entries of a cohort again, but for those that the log has dropped or replaced since
+/// they were read: what is written last counts, and they must not count again. Returns how many were
+/// written. `place` is the segment and where in it the block starts.
+fn move_entries(
+    buffer: &mut Vec<u8>,
+    ledger: &mut Ledger,
+    cohort: CohortId,
+    (segment, block): (u32, u64),
+    moved: &mut [MovedEntry],
+) -> u32 {
+    let mut records = 0;
+    for moved in moved {
+        let Entry { lsn, kind, payload } = &moved.entry;
+        if !ledger.is_in(cohort, lsn.seq, moved.from.0) && !moves_blindly() {
+            continue;
+        }
+        let position = block + buffer.len() as u64;
+        moved.to = Some(u32::try_from(position).expect("segments are kept below 4 GiB"));
+        format::encode_record(buffer, cohort, &RecordBody::Entry(*kind, *lsn), payload);
+        let payload_bytes =
+            u32::try_from(payload.len()).expect("an entry above a few MiB was refused");
+        ledger.put(cohort, lsn.seq, segment, payload_bytes);
+        records += 1;
+    }
+    records
+}
+
+#[cfg(test)]
+fn moves_blindly() -> bool {
+    crate::tests::mistakes::is_made(crate::tests::mistakes::Mistake::MovesBlindly)
+}
+
+#[cfg(not(test))]
+const fn moves_blindly() -> bool {
+    false
+}
+
 /// Publishes that these operations are durable, and tells whoever waits.
 fn complete(operations: &mut [Operation]) {
     for Operation { cohort, io, body, done } in operations {
-        let Some(io) = io.take() else { continue };
-        if let OperationBody::HardState(state) = body {
-            cohort.index.lock().set_hard_state(state.clone(), io);
+        if let Some(io) = io.take() {
+            if let OperationBody::HardState(state) = body {
+                cohort.index.lock().set_hard_state(state.clone(), io);
+            }
+            cohort.durable.store(io, Ordering::Release);
         }
-        cohort.durable.store(io, Ordering::Release);
         if let Some(done) = done.take() {
             done(Ok(()));
         }

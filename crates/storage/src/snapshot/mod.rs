@@ -18,6 +18,7 @@
 //! the receiver or the process is. [`crate::CohortTable::install`] takes what it has gathered.
 
 mod chunk;
+mod progress;
 mod reader;
 mod receiver;
 mod record;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use trireme_types::{CohortId, KeyRange, Lsn};
 
 pub use self::chunk::CHUNK_BYTES_MAX;
+pub use self::progress::SnapshotProgress;
 pub use self::reader::SnapshotReader;
 pub use self::receiver::{SnapshotReceiver, StagedSnapshot};
 pub(crate) use self::record::{Record, Records};
@@ -44,6 +46,8 @@ pub struct SnapshotHeader {
     pub range: KeyRange,
     /// The newest protocol entry, with its payload.
     pub protocol: Option<(Lsn, Bytes)>,
+    /// The cohort's clock.
+    pub clock: u64,
 }
 
 /// A stream that is no snapshot, or could not be kept.

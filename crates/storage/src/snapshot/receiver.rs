@@ -5,7 +5,7 @@ use std::io::{BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use crate::snapshot::chunk::{self, Chunk, Totals};
-use crate::snapshot::{Records, SnapshotError, SnapshotHeader, record};
+use crate::snapshot::{Records, SnapshotError, SnapshotHeader, SnapshotProgress, record};
 
 /// Checks chunks as they come and keeps what they carry in a file without a name.
 pub struct SnapshotReceiver {
@@ -21,10 +21,11 @@ pub struct SnapshotReceiver {
 /// A snapshot that came whole, ready for [`crate::CohortTable::install`]. Its file is gone when it
 /// is dropped.
 pub struct StagedSnapshot {
-    header: SnapshotHeader,
+    header: Box<SnapshotHeader>,
     /// Stands right after the header.
     file: BufReader<File>,
     records: u64,
+    progress: SnapshotProgress,
 }
 
 impl SnapshotReceiver {
@@ -71,8 +72,9 @@ impl SnapshotReceiver {
         let mut file = file.map_err(SnapshotError::io("keep"))?;
         file.seek(SeekFrom::Start(0)).map_err(SnapshotError::io("read"))?;
         let mut file = BufReader::new(file);
-        let header = record::read_header(&mut file)?;
-        Ok(StagedSnapshot { header, file, records: totals.records })
+        let header = Box::new(record::read_header(&mut file)?);
+        let progress = SnapshotProgress::default();
+        Ok(StagedSnapshot { header, file, records: totals.records, progress })
     }
 }
 
@@ -82,8 +84,13 @@ impl StagedSnapshot {
         &self.header
     }
 
+    /// Returns what shows how far the snapshot's installation is, whoever has the snapshot by then.
+    pub fn progress(&self) -> SnapshotProgress {
+        self.progress.clone()
+    }
+
     /// Returns the header and what reads the sessions and rows.
     pub(crate) fn into_records(self) -> (SnapshotHeader, Records<BufReader<File>>) {
-        (self.header, Records::new(self.file, self.records))
+        (*self.header, Records::new(self.file, self.records, self.progress))
     }
 }

@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use bytes::{BufMut, BytesMut};
 use trireme_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-use crate::snapshot::{SnapshotError, SnapshotHeader};
+use crate::snapshot::{SnapshotError, SnapshotHeader, SnapshotProgress};
 
 /// The most bytes of a header that is read: the protocol state, which is a membership, and two
 /// keys.
@@ -20,7 +20,11 @@ const HEADER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// before it. A session with all its outcomes is far smaller.
 const RECORD_VALUE_BYTES_MAX: usize = VALUE_BYTES_MAX + 64;
 
-const FORMAT: u8 = 1;
+/// The format of the header that is written.
+const FORMAT: u8 = 2;
+
+/// The format of 0.1.0: without the clock, which ends the header.
+const FORMAT_1: u8 = 1;
 
 /// A session or a row.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,6 +70,11 @@ pub(crate) fn read_header(stream: &mut impl Read) -> Result<SnapshotHeader, Snap
             Ok(_) => Err(SnapshotError::Malformed("its header is too long".to_owned())),
             Err(error) => Err(SnapshotError::Malformed(format!("its header: {error}"))),
         },
+        // The clock that is not there is 0, as postcard writes it.
+        Some((&FORMAT_1, rest)) => match postcard::from_bytes(&[rest, &[0]].concat()) {
+            Ok(header) => Ok(header),
+            Err(error) => Err(SnapshotError::Malformed(format!("its header: {error}"))),
+        },
         Some((&found, _)) => Err(SnapshotError::Format { found, known: FORMAT }),
         None => Err(SnapshotError::Malformed("its header is empty".to_owned())),
     }
@@ -75,12 +84,13 @@ pub(crate) fn read_header(stream: &mut impl Read) -> Result<SnapshotHeader, Snap
 pub(crate) struct Records<R> {
     stream: R,
     rest: u64,
+    progress: SnapshotProgress,
 }
 
 impl<R: Read> Records<R> {
     /// Reads `count` records from the stream, after which it must end.
-    pub(crate) fn new(stream: R, count: u64) -> Self {
-        Self { stream, rest: count }
+    pub(crate) fn new(stream: R, count: u64, progress: SnapshotProgress) -> Self {
+        Self { stream, rest: count, progress }
     }
 
     /// Returns the next record; `None` at the end.
@@ -93,6 +103,7 @@ impl<R: Read> Records<R> {
             };
         }
         self.rest -= 1;
+        self.progress.step();
         self.stream.read_exact(&mut header).map_err(cut)?;
         let [kind, k0, k1, k2, k3, value_len @ ..] = header;
         let key_len = u32::from_be_bytes([k0, k1, k2, k3]) as usize;

@@ -214,8 +214,31 @@ impl Core {
         self.engine.get(key)
     }
 
+    pub(crate) fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError> {
+        self.engine.get_both(keys)
+    }
+
     pub(crate) fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
         self.engine.get_resident(key)
+    }
+
+    pub(crate) fn get_both_resident(
+        &self,
+        keys: [&[u8]; 2],
+    ) -> Result<Option<[Option<Bytes>; 2]>, TableError> {
+        self.engine.get_both_resident(keys)
+    }
+
+    pub(crate) fn get_and_scan(
+        &self,
+        key: &[u8],
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<(Option<Bytes>, Scanned), TableError> {
+        let (value, scanned) = self.engine.get_and_scan(key, span, budget, visit)?;
+        self.count_tombstones(scanned.tombstones);
+        Ok((value, scanned))
     }
 
     pub(crate) fn scan(
@@ -225,15 +248,16 @@ impl Core {
         visit: Visit<'_>,
     ) -> Result<Scanned, TableError> {
         let scanned = self.engine.scan(span, budget, visit)?;
-        if scanned.tombstones > 0 {
-            self.count_tombstones(scanned.tombstones as u64);
-        }
+        self.count_tombstones(scanned.tombstones);
         Ok(scanned)
     }
 
     /// Has the tombstones removed once scans have passed over many.
-    fn count_tombstones(&self, passed: u64) {
-        let counter = &self.counters.tombstones_passed;
+    fn count_tombstones(&self, passed: usize) {
+        if passed == 0 {
+            return;
+        }
+        let (counter, passed) = (&self.counters.tombstones_passed, passed as u64);
         let before = counter.fetch_add(passed, Ordering::Relaxed);
         if before < TOMBSTONES_PASSED_MAX && before + passed >= TOMBSTONES_PASSED_MAX {
             self.tasks().purge_wanted = true;
@@ -262,6 +286,11 @@ impl Core {
 
     pub(crate) fn remove_points(&self, cohort: CohortId) {
         self.points.lock().remove(&cohort);
+    }
+
+    /// Returns how far a cohort's table is on disk; [`Lsn::ZERO`] for one that is not open.
+    pub(crate) fn persisted(&self, cohort: CohortId) -> Lsn {
+        self.points.lock().get(&cohort).map_or(Lsn::ZERO, |points| points.persisted())
     }
 
     pub(crate) fn on_flush(&self, listener: FlushListener) {

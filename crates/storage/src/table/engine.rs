@@ -20,9 +20,27 @@ pub trait TableEngine: Send + Sync {
     /// Returns the value of `key`.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError>;
 
+    /// Returns the values of two keys as of one moment.
+    fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError>;
+
     /// Returns the value of `key` if that takes no read of a file: the outer option is `None` where
     /// only [`TableEngine::get`] can answer.
     fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, TableError>;
+
+    /// Returns the values of two keys as of one moment if that takes no read of a file; `None` where
+    /// only [`TableEngine::get_both`] can answer.
+    fn get_both_resident(&self, keys: [&[u8]; 2])
+    -> Result<Option<[Option<Bytes>; 2]>, TableError>;
+
+    /// Returns the value of `key`, and shows the rows of the span to `visit` as
+    /// [`TableEngine::scan`] does, all as of one moment.
+    fn get_and_scan(
+        &self,
+        key: &[u8],
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<(Option<Bytes>, Scanned), TableError>;
 
     /// Shows the rows of the span to `visit`, as of one moment, until it breaks off or `budget` is
     /// used up. Meant for pages: an engine may hold writers up meanwhile.

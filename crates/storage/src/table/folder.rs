@@ -3,6 +3,7 @@
 //! The file `FORMAT` is written and forced before the engine makes its first file, so a folder
 //! with an engine's files and no `FORMAT` is none of ours.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,6 +40,17 @@ pub(crate) fn open_engine(
     })
 }
 
+thread_local! {
+    /// Whether this thread is opening an engine, whose panics become errors.
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Returns true if a panic of the calling thread would be caught and become an error, as while an
+/// engine opens files that may be damaged. For a panic hook that ends the process.
+pub fn is_catching_panics() -> bool {
+    CATCHING.get()
+}
+
 /// Runs an engine's opening, which reads files that a crash or a disk may have damaged, and turns
 /// failure and panic alike into one error.
 pub(crate) fn catch_panic<T>(
@@ -47,7 +59,10 @@ pub(crate) fn catch_panic<T>(
     open: impl FnOnce() -> Result<T, String>,
 ) -> Result<T, TableError> {
     // Nothing of a half-open engine is used after a panic.
-    let result = catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|panic| {
+    CATCHING.set(true);
+    let result = catch_unwind(AssertUnwindSafe(open));
+    CATCHING.set(false);
+    let result = result.unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str);
         let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
         Err(format!("it panicked: {}", message.unwrap_or("without a message")))
@@ -120,4 +135,23 @@ fn is_empty(dir: &Path) -> Result<bool, TableError> {
         }
     }
     Ok(true)
+}
+
+/// Forces the files in a folder, and the folder itself. A file that its engine removes meanwhile
+/// needs no forcing.
+pub(super) fn force_folder(path: &Path) -> Result<(), TableError> {
+    let files = fs::read_dir(path).map_err(TableError::io("list", path))?;
+    for file in files {
+        let file = file.map_err(TableError::io("list", path))?.path();
+        match force_file(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result.map_err(TableError::io("force", &file))?,
+        }
+    }
+    force_directory(path)
+}
+
+fn force_file(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    if file.metadata()?.is_file() { file.sync_all() } else { Ok(()) }
 }

@@ -31,7 +31,10 @@ pub(crate) const FORMAT: u8 = 1;
 /// The bytes of a row's value before the user's value: format and version.
 pub(crate) const ROW_HEADER_BYTES: usize = 9;
 
-const META_BYTES: usize = 29;
+/// The format of meta rows. In format 1, that of 0.1.0, there is no clock.
+const META_FORMAT: u8 = 2;
+
+const META_BYTES: usize = 37;
 const PROTOCOL_HEADER_BYTES: usize = 17;
 
 /// The part of the keyspace that one generation of one cohort fills.
@@ -121,33 +124,47 @@ pub(crate) struct Meta {
     pub(crate) applied: Lsn,
     /// The version of the last write.
     pub(crate) writes: u64,
+    /// The cohort's clock.
+    pub(crate) clock: u64,
 }
 
 impl Meta {
     pub(crate) fn encode(&self) -> [u8; META_BYTES] {
         let mut bytes = [0; META_BYTES];
-        bytes[0] = FORMAT;
+        bytes[0] = META_FORMAT;
         bytes[1..5].copy_from_slice(&self.generation.to_be_bytes());
         bytes[5..13].copy_from_slice(&self.applied.epoch.to_be_bytes());
         bytes[13..21].copy_from_slice(&self.applied.seq.to_be_bytes());
-        bytes[21..].copy_from_slice(&self.writes.to_be_bytes());
+        bytes[21..29].copy_from_slice(&self.writes.to_be_bytes());
+        bytes[29..].copy_from_slice(&self.clock.to_be_bytes());
         bytes
     }
 
     pub(crate) fn decode(cohort: CohortId, bytes: &[u8]) -> Result<Self, TableError> {
         let what = "the meta row";
-        let rest = check_format(cohort, what, bytes)?;
+        let has_clock = bytes.first() == Some(&META_FORMAT);
+        let rest = match bytes {
+            [META_FORMAT, rest @ ..] => rest,
+            _ => check_format(cohort, what, bytes)?,
+        };
         let (generation, rest) =
             rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
         let (epoch, rest) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
         let (seq, rest) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
-        let writes = rest.try_into().map_err(|_| cut(cohort, what, bytes))?;
+        let (writes, rest) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
+        let clock = match rest {
+            [] if !has_clock => 0,
+            rest if has_clock => {
+                u64::from_be_bytes(rest.try_into().map_err(|_| cut(cohort, what, bytes))?)
+            }
+            _ => return Err(cut(cohort, what, bytes)),
+        };
         let generation = u32::from_be_bytes(*generation);
         if generation == 0 {
             return Err(corrupt(cohort, what, "it names generation 0".to_owned()));
         }
         let applied = Lsn::new(u64::from_be_bytes(*epoch), u64::from_be_bytes(*seq));
-        Ok(Self { generation, applied, writes: u64::from_be_bytes(writes) })
+        Ok(Self { generation, applied, writes: u64::from_be_bytes(*writes), clock })
     }
 }
 
@@ -244,7 +261,8 @@ mod tests {
 
     #[test]
     fn meta_rows_read_back_and_damaged_ones_are_refused() {
-        let meta = Meta { generation: 2, applied: Lsn::new(5, 1 << 40), writes: u64::MAX };
+        let applied = Lsn::new(5, 1 << 40);
+        let meta = Meta { generation: 2, applied, writes: u64::MAX, clock: 1 << 50 };
         let bytes = meta.encode();
         assert_eq!(Meta::decode(COHORT, &bytes).unwrap(), meta);
         for len in 0..bytes.len() {
@@ -252,9 +270,16 @@ mod tests {
         }
         assert!(Meta::decode(COHORT, &[&bytes[..], &[0]].concat()).is_err());
         let mut future = bytes;
-        future[0] = FORMAT + 1;
+        future[0] = META_FORMAT + 1;
         let refused = Meta::decode(COHORT, &future).unwrap_err();
-        assert!(matches!(refused, TableError::Format { found: 2, known: 1, .. }), "{refused}");
+        assert!(matches!(refused, TableError::Format { found: 3, .. }), "{refused}");
+        // What 0.1.0 wrote.
+        let mut old = bytes[..29].to_vec();
+        old[0] = FORMAT;
+        assert_eq!(Meta::decode(COHORT, &old).unwrap(), Meta { clock: 0, ..meta });
+        assert!(Meta::decode(COHORT, &old[..28]).is_err());
+        old.extend_from_slice(&[0; 8]);
+        assert!(Meta::decode(COHORT, &old).is_err());
     }
 
     #[test]

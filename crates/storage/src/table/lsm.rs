@@ -22,6 +22,8 @@
 //!   files: what moves on meanwhile is seen twice, never missed.
 //! * **Tombstones** go when the levels are merged. Where scans pass over many, all files are merged
 //!   at once, if enough of what they hold is tombstones.
+//! * **What is opened is on disk.** The tree forces its files when it writes them, but a process may
+//!   have died before it did, with the files in the system's memory; they are forced again at a start.
 //! * **After a restart** the numbers go on above the highest one found on disk. A merge into the
 //!   last level writes 0 in place of numbers, which is below every later one, so that is enough.
 
@@ -32,19 +34,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use lsm_tree::compaction::Leveled;
 use lsm_tree::{
-    AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, SeqNo, SequenceNumberCounter,
-    Slice,
+    AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, InternalValue, SeqNo,
+    SequenceNumberCounter, Slice,
 };
 use parking_lot::{Mutex, RwLock};
 use trireme_types::Engine;
 
 use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
 use crate::table::lsm_merge::{Memtables, Parts};
-use crate::table::{TableError, WriteBatch};
+use crate::table::{TableError, WriteBatch, folder};
 
 /// The sorted runs in the first level at which flushes wait for compaction. Each run is one more
 /// place for a read to look; the tree begins to merge them at 4.
 const FIRST_LEVEL_RUNS_MAX: usize = 20;
+
+/// Where in its folder the tree keeps its sorted files.
+const TABLES_FOLDER: &str = "tables";
 
 /// The levels of a tree.
 const LEVELS: usize = 7;
@@ -92,9 +97,13 @@ impl LsmEngine {
         let config = Config::new(path, numbers.clone(), SequenceNumberCounter::default())
             .use_cache(Arc::new(Cache::with_capacity_bytes(cache_bytes)))
             .use_descriptor_table(Some(Arc::new(DescriptorTable::new(open_files_max))));
-        let tree = super::folder::catch_panic(Engine::Lsm, path, || {
+        let tree = folder::catch_panic(Engine::Lsm, path, || {
             config.open().map_err(|error| error.to_string())
         })?;
+        // A process that was killed may have left files that the system has and the disk has not.
+        // What is read from now on counts as persisted, so it must be.
+        folder::force_folder(path)?;
+        folder::force_folder(&path.join(TABLES_FOLDER))?;
         // 0 is never visible and 1 always is, so that every reader finds a version of the tree.
         let next = tree.get_highest_seqno().map_or(1, |highest| highest + 1).max(1);
         numbers.set(next);
@@ -146,6 +155,16 @@ impl LsmEngine {
             Ok((Bytes::from(key), Bytes::from(value)))
         })
     }
+
+    /// Returns what a scan at `visible` reads. The caller is in [`Self::with_visible`].
+    fn parts(&self, span: &Span, visible: SeqNo) -> Parts {
+        Parts::new(&self.tree, &self.memtables.read(), span, visible)
+    }
+
+    fn get_below(&self, visible: SeqNo, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        let value = self.tree.get(key, visible).map_err(|e| failed("read a row", e))?;
+        Ok(value.map(Bytes::from))
+    }
 }
 
 type RowResult = Result<(Bytes, Bytes), TableError>;
@@ -171,13 +190,45 @@ impl TableEngine for LsmEngine {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-        let value = self.with_visible(|visible| self.tree.get(key, visible));
-        Ok(value.map_err(|e| failed("read a row", e))?.map(Bytes::from))
+        self.with_visible(|visible| self.get_below(visible, key))
+    }
+
+    fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError> {
+        self.with_visible(|visible| {
+            Ok([self.get_below(visible, keys[0])?, self.get_below(visible, keys[1])?])
+        })
     }
 
     fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
         let found = self.with_visible(|visible| self.memtables.read().get(key, visible));
-        Ok(found.map(|entry| (!entry.is_tombstone()).then(|| Bytes::from(entry.value))))
+        Ok(found.map(value))
+    }
+
+    fn get_both_resident(
+        &self,
+        keys: [&[u8]; 2],
+    ) -> Result<Option<[Option<Bytes>; 2]>, TableError> {
+        let found = self.with_visible(|visible| {
+            let memtables = self.memtables.read();
+            Some([memtables.get(keys[0], visible)?, memtables.get(keys[1], visible)?])
+        });
+        Ok(found.map(|entries| entries.map(value)))
+    }
+
+    fn get_and_scan(
+        &self,
+        key: &[u8],
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<(Option<Bytes>, Scanned), TableError> {
+        if span.is_empty() {
+            return Ok((self.get(key)?, Scanned::default()));
+        }
+        let (value, parts) =
+            self.with_visible(|visible| (self.get_below(visible, key), self.parts(span, visible)));
+        let scanned = parts.scan(span.reverse, budget, visit);
+        Ok((value?, scanned.map_err(|e| failed("read rows", e))?))
     }
 
     fn scan(
@@ -189,8 +240,7 @@ impl TableEngine for LsmEngine {
         if span.is_empty() {
             return Ok(Scanned::default());
         }
-        let parts = self
-            .with_visible(|visible| Parts::new(&self.tree, &self.memtables.read(), span, visible));
+        let parts = self.with_visible(|visible| self.parts(span, visible));
         parts.scan(span.reverse, budget, visit).map_err(|e| failed("read rows", e))
     }
 
@@ -256,6 +306,11 @@ impl TableEngine for LsmEngine {
     fn disk_bytes(&self) -> u64 {
         self.tree.disk_space()
     }
+}
+
+/// Returns the value of an entry; `None` of a tombstone.
+fn value(entry: InternalValue) -> Option<Bytes> {
+    (!entry.is_tombstone()).then(|| Bytes::from(entry.value))
 }
 
 fn failed(doing: &'static str, source: lsm_tree::Error) -> TableError {

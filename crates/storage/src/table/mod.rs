@@ -45,4 +45,5 @@ pub(crate) use self::core::{Core, Points};
 pub use self::core::{MEMTABLES_MAX, TableMetrics};
 pub use self::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
 pub use self::error::TableError;
+pub(crate) use self::tables::PersistedPoints;
 pub use self::tables::{TableOptions, Tables};

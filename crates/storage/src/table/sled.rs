@@ -15,7 +15,7 @@
 //! What is left out: after a power cut sled may find its own older writes torn, since it reuses
 //! space of its file before our forcing. It then does not open, or opens at an earlier point.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ use sled::IVec;
 use trireme_types::Engine;
 
 use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
-use crate::table::{TableError, WriteBatch};
+use crate::table::{TableError, WriteBatch, folder};
 
 /// How long to wait for the file lock of a table that was closed a moment ago: sled's threads let
 /// go of it a little after its handle.
@@ -53,7 +53,7 @@ impl SledEngine {
         let config = sled::Config::new().path(path).cache_capacity(cache_bytes);
         // Flushes are ours to start.
         let config = config.flush_every_ms(None);
-        let db = super::folder::catch_panic(Engine::Sled, path, || open_unlocked(&config))?;
+        let db = folder::catch_panic(Engine::Sled, path, || open_unlocked(&config))?;
         let engine = Self {
             path: path.to_owned(),
             db,
@@ -66,16 +66,49 @@ impl SledEngine {
         Ok(engine)
     }
 
+    /// Returns the value of a key. The caller holds the gate.
+    fn get_gated(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        let value = self.db.get(key).map_err(|e| failed("read a row", e))?;
+        Ok(value.map(to_bytes))
+    }
+
+    /// Shows the rows of the span to `visit`. The caller holds the gate.
+    fn scan_gated(
+        &self,
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, TableError> {
+        if span.is_empty() {
+            return Ok(Scanned::default());
+        }
+        let mut rows = self.range(span);
+        let (mut entries, mut bytes) = (0, 0);
+        while let Some(row) = if span.reverse { rows.next_back() } else { rows.next() } {
+            let (key, value) = row.map_err(|e| failed("read rows", e))?;
+            let key = to_bytes(key);
+            entries += 1;
+            bytes += key.len() + value.len();
+            if visit(key.clone(), to_bytes(value)) == ControlFlow::Break(()) {
+                break;
+            }
+            if entries >= budget.entries || bytes >= budget.bytes {
+                return Ok(Scanned { paused_at: Some(key), tombstones: 0 });
+            }
+        }
+        Ok(Scanned::default())
+    }
+
     fn range(&self, span: &Span) -> sled::Iter {
         self.db.range(&span.start[..]..&span.end[..])
     }
 
     /// Forces every file that sled may have written, and the folders that name them.
     fn force_files(&self) -> Result<(), TableError> {
-        force_folder(&self.path)?;
+        folder::force_folder(&self.path)?;
         let blobs = self.path.join("blobs");
         if blobs.exists() {
-            force_folder(&blobs)?;
+            folder::force_folder(&blobs)?;
         }
         Ok(())
     }
@@ -99,12 +132,34 @@ impl TableEngine for SledEngine {
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         let _reading = self.gate.read();
-        let value = self.db.get(key).map_err(|e| failed("read a row", e))?;
-        Ok(value.map(to_bytes))
+        self.get_gated(key)
+    }
+
+    fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError> {
+        let _reading = self.gate.read();
+        Ok([self.get_gated(keys[0])?, self.get_gated(keys[1])?])
+    }
+
+    fn get_and_scan(
+        &self,
+        key: &[u8],
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<(Option<Bytes>, Scanned), TableError> {
+        let _reading = self.gate.read();
+        Ok((self.get_gated(key)?, self.scan_gated(span, budget, visit)?))
     }
 
     fn get_resident(&self, _key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
         // sled does not reveal what its cache holds.
+        Ok(None)
+    }
+
+    fn get_both_resident(
+        &self,
+        _keys: [&[u8]; 2],
+    ) -> Result<Option<[Option<Bytes>; 2]>, TableError> {
         Ok(None)
     }
 
@@ -114,25 +169,8 @@ impl TableEngine for SledEngine {
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<Scanned, TableError> {
-        if span.is_empty() {
-            return Ok(Scanned::default());
-        }
         let _reading = self.gate.read();
-        let mut rows = self.range(span);
-        let (mut entries, mut bytes) = (0, 0);
-        while let Some(row) = if span.reverse { rows.next_back() } else { rows.next() } {
-            let (key, value) = row.map_err(|e| failed("read rows", e))?;
-            let key = to_bytes(key);
-            entries += 1;
-            bytes += key.len() + value.len();
-            if visit(key.clone(), to_bytes(value)) == ControlFlow::Break(()) {
-                break;
-            }
-            if entries >= budget.entries || bytes >= budget.bytes {
-                return Ok(Scanned { paused_at: Some(key), tombstones: 0 });
-            }
-        }
-        Ok(Scanned::default())
+        self.scan_gated(span, budget, visit)
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {
@@ -235,25 +273,6 @@ fn open_unlocked(config: &sled::Config) -> Result<sled::Db, String> {
 
 fn is_lock(error: &io::Error) -> bool {
     error.to_string().contains("could not acquire lock")
-}
-
-/// Forces the files in a folder, and the folder itself. Files that sled removes meanwhile need no
-/// forcing.
-fn force_folder(path: &Path) -> Result<(), TableError> {
-    let files = fs::read_dir(path).map_err(TableError::io("list", path))?;
-    for file in files {
-        let file = file.map_err(TableError::io("list", path))?.path();
-        match force_file(&file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => result.map_err(TableError::io("force", &file))?,
-        }
-    }
-    super::folder::force_directory(path)
-}
-
-fn force_file(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
-    if file.metadata()?.is_file() { file.sync_all() } else { Ok(()) }
 }
 
 fn to_bytes(bytes: IVec) -> Bytes {

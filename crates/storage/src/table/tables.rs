@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use trireme_types::{CohortId, Engine, KeyRange};
+use trireme_types::{CohortId, Engine, KeyRange, Lsn};
 
 use crate::cohort_table::CohortTable;
 use crate::table::engine::{Span, TableEngine};
@@ -47,6 +47,16 @@ impl Default for TableOptions {
 #[derive(Clone)]
 pub struct Tables {
     shared: Arc<Shared>,
+}
+
+/// How far the tables of a node's cohorts are on disk. Does not keep the tables open.
+pub(crate) struct PersistedPoints(Weak<Core>);
+
+impl PersistedPoints {
+    /// Returns the point of a cohort's table; [`Lsn::ZERO`] if no such table is open.
+    pub(crate) fn of(&self, cohort: CohortId) -> Lsn {
+        self.0.upgrade().map_or(Lsn::ZERO, |core| core.persisted(cohort))
+    }
 }
 
 /// What all handles share. Dropping it ends the maintenance threads.
@@ -151,6 +161,11 @@ impl Tables {
     /// (S10). Concurrent flushes wait for one another.
     pub fn flush(&self) -> Result<(), TableError> {
         self.shared.core.flush()
+    }
+
+    /// Returns how far the cohorts' tables are on disk, for who gives up their logs.
+    pub(crate) fn persisted_points(&self) -> PersistedPoints {
+        PersistedPoints(Arc::downgrade(&self.shared.core))
     }
 
     /// Has `listener` called after each completed flush, in the thread that flushed. It must not

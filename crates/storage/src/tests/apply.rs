@@ -1,6 +1,6 @@
 //! What applying does to rows, versions, sessions and points.
 
-use trireme_types::limits::{SCAN_BYTES_MAX, SCAN_ROWS_MAX, SESSIONS_MAX};
+use trireme_types::limits::{SCAN_BYTES_MAX, SCAN_ROWS_MAX, SESSION_LIFETIME};
 
 use super::mistakes::{Mistake, making};
 use super::*;
@@ -18,7 +18,7 @@ for_each_engine!(
     an_entry_that_cannot_be_read_changes_nothing,
     retries_change_nothing,
     retries_are_recognised_after_a_restart,
-    all_replicas_forget_the_same_client,
+    all_replicas_forget_the_same_clients,
     protocol_entries_are_kept,
 );
 
@@ -254,29 +254,69 @@ fn retries_are_recognised_after_a_restart(engine: Engine) {
     assert_eq!(get(&table, "k"), Some(("v".into(), 50)));
 }
 
-/// The session that goes follows from the log, so it does not depend on how entries were grouped or
-/// on restarts.
-fn all_replicas_forget_the_same_client(engine: Engine) {
+/// A session that goes, goes by the time in the log, so that it does not depend on how entries were
+/// grouped, on restarts, or on how many sessions there are. What comes of it later is refused.
+fn all_replicas_forget_the_same_clients(engine: Engine) {
+    const STEP: u64 = 10_000;
+    const EACH: u64 = 200;
+    let lifetime = u64::try_from(SESSION_LIFETIME.as_millis()).unwrap();
+    let last = 2 * lifetime / STEP;
     let mut one = Fixture::new(engine);
     let other = Fixture::new(engine);
-    let clients: Vec<u128> = (0..SESSIONS_MAX as u128 + 50).chain([60, 3, 5000, 61]).collect();
-    let entries: Vec<_> = (1..)
-        .zip(clients.chunks(97))
-        .map(|(seq, part)| {
-            let commands = part.iter().map(|&c| requested(c, 1, 1, put(&format!("{c}"), "v")));
-            entry(seq, commands.collect())
+    let dated = |client: u64, start, command| {
+        let command = requested(client.into(), 1, 1, command);
+        let request = command.request.map(|request| RequestId { start: Some(start), ..request });
+        Command { request, ..command }
+    };
+    let at = |seq: u64, clock, commands| {
+        let payload = CommandBatch { commands, clock }.encode();
+        Entry { payload, ..entry(seq, vec![]) }
+    };
+    let entries: Vec<_> = (1..=last)
+        .map(|seq| {
+            let clients = seq * EACH..(seq + 1) * EACH;
+            let put = |client| dated(client, seq * STEP, put(&format!("{client}"), "v"));
+            let mut commands: Vec<_> = clients.map(put).collect();
+            // One that goes on.
+            commands.push(dated(1, STEP, delete("?")));
+            at(seq, seq * STEP, commands)
         })
         .collect();
-    let (early, late) = entries.split_at(20);
+    let (early, late) = entries.split_at(last as usize / 2 + 3);
     early.iter().for_each(|entry| drop(one.cohort().apply(std::slice::from_ref(entry)).unwrap()));
     one.tables().flush().unwrap();
     one.reopen().apply(late).unwrap();
+    assert_eq!(one.cohort().clock(), last * STEP);
     other.cohort().apply(&entries).unwrap();
     let bytes = chunks(one.cohort().snapshot().unwrap());
     assert_eq!(bytes, chunks(other.cohort().snapshot().unwrap()));
-    let retry = |client| apply(&one.cohort(), vec![requested(client, 1, 1, delete("gone"))]);
-    assert_ne!(retry(60), [NOT_THERE], "a client heard again is remembered");
-    assert_eq!(retry(10), [NOT_THERE], "a client unheard for longest is forgotten");
+
+    let third = Fixture::new(engine);
+    third.cohort().install(stage(&bytes)).unwrap();
+    assert_eq!(third.cohort().clock(), last * STEP);
+    for table in [one.cohort(), third.cohort()] {
+        let retry = |client, start, clock| {
+            let retry = dated(client, start, put("late", "old"));
+            let entry = at(table.applied().seq + 1, clock, vec![retry]);
+            table.apply(&[entry]).unwrap().remove(0).outcomes.remove(0)
+        };
+        let first = EACH;
+        let gone = Outcome::SessionGone { clock: last * STEP };
+        // Whatever a leader's clock says that lags behind.
+        assert_eq!(retry(first, STEP, STEP), gone);
+        assert_eq!(retry(1, STEP, 0), NOT_THERE, "it was heard all the time");
+        let living = (last - lifetime / STEP) * EACH;
+        let start = last * STEP - lifetime;
+        assert!(matches!(retry(living, start, 0), Outcome::Put { .. }));
+        assert_eq!(get(&table, "late"), None, "a retry was applied");
+        let new = retry(u64::MAX, last * STEP, last * STEP + 1);
+        assert!(matches!(new, Outcome::Put { .. }), "{new:?}");
+        assert_eq!(retry(living + EACH - 1, start, 0), gone_at(last * STEP + 1));
+    }
+}
+
+const fn gone_at(clock: u64) -> Outcome {
+    Outcome::SessionGone { clock }
 }
 
 fn protocol_entries_are_kept(engine: Engine) {

@@ -62,8 +62,29 @@ impl TableEngine for Faulty {
         self.engine.get(key)
     }
 
+    fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError> {
+        self.engine.get_both(keys)
+    }
+
     fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
         self.engine.get_resident(key)
+    }
+
+    fn get_both_resident(
+        &self,
+        keys: [&[u8]; 2],
+    ) -> Result<Option<[Option<Bytes>; 2]>, TableError> {
+        self.engine.get_both_resident(keys)
+    }
+
+    fn get_and_scan(
+        &self,
+        key: &[u8],
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<(Option<Bytes>, Scanned), TableError> {
+        self.engine.get_and_scan(key, span, budget, visit)
     }
 
     fn scan(

@@ -11,6 +11,10 @@ pub(crate) enum Mistake {
     SkipsAddresses,
     /// Local recovery knows nothing of what was dropped from a log (S9).
     ForgetsTruncations,
+    /// An entry is moved to the head of the log although the log has dropped it meanwhile (S9).
+    MovesBlindly,
+    /// The log is given up past what the table has on disk (S10).
+    GivesUpUnpersisted,
     /// Conditions are judged against the rows as they were before the call (S12).
     JudgesOldRows,
 }

@@ -2,6 +2,7 @@
 
 mod apply;
 mod faults;
+mod giving_up;
 mod kill;
 pub(crate) mod mistakes;
 mod model;
@@ -106,12 +107,13 @@ fn delete_if(k: &str, condition: Condition) -> Command {
 }
 
 fn requested(client: u128, sequence: u64, first_incomplete: u64, command: Command) -> Command {
-    let request = RequestId { client: ClientId(client), sequence, first_incomplete };
+    let client = ClientId(client);
+    let request = RequestId { client, sequence, first_incomplete, start: None };
     Command { request: Some(request), ..command }
 }
 
 fn entry(seq: u64, commands: Vec<Command>) -> Entry {
-    let payload = CommandBatch { commands }.encode();
+    let payload = CommandBatch { commands, clock: 0 }.encode();
     Entry { lsn: Lsn::new(1, seq), kind: EntryKind::Commands, payload }
 }
 

@@ -1,7 +1,7 @@
 //! Readers and snapshots beside a writer: each sees whole calls of apply, however flushes and
 //! compactions fall.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,8 @@ for_each_engine!(
     readers_see_whole_calls_while_files_are_written,
     a_snapshot_is_as_of_its_call_while_the_table_goes_on,
     a_flush_beside_a_writer_takes_whole_calls,
+    a_read_names_the_state_that_it_was_answered_from,
+    a_read_during_an_installation_names_the_state_that_it_was_answered_from,
 );
 
 const KEYS: u64 = 64;
@@ -81,6 +83,63 @@ fn a_snapshot_is_as_of_its_call_while_the_table_goes_on(engine: Engine) {
     assert_eq!(reader.header().applied, Lsn::new(1, 40));
     assert_eq!(chunks(reader), expected);
     assert_eq!(all_rows(&table), []);
+}
+
+/// The applied point of a read is neither older nor newer than its rows, whatever is applied
+/// meanwhile.
+fn a_read_names_the_state_that_it_was_answered_from(engine: Engine) {
+    let fixture = Fixture::new(engine);
+    let table = fixture.cohort();
+    assert_eq!(table.get_with_applied(b"000").unwrap(), (None, Lsn::ZERO));
+    write_round(&table, 1);
+    let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
+    let resident = AtomicU64::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                let (row, applied) = table.get_with_applied(b"063").unwrap();
+                assert_eq!(applied.seq, 2 * round_of(&row.unwrap().value));
+                if let Some((row, applied)) = table.get_resident_with_applied(b"063").unwrap() {
+                    assert_eq!(applied.seq, 2 * round_of(&row.unwrap().value));
+                    resident.fetch_add(1, Ordering::Release);
+                }
+                let (page, applied) = table.scan_with_applied(&KeyRange::all(), 3, true).unwrap();
+                assert_eq!((page.rows.len(), page.more), (3, true));
+                assert_eq!(applied.seq, 2 * round_of(&page.rows[2].value));
+                reads.fetch_add(1, Ordering::Release);
+            }
+        });
+        let mut round = 1;
+        while reads.load(Ordering::Acquire) < 500 {
+            round += 1;
+            write_round(&table, round);
+        }
+        done.store(true, Ordering::Release);
+    });
+    // The rows of the last calls are in memory, where the engine can see it.
+    assert_eq!(resident.into_inner() > 0, engine == Engine::Lsm);
+}
+
+fn a_read_during_an_installation_names_the_state_that_it_was_answered_from(engine: Engine) {
+    let (source, target) = (Fixture::new(engine), Fixture::new(engine));
+    let table = target.cohort();
+    for round in 1..=8 {
+        write_round(&source.cohort(), round);
+        let staged = stage(&chunks(source.cohort().snapshot().unwrap()));
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    let (row, applied) = table.get_with_applied(b"063").unwrap();
+                    let round = row.map_or(0, |row| round_of(&row.value));
+                    assert_eq!(applied.seq, 2 * round);
+                }
+            });
+            table.install(staged).unwrap();
+            done.store(true, Ordering::Release);
+        });
+        assert_eq!(table.get_with_applied(b"063").unwrap().1.seq, 2 * round);
+    }
 }
 
 /// A flush that falls into a call of apply takes all of it or nothing: what a crash right after it

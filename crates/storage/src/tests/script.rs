@@ -172,6 +172,7 @@ impl Script {
             *last
         };
         let first_incomplete = last.saturating_sub(self.random.below(20));
-        Some(RequestId { client: ClientId(client as u128), sequence, first_incomplete })
+        let client = ClientId(client as u128);
+        Some(RequestId { client, sequence, first_incomplete, start: None })
     }
 }

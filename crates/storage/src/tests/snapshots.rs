@@ -150,7 +150,7 @@ fn content_that_is_no_tables_is_refused_and_changes_nothing(engine: Engine) {
     let applied = Lsn::new(1 << 40, 1 << 40);
     let cohort = COHORT;
     let range = KeyRange::new("b", None::<&str>);
-    let header = SnapshotHeader { cohort, applied, writes: 5, range, protocol: None };
+    let header = SnapshotHeader { cohort, applied, writes: 5, range, protocol: None, clock: 0 };
     let row = |key: &'static [u8], value: &'static [u8]| -> (Bytes, Bytes) {
         (Bytes::from([&[0; 13], key].concat()), Bytes::from_static(value))
     };

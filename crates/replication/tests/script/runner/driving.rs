@@ -8,14 +8,15 @@ use trireme_replication::core::{Effect, Event, Message, Reply, Ticket};
 use trireme_replication::{ErrorClass, Role};
 use trireme_types::{Lsn, NodeId};
 
-use super::super::invariants::POINTERS_ARE_ORDERED;
-use super::super::network::{Content, Envelope};
+use super::super::invariants::{CORE_IS_VALID, LOGS_MATCH, POINTERS_ARE_ORDERED};
+use super::super::network::{Content, Envelope, Way};
 use super::super::node::{Answer, Asked, Live, Node, Piece, SEND_LOG_ENTRIES_MAX};
 use super::super::{ScriptCoordinator, Subject, format};
 use super::Runner;
 
 impl<S: Subject> Runner<S> {
     pub(super) fn start(&mut self, id: NodeId) {
+        self.cluster.starts += 1;
         let cluster = self.cluster.clone();
         self.coordinator.started(id);
         self.live_or_dead(id).start(&cluster);
@@ -56,17 +57,11 @@ impl<S: Subject> Runner<S> {
     /// the table as far as they can be.
     pub(super) fn settle(&mut self, id: NodeId) {
         loop {
-            let now = self.now;
             if self.live_or_dead(id).is_paused {
                 return;
             }
-            let Some(live) = &mut self.live_or_dead(id).live else { return };
-            if let Some(event) = live.events.pop_front() {
-                let text = format::event(&event);
-                self.print(id, &text);
-                if let Some(live) = &mut self.live_or_dead(id).live {
-                    live.core.handle(now, event);
-                }
+            if self.handle_next(id) {
+                while self.is_batching && self.handle_next(id) {}
                 self.drain(id);
                 self.check(id);
                 continue;
@@ -80,11 +75,28 @@ impl<S: Subject> Runner<S> {
                 self.print_effect(id, &text);
                 let replicas = self.coordinator.replicas();
                 self.invariants.acknowledged((id, ticket), lsn, self.now, &self.nodes, replicas);
+                if let Some(least) = self.cluster.options.get("min") {
+                    let least = least.parse().expect("a number");
+                    self.invariants.has_least((id, ticket), lsn, least, &self.nodes);
+                }
             }
             if !worked {
                 return;
             }
         }
+    }
+
+    /// Has a core handle the event that has waited longest, if one waits.
+    fn handle_next(&mut self, id: NodeId) -> bool {
+        let now = self.clocks.local(id, self.now);
+        let Some(live) = &mut self.live_or_dead(id).live else { return false };
+        let Some(event) = live.events.pop_front() else { return false };
+        let text = format::event(&event);
+        self.print(id, &text);
+        if let Some(live) = &mut self.live_or_dead(id).live {
+            live.core.handle(now, event);
+        }
+        true
     }
 
     pub(super) fn drain(&mut self, id: NodeId) {
@@ -111,13 +123,13 @@ impl<S: Subject> Runner<S> {
                 let io = self.live_or_dead(id).disk.write(write);
                 self.print_effect(id, &text.replacen("persist", &format!("persist {}", io.0), 1));
             }
-            Effect::Send { to, message, .. } => {
+            Effect::Send { to, lane, message, .. } => {
                 let content = Content::Message(message.encode());
-                self.send(id, to, content, message.to_string(), verb);
+                self.send_by(lane.into(), id, to, content, message.to_string(), verb);
             }
-            Effect::SendLog { to, seqs, context, .. } => {
+            Effect::SendLog { to, previous, seqs, context, .. } => {
                 self.print_effect(id, &text);
-                let piece = Piece { to, seqs, context };
+                let piece = Piece { to, previous, seqs, context };
                 match &mut self.live_or_dead(id).live {
                     Some(Live { unsent: Some(unsent), .. }) => unsent.push(piece),
                     _ => self.send_log(id, piece, verb),
@@ -133,7 +145,8 @@ impl<S: Subject> Runner<S> {
             }
             Effect::InstallSnapshot { ticket } => {
                 self.print_effect(id, &text);
-                self.install(id, ticket);
+                let live = self.live_or_dead(id).live.as_mut().expect("its core had an effect");
+                live.installing.push_back(ticket);
             }
             Effect::Commit { upto } => {
                 self.print_effect(id, &text);
@@ -159,8 +172,11 @@ impl<S: Subject> Runner<S> {
     }
 
     pub(super) fn send_log(&mut self, id: NodeId, piece: Piece<S>, verb: &str) {
-        let Piece { to, seqs, context } = piece;
-        let entries = self.nodes[&id].disk.read(seqs.clone(), SEND_LOG_ENTRIES_MAX);
+        let Piece { to, previous, seqs, context } = piece;
+        let disk = &self.nodes[&id].disk;
+        let is_preceded = disk.memory.lsn_at(previous.seq) == Some(previous);
+        let entries_max = if is_preceded { SEND_LOG_ENTRIES_MAX } else { 0 };
+        let entries = disk.read(seqs.clone(), entries_max);
         let next = seqs.start + entries.len() as u64;
         if !entries.is_empty() {
             let message = S::entries_message(context, entries);
@@ -181,12 +197,16 @@ impl<S: Subject> Runner<S> {
                     _ => None,
                 };
                 let content = Content::SnapshotAnswer(message);
-                self.send(id, from, content, "snapshot answer".into(), "send");
+                // The sender waits for it on a connection of its own, and learns of the loss.
+                if !self.send(id, from, content, "snapshot answer".into(), "send") {
+                    self.tell(from, Event::SnapshotSent { to: id, answer: None });
+                }
             }
             (Some(Asked::Read { key }), Reply::Read { until }) => {
                 let value = self.nodes[&id].table.value(&key);
                 let value = value.map(|value| value.escape_ascii().to_string());
-                self.invariants.may_read(id, *until, self.now);
+                let until = until.map(|until| self.clocks.global(id, until));
+                self.invariants.may_read(id, until, self.now);
                 self.invariants.found(caller, &key, value.as_deref());
             }
             (_, Reply::Error(error)) if error.class() == ErrorClass::Unknown => {
@@ -195,21 +215,6 @@ impl<S: Subject> Runner<S> {
             (_, Reply::Error(_)) => self.invariants.refused(caller),
             _ => {}
         }
-    }
-
-    pub(super) fn install(&mut self, id: NodeId, ticket: Ticket) {
-        let node = self.live_or_dead(id);
-        let live = node.live.as_mut().expect("its core had an effect");
-        let Some(Asked::Snapshot { table, .. }) = live.open.get(&ticket) else {
-            panic!("{id}: no snapshot was offered under {ticket}");
-        };
-        let upto = table.applied;
-        assert!(upto > node.table.applied, "{id}: the snapshot at {upto} is old");
-        // Installing is atomic and durable.
-        node.table = table.clone();
-        node.flushed = table.clone();
-        live.committed = live.committed.max(upto);
-        live.events.push_back(Event::SnapshotInstalled { ticket, upto });
     }
 
     /// Takes a commit point from a core, and checks that the cohort agrees on what it commits.
@@ -224,6 +229,32 @@ impl<S: Subject> Runner<S> {
         live.committed = live.committed.max(upto);
     }
 
+    /// Checks that two logs which hold the same entry hold the same before it, and that an address
+    /// names one entry.
+    fn check_logs(&self, id: NodeId) {
+        if !S::LOGS_MATCH {
+            return;
+        }
+        let mine = &self.nodes[&id].disk.memory;
+        for (other, node) in self.nodes.iter().filter(|(other, _)| **other != id) {
+            let theirs = &node.disk.memory;
+            let mut has_matched = false;
+            for (seq, entry) in mine.entries.iter().rev() {
+                let Some(their) = theirs.entries.get(seq) else { continue };
+                let (lsn, their_lsn) = (entry.lsn, their.lsn);
+                assert!(
+                    their == entry || lsn != their_lsn,
+                    "{LOGS_MATCH}: {id}, {other}: two {lsn}"
+                );
+                assert!(
+                    their == entry || !has_matched,
+                    "{LOGS_MATCH}: {id} has {lsn} and {other} {their_lsn} before what both have"
+                );
+                has_matched |= their == entry;
+            }
+        }
+    }
+
     /// Checks what must hold of every replica whose core has been told everything.
     pub(super) fn check(&mut self, id: NodeId) {
         let Some(status) = self.nodes[&id].status() else { return };
@@ -233,6 +264,11 @@ impl<S: Subject> Runner<S> {
         }
         if self.nodes[&id].live.as_ref().is_some_and(|live| !live.events.is_empty()) {
             return;
+        }
+        self.check_logs(id);
+        let core = self.nodes[&id].live.as_ref().map(|live| &live.core);
+        if let Some(Err(rule)) = core.map(S::validate) {
+            panic!("{CORE_IS_VALID}: {id}: {rule}");
         }
         let is_ordered = status.applied.seq <= status.committed.seq
             && status.committed.seq <= status.last.seq
@@ -248,8 +284,21 @@ impl<S: Subject> Runner<S> {
         text: String,
         verb: &str,
     ) -> bool {
+        let way = if matches!(content, Content::Message(_)) { Way::Data } else { Way::Own };
+        self.send_by(way, from, to, content, text, verb)
+    }
+
+    fn send_by(
+        &mut self,
+        way: Way,
+        from: NodeId,
+        to: NodeId,
+        content: Content,
+        text: String,
+        verb: &str,
+    ) -> bool {
         let line = format!("{verb} {to}");
-        match self.network.send(Envelope { from, to, content, text: text.clone() }) {
+        match self.network.send(Envelope { from, to, content, way, text: text.clone() }) {
             Some(number) => self.print_effect(from, &format!("{line} #{number}: {text}")),
             None => {
                 self.print_effect(from, &format!("{line} (lost): {text}"));
@@ -285,7 +334,7 @@ impl<S: Subject> Runner<S> {
     }
 
     pub(super) fn lose(&mut self, id: u64, envelope: Envelope) {
-        let Envelope { from, to, content, text } = envelope;
+        let Envelope { from, to, content, text, .. } = envelope;
         self.print_line(&format!("#{id} {from} -> {to} is lost: {text}"));
         // Snapshots go over connections of their own, so their senders learn of a loss.
         match content {

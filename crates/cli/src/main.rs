@@ -1,0 +1,214 @@
+//! The `trireme` command: it starts nodes and clusters, and works with running ones. Each subcommand is
+//! a file of its own; what nodes do is in the crate `trireme-server`.
+//!
+//! Results go to stdout and everything else to stderr. A command ends with status 0, with 1 if it
+//! failed, or with 2 if it was called wrongly. A failure is one line on stderr: what was done, and
+//! its causes.
+
+mod bench;
+mod cluster;
+mod coordinator;
+mod delete;
+mod duration;
+mod escape;
+mod export;
+mod fault;
+mod get;
+mod import;
+mod json;
+mod logging;
+mod node;
+mod node_list;
+mod output;
+mod progress;
+mod put;
+mod range_list;
+mod rows;
+mod scan;
+mod status;
+mod table;
+mod timing;
+mod up;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use cluster::ClusterArgs;
+
+/// The status of a command that failed.
+const FAILED: u8 = 1;
+
+/// The status of a command that was called wrongly; clap ends with the same.
+const MISUSED: u8 = 2;
+
+/// A range-sharded, replicated key-value store whose ranges each choose their replication protocol.
+#[derive(Parser)]
+#[command(name = "trireme", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Starts a cluster on this machine, one process per node.
+    Up(up::UpArgs),
+    /// Runs one node, or lists the nodes of a running cluster.
+    Node(NodeCommand),
+    /// Runs the embedded coordinator by itself.
+    Coordinator(coordinator::CoordinatorArgs),
+    /// Gives a key a value and prints the value's version.
+    Put(put::PutArgs),
+    /// Prints the value of a key.
+    Get(get::GetArgs),
+    /// Takes the value of a key away.
+    Delete(delete::DeleteArgs),
+    /// Prints the rows in an interval of keys, in key order.
+    Scan(scan::ScanArgs),
+    /// Puts every row of a file; safe to run again.
+    Import(import::ImportArgs),
+    /// Writes the rows in an interval of keys to a file, in key order.
+    Export(export::ExportArgs),
+    /// Shows every node, and every cohort with its replicas.
+    Status(status::StatusArgs),
+    /// Shows the ranges.
+    #[command(subcommand)]
+    Range(RangeCommand),
+    /// Has a node suffer faults, for tests; the node must have been started with --allow-faults.
+    ///
+    /// One call states all faults of a node: those that earlier calls asked for and that it does not
+    /// name again end.
+    Fault(fault::FaultArgs),
+    /// Loads a running cluster and reports how fast it answers.
+    Bench(bench::BenchArgs),
+}
+
+/// `trireme node` runs a node, unless a subcommand follows.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct NodeCommand {
+    #[command(flatten)]
+    run: Option<node::NodeArgs>,
+    // Beside the rest, since clap cannot tell of options within options whether any was given.
+    #[command(flatten)]
+    timing: timing::TimingArgs,
+    #[command(subcommand)]
+    command: Option<NodeSubcommand>,
+}
+
+#[derive(Subcommand)]
+enum NodeSubcommand {
+    /// Lists the nodes and where they listen.
+    List(node_list::NodeListArgs),
+}
+
+#[derive(Subcommand)]
+enum RangeCommand {
+    /// Lists the ranges, their cohorts and where their replicas are.
+    List(range_list::RangeListArgs),
+}
+
+/// A command line that makes no sense, found after it was read.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);
+
+/// Does what the process's arguments say.
+fn main() -> ExitCode {
+    match Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+impl Cli {
+    fn run(self) -> anyhow::Result<()> {
+        let Self { cluster, command } = self;
+        match command {
+            Command::Up(args) => args.run(),
+            Command::Node(NodeCommand { command: Some(NodeSubcommand::List(args)), .. }) => {
+                block_on(args.run(&cluster))
+            }
+            Command::Node(NodeCommand { run: Some(args), timing, command: None }) => {
+                args.run(&timing)
+            }
+            Command::Node(NodeCommand { run: None, command: None, .. }) => {
+                Err(UsageError("nothing says which node to run; see 'trireme node --help'".into())
+                    .into())
+            }
+            Command::Coordinator(args) => args.run(),
+            Command::Put(args) => block_on(args.run(&cluster)),
+            Command::Get(args) => block_on(args.run(&cluster)),
+            Command::Delete(args) => block_on(args.run(&cluster)),
+            Command::Scan(args) => block_on(args.run(&cluster)),
+            Command::Import(args) => block_on(args.run(&cluster)),
+            Command::Export(args) => block_on(args.run(&cluster)),
+            Command::Status(args) => block_on(args.run(&cluster)),
+            Command::Range(RangeCommand::List(args)) => block_on(args.run(&cluster)),
+            Command::Fault(args) => block_on(args.run(&cluster)),
+            Command::Bench(args) => block_on(args.run(&cluster)),
+        }
+    }
+}
+
+/// Runs a client's command on a runtime of its own.
+fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(command);
+    // A stream to a node that no longer answers must not keep the command from ending.
+    runtime.shutdown_background();
+    done
+}
+
+/// Says on stderr why a command failed, and returns the status to end with.
+fn report(error: &anyhow::Error) -> ExitCode {
+    if is_broken_pipe(error) {
+        // Whoever reads the output has read enough of it, as `head` does.
+        return ExitCode::SUCCESS;
+    }
+    // There is nowhere left to say that stderr cannot be written.
+    let _unwritten = writeln!(io::stderr(), "trireme: {}", one_line(error));
+    ExitCode::from(if error.is::<UsageError>() { MISUSED } else { FAILED })
+}
+
+/// Returns an error and its causes as one line.
+fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<output::OutputError>().is_some_and(output::OutputError::is_broken_pipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_failure_is_one_line_with_its_causes() {
+        let error =
+            Err::<(), _>(io::Error::other("line 1\n  line 2")).context("reading 'f'").unwrap_err();
+        assert_eq!(one_line(&error), "reading 'f': line 1 line 2");
+    }
+
+    #[test]
+    fn node_list_needs_none_of_what_a_node_needs() {
+        let cli = Cli::try_parse_from(["trireme", "node", "list", "--json"]).unwrap();
+        let Command::Node(NodeCommand { run, command, .. }) = cli.command else {
+            panic!("not the command that was given")
+        };
+        assert!(run.is_none() && matches!(command, Some(NodeSubcommand::List(_))));
+    }
+}

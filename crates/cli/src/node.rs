@@ -1,0 +1,148 @@
+//! `trireme node`: runs one node.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use trireme_server::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics};
+use trireme_types::{Durability, Engine, NodeId};
+
+use super::timing::TimingArgs;
+use super::{UsageError, duration, logging};
+
+/// The threads of the runtime that carries consensus: few, since its work is short, and apart from
+/// those of the clients, so that their load cannot hold up a heartbeat.
+const CONSENSUS_THREADS: usize = 2;
+
+/// Options of `trireme node`. On an existing data folder, the folder alone is enough.
+#[derive(Args)]
+pub(crate) struct NodeArgs {
+    /// The data folder; made if it is not there.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// The node's number, from 1. Needed for a new data folder.
+    #[arg(long, value_name = "N")]
+    id: Option<NodeId>,
+    /// The address to listen on. Needed for a new data folder.
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// The coordinator's endpoints, all of one cluster. Needed for a new data folder.
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    coordinator: Option<Vec<String>>,
+    /// The storage engine of a new data folder: lsm (default) or sled.
+    #[arg(long)]
+    engine: Option<Engine>,
+    /// What an acknowledged write has survived: fsync (default), os or memory.
+    #[arg(long)]
+    durability: Option<Durability>,
+    /// The bytes of log past which the node lets the oldest segments go. More let a node that was
+    /// away longer catch up from the log rather than by snapshots.
+    #[arg(long, value_name = "BYTES", default_value_t = 1024 * 1024 * 1024)]
+    log_bytes_max: u64,
+    /// The bytes of one segment of the log.
+    #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
+    segment_bytes: u64,
+    /// Bytes written to the tables after which they are flushed to files. More means fewer and
+    /// larger files, more memory, and more of the log to apply again after a crash.
+    #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024, value_parser = memtable_bytes)]
+    memtable_bytes: usize,
+    /// Lets `trireme fault` cut, delay and stall the node. For tests; not remembered.
+    #[arg(long)]
+    allow_faults: bool,
+    /// How long a replica must be missing from a range before its leader asks another node to hold
+    /// one, for protocols that replace replicas. [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
+    replace_delay: Option<Duration>,
+    /// Stop when standard input ends, as it does when the process that started this one is gone.
+    #[arg(long, hide = true)]
+    stop_at_stdin_end: bool,
+}
+
+/// Reads the size of a memtable. With less than a mebibyte, a node would do little but flush.
+pub(crate) fn memtable_bytes(text: &str) -> Result<usize, String> {
+    const LEAST: usize = 1024 * 1024;
+    let bytes: usize = text.parse().map_err(|_| "expected a number of bytes".to_owned())?;
+    if bytes < LEAST { Err(format!("must be at least {LEAST}")) } else { Ok(bytes) }
+}
+
+impl NodeArgs {
+    pub(crate) fn run(self, timing: &TimingArgs) -> anyhow::Result<()> {
+        logging::start();
+        panics::end_process_on_panic();
+        let consensus = Builder::new_multi_thread()
+            .worker_threads(CONSENSUS_THREADS)
+            .thread_name("consensus")
+            .enable_all()
+            .build()?;
+        let clients = Runtime::new()?;
+        let stop_at_stdin_end = self.stop_at_stdin_end;
+        let options = self.into_options(timing);
+        let outcome = clients.block_on(async {
+            let stop = stop_signal(stop_at_stdin_end)?;
+            let data = options.data.display().to_string();
+            let node = match Node::start(options, consensus.handle()).await {
+                Err(NodeError::Timing(error)) => return Err(UsageError::from(error).into()),
+                Err(NodeError::LogLimit(error)) => {
+                    return Err(UsageError(error.to_string()).into());
+                }
+                started => started.with_context(|| format!("starting the node in {data}"))?,
+            };
+            tracing::info!(address = %node.address(), data, "the node serves");
+            Ok(node.run(stop).await?)
+        });
+        panics::disarm();
+        // Work that hangs on a disk that failed must not keep the process from ending.
+        consensus.shutdown_background();
+        clients.shutdown_background();
+        outcome
+    }
+
+    fn into_options(self, timing: &TimingArgs) -> NodeOptions {
+        let Self { data, id, listen, coordinator, engine, durability, .. } = self;
+        NodeOptions {
+            data,
+            node: id,
+            listen,
+            coordinator,
+            engine,
+            durability,
+            log_bytes_max: self.log_bytes_max,
+            segment_bytes: self.segment_bytes,
+            memtable_bytes: self.memtable_bytes,
+            timing: timing.change(),
+            min_replicas_for_write: timing.min_replicas_for_write(),
+            replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
+            allow_faults: self.allow_faults,
+        }
+    }
+}
+
+/// Returns what resolves when the process is asked to stop.
+pub(crate) fn stop_signal(at_stdin_end: bool) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let (ended, stdin_end) = oneshot::channel::<()>();
+    if at_stdin_end {
+        // Reading standard input blocks, and may do so for as long as the process lives.
+        std::thread::spawn(move || {
+            let mut byte = [0];
+            while matches!(std::io::stdin().read(&mut byte), Ok(count) if count > 0) {}
+            drop(ended);
+        });
+    } else {
+        // Kept for good, so that the receiver never resolves.
+        std::mem::forget(ended);
+    }
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = stdin_end => {}
+        }
+    })
+}

@@ -1,0 +1,156 @@
+//! Which ranges a new cluster gets, by which protocols, and on which nodes.
+
+use bytes::Bytes;
+use trireme_coordinator::recipes::catalog::ClusterSpec;
+use trireme_types::{
+    ClusterId, CohortConfig, KeyRange, NodeId, Protocol, RangeMap, chained_placement, even_splits,
+};
+
+/// A range that is to have a protocol of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RangeProtocol {
+    range: KeyRange,
+    protocol: Protocol,
+}
+
+/// What a new cluster is to look like.
+pub(super) struct Plan {
+    pub(super) nodes: usize,
+    pub(super) replicas: usize,
+    pub(super) replication: Protocol,
+    /// `None` where only `protocols` makes borders.
+    pub(super) splits: Option<Splits>,
+    pub(super) protocols: Vec<RangeProtocol>,
+}
+
+/// Where the borders of the ranges are.
+pub(super) enum Splits {
+    /// So many ranges, evenly by first letters.
+    Even(usize),
+    /// Borders at these keys.
+    At(Vec<Bytes>),
+}
+
+impl Plan {
+    /// Returns the cluster, or says what is wrong with the plan.
+    pub(super) fn spec(&self, cluster: ClusterId) -> Result<ClusterSpec, String> {
+        if self.nodes == 0 {
+            return Err("a cluster needs at least one node".to_owned());
+        }
+        let map = self.map()?;
+        let nodes: Vec<NodeId> = (1..).map(NodeId).take(self.nodes).collect();
+        let configs = map.ranges().iter().enumerate().map(|(index, entry)| {
+            let replicas = chained_placement(&nodes, index, self.replicas);
+            Ok(CohortConfig {
+                cohort: entry.cohort,
+                version: 1,
+                protocol: self.protocol_at(&entry.range),
+                replicas: replicas.map_err(|error| error.to_string())?,
+                replicas_wanted: self.replicas,
+                incarnations: [].into(),
+            })
+        });
+        let configs = configs.collect::<Result<_, String>>()?;
+        Ok(ClusterSpec { cluster, map, configs })
+    }
+
+    fn map(&self) -> Result<RangeMap, String> {
+        let splits = match &self.splits {
+            Some(Splits::Even(0)) => return Err("a cluster needs at least one range".to_owned()),
+            Some(Splits::Even(count)) => even_splits(*count),
+            Some(Splits::At(keys)) => keys.clone(),
+            None => Vec::new(),
+        };
+        // The keys that were given are checked as they were given; then the borders of the ranges
+        // with a protocol of their own come among them.
+        RangeMap::from_splits(&splits).map_err(|error| error.to_string())?;
+        let mut borders = splits;
+        check_protocols(&self.protocols)?;
+        for RangeProtocol { range, .. } in &self.protocols {
+            borders.extend((!range.start.is_empty()).then(|| range.start.clone()));
+            borders.extend(range.end.clone());
+        }
+        borders.sort();
+        borders.dedup();
+        RangeMap::from_splits(&borders).map_err(|error| error.to_string())
+    }
+
+    fn protocol_at(&self, range: &KeyRange) -> Protocol {
+        let own = self.protocols.iter().find(|own| own.range.contains(&range.start));
+        own.map_or(self.replication, |own| own.protocol)
+    }
+}
+
+/// Reads `START..END=PROTOCOL`; an empty START or END means the lowest key or no end.
+pub(super) fn range_protocol(text: &str) -> Result<RangeProtocol, String> {
+    let expected = "expected START..END=PROTOCOL";
+    let (range, protocol) = text.rsplit_once('=').ok_or(expected)?;
+    let (start, end) = range.split_once("..").ok_or(expected)?;
+    let end = (!end.is_empty()).then(|| end.to_owned());
+    let range = KeyRange::new(start.to_owned(), end);
+    if range.is_empty() {
+        return Err(format!("no key lies in {range}"));
+    }
+    let protocol = protocol.parse::<Protocol>().map_err(|error| error.to_string())?;
+    Ok(RangeProtocol { range, protocol })
+}
+
+fn check_protocols(protocols: &[RangeProtocol]) -> Result<(), String> {
+    for (index, one) in protocols.iter().enumerate() {
+        let overlap =
+            protocols[..index].iter().find(|o| !one.range.intersection(&o.range).is_empty());
+        if let Some(other) = overlap {
+            return Err(format!("the ranges {} and {} overlap", other.range, one.range));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(splits: Option<Splits>, protocols: &[&str]) -> Plan {
+        let protocols = protocols.iter().map(|text| range_protocol(text).unwrap()).collect();
+        Plan { nodes: 3, replicas: 3, replication: Protocol::Raft, splits, protocols }
+    }
+
+    fn keys(keys: &[&'static str]) -> Option<Splits> {
+        Some(Splits::At(keys.iter().map(|key| Bytes::from_static(key.as_bytes())).collect()))
+    }
+
+    fn shape(plan: &Plan) -> Vec<(String, Protocol)> {
+        let spec = plan.spec(ClusterId(1)).unwrap();
+        let ranges = spec.map.ranges().iter().map(|entry| entry.range.to_string());
+        ranges.zip(spec.configs.iter().map(|config| config.protocol)).collect()
+    }
+
+    #[test]
+    fn a_range_with_a_protocol_of_its_own_gets_its_own_borders() {
+        let shape = shape(&plan(None, &["a..m=spinnaker"]));
+        let expected = [("[..a)", Protocol::Raft), ("[a..m)", Protocol::Spinnaker)];
+        assert_eq!(shape[..2], expected.map(|(range, by)| (range.to_owned(), by)));
+        assert_eq!(shape[2], ("[m..)".to_owned(), Protocol::Raft));
+    }
+
+    #[test]
+    fn ranges_that_overlap_and_keys_that_do_not_rise_are_refused() {
+        let refusal = |plan: Plan| plan.spec(ClusterId(1)).map(drop).unwrap_err();
+        let overlap = refusal(plan(None, &["a..m=raft", "k..z=raft"]));
+        assert_eq!(overlap, "the ranges [a..m) and [k..z) overlap");
+        assert!(refusal(plan(keys(&["t", "g"]), &[])).contains("must rise"));
+        assert!(refusal(plan(keys(&["g", "g"]), &[])).contains("must rise"));
+        assert!(refusal(plan(Some(Splits::Even(0)), &[])).contains("at least one range"));
+        let many = Plan { replicas: 4, ..plan(None, &[]) };
+        assert!(refusal(many).contains("needs as many nodes"));
+    }
+
+    #[test]
+    fn ranges_are_read_as_they_are_written() {
+        let open = range_protocol("..m=raft").unwrap();
+        assert_eq!(open.range, KeyRange::new("", Some("m")));
+        for bad in ["a..m", "a=raft", "m..a=raft", "a..m=paxos"] {
+            assert!(range_protocol(bad).is_err(), "{bad} was read");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Whether a replica's own data path makes progress: its disk, its applier, its way to the others.
+
+use std::time::Duration;
+
+use trireme_types::Lsn;
+
+use super::reconfiguration::REMOVALS_FORGOTTEN_AFTER;
+use super::{Pacifica, Part};
+use crate::core::Moment;
+
+/// For how many leases a primary may have made no progress with what it has to do, before it steps
+/// down (P14). One is as long as it serves when it is cut off from the others: the grace of the
+/// secondaries comes on top, as when it dies, so that a hang costs less than two deaths. Fewer would
+/// take the hiccups of a busy disk for a hang.
+const HANG_LEASES: u32 = 1;
+
+/// How often the bound is doubled at the most for a replica that hung again and again: where every
+/// disk is slow, some primary must be borne.
+const HANG_DOUBLINGS_MAX: u32 = 4;
+
+/// How many secondaries must acknowledge beacons and nothing else, all of them, for the primary to
+/// take itself for the one whose data goes nowhere. Of one alone it cannot tell whose fault it is.
+const SECONDARIES_TO_BLAME_ONESELF: usize = 2;
+
+/// After how many graces a primary that stepped down asks to go on, if its data path works and nobody
+/// has taken its place: the others have had one to notice, and one to act.
+const ASKS_AGAIN_AFTER_GRACES: u32 = 2;
+
+/// What a replica knows of its own data path.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    /// When a write last became durable, or none was under way.
+    durable_at: Moment,
+    /// When an entry was last applied, or none was to be.
+    applied_at: Moment,
+    applied: Lsn,
+    /// When the replica last stepped down because it made no progress, and how often before.
+    hung: Option<(Moment, u32)>,
+    /// When it last found that nobody had taken its place.
+    unreplaced_at: Option<Moment>,
+}
+
+impl Health {
+    pub(super) fn new(applied: Lsn) -> Self {
+        Self { applied, ..Self::default() }
+    }
+
+    pub(super) fn on_applied(&mut self, now: Moment, upto: Lsn) {
+        self.applied = self.applied.max(upto);
+        self.applied_at = now;
+    }
+
+    pub(super) const fn on_durable(&mut self, now: Moment) {
+        self.durable_at = now;
+    }
+
+    /// Returns for how long the data path may make no progress.
+    fn patience(&self, now: Moment, lease: Duration) -> Duration {
+        let recent = self.hung.filter(|(at, _)| now < *at + REMOVALS_FORGOTTEN_AFTER);
+        let doublings = recent.map_or(0, |(_, times)| times.min(HANG_DOUBLINGS_MAX));
+        HANG_LEASES * lease * 2_u32.pow(doublings)
+    }
+
+    fn note_hang(&mut self, now: Moment) {
+        let before = self.hung.filter(|(at, _)| now < *at + REMOVALS_FORGOTTEN_AFTER);
+        self.hung = Some((now, before.map_or(0, |(_, times)| times) + 1));
+    }
+}
+
+impl Pacifica {
+    /// Notes what there is nothing to wait for.
+    pub(super) fn note_rest(&mut self) {
+        let now = self.now;
+        if self.journal.is_durable() {
+            self.health.durable_at = now;
+        }
+        if self.health.applied.seq >= self.journal.committed().seq {
+            self.health.applied_at = now;
+        }
+    }
+
+    /// Returns when the replica's own disk or applier counts as one that hangs, if nothing happens
+    /// before.
+    fn hangs_at(&self) -> Option<Moment> {
+        let patience = self.health.patience(self.now, self.options.timing.lease);
+        let disk = (!self.journal.is_durable()).then(|| self.health.durable_at + patience);
+        // What is not on the disk is not applied: that is the disk's hang.
+        let applicable = self.journal.committed().seq.min(self.journal.durable().seq);
+        let applies = self.health.applied.seq < applicable;
+        let applier = applies.then(|| self.health.applied_at + patience);
+        disk.into_iter().chain(applier).min()
+    }
+
+    /// Returns true if the replica's own disk or applier makes no progress.
+    pub(super) fn hangs(&self) -> bool {
+        self.hangs_at().is_some_and(|at| at <= self.now)
+    }
+
+    /// Returns when a primary counts as one whose data reaches nobody: every secondary acknowledges
+    /// beacons, and none of them entries.
+    fn reaches_nobody_at(&self) -> Option<Moment> {
+        let Part::Primary(primary) = &self.part else { return None };
+        let (now, lease) = (self.now, self.options.timing.lease);
+        let unreplaced = self.health.unreplaced_at;
+        if unreplaced.is_some_and(|at| now < at + REMOVALS_FORGOTTEN_AFTER) {
+            return None;
+        }
+        let patience = self.health.patience(now, lease);
+        let listed = primary.leading.followers.iter().filter(|(node, _)| self.is_listed(**node));
+        let mut ends = Vec::new();
+        for (node, follower) in listed {
+            let is_heard = follower.supported.is_some_and(|sent| now < sent + lease);
+            let has_all = follower.acked.seq >= self.journal.last().seq;
+            // A snapshot takes its time; the transport judges whether it comes forward.
+            if !is_heard || has_all || follower.is_sending {
+                return None;
+            }
+            let counted = primary.counted.get(node).copied().unwrap_or_default();
+            ends.push(follower.progressed.max(counted) + patience);
+        }
+        let is_enough = ends.len() >= SECONDARIES_TO_BLAME_ONESELF;
+        ends.into_iter().max().filter(|_| is_enough)
+    }
+
+    /// Returns when a primary steps down, if nothing happens before.
+    pub(super) fn steps_down_at(&self) -> Option<Moment> {
+        let is_alone = self.config.as_ref().is_none_or(|config| config.replicas.len() <= 1);
+        if is_alone || !matches!(self.part, Part::Primary(_)) {
+            return None;
+        }
+        self.hangs_at().into_iter().chain(self.reaches_nobody_at()).min()
+    }
+
+    /// Steps down if the primary's own data path hangs: it sends nothing any more, so that the grace
+    /// of the secondaries ends as if it had died (PAC-27).
+    pub(super) fn step_down_if_it_hangs(&mut self) {
+        if self.steps_down_at().is_none_or(|at| self.now < at) {
+            return;
+        }
+        //= PAC-27
+        tracing::warn!("the primary's disk, applier or network makes no progress: it steps down");
+        self.health.note_hang(self.now);
+        self.stepped_down = Some(self.now);
+        self.set_part(Part::Follower(super::Following::default()));
+    }
+
+    /// Returns when a primary that stepped down asks to go on.
+    pub(super) fn asks_to_go_on_at(&self) -> Option<Moment> {
+        let grace = self.options.timing.grace;
+        self.stepped_down
+            .filter(|_| self.pending.is_none() && !self.hangs() && self.is_settled())
+            .map(|at| at + ASKS_AGAIN_AFTER_GRACES * grace)
+    }
+
+    /// Returns true if nothing waits for the disk or for the applier.
+    fn is_settled(&self) -> bool {
+        self.journal.is_durable() && self.health.applied.seq >= self.journal.committed().seq
+    }
+
+    /// Asks to go on under a new version, if nobody has taken the place of a primary that stepped
+    /// down.
+    pub(super) fn ask_to_go_on(&mut self) {
+        if self.asks_to_go_on_at().is_none_or(|at| self.now < at) {
+            return;
+        }
+        self.health.unreplaced_at = Some(self.now);
+        self.propose(super::reconfiguration::Purpose::Resume);
+    }
+}

@@ -1,0 +1,152 @@
+//! Bringing a replica back that lost its data: under a new incarnation, as a learner first.
+//!
+//! The newcomer asks again and again, and the leader takes one step each time: it makes the newcomer
+//! a learner; once that has caught up, it swaps the membership, the predecessor out and the newcomer
+//! in, through a joint configuration. The predecessor counts until then and stores nothing, so at no
+//! moment does an entry have fewer durable copies than it had; and it never votes again, because
+//! what is addressed to it is refused on its node.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::{ChangeMembers, EmptyNode, ServerState};
+use trireme_types::CohortId;
+
+use super::inbound::RaftHandle;
+use super::types::{RaftId, RaftMembership};
+
+/// How far behind the commit point, in entries, a learner may be when it is made a voter. It has
+/// nearly everything then; to have all of it is a race that it need not win under load.
+const CAUGHT_UP_LAG: u64 = 256;
+
+/// Admits one newcomer at a time.
+#[derive(Default)]
+pub(super) struct Admission {
+    is_busy: AtomicBool,
+}
+
+/// What a leader does next for a newcomer.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// It is a member, or its node never was one.
+    Nothing,
+    AddLearner,
+    Wait,
+    /// The voters, with the newcomer in place of its predecessor, and the learners that its node
+    /// began before and lost again.
+    Swap {
+        voters: BTreeSet<RaftId>,
+        abandoned: BTreeSet<RaftId>,
+    },
+}
+
+impl Admission {
+    /// Takes the next step for a newcomer, if this replica leads.
+    pub(super) async fn step(&self, raft: &RaftHandle, cohort: CohortId, newcomer: RaftId) {
+        if self.is_busy.swap(true, Ordering::Acquire) {
+            return;
+        }
+        let _free = Busy(&self.is_busy);
+        let step = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow_watched();
+            if metrics.state != ServerState::Leader {
+                return;
+            }
+            let matched = metrics.replication.iter().flatten();
+            let matched = matched.filter(|(id, _)| **id == newcomer);
+            let matched = matched.filter_map(|(_, last)| *last).map(|last| last.index + 1).max();
+            let committed = metrics.local_committed.map_or(0, |id| id.index + 1);
+            step(metrics.membership_config.membership(), newcomer, matched, committed)
+        };
+        let done = match step {
+            Step::Nothing | Step::Wait => return,
+            Step::AddLearner => {
+                tracing::info!(%cohort, %newcomer, "a replica without its data begins as a learner");
+                raft.add_learner(newcomer, EmptyNode::default(), false).await
+            }
+            Step::Swap { voters, abandoned } => {
+                tracing::info!(%cohort, %newcomer, "a learner takes its predecessor's place");
+                let swap = ChangeMembers::ReplaceAllVoters(voters);
+                let removal = ChangeMembers::RemoveNodes(abandoned);
+                raft.change_membership(ChangeMembers::Batch(vec![removal, swap]), false).await
+            }
+        };
+        if let Err(error) = done {
+            // It asks again.
+            tracing::debug!(%cohort, %newcomer, %error, "a replica was not admitted yet");
+        }
+    }
+}
+
+/// Marks the admission as free when it is dropped, also if its task is aborted.
+struct Busy<'a>(&'a AtomicBool);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+fn step(
+    membership: &RaftMembership,
+    newcomer: RaftId,
+    matched: Option<u64>,
+    committed: u64,
+) -> Step {
+    let voters: BTreeSet<RaftId> = membership.voter_ids().collect();
+    let is_predecessor = |id: &RaftId| id.node == newcomer.node && *id != newcomer;
+    if voters.contains(&newcomer) || !voters.iter().any(is_predecessor) {
+        return Step::Nothing;
+    }
+    if !membership.nodes().any(|(id, _)| *id == newcomer) {
+        return Step::AddLearner;
+    }
+    if matched.is_none_or(|matched| matched + CAUGHT_UP_LAG < committed) {
+        return Step::Wait;
+    }
+    let ids = membership.nodes().map(|(id, _)| *id);
+    let abandoned = ids.filter(|id| is_predecessor(id) && !voters.contains(id)).collect();
+    let mut stay: BTreeSet<RaftId> = voters.into_iter().filter(|id| !is_predecessor(id)).collect();
+    stay.insert(newcomer);
+    Step::Swap { voters: stay, abandoned }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(node: u64, incarnation: u64) -> RaftId {
+        RaftId { node, incarnation }
+    }
+
+    fn membership(voters: &[RaftId], learners: &[RaftId]) -> RaftMembership {
+        let all = voters.iter().chain(learners).copied();
+        let voters = voters.iter().copied().collect();
+        RaftMembership::new_with_defaults(vec![voters], all.collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_newcomer_learns_first_and_takes_its_predecessors_place_once_it_has_caught_up() {
+        let old = [id(1, 0), id(2, 0), id(3, 0)];
+        let newcomer = id(3, 9);
+        assert_eq!(step(&membership(&old, &[]), newcomer, None, 900), Step::AddLearner);
+        let learning = membership(&old, &[newcomer, id(3, 5)]);
+        assert_eq!(step(&learning, newcomer, None, 0), Step::Wait, "it has acknowledged nothing");
+        assert_eq!(step(&learning, newcomer, Some(100), 900), Step::Wait);
+        let swap = Step::Swap {
+            voters: [id(1, 0), id(2, 0), newcomer].into(),
+            abandoned: [id(3, 5)].into(),
+        };
+        assert_eq!(step(&learning, newcomer, Some(800), 900), swap);
+        let new = membership(&[id(1, 0), id(2, 0), newcomer], &[]);
+        assert_eq!(step(&new, newcomer, Some(800), 900), Step::Nothing);
+    }
+
+    #[test]
+    fn a_node_that_is_no_member_is_not_let_in_by_asking() {
+        let two = membership(&[id(1, 0), id(2, 0)], &[]);
+        assert_eq!(step(&two, id(3, 9), None, 0), Step::Nothing);
+    }
+}

@@ -1,0 +1,290 @@
+//! What a replica does from time to time, beside what openraft does: it probes the lanes that owe
+//! it answers, gives up a lead that it cannot use, and asks to be admitted.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use openraft::async_runtime::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::{RaftMetrics, ServerState};
+use trireme_proto::v1;
+use trireme_proto::v1::raft_message::Body;
+use trireme_storage::CohortTable;
+use trireme_types::NodeId;
+
+use super::RaftOptions;
+use super::calls::Calls;
+use super::inbound::RaftHandle;
+use super::types::{RaftId, RaftMembership, StoredMembership, TypeConfig, Vote, vote_message};
+use super::watchdog::{Trouble, View, Watchdog};
+use crate::transport::Lane;
+
+/// How often a replica under a new incarnation asks to be admitted. Each step towards it, being
+/// made a learner, catching up and being made a voter, is taken when it asks.
+const JOIN_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a leader that gives up its lead waits for one follower to stand before it asks the next.
+const STAND_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Tends one replica until it is aborted.
+pub(super) struct Tending {
+    pub(super) raft: RaftHandle,
+    pub(super) calls: Arc<Calls>,
+    pub(super) table: CohortTable,
+    /// The nodes that are to hold the cohort, as far as was known when the replica was opened.
+    pub(super) nodes: Vec<NodeId>,
+    pub(super) options: RaftOptions,
+}
+
+/// What is known of the replica at one moment.
+struct Snapshot {
+    is_leader: bool,
+    leader: Option<RaftId>,
+    vote: Vote,
+    membership: Arc<StoredMembership>,
+    last: u64,
+    committed: u64,
+    /// For how long no majority has acknowledged anything.
+    unanswered_for: Option<Duration>,
+    /// How far the others have come, the furthest first.
+    others: Vec<RaftId>,
+}
+
+/// A lead that is being given up.
+struct GivingUp {
+    trouble: Trouble,
+    since: Instant,
+    asked_at: Instant,
+    /// The followers that were asked to stand.
+    asked: BTreeSet<RaftId>,
+}
+
+/// What is remembered of the present lead.
+struct Lead {
+    term: u64,
+    since: Instant,
+    /// The commit point at the last look, and what was applied.
+    progress: (u64, u64),
+    giving_up: Option<GivingUp>,
+    /// Until when the lead is kept whatever is seen, after it could not be handed over.
+    kept_until: Instant,
+}
+
+impl Tending {
+    pub(super) async fn run(self) {
+        let quick = self.options.heartbeat_interval / 2;
+        let mut watchdog = Watchdog::new(self.options.election_timeout_max, quick);
+        let mut lead: Option<Lead> = None;
+        let mut joined_at: Option<Instant> = None;
+        loop {
+            tokio::time::sleep(quick).await;
+            let now = Instant::now();
+            let seen = self.see();
+            self.probe_what_is_overdue(&seen, quick);
+            if !seen.is_leader {
+                if lead.take().is_some_and(|lead| lead.giving_up.is_some()) {
+                    self.raft.runtime_config().heartbeat(true);
+                }
+                self.ask_to_be_admitted(&seen, now, &mut joined_at);
+                continue;
+            }
+            let lead = match &mut lead {
+                Some(lead) if lead.term == seen.vote.leader_id.term => lead,
+                other => {
+                    watchdog.reset();
+                    self.calls.forget_silence();
+                    self.raft.runtime_config().heartbeat(true);
+                    let term = seen.vote.leader_id.term;
+                    let (progress, giving_up) = ((0, 0), None);
+                    other.insert(Lead { term, since: now, progress, giving_up, kept_until: now })
+                }
+            };
+            self.watch(&seen, lead, &mut watchdog, now);
+        }
+    }
+
+    fn see(&self) -> Snapshot {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        Snapshot::of(&metrics)
+    }
+
+    /// Probes the data lanes on which something has waited for an answer for a while: what was lost
+    /// is known to be at the answer.
+    fn probe_what_is_overdue(&self, seen: &Snapshot, period: Duration) {
+        for node in self.calls.overdue(Lane::Data, period) {
+            for (id, _) in seen.membership.membership().nodes().filter(|(id, _)| id.node() == node)
+            {
+                self.calls.probe(*id, Lane::Data);
+            }
+        }
+    }
+
+    fn watch(&self, seen: &Snapshot, lead: &mut Lead, watchdog: &mut Watchdog, now: Instant) {
+        if seen.others.is_empty() {
+            return;
+        }
+        let applied = self.table.applied().seq;
+        // Only what stands still is looked into, so that probes cost a busy cohort nothing.
+        let (committed_before, applied_before) = lead.progress;
+        let stands_still = seen.last > seen.committed.min(applied)
+            && (seen.committed == committed_before || applied == applied_before);
+        lead.progress = (seen.committed, applied);
+        if stands_still || lead.giving_up.is_some() {
+            seen.others.iter().for_each(|other| self.calls.probe(*other, Lane::Data));
+        } else {
+            self.calls.forget_silence();
+        }
+        // A lead that has just begun was not answered yet.
+        let led_for = now - lead.since;
+        let view = View {
+            now,
+            unanswered_for: seen.unanswered_for.map_or(led_for, |it| it.min(led_for)),
+            data_flow: self.has_flow(seen, Lane::Data, self.options.election_timeout_max),
+            applied,
+            follower_applied: self.follower_applied(seen),
+        };
+        let trouble = watchdog.look(view);
+        match (&mut lead.giving_up, trouble) {
+            (None, Some(trouble)) if now >= lead.kept_until => {
+                tracing::warn!(cohort = %self.calls.cohort(), ?trouble, "gives up its lead");
+                self.raft.runtime_config().heartbeat(false);
+                let asked = BTreeSet::new();
+                let mut giving_up = GivingUp { trouble, since: now, asked_at: now, asked };
+                self.ask_to_stand(seen, &mut giving_up, now);
+                lead.giving_up = Some(giving_up);
+            }
+            (None, _) => {}
+            (Some(giving_up), _) => {
+                if self.is_over(seen, giving_up, now) {
+                    tracing::warn!(cohort = %self.calls.cohort(), "keeps its lead");
+                    self.raft.runtime_config().heartbeat(true);
+                    lead.giving_up = None;
+                    // Long enough for heartbeats to gather the followers again.
+                    lead.kept_until = now + self.options.election_timeout_max * 2;
+                    watchdog.reset();
+                } else if now - giving_up.asked_at > STAND_TIMEOUT {
+                    self.ask_to_stand(seen, giving_up, now);
+                } else {
+                    self.probe_heartbeat_lanes(seen);
+                }
+            }
+        }
+    }
+
+    /// Returns true if a lead that was to be given up is kept: its trouble is over, or nobody took
+    /// it within the time that an election takes, so that a follower whose vote is needed may again
+    /// be in want of heartbeats.
+    fn is_over(&self, seen: &Snapshot, giving_up: &GivingUp, now: Instant) -> bool {
+        let for_now = now - giving_up.since;
+        let recent = self.options.heartbeat_interval * 2;
+        let is_answered = giving_up.trouble != Trouble::Behind
+            && for_now > recent * 2
+            && self.has_flow(seen, Lane::Heartbeat, recent)
+            && self.has_flow(seen, Lane::Data, recent);
+        is_answered || for_now > self.options.election_timeout_max * 2
+    }
+
+    /// Asks one of the followers, the most advanced first, to stand at once, and all to let it.
+    fn ask_to_stand(&self, seen: &Snapshot, giving_up: &mut GivingUp, now: Instant) {
+        self.probe_heartbeat_lanes(seen);
+        giving_up.asked_at = now;
+        let voters: BTreeSet<RaftId> = seen.membership.voter_ids().collect();
+        let mut candidates = seen.others.iter().filter(|id| voters.contains(id));
+        let next = candidates.clone().find(|id| !giving_up.asked.contains(id));
+        let Some(&to) = next.or_else(|| candidates.next()) else { return };
+        giving_up.asked.insert(to);
+        for other in &seen.others {
+            // On the lane that works if any does. Whether its log is long enough, the election
+            // shows: the leader's newest entries may have reached nobody.
+            let transfer = v1::RaftTransferLeader {
+                from: Some(vote_message(&seen.vote)),
+                to: to.node,
+                last: None,
+                to_incarnation: to.incarnation,
+            };
+            self.calls.notify(*other, Lane::Heartbeat, Body::TransferLeader(transfer));
+        }
+    }
+
+    fn probe_heartbeat_lanes(&self, seen: &Snapshot) {
+        seen.others.iter().for_each(|other| self.calls.probe(*other, Lane::Heartbeat));
+    }
+
+    /// Returns true if a majority, with this replica, has not been silent for longer on a lane.
+    fn has_flow(&self, seen: &Snapshot, lane: Lane, silence_max: Duration) -> bool {
+        let me = self.calls.me();
+        let flows = |id: &RaftId| *id == me || self.calls.silence(id.node(), lane) <= silence_max;
+        has_majority(seen.membership.membership(), flows)
+    }
+
+    fn follower_applied(&self, seen: &Snapshot) -> u64 {
+        let applied = seen.others.iter().map(|other| self.calls.applied(other.node()).seq);
+        applied.max().unwrap_or(0)
+    }
+
+    /// Asks the leader to make this replica a member in place of its predecessor, if it is not one.
+    fn ask_to_be_admitted(&self, seen: &Snapshot, now: Instant, joined_at: &mut Option<Instant>) {
+        let me = self.calls.me();
+        let is_member = me.incarnation == 0 || seen.membership.voter_ids().any(|voter| voter == me);
+        if is_member || joined_at.is_some_and(|at| now - at < JOIN_INTERVAL) {
+            return;
+        }
+        *joined_at = Some(now);
+        let known = seen.membership.membership().nodes().map(|(id, _)| id.node());
+        let nodes: BTreeSet<NodeId> = known.chain(self.nodes.iter().copied()).collect();
+        let leader = seen.leader.map(RaftId::node);
+        for node in nodes.into_iter().filter(|node| *node != me.node()) {
+            if leader.is_none_or(|leader| leader == node) {
+                let join = v1::RaftJoin { incarnation: me.incarnation };
+                self.calls.notify(RaftId::first(node), Lane::Data, Body::Join(join));
+            }
+        }
+    }
+}
+
+impl Snapshot {
+    fn of(metrics: &RaftMetrics<TypeConfig>) -> Self {
+        let membership = metrics.membership_config.clone();
+        let mut others: Vec<_> = metrics.replication.iter().flatten().collect();
+        others.retain(|(id, _)| **id != metrics.id);
+        others.sort_by_key(|(_, matched)| std::cmp::Reverse(**matched));
+        Self {
+            is_leader: metrics.state == ServerState::Leader,
+            leader: metrics.current_leader,
+            vote: metrics.vote,
+            last: metrics.last_log_index.map_or(0, |index| index + 1),
+            committed: metrics.local_committed.map_or(0, |id| id.index + 1),
+            unanswered_for: metrics.last_quorum_acked.map(|acked| acked.elapsed()),
+            others: others.into_iter().map(|(id, _)| *id).collect(),
+            membership,
+        }
+    }
+}
+
+/// Returns true if a majority of each of a membership's configurations is so.
+fn has_majority(membership: &RaftMembership, is_so: impl Fn(&RaftId) -> bool) -> bool {
+    membership.get_joint_config().iter().all(|voters| {
+        let count = voters.iter().filter(|id| is_so(id)).count();
+        count > voters.len() / 2
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joint_membership_needs_a_majority_of_both() {
+        let ids = |nodes: &[u64]| -> BTreeSet<RaftId> {
+            nodes.iter().map(|node| RaftId::first(NodeId(*node))).collect()
+        };
+        let membership =
+            RaftMembership::new_with_defaults(vec![ids(&[1, 2, 3]), ids(&[3, 4, 5])], []);
+        let with = |nodes: &[u64]| has_majority(&membership, |id| nodes.contains(&id.node));
+        assert!(with(&[1, 3, 4]));
+        assert!(!with(&[1, 2, 3]));
+        assert!(!with(&[3, 4, 5]));
+    }
+}

@@ -1,0 +1,146 @@
+//! A leader that is alive and brings nothing to an end (P14): when it is the one to blame, and how
+//! it lets the others be first then.
+//!
+//! A leader whose disk or table hangs, or whose messages on the data lane do not arrive, is supported
+//! all the same: beacons travel apart from data so that a full lane does not end a lease. So the
+//! leader itself looks at what waits. If nothing was committed, or applied, for a grace though
+//! something should have been, it asks why:
+//!
+//! * Its followers have on their disks what its own has not: its disk hangs.
+//! * What is committed is not applied: its table hangs.
+//! * So many followers say nothing on the data lane that the others are no majority, and do not say
+//!   either that they wait for their disks: the ways between them and the leader are dead.
+//!
+//! Then it resigns. A slow machine does not look like any of it: slow disks everywhere leave the
+//! followers no further than the leader, a follower's slow disk is reported with each beacon, and an
+//! entry or a piece of a log at a time is progress enough. With the default periods a leader that
+//! hangs costs as much as one that dies: a second, and then an election.
+
+use std::time::Duration;
+
+use super::{Part, Spinnaker};
+use crate::core::Moment;
+use crate::streaming::Leading;
+
+/// The most graces for which a replica lets others be first that has failed to lead again and again.
+/// It bounds how often a cohort changes its epoch in vain, and how long one waits that can be led by
+/// this replica alone.
+const STEP_BACK_GRACES_MAX: u32 = 16;
+
+/// How a leader gets on, as of the last batch.
+#[derive(Debug, Default)]
+pub(super) struct Stall {
+    /// The newest sequence that was committed, and since when newer entries have waited for that.
+    committed: Waiting,
+    /// The newest sequence that was applied, and since when newer committed ones have waited.
+    applied: Waiting,
+    /// The newest sequence on the leader's own disk, and since when a majority of the followers has
+    /// had more.
+    durable: Waiting,
+}
+
+/// A number that should rise, and since when it has not.
+#[derive(Debug, Default)]
+struct Waiting {
+    reached: u64,
+    since: Option<Moment>,
+}
+
+impl Waiting {
+    fn note(&mut self, now: Moment, reached: u64, wanted: u64) {
+        let has_moved = reached > self.reached;
+        self.reached = reached;
+        if reached >= wanted {
+            self.since = None;
+        } else if has_moved || self.since.is_none() {
+            self.since = Some(now);
+        }
+    }
+
+    fn is_overdue(&self, now: Moment, limit: Duration) -> bool {
+        self.since.is_some_and(|since| now >= since + limit)
+    }
+}
+
+impl Stall {
+    /// Returns when what waits has waited for `limit`; what is overdue and not the leader's
+    /// fault is examined again whenever something happens.
+    pub(super) fn due(&self, limit: Duration, now: Moment) -> Option<Moment> {
+        let waiting = [&self.committed, &self.applied, &self.durable];
+        let due = waiting.into_iter().filter_map(|waiting| waiting.since).map(|at| at + limit);
+        due.filter(|at| *at > now).min()
+    }
+}
+
+/// How a replica that failed to lead lets the others be first.
+#[derive(Debug, Default)]
+pub(super) struct StepBack {
+    until: Moment,
+    /// How often in a row it led and did not serve.
+    failures: u32,
+}
+
+impl StepBack {
+    /// Lets the others be first for a grace, and for twice as long after each failure to serve.
+    pub(super) fn begin(&mut self, now: Moment, grace: Duration) {
+        let graces = 1_u32.checked_shl(self.failures).unwrap_or(STEP_BACK_GRACES_MAX);
+        self.until = now + grace * graces.min(STEP_BACK_GRACES_MAX);
+        self.failures += 1;
+    }
+
+    /// Forgets earlier failures.
+    pub(super) const fn has_served(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Returns from when on it may stand.
+    pub(super) const fn until(&self) -> Moment {
+        self.until
+    }
+}
+
+impl Spinnaker {
+    /// Records how far a leader has come.
+    pub(super) fn note_progress(&mut self) {
+        let (now, needed) = (self.now, self.followers_needed());
+        let (last, committed) = (self.journal.last().seq, self.journal.committed().seq);
+        let durable = self.journal.durable().seq;
+        let Part::Leader(leader) = &mut self.part else { return };
+        let acknowledged = leader.leading.acked_by(needed).unwrap_or_default();
+        leader.stall.committed.note(now, committed, last);
+        leader.stall.applied.note(now, self.applied.seq, committed);
+        leader.stall.durable.note(now, durable, acknowledged.min(last));
+    }
+
+    /// Returns what keeps a leader from getting on, if it is the leader's own fault (SPIN-47).
+    pub(super) fn stalled(&mut self) -> Option<&'static str> {
+        self.note_progress();
+        let (now, needed) = (self.now, self.followers_needed());
+        let limit = self.options.timing.grace;
+        let Part::Leader(leader) = &self.part else { return None };
+        // Without followers there is no replica that could do better.
+        if needed == 0 {
+            return None;
+        }
+        let last = self.journal.last().seq;
+        if leader.stall.durable.is_overdue(now, limit) {
+            return Some("its followers' disks are ahead of its own");
+        }
+        if leader.stall.applied.is_overdue(now, limit) {
+            return Some("its table does not apply what is committed");
+        }
+        let is_overdue = leader.stall.committed.is_overdue(now, limit);
+        if is_overdue && reachable(&leader.leading, now, limit, last) < needed {
+            return Some("its data does not get through");
+        }
+        None
+    }
+}
+
+/// Counts the followers whose data lanes work both ways, or who owe nothing.
+fn reachable(leading: &Leading, now: Moment, limit: Duration, last: u64) -> usize {
+    let followers = leading.followers.values().filter(|follower| follower.counts);
+    followers
+        .filter(|follower| follower.acked.seq >= last || follower.is_reached(now, limit))
+        .count()
+}

@@ -1,0 +1,434 @@
+//! Rules of one Spinnaker replica, driven event by event: what it must not do at a moment that whole
+//! clusters rarely come to.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use trireme_replication::core::EpochRuns;
+use trireme_replication::core::{Core, Effect, Event, Moment, Recovered, Reply, Ticket, When};
+use trireme_replication::spinnaker::{
+    Candidate, ElectionRequest, ElectionView, Spinnaker, SpinnakerMessage, SpinnakerOptions,
+};
+use trireme_replication::streaming::{Beacon, Position, Preceding};
+use trireme_storage::{IoId, LogWrite};
+use trireme_types::{CohortId, Entry, EntryKind, Epoch, Lsn, NodeId};
+
+const N1: NodeId = NodeId(1);
+const N2: NodeId = NodeId(2);
+const N3: NodeId = NodeId(3);
+
+/// Replica n1 of three.
+struct Replica {
+    core: Spinnaker,
+    now: Moment,
+    effects: Vec<Effect<Spinnaker>>,
+    writes: u64,
+    /// What it wants sent from its log.
+    to_send: BTreeMap<NodeId, Range<u64>>,
+}
+
+impl Replica {
+    /// Starts it with a disk that holds these entries and has promised this epoch.
+    fn start(log: &[Lsn], promised: Epoch, lost_disk: bool) -> Self {
+        let mut runs = EpochRuns::starting_after(Lsn::ZERO);
+        log.iter().for_each(|lsn| runs.append(*lsn));
+        // Format 1: the promise, and that it is no learner.
+        let state = [&[1][..], &promised.to_be_bytes()[..], &[0][..]].concat();
+        let recovered = Recovered {
+            node: N1,
+            cohort: CohortId(1),
+            log: runs,
+            hard_state: (promised > 0).then(|| state.into()),
+            commit_point: Lsn::ZERO,
+            applied: Lsn::ZERO,
+            protocol_state: None,
+        };
+        let options =
+            SpinnakerOptions { rejoins: lost_disk, ..SpinnakerOptions::new(vec![N1, N2, N3]) };
+        let core = Spinnaker::new(&recovered, options).expect("the options make sense");
+        let (now, effects) = (Moment::after_start(Duration::from_secs(10)), Vec::new());
+        let mut replica = Self { core, now, effects, writes: 0, to_send: BTreeMap::new() };
+        replica.drain();
+        replica
+    }
+
+    fn drain(&mut self) {
+        self.effects.clear();
+        self.core.drain_effects(&mut self.effects);
+        let is_write = |effect: &&Effect<_>| matches!(effect, Effect::Persist(_));
+        self.writes += self.effects.iter().filter(is_write).count() as u64;
+        for effect in &self.effects {
+            if let Effect::SendLog { to, seqs, .. } = effect {
+                self.to_send.insert(*to, seqs.clone());
+            }
+        }
+        self.core.validate().expect("the core keeps its own rules");
+    }
+
+    fn tell(&mut self, event: Event<Spinnaker>) -> &mut Self {
+        self.core.handle(self.now, event);
+        self.drain();
+        self
+    }
+
+    fn hear(&mut self, from: NodeId, message: SpinnakerMessage) -> &mut Self {
+        self.tell(Event::Message { from, message })
+    }
+
+    fn view(
+        &mut self,
+        epoch: Epoch,
+        leader: Option<NodeId>,
+        standing: &[(NodeId, Lsn)],
+    ) -> &mut Self {
+        let candidate = |(at, (node, last)): (usize, &(NodeId, Lsn))| Candidate {
+            node: *node,
+            round: epoch + 1,
+            last: *last,
+            sequence: at as u64,
+        };
+        let view = ElectionView {
+            epoch,
+            leader: leader.map(|leader| (leader, epoch)),
+            candidates: standing.iter().enumerate().map(candidate).collect(),
+        };
+        self.tell(Event::Coordination(view))
+    }
+
+    /// Has everything that was written become durable.
+    fn force(&mut self) -> &mut Self {
+        let upto = IoId(self.writes);
+        self.tell(Event::Durable { upto })
+    }
+
+    fn wait(&mut self, milliseconds: u64) -> &mut Self {
+        self.now = self.now + Duration::from_millis(milliseconds);
+        self.tell(Event::Timeout)
+    }
+
+    fn doubt(&mut self, from: NodeId, epoch: Epoch) -> &mut Self {
+        self.hear(from, SpinnakerMessage::Doubt { epoch })
+    }
+
+    fn beacon(&mut self, from: NodeId, epoch: Epoch) -> &mut Self {
+        let (committed, sent) = (Lsn::ZERO, Moment::START);
+        let beacon = Beacon { epoch, committed, sent, current_at: None };
+        self.hear(from, SpinnakerMessage::Beacon(beacon))
+    }
+
+    fn propose(&mut self, from: NodeId, epoch: Epoch, previous: Lsn, lsns: &[Lsn]) -> &mut Self {
+        let (committed, sent) = (Lsn::ZERO, Moment::START);
+        let preceding = Preceding { epoch, previous, committed, sent, current_at: None };
+        let entries = lsns.iter().map(|lsn| entry(*lsn)).collect();
+        self.hear(from, SpinnakerMessage::Propose { preceding, entries })
+    }
+
+    /// Makes it the leader of the next epoch; its log ends with the barrier then.
+    fn lead(&mut self, epoch: Epoch) -> &mut Self {
+        let last = self.core.status().last;
+        self.view(epoch - 1, None, &[]).wait(1000).doubt(N2, epoch - 1);
+        self.view(epoch - 1, None, &[(N1, last), (N2, Lsn::ZERO)]);
+        self.view(epoch, Some(N1), &[]).force();
+        assert_eq!(self.core.status().leader, Some(N1), "it leads");
+        self
+    }
+
+    fn join(&mut self, from: NodeId, epoch: Epoch, last: Lsn, is_learner: bool) -> &mut Self {
+        let position = Position { committed: Lsn::ZERO, last, is_learner };
+        self.hear(from, SpinnakerMessage::Join { epoch, position })
+    }
+
+    fn ack(&mut self, from: NodeId, epoch: Epoch, upto: Lsn) -> &mut Self {
+        self.hear(from, SpinnakerMessage::Ack { epoch, upto, supports: None })
+    }
+
+    /// Sends what it was asked to from the log, up to the end.
+    fn sent(&mut self, to: NodeId) -> &mut Self {
+        let seqs = self.to_send.remove(&to).expect("it sends entries");
+        self.tell(Event::LogSent { to, next: seqs.end, seqs })
+    }
+
+    fn stands(&self) -> bool {
+        let stands = |effect: &Effect<_>| {
+            matches!(effect, Effect::Coordinate { request: ElectionRequest::Stand { .. }, .. })
+        };
+        self.effects.iter().any(stands)
+    }
+
+    fn messages(&self) -> impl Iterator<Item = (&SpinnakerMessage, When)> {
+        self.effects.iter().filter_map(|effect| match effect {
+            Effect::Send { message, when, .. } => Some((message, *when)),
+            _ => None,
+        })
+    }
+
+    fn acknowledges(&self) -> bool {
+        self.messages().any(|(message, _)| matches!(message, SpinnakerMessage::Ack { .. }))
+    }
+
+    fn joins(&self) -> Option<When> {
+        let join =
+            |(message, when)| matches!(message, &SpinnakerMessage::Join { .. }).then_some(when);
+        self.messages().find_map(join)
+    }
+
+    fn welcomes(&self) -> bool {
+        self.messages().any(|(message, _)| matches!(message, SpinnakerMessage::Welcome { .. }))
+    }
+
+    fn committed(&self) -> u64 {
+        self.core.status().committed.seq
+    }
+
+    fn appends(&self) -> bool {
+        let appends = |e: &Effect<_>| matches!(e, Effect::Persist(LogWrite::Append(_)));
+        self.effects.iter().any(appends)
+    }
+
+    /// Returns which offers of snapshots were answered.
+    fn answered(&self) -> Vec<Ticket> {
+        let answer = |effect: &Effect<_>| match effect {
+            Effect::Reply { ticket, reply: Reply::Message(_), .. } => Some(*ticket),
+            _ => None,
+        };
+        self.effects.iter().filter_map(answer).collect()
+    }
+
+    fn installs(&self) -> Vec<Ticket> {
+        let install = |effect: &Effect<_>| match effect {
+            Effect::InstallSnapshot { ticket } => Some(*ticket),
+            _ => None,
+        };
+        self.effects.iter().filter_map(install).collect()
+    }
+
+    fn offer(&mut self, ticket: u64, from: NodeId, epoch: Epoch, upto: u64) -> &mut Self {
+        let message = SpinnakerMessage::Snapshot { epoch };
+        let (ticket, upto) = (Ticket(ticket), Lsn::new(1, upto));
+        self.tell(Event::SnapshotOffered { ticket, from, message, upto })
+    }
+}
+
+fn entry(lsn: Lsn) -> Entry {
+    Entry { lsn, kind: EntryKind::Barrier, payload: bytes::Bytes::new() }
+}
+
+fn lsns(epoch: Epoch, seqs: std::ops::RangeInclusive<u64>) -> Vec<Lsn> {
+    seqs.map(|seq| Lsn::new(epoch, seq)).collect()
+}
+
+/// [SPIN-3] Entries are taken behind the very entry that precedes them at the leader.
+#[test]
+fn what_follows_another_entry_of_the_same_sequence_is_not_taken() {
+    let mut replica = Replica::start(&lsns(1, 1..=3), 1, false);
+    replica.view(2, Some(N2), &[]).propose(N2, 2, Lsn::new(2, 3), &lsns(2, 4..=4));
+    assert!(!replica.acknowledges() && !replica.appends());
+    assert!(replica.joins().is_some(), "it says where it stands instead");
+    replica.propose(N2, 2, Lsn::new(1, 3), &lsns(2, 4..=4));
+    assert!(replica.acknowledges() && replica.appends());
+}
+
+/// [SPIN-3] The epochs of a log never fall, and a leader has no entry of a later epoch than its own.
+#[test]
+fn entries_of_a_log_that_changed_while_it_was_read_are_not_taken() {
+    let mut replica = Replica::start(&lsns(1, 1..=3), 1, false);
+    replica.view(2, Some(N2), &[]);
+    let falling = [Lsn::new(2, 4), Lsn::new(1, 5)];
+    replica.propose(N2, 2, Lsn::new(1, 3), &falling);
+    assert!(!replica.acknowledges() && !replica.appends());
+    replica.propose(N2, 2, Lsn::new(1, 3), &lsns(3, 4..=4));
+    assert!(!replica.acknowledges() && !replica.appends(), "3.4 is of a later epoch");
+}
+
+/// [SPIN-11] [SPIN-20] That others stand already ends no promise.
+#[test]
+fn a_promise_binds_though_another_stands() {
+    let mut replica = Replica::start(&lsns(1, 1..=1), 1, false);
+    replica.view(1, Some(N2), &[]).beacon(N2, 1).wait(500).beacon(N2, 1);
+    replica.tell(Event::PeerLost { node: N2 }).doubt(N3, 1);
+    replica.view(1, None, &[(N3, Lsn::new(1, 1))]);
+    assert!(!replica.stands());
+    replica.wait(999).doubt(N3, 1);
+    assert!(!replica.stands(), "its promise has not ended");
+    replica.wait(1);
+    assert!(replica.stands());
+}
+
+/// [SPIN-11] A replica may have promised right before it stopped.
+#[test]
+fn a_replica_that_restarts_stands_after_a_grace() {
+    let mut replica = Replica::start(&lsns(1, 1..=1), 1, false);
+    replica.view(1, None, &[(N3, Lsn::new(1, 1))]).doubt(N3, 1).doubt(N2, 1);
+    assert!(!replica.stands());
+    replica.wait(999).doubt(N3, 1);
+    assert!(!replica.stands());
+    replica.wait(1);
+    assert!(replica.stands());
+}
+
+/// [SPIN-20] Who has not said for a grace that it has no leader may have one again.
+#[test]
+fn a_doubt_is_forgotten_after_a_grace() {
+    let mut replica = Replica::start(&lsns(1, 1..=1), 1, false);
+    replica.view(1, None, &[]).doubt(N3, 1).wait(1001);
+    assert!(!replica.stands(), "n3 has doubted more than a grace ago");
+    replica.doubt(N3, 1);
+    assert!(replica.stands());
+}
+
+/// [SPIN-20] A doubt about an earlier leader says nothing of this one.
+#[test]
+fn a_doubt_of_an_earlier_epoch_is_not_counted() {
+    let mut replica = Replica::start(&lsns(1, 1..=1), 1, false);
+    replica.view(2, None, &[]).wait(1000).doubt(N3, 1);
+    assert!(!replica.stands());
+    replica.doubt(N3, 2);
+    assert!(replica.stands());
+}
+
+/// [SPIN-28] A view of an earlier epoch than the replica knows changes nothing, however it got there.
+#[test]
+fn a_late_view_is_ignored() {
+    let mut replica = Replica::start(&lsns(1, 1..=1), 1, false);
+    replica.view(3, Some(N2), &[]).beacon(N2, 3);
+    let before = format!("{:?}", replica.core);
+    for (epoch, leader) in [(0, None), (1, Some(N3)), (2, Some(N1)), (2, None)] {
+        replica.view(epoch, leader, &[(N1, Lsn::ZERO), (N3, Lsn::ZERO)]);
+        assert!(replica.effects.is_empty(), "{:?}", replica.effects);
+        assert_eq!(format!("{:?}", replica.core), before, "epoch {epoch}");
+    }
+}
+
+/// [SPIN-12] What a leader sent before it resigned, and another lane brings later, is not followed.
+#[test]
+fn a_leader_that_has_resigned_is_not_followed() {
+    let mut replica = Replica::start(&lsns(1, 1..=1), 1, false);
+    replica.view(2, Some(N2), &[]).propose(N2, 2, Lsn::new(1, 1), &lsns(2, 2..=2)).force();
+    replica.hear(N2, SpinnakerMessage::Resign { epoch: 2, successor: None });
+    replica.propose(N2, 2, Lsn::new(2, 2), &lsns(2, 3..=3));
+    assert!(!replica.acknowledges() && replica.core.status().leader.is_none());
+    replica.beacon(N2, 2);
+    assert_eq!(replica.messages().count(), 0, "no support is given");
+}
+
+/// [SPIN-21] [SPIN-4] Where the log ends is said when it is durable, and the promise with it.
+#[test]
+fn a_position_waits_for_the_promise_to_be_durable() {
+    let mut replica = Replica::start(&lsns(1, 1..=1), 1, false);
+    replica.view(1, None, &[]).beacon(N2, 2);
+    let promise = replica.writes;
+    assert_eq!(replica.joins(), Some(When::Durable(IoId(promise))));
+}
+
+/// [SPIN-5] An acknowledgement of an earlier epoch is about another log.
+#[test]
+fn acknowledgements_of_an_earlier_epoch_are_not_counted() {
+    let mut replica = Replica::start(&lsns(1, 1..=2), 1, false);
+    replica.lead(2).join(N2, 2, Lsn::new(1, 2), false).sent(N2);
+    replica.ack(N2, 1, Lsn::new(2, 3));
+    assert_eq!(replica.committed(), 0);
+    replica.ack(N2, 2, Lsn::new(2, 3));
+    assert_eq!(replica.committed(), 3);
+}
+
+/// [SPIN-5] What the leader's log does not hold, or what was not sent since the follower said where
+/// it stands, is not acknowledged by it.
+#[test]
+fn acknowledgements_of_what_is_not_held_or_not_sent_are_not_counted() {
+    let mut replica = Replica::start(&lsns(1, 1..=2), 1, false);
+    replica.lead(2).join(N2, 2, Lsn::new(1, 2), false).sent(N2);
+    replica.ack(N2, 2, Lsn::new(1, 3));
+    assert_eq!(replica.committed(), 0, "the entry there is 2.3");
+    // It has lost its disk: an acknowledgement from before that arrives late.
+    replica.join(N2, 2, Lsn::ZERO, false).ack(N2, 2, Lsn::new(2, 3));
+    assert_eq!(replica.committed(), 0, "nothing was sent since");
+    replica.sent(N2).ack(N2, 2, Lsn::new(2, 3));
+    assert_eq!(replica.committed(), 3);
+}
+
+/// [SPIN-33] Reads wait until the barrier is applied, not just something.
+#[test]
+fn a_leader_reads_nothing_before_its_barrier_is_applied() {
+    let mut replica = Replica::start(&lsns(1, 1..=2), 1, false);
+    replica.lead(2).join(N2, 2, Lsn::new(1, 2), false).sent(N2);
+    let (upto, supports) = (Lsn::new(2, 3), Some(replica.now));
+    replica.hear(N2, SpinnakerMessage::Ack { epoch: 2, upto, supports });
+    assert_eq!(replica.committed(), 3);
+    let reads = |replica: &Replica| {
+        let is_read = |e: &Effect<_>| matches!(e, Effect::Reply { reply: Reply::Read { .. }, .. });
+        replica.effects.iter().any(is_read)
+    };
+    replica.tell(Event::Read { ticket: Ticket(1) });
+    assert!(!reads(&replica));
+    replica.tell(Event::Applied { upto: Lsn::new(1, 2) });
+    assert!(!reads(&replica), "the barrier is not applied");
+    replica.tell(Event::Applied { upto });
+    assert!(reads(&replica));
+}
+
+/// [SPIN-44] A learner counts again when it has all that there was when it came, and the leader all
+/// that was ever committed.
+#[test]
+fn a_learner_is_not_welcomed_before_it_has_caught_up() {
+    let mut replica = Replica::start(&lsns(1, 1..=2), 1, false);
+    replica.lead(2).join(N2, 2, Lsn::ZERO, true).sent(N2);
+    replica.ack(N2, 2, Lsn::new(1, 2));
+    assert!(!replica.welcomes(), "it lacks the barrier");
+    replica.ack(N2, 2, Lsn::new(2, 3));
+    assert!(!replica.welcomes(), "the leader's own barrier is not committed");
+    replica.join(N3, 2, Lsn::new(1, 2), false).sent(N3).ack(N3, 2, Lsn::new(2, 3));
+    assert_eq!(replica.committed(), 3);
+    replica.ack(N2, 2, Lsn::new(2, 3)).join(N2, 2, Lsn::new(2, 3), true);
+    assert!(replica.welcomes());
+}
+
+/// [SPIN-44] A learner that is welcomed too early, by a leader that does not know that it lost its
+/// disk, stays one.
+#[test]
+fn a_welcome_with_what_a_learner_lacks_changes_nothing() {
+    let mut replica = Replica::start(&[], 0, true);
+    replica.view(1, Some(N2), &[]).propose(N2, 1, Lsn::ZERO, &lsns(1, 1..=1)).force();
+    let is_learner = |replica: &Replica| replica.core.status().role.to_string() == "learner";
+    assert!(is_learner(&replica));
+    replica.hear(N2, SpinnakerMessage::Welcome { epoch: 1, upto: Lsn::new(1, 2) });
+    assert!(is_learner(&replica), "it lacks 1.2");
+    replica.hear(N2, SpinnakerMessage::Welcome { epoch: 1, upto: Lsn::new(1, 1) });
+    assert!(!is_learner(&replica));
+}
+
+/// [SPIN-44] A learner follows no leader before it knows the coordinator's epoch, and is bound by what
+/// it still stands for.
+#[test]
+fn a_learner_goes_by_the_coordinators_word() {
+    let mut replica = Replica::start(&[], 0, true);
+    replica.beacon(N2, 1);
+    assert_eq!(replica.messages().count(), 0, "it follows no leader yet");
+    replica.view(1, None, &[(N1, Lsn::new(1, 4))]);
+    replica.beacon(N2, 1);
+    let refuses = |(m, _): (&SpinnakerMessage, _)| *m == SpinnakerMessage::Refuse { epoch: 2 };
+    assert!(replica.messages().any(refuses), "it stands in round 2");
+}
+
+/// [SPIN-42] Of two snapshots the older is refused, whichever comes first, and both are answered.
+#[test]
+fn an_older_snapshot_is_refused_while_a_newer_one_is_installed() {
+    let mut replica = Replica::start(&[], 0, false);
+    replica.view(2, Some(N2), &[]).offer(1, N2, 2, 65);
+    assert_eq!(replica.installs(), [Ticket(1)]);
+    replica.offer(2, N3, 2, 60);
+    assert!(replica.installs().is_empty() && replica.answered().is_empty());
+    // A newer one waits its turn.
+    replica.offer(3, N3, 2, 70);
+    assert_eq!(replica.installs(), [Ticket(3)]);
+    replica.tell(Event::SnapshotInstalled { ticket: Ticket(1), upto: Lsn::new(1, 65) });
+    assert_eq!(replica.answered(), [Ticket(1)]);
+    replica.tell(Event::SnapshotInstalled { ticket: Ticket(3), upto: Lsn::new(1, 70) });
+    assert_eq!(replica.answered(), [Ticket(3), Ticket(2)]);
+    replica.offer(4, N2, 2, 70);
+    assert_eq!(replica.answered(), [Ticket(4)], "it brings nothing");
+    // What the table passed while the snapshot waited.
+    replica.offer(5, N2, 2, 80).tell(Event::SnapshotOutdated { ticket: Ticket(5) });
+    assert_eq!(replica.answered(), [Ticket(5)]);
+    assert_eq!(replica.committed(), 70);
+}
