@@ -6,12 +6,13 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The descriptors of the process itself: its runtimes, its way to the coordinator, the log's
-/// segments, and the files that a flush or a compaction has open beside those kept for reads.
-const OWN: usize = 96;
+/// The descriptors of the process itself: its runtimes, its way to the coordinator, and the files
+/// that a flush or a compaction has open beside those kept for reads.
+const OWN: usize = 78;
 
-/// The least limit with which every share suffices for a small cluster.
-const LIMIT_LEAST: usize = 224;
+/// The least that may be left beside the log's files, so that every share suffices for a small
+/// cluster.
+const SHARED_LEAST: usize = 206;
 
 /// The most connections of clients, however many descriptors there are. Each takes some 50 KiB of
 /// memory, and a client of ours needs one.
@@ -45,29 +46,35 @@ pub(crate) struct Descriptors {
 /// The limit is too low for a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the process may have {limit} open files (ulimit -n), and a node needs at least {LIMIT_LEAST}"
+    "the process may have {limit} open files (ulimit -n), and a node with a log of up to {log_files} \
+     files needs at least {least}"
 )]
 pub struct TooFewDescriptors {
     limit: usize,
+    log_files: usize,
+    least: usize,
 }
 
 impl Descriptors {
-    /// Raises the limit of the process as far as it may, and shares it out.
-    pub(crate) fn reserve() -> Result<Self, TooFewDescriptors> {
+    /// Raises the limit of the process as far as it may, and shares out what is left of it beside the
+    /// log, which has `log_files` files open.
+    pub(crate) fn reserve(log_files: usize) -> Result<Self, TooFewDescriptors> {
         let limit = raise_limit();
-        let shares = Self::share_out(limit)?;
+        let shares = Self::share_out(limit, log_files)?;
         tracing::info!(limit, ?shares, "descriptors");
         Ok(shares)
     }
 
-    fn share_out(limit: usize) -> Result<Self, TooFewDescriptors> {
-        if limit < LIMIT_LEAST {
-            return Err(TooFewDescriptors { limit });
+    fn share_out(limit: usize, log_files: usize) -> Result<Self, TooFewDescriptors> {
+        let shared = limit.saturating_sub(log_files);
+        if shared < SHARED_LEAST {
+            let least = log_files.saturating_add(SHARED_LEAST);
+            return Err(TooFewDescriptors { limit, log_files, least });
         }
-        let share = |part: usize, most: usize| (limit / part).clamp(SHARE_LEAST, most);
+        let share = |part: usize, most: usize| (shared / part).clamp(SHARE_LEAST, most);
         let (table_files, peers) = (share(4, TABLE_FILES_MAX), share(16, PEERS_MAX));
         let silent = share(16, SILENT_MAX);
-        let clients = (limit - OWN - table_files - 2 * peers - silent).min(CLIENTS_MAX);
+        let clients = (shared - OWN - table_files - 2 * peers - silent).min(CLIENTS_MAX);
         Ok(Self { table_files, peers, silent, clients })
     }
 }
@@ -91,17 +98,23 @@ mod tests {
 
     #[test]
     fn the_shares_fit_the_limit_and_leave_clients_some() {
-        for limit in [LIMIT_LEAST, 256, 1000, 1024, 4096, 65_536, 1 << 20, usize::MAX] {
-            let shares = Descriptors::share_out(limit).unwrap();
+        let limits =
+            [224, 256, 1000, 1024, 4096, 65_536, 1 << 20, usize::MAX].map(|limit| (limit, 18));
+        let long_logs = [(16_386 + SHARED_LEAST, 16_386), (65_536, 16_386)];
+        for (limit, log_files) in limits.into_iter().chain(long_logs) {
+            let shares = Descriptors::share_out(limit, log_files).unwrap();
             let Descriptors { table_files, peers, silent, clients } = shares;
-            assert!(OWN + table_files + 2 * peers + silent + clients <= limit, "{shares:?}");
+            let files = log_files + OWN + table_files;
+            assert!(files + 2 * peers + silent + clients <= limit, "{limit}: {shares:?}");
             assert!((SHARE_LEAST..=CLIENTS_MAX).contains(&clients), "{limit}: {shares:?}");
         }
     }
 
     #[test]
     fn a_limit_that_is_too_low_is_named() {
-        let error = Descriptors::share_out(LIMIT_LEAST - 1).unwrap_err().to_string();
-        assert!(error.contains("223") && error.contains("ulimit -n"), "{error}");
+        let error = Descriptors::share_out(223, 18).unwrap_err().to_string();
+        assert!(error.contains("223 open files") && error.contains("at least 224"), "{error}");
+        let error = Descriptors::share_out(4096, 16_386).unwrap_err().to_string();
+        assert!(error.contains("16386 files") && error.contains("at least 16592"), "{error}");
     }
 }

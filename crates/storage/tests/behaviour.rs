@@ -239,7 +239,7 @@ fn reads_stop_at_their_bounds_from_memory_and_from_disk() {
     assert_eq!(cohort.read_cached(1..31, usize::MAX), None, "part of it is on disk");
     let newest = cohort.read(30..31, usize::MAX).unwrap();
     assert_eq!(cohort.read_cached(30..31, usize::MAX), Some(newest));
-    drop(log);
+    drop((cohort, log));
     check(&open_stepped(&fs, options).unwrap());
 }
 

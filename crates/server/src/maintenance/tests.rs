@@ -202,6 +202,7 @@ fn limits_that_cannot_be_kept_are_refused() {
     const MIB: u64 = 1024 * 1024;
     for (max, segment) in [(MIB, MIB), (MIB, 65536), (1 << 40, 1 << 30), (64 * MIB, 4 * MIB)] {
         let limits = LogLimits::new(max, segment).unwrap();
+        assert_eq!(limits.files() as u64, max / segment + 2);
         assert!(limits.flush_above() <= limits.release_above());
         assert!(limits.release_above() <= limits.pause_above().max(limits.release_above()));
         assert!(limits.pause_above() + segment <= max + segment, "{max} {segment}");

@@ -230,8 +230,8 @@ impl Node {
     /// must not wait behind them, runs on `consensus`.
     pub async fn start(options: NodeOptions, consensus: &Handle) -> Result<Self, NodeError> {
         Settings::check_timing(&options)?;
-        LogLimits::new(options.log_bytes_max, options.segment_bytes)?;
-        let descriptors = Descriptors::reserve()?;
+        let log_limits = LogLimits::new(options.log_bytes_max, options.segment_bytes)?;
+        let descriptors = Descriptors::reserve(log_limits.files())?;
         let folder = DataFolder::open(&options.data)?;
         let settings = Settings::settle(&folder, &options)?;
         // Held from here on, so that two nodes cannot both believe that the address is theirs.
