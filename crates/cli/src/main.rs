@@ -5,6 +5,7 @@
 //! failed, or with 2 if it was called wrongly. A failure is one line on stderr: what was done, and
 //! its causes.
 
+mod address;
 mod bench;
 mod cluster;
 mod coordinator;
@@ -26,6 +27,7 @@ mod range_list;
 mod rows;
 mod scan;
 mod status;
+mod stopping;
 mod table;
 mod timing;
 mod up;

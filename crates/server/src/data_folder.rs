@@ -44,6 +44,9 @@ pub struct NodeFile {
     pub rejoins: bool,
     /// The address that the node listens on, host:port.
     pub listen: String,
+    /// The address at which others reach it, if that is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
     /// The coordinator's endpoints.
     pub coordinator: Vec<String>,
     /// The periods of Spinnaker and PacificA.
@@ -145,6 +148,21 @@ impl DataFolder {
         }
     }
 
+    /// Returns true if a process holds the folder at `path`, which need not be there.
+    pub fn is_in_use(path: &Path) -> Result<bool, DataFolderError> {
+        let lock_path = path.join(LOCK_FILE);
+        let lock = match File::open(&lock_path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(io_error(&lock_path, source)),
+        };
+        match flock(&lock, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(io_error(&lock_path, error.into())),
+        }
+    }
+
     /// Returns the folder's path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -212,7 +230,11 @@ impl DataFolder {
     }
 
     /// Writes what the folder says of itself, so that a crash leaves the old or the new file whole.
+    /// Nothing is written if it says so already: a node can be started again on a full disk.
     pub fn write(&self, file: &NodeFile) -> Result<(), DataFolderError> {
+        if self.read().is_ok_and(|written| written.as_ref() == Some(file)) {
+            return Ok(());
+        }
         let path = self.path.join(DESCRIPTION_FILE);
         let written = self.path.join("node.json.new");
         let save = || -> io::Result<()> {
@@ -248,6 +270,7 @@ impl NodeFile {
             has_log: false,
             rejoins: false,
             listen,
+            advertise: None,
             coordinator,
             timing: Timing::default(),
             min_replicas_for_write: MIN_REPLICAS_FOR_WRITE,
@@ -262,6 +285,11 @@ impl NodeFile {
         coordinator: Vec<String>,
     ) -> Self {
         Self { durability, listen, coordinator, ..self }
+    }
+
+    /// Returns the address at which clients and other nodes reach the node.
+    pub fn reached_at(&self) -> &str {
+        self.advertise.as_deref().unwrap_or(&self.listen)
     }
 
     /// Checks that the folder's data belongs to `cluster`.
@@ -316,8 +344,28 @@ mod tests {
         assert_eq!(folder.read().unwrap(), Some(written));
         let second = DataFolder::open(dir.path());
         assert!(matches!(second, Err(DataFolderError::InUse(_))), "{second:?}");
+        assert!(DataFolder::is_in_use(dir.path()).unwrap());
         drop(folder);
+        assert!(!DataFolder::is_in_use(dir.path()).unwrap());
+        assert!(!DataFolder::is_in_use(&dir.path().join("not there")).unwrap());
         assert!(DataFolder::open(dir.path()).is_ok());
+    }
+
+    /// A node that changed nothing wrote its description anew at each start, and so could not be
+    /// started while its disk was full.
+    #[test]
+    fn a_description_is_written_only_when_it_changes() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        let written = file();
+        let inode = || fs::metadata(dir.path().join(DESCRIPTION_FILE)).unwrap().ino();
+        folder.write(&written).unwrap();
+        let first = inode();
+        folder.write(&written).unwrap();
+        assert_eq!(inode(), first);
+        folder.write(&NodeFile { has_log: true, ..written }).unwrap();
+        assert_ne!(inode(), first);
     }
 
     /// Folders were written before they remembered the periods.

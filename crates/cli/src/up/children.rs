@@ -31,6 +31,7 @@ pub(super) struct NodeProcess<'a> {
 
 /// The nodes' processes, each with its number. They stop when this one is gone, however it went:
 /// each reads from a pipe that ends then.
+#[derive(Default)]
 pub(super) struct Children {
     running: Vec<Running>,
 }
@@ -44,10 +45,6 @@ struct Running {
 }
 
 impl Children {
-    pub(super) fn new() -> Self {
-        Self { running: Vec::new() }
-    }
-
     pub(super) fn start(&mut self, node: &NodeProcess<'_>) -> anyhow::Result<()> {
         let program = std::env::current_exe().context("finding this program")?;
         let mut child = Command::new(program)

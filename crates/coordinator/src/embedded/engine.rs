@@ -14,11 +14,12 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::backup;
 use super::command::{Command, Outcome};
 use super::counters::{CounterCells, count};
 use super::error::EmbeddedError;
 use super::fault::Refusal;
-use super::journal::Journal;
+use super::journal::{self, Journal};
 use super::lessor::Lessor;
 use super::options::EmbeddedOptions;
 use super::store::Store;
@@ -61,6 +62,8 @@ pub(super) struct Engine {
     last_index: AtomicU64,
     next_lease: AtomicU64,
     halted: AtomicBool,
+    /// Why the writer has ended, once its disk has failed.
+    failed: watch::Sender<Option<String>>,
     pub counters: CounterCells,
 }
 
@@ -75,6 +78,9 @@ pub(super) type Writer = thread::JoinHandle<Result<(), EmbeddedError>>;
 
 impl Engine {
     /// Recovers the state of the options' folder and starts the writer.
+    ///
+    /// An empty frame is made durable first: a server whose disk takes no writes could serve reads
+    /// and keep sessions alive, but could end no lease and commit no election.
     pub(super) fn start(options: EmbeddedOptions) -> Result<(Arc<Self>, Writer), EmbeddedError> {
         let (mut journal, recovered) = Journal::open(&options.data)?;
         let (identity, mut store) = match recovered.snapshot {
@@ -90,6 +96,7 @@ impl Engine {
             // A command that was refused when it was new is refused again.
             command.apply(&mut store).ok();
         }
+        journal.append(&[])?;
         let now = Instant::now();
         let mut lessor = Lessor::default();
         store.leases().iter().for_each(|(&id, lease)| lessor.start(id, lease.ttl, now));
@@ -109,11 +116,31 @@ impl Engine {
             last_index: AtomicU64::new(journal.last_index()),
             next_lease: AtomicU64::new(random_id()),
             halted: AtomicBool::new(false),
+            failed: watch::Sender::new(None),
             counters: CounterCells::default(),
             options,
         });
         let writer = spawn_writer(Arc::clone(&engine), journal, jobs)?;
         Ok((engine, writer))
+    }
+
+    /// Writes the state that a backup holds into the options' folder, which must hold none yet. It is
+    /// another server from then on: who watched the one that was saved reads everything anew.
+    pub(super) fn restore(file: &[u8], options: &EmbeddedOptions) -> Result<(), EmbeddedError> {
+        let refused = |reason: &str| EmbeddedError::Backup(reason.to_owned());
+        let (index, payload) = backup::unpack(file).map_err(refused)?;
+        let (_, store) = decode_snapshot(payload, options)?;
+        let identity = Identity { cluster: random_id(), member: random_id() };
+        journal::create(&options.data, index, &encode_snapshot(identity, &store)?)
+    }
+
+    /// Returns the whole state as a backup.
+    pub(super) fn backup(&self) -> Result<Vec<u8>, EmbeddedError> {
+        // What is applied while the two are read is in the store, or not: the index only has to be
+        // no lower than any index that the store has seen.
+        let store = self.store.read();
+        let payload = encode_snapshot(self.identity, &store)?;
+        Ok(backup::pack(self.last_index(), &payload))
     }
 
     /// Makes a command durable, applies it and returns what became of it.
@@ -163,6 +190,11 @@ impl Engine {
     /// Returns the index of the last command made durable.
     pub(super) fn last_index(&self) -> u64 {
         self.last_index.load(Ordering::Acquire)
+    }
+
+    /// Returns why the disk has failed, once it has.
+    pub(super) fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.failed.subscribe()
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<i64> {
@@ -244,10 +276,12 @@ fn spawn_writer(
     let threshold = engine.options.snapshot_log_bytes;
     let writer = WriterLoop { engine, journal, jobs, snapshot_at: threshold, compaction: None };
     let name = "trireme-coordinator".to_owned();
+    let engine = Arc::clone(&writer.engine);
     let spawned = thread::Builder::new().name(name).spawn(move || {
         let ended = writer.run();
         if let Err(error) = &ended {
-            tracing::error!(%error, "the coordinator's log failed; it answers no more");
+            tracing::error!(%error, "the coordinator's log failed; it stops");
+            engine.failed.send_replace(Some(error.to_string()));
         }
         ended
     });

@@ -85,6 +85,22 @@ impl Part {
         }
     }
 
+    /// Has the candidates of the rounds that are over removed, which would else stay for as long as
+    /// their nodes' sessions. It is not waited for: the next leader does what this one cannot.
+    fn clean_up(&self) {
+        let (election, end) = (self.election.clone(), self.coordinator.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                cleaned = election.clean_up() => {
+                    if let Err(error) = cleaned {
+                        tracing::debug!(%error, "candidates of old rounds were left behind");
+                    }
+                }
+                () = end.session_expired() => {}
+            }
+        });
+    }
+
     /// Carries out a request; says whether it is known what became of it.
     async fn carry_out(&self, request: ElectionRequest) -> bool {
         let done: Result<(), CoordinatorError> = match request {
@@ -92,7 +108,11 @@ impl Part {
                 self.election.stand(round, last).await.map(drop)
             }
             ElectionRequest::Lead { round } => {
-                self.election.try_lead(round, &self.replicas).await.map(drop)
+                let led = self.election.try_lead(round, &self.replicas).await;
+                if let Ok(Some(_)) = led {
+                    self.clean_up();
+                }
+                led.map(drop)
             }
             ElectionRequest::Reclaim { epoch } => self.election.reclaim(epoch).await.map(drop),
         };

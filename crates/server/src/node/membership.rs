@@ -26,7 +26,10 @@ const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(15);
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
 
 fn info(file: &NodeFile) -> NodeInfo {
-    NodeInfo { folder: format!("{:016x}", file.data_id), ..NodeInfo::new(file.listen.clone()) }
+    NodeInfo {
+        folder: format!("{:016x}", file.data_id),
+        ..NodeInfo::new(file.reached_at().to_owned())
+    }
 }
 
 /// Tells the coordinator that the node is there. One that was there with other data, which is lost

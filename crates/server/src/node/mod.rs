@@ -42,6 +42,11 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// times what a restart takes. (Pegasus waits for ten minutes.)
 pub const REPLACE_DELAY_DEFAULT: Duration = Duration::from_secs(10);
 
+/// How long a stopping node tries to end its session at the coordinator. A coordinator that is gone,
+/// as that of a killed `up` is, must not keep the node's port and folder from its successor; the
+/// session then ends by itself.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long a stopping node waits for a replica that is being opened or closed.
 const HOSTING_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -54,6 +59,9 @@ pub struct NodeOptions {
     pub node: Option<NodeId>,
     /// The address to listen on, host:port; needed for a new folder.
     pub listen: Option<String>,
+    /// The address at which others reach the node, host:port, if it is another than the one that it
+    /// listens on.
+    pub advertise: Option<String>,
     /// The coordinator's endpoints; needed for a new folder.
     pub coordinator: Option<Vec<String>>,
     /// The storage engine of a new folder.
@@ -86,6 +94,7 @@ impl NodeOptions {
             data,
             node: None,
             listen: None,
+            advertise: None,
             coordinator: None,
             engine: None,
             durability: None,
@@ -112,6 +121,9 @@ pub enum NodeError {
     /// The log cannot be kept as short as it is to be.
     #[error(transparent)]
     LogLimit(#[from] InvalidLogLimit),
+    /// What was asked for makes no sense.
+    #[error("{0}")]
+    Misused(String),
     /// The way to the coordinator cannot be made one that can be cut.
     #[error(transparent)]
     Forwarder(#[from] ForwarderError),
@@ -225,7 +237,7 @@ impl Node {
     /// Starts a node. Client requests are served by the current runtime; consensus, and all that
     /// must not wait behind them, runs on `consensus`.
     pub async fn start(options: NodeOptions, consensus: &Handle) -> Result<Self, NodeError> {
-        Settings::check_timing(&options)?;
+        Settings::check(&options)?;
         LogLimits::new(options.log_bytes_max, options.segment_bytes)?;
         let folder = DataFolder::open(&options.data)?;
         let settings = Settings::settle(&folder, &options)?;
@@ -299,8 +311,13 @@ impl Node {
             Ok(log.close()?)
         });
         closed.await.map_err(io::Error::other)??;
-        if let Err(error) = self.coordinator.clone().close().await {
-            tracing::warn!(%error, "the session at the coordinator was left to expire");
+        let closing = tokio::time::timeout(LEAVE_TIMEOUT, self.coordinator.clone().close());
+        let left = match closing.await {
+            Ok(closed) => closed.map_err(|error| error.to_string()),
+            Err(_elapsed) => Err(format!("no answer within {LEAVE_TIMEOUT:?}")),
+        };
+        if let Err(reason) = left {
+            tracing::warn!(reason, "the session at the coordinator was left to expire");
         }
         Ok(())
     }

@@ -211,7 +211,7 @@ impl Starting {
         let description = NodeDescription {
             node: self.file.node,
             cluster: self.catalog.cluster,
-            address: self.file.listen.clone(),
+            address: self.file.reached_at().to_owned(),
             engine: self.file.engine,
             durability: self.file.durability,
         };
