@@ -11,9 +11,12 @@
 //! - `faults` disturbs a node that was started to allow it.
 //! - `replacement` asks nodes to hold replicas that cohorts have lost.
 //! - `coordination` carries what the protocols of our own ask of the coordinator.
+//! - `memory` keeps what the node knows of the catalog, and `continuity` compares the coordinator
+//!   with it.
 //! - `maintenance` keeps the shared log short.
 
 mod cohort;
+mod continuity;
 mod coordination;
 mod data_folder;
 mod factory;
@@ -21,6 +24,7 @@ mod faults;
 mod hosting;
 mod listener;
 mod maintenance;
+mod memory;
 mod node;
 mod peers;
 mod refusal;
@@ -32,6 +36,9 @@ mod services;
 mod testing;
 pub mod transport;
 
+pub use continuity::{NodeKnowledge, ask_at};
 pub use data_folder::{DataFolder, DataFolderError, MIN_REPLICAS_FOR_WRITE, NodeFile};
+pub use factory::{KnowsMore, knows_more};
 pub use faults::ForwarderError;
-pub use node::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};
+pub use memory::{MemoryError, NodeMemory};
+pub use node::{DISCARD_AFTER_DEFAULT, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};

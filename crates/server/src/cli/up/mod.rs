@@ -7,7 +7,7 @@ mod plan;
 use std::fmt::Display;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -16,15 +16,16 @@ use clap::Args;
 use tokio::time::Instant;
 use trireme_client::Client;
 use trireme_coordinator::embedded::{EmbeddedOptions, EmbeddedServer};
-use trireme_coordinator::recipes::catalog::{Bootstrapped, Catalog, CatalogState};
+use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorOptions};
-use trireme_server::{DataFolder, REPLACE_DELAY_DEFAULT};
-use trireme_types::{Durability, Engine, Protocol};
+use trireme_server::{DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT};
+use trireme_types::{Durability, Engine, NodeId, Protocol};
 
 use self::children::{Children, NodeProcess};
 use self::cluster_file::ClusterFile;
 use self::plan::{Plan, RangeProtocol, Splits, range_protocol};
 use super::node::stop_signal;
+use super::rebuild::Remembered;
 use super::timing::TimingArgs;
 use super::{UsageError, duration, logging};
 
@@ -91,6 +92,10 @@ pub(crate) struct UpArgs {
     /// one, for protocols that replace replicas; counts for this start. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
+    /// How long what is left of a replica is kept that a node is not to hold any more; counts for
+    /// this start. [default: 1d]
+    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
+    discard_after: Option<Duration>,
 }
 
 impl UpArgs {
@@ -114,7 +119,7 @@ impl UpArgs {
             (Some(server), _) => vec![server.endpoint()],
             (None, endpoints) => endpoints.clone().unwrap_or_default(),
         };
-        let catalog = bootstrap(&endpoints, &plan, &file).await?;
+        let catalog = bootstrap(&endpoints, &plan, &file, folder.path()).await?;
         let mut children = Children::new();
         for (index, address) in addresses.iter().enumerate() {
             children.start(&NodeProcess {
@@ -129,6 +134,7 @@ impl UpArgs {
                 memtable_bytes: self.memtable_bytes,
                 allow_faults: self.allow_faults,
                 replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
+                discard_after: self.discard_after.unwrap_or(DISCARD_AFTER_DEFAULT),
             })?;
         }
         let started = tokio::select! {
@@ -281,21 +287,44 @@ async fn start_embedded(
     Ok(Some(server))
 }
 
-/// Creates the cluster at the coordinator, unless it is there already.
+/// Creates the cluster at the coordinator, unless it is there already. What the nodes' folders know
+/// counts for more than the plan, and for more than what an older coordinator knows.
 async fn bootstrap(
     endpoints: &[String],
     plan: &Plan,
     file: &ClusterFile,
+    folder: &Path,
 ) -> anyhow::Result<CatalogState> {
     let cluster = file.cluster()?;
     let context = || format!("the coordinator at {}", endpoints.join(","));
+    let ids = (1..).map(NodeId).take(file.nodes);
+    let folders = ids.map(|id| (id, folder.join(format!("node-{id}", id = id.0))));
+    let remembered = Remembered::of_folders(folders)?;
     let coordinator = Coordinator::connect(CoordinatorOptions::new(endpoints.to_vec()))
         .await
         .with_context(context)?;
-    let spec = plan.spec(cluster).map_err(UsageError)?;
-    let state = match Catalog::bootstrap(&coordinator, spec).await.with_context(context)? {
-        Bootstrapped::Created(state) | Bootstrapped::Existed(state) => state,
-    };
+    let found = Catalog::new(&coordinator).load().await.with_context(context)?;
+    if let Some(found) = &found
+        && found.cluster != cluster
+    {
+        let (found, at) = (found.cluster, endpoints.join(","));
+        bail!("the coordinator at {at} holds cluster {found}, and this folder cluster {cluster}");
+    }
+    if remembered.has_served() {
+        remembered.check_cluster(cluster)?;
+        let lost = found.is_none();
+        remembered.bring_back(&coordinator, &[]).await.with_context(context)?;
+        if lost {
+            tracing::warn!(
+                "the coordinator had lost the cluster: it is back from the nodes' folders"
+            );
+        }
+    } else if found.is_none() {
+        let spec = plan.spec(cluster).map_err(UsageError)?;
+        Catalog::bootstrap(&coordinator, spec).await.with_context(context)?;
+    }
+    let state = Catalog::new(&coordinator).load().await.with_context(context)?;
+    let state = state.with_context(|| format!("{} knows no cluster", context()))?;
     coordinator.close().await.with_context(context)?;
     if state.cluster != cluster {
         let (found, at) = (state.cluster, endpoints.join(","));
@@ -312,11 +341,25 @@ async fn wait_until_ready(addresses: &[String], catalog: &CatalogState) -> anyho
             Ok(true) => return Ok(()),
             unready if Instant::now() >= deadline => {
                 unready.context("the cluster did not become ready")?;
-                bail!("the cluster did not become ready: some range has no leader");
+                let reason = what_it_waits_for(addresses).await;
+                bail!("the cluster did not become ready: some range has no leader{reason}");
             }
             _ => tokio::time::sleep(READY_INTERVAL).await,
         }
     }
+}
+
+/// Returns what nodes say that they wait for, as the end of a sentence.
+async fn what_it_waits_for(addresses: &[String]) -> String {
+    let Ok(client) = Client::connect(addresses.to_vec()).await else { return String::new() };
+    for address in addresses {
+        if let Ok(status) = client.node_status(address).await
+            && !status.waits_for.is_empty()
+        {
+            return format!("; node {}: {}", status.node, status.waits_for);
+        }
+    }
+    String::new()
 }
 
 async fn is_ready(addresses: &[String], catalog: &CatalogState) -> anyhow::Result<bool> {
