@@ -257,7 +257,7 @@ impl Watcher {
             && (line != Line { cluster: header.cluster_id, term: header.raft_term }
                 || (response.created && header.revision.saturating_add(1) < self.next.unwrap_or(0)))
         {
-            // Another line's revisions say nothing about what has been told, and one that has not
+            // Another line's revisions say nothing about what was sent, and one that has not
             // come as far as this one was put back: waiting for the next revision would leave out
             // every change up to it.
             return Err(Ended::Compacted);

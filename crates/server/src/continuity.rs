@@ -10,14 +10,14 @@
 //! - for PacificA, every replica of the newest configuration. Each configuration that was acted in is
 //!   remembered by all its replicas, and its successor is proposed by one of them. So if all replicas
 //!   of a configuration know of no newer one, none was ever acted in, and no write acknowledged in
-//!   it. A node that kept running asks a majority: it was told of each change until the coordinator
+//!   it. A node that kept running asks a majority: it has seen each change until the coordinator
 //!   was gone.
-//! - for Spinnaker, a majority. Whoever led an epoch was elected by a majority that had promised it,
+//! - for Spinnaker, a majority. The leader of an epoch was elected by a majority that had promised it,
 //!   on disk, so that one of those asked knows it; rounds go on above the highest.
-//! - for Raft, nobody. The coordinator has no part in its terms.
+//! - for Raft, none. The coordinator has no part in its terms.
 //!
-//! Nobody has to be asked while the coordinator's *line* is the one that the node last trusted: no
-//! start of an embedded coordinator and no new leader of an etcd cluster lies between. And whoever
+//! None has to be asked while the coordinator's *line* is the one that the node last trusted: no
+//! start of an embedded coordinator and no new leader of an etcd cluster lies between. And a command that
 //! has compared the catalog with the folders of all nodes, as `trireme up` does at its start, notes
 //! the line, and PacificA's replicas go by that.
 
@@ -212,7 +212,7 @@ impl Continuity {
         Ok(())
     }
 
-    /// Remembers a configuration. Returns false if a newer one is known, in which case nobody is to
+    /// Remembers a configuration. Returns false if a newer one is known, in which case no replica is to
     /// act in this one.
     pub(crate) async fn remember_config(&self, config: &CohortConfig) -> Result<bool, MemoryError> {
         self.memory
@@ -234,7 +234,7 @@ impl Continuity {
         let mut trust = self.trust.lock();
         if trust.line != line {
             tracing::info!(?line, "the coordinator was started, or has another leader");
-            // Whoever was asking since its start still has to.
+            // A node that was asking since its start still has to.
             let has_restarted = trust.asking.as_ref().is_some_and(|asking| asking.has_restarted);
             let asking = Asking { has_restarted, ..Asking::default() };
             *trust = Trust { line, asking: Some(asking) };
@@ -267,9 +267,9 @@ impl Continuity {
         let missing: Vec<_> = config.replicas.iter().copied().filter(is_missing).collect();
         let has_majority = config.replicas.len() - missing.len() > config.replicas.len() / 2;
         let is_enough = match knows_more(config.protocol) {
-            KnowsMore::Nobody => true,
+            KnowsMore::None => true,
             KnowsMore::SomeOfAMajority => has_majority && asking.raised.contains(&config.cohort),
-            KnowsMore::Anybody => asking.is_compared || (has_majority && !asking.has_restarted),
+            KnowsMore::All => asking.is_compared || (has_majority && !asking.has_restarted),
         };
         if is_enough { Vec::new() } else { missing }
     }
@@ -295,7 +295,7 @@ impl Continuity {
         ))
     }
 
-    /// Returns what the node knows, for whoever asks.
+    /// Returns what the node knows, for those that ask.
     pub(crate) fn knowledge(&self) -> NodeKnowledge {
         let memory = self.memory.get();
         NodeKnowledge {
@@ -363,7 +363,7 @@ impl Continuity {
         let answered = asking.answered.into_iter().chain(answers.iter().map(|it| it.node));
         let answered: BTreeSet<_> = answered.collect();
         let raised = self.raise_epochs(&answered, &asking.raised, &answers).await?;
-        // Whoever was brought forward must be who was asked about.
+        // The line that was brought forward must be the one that was asked about.
         let now = self.coordinator.line().await?;
         if now.0 == line {
             self.conclude(now, is_compared, answered, raised).await;

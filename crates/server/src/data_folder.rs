@@ -244,7 +244,7 @@ impl DataFolder {
     pub fn place(&self) -> Result<String, DataFolderError> {
         let lock_path = self.path.join(LOCK_FILE);
         let lock = self._lock.metadata().map_err(|source| io_error(&lock_path, source))?;
-        // The machine is named by its boot: after another one, nobody is left who held the lock.
+        // The machine is named by its boot: no lock outlives it.
         let boot = fs::read_to_string(BOOT_ID_FILE).unwrap_or_default();
         Ok(format!("{}/{}/{}", boot.trim(), lock.dev(), lock.ino()))
     }

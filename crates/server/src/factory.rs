@@ -57,19 +57,19 @@ pub(crate) fn takes_back_without_data(protocol: Protocol) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KnowsMore {
     /// The coordinator has no part in what the replicas agree on.
-    Nobody,
+    None,
     /// Some replica of any majority: of the epochs that were led.
     SomeOfAMajority,
     /// Any replica of the newest configuration: of one that came after it.
-    Anybody,
+    All,
 }
 
 /// Returns who may know more of a cohort of the protocol than its coordinator.
 pub const fn knows_more(protocol: Protocol) -> KnowsMore {
     match protocol {
-        Protocol::Raft => KnowsMore::Nobody,
+        Protocol::Raft => KnowsMore::None,
         Protocol::Spinnaker => KnowsMore::SomeOfAMajority,
-        Protocol::Pacifica => KnowsMore::Anybody,
+        Protocol::Pacifica => KnowsMore::All,
     }
 }
 

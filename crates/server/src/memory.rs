@@ -1,9 +1,9 @@
 //! What a node remembers of the catalog.
 //!
 //! `memory.json` in the data folder holds the newest range map and the newest configuration of every
-//! cohort that the coordinator has told the node, with the line and the revision of the coordinator
+//! cohort that the coordinator has sent the node, with the line and the revision of the coordinator
 //! that it last trusted, and the replicas that it has set aside. The node acts in nothing that does
-//! not stand there: a configuration is on its disk before a replica is opened in it or told of it. So
+//! not stand there: a configuration is on its disk before a replica is opened in it or hears of it. So
 //! whatever the coordinator loses, the members of each configuration that was ever acted in know it.
 //!
 //! The file is replaced whole when it changes, and those who wait for it share one write.
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(read.set_aside.len(), 3);
     }
 
-    /// What cannot be written is not known, so that nobody acts in it; it is tried again.
+    /// What cannot be written is not known, so that no replica acts in it; it is tried again.
     #[tokio::test]
     async fn what_the_disk_does_not_take_is_an_error_until_it_does() {
         let dir = tempfile::tempdir().unwrap();

@@ -71,7 +71,7 @@ fn comes_back(nodes: usize, options: &[&str]) {
     assert_rows(cluster, &rows);
     let more = fill(cluster, "after", 100);
     cluster.wait_until_caught_up(PATIENCE);
-    // What was brought back is as good as what was lost, and so is what changes from then on.
+    // What was brought back does what the lost did, and so is what changes from then on.
     cluster.kill_all();
     cluster.up_again();
     assert_rows(cluster, &rows);
@@ -175,7 +175,7 @@ fn an_older_coordinator_has_no_pacifica_cohort_go_back() {
     cluster.run(["put", "after", "1"]).out();
 }
 
-/// What replicas answer to timeline reads is the same, whoever answers.
+/// What replicas answer to timeline reads is the same at each.
 #[track_caller]
 fn assert_replicas_agree(cluster: &Cluster, rows: &Rows) {
     let (key, value) = rows.iter().next_back().unwrap();
@@ -266,7 +266,7 @@ fn running_nodes_bring_an_older_coordinator_forward() {
         cluster.start_coordinator();
         cluster.restart_node(leader);
         cluster.wait_until_caught_up(PATIENCE);
-        // Whoever leads now dies: the next configurations and epochs are above those before.
+        // The leader dies: the next configurations and epochs are above those before.
         let next = cluster.wait_for_leader(COHORT, PATIENCE);
         cluster.kill(next);
         cluster.wait_for_another_leader(COHORT, next, PATIENCE);
@@ -297,7 +297,7 @@ fn a_coordinator_that_lost_everything_is_rebuilt_by_command() {
         cluster.restart_node(3);
         cluster.wait_until_caught_up(PATIENCE);
         assert_rows(cluster, &rows);
-        // Whoever leads dies: what was rebuilt is enough to elect another and to go on without it.
+        // The leader dies: what was rebuilt is enough to elect another and to go on without it.
         let leader = cluster.wait_for_leader(COHORT, PATIENCE);
         cluster.kill(leader);
         cluster.wait_for_another_leader(COHORT, leader, PATIENCE);

@@ -50,8 +50,8 @@ pub(super) struct Identity {
 pub(super) struct Engine {
     options: EmbeddedOptions,
     identity: Identity,
-    /// The term that headers name: drawn at each start. There is nobody to elect, and between two
-    /// starts the folder may have been put back to what it was earlier, so that whoever compares what
+    /// The term that headers name: drawn at each start. There is no election, and between two
+    /// starts the folder may have been put back to what it was earlier, so that a client that compares what
     /// it knows of two starts must see that they are two.
     term: u64,
     store: RwLock<Store>,

@@ -1,9 +1,9 @@
 //! What is known of the catalog elsewhere than at the coordinator, and how the catalog is brought
 //! back from it.
 //!
-//! Each node keeps the map and the configurations that the coordinator has told it, and acts in none
+//! Each node keeps the map and the configurations that the coordinator has sent it, and acts in none
 //! that it does not keep. So a coordinator that has lost its data, or was put back to what it knew
-//! earlier, is brought forward by whoever knows more: map and configurations are replaced where they
+//! earlier, is brought forward by a node that knows more: map and configurations are replaced where they
 //! are older, by compare-and-set, and never where they are not. What is known was installed once, so
 //! that nothing comes into the catalog that was not in it before.
 //!
@@ -22,7 +22,7 @@ use super::membership::{NodeInfo, record_path};
 use super::{decode, encode};
 use crate::{Coordinator, CoordinatorError, CreateMode, ErrorClass, Line, Op};
 
-/// The mark of whoever has compared the catalog with what all nodes know.
+/// The mark that somebody has compared the catalog with what all nodes know.
 const COMPARED: &str = "/compared";
 
 /// A map and the cohorts' configurations, as somebody knows them.
@@ -207,7 +207,7 @@ impl Knowledge {
                 return Ok(has_changed);
             }
             // Each by itself, since one change is bounded: what is brought forward stays so if
-            // another cannot be, and whoever is interrupted begins again.
+            // another cannot be, and an interrupted call is to be repeated.
             has_changed |= self.bring_map_forward(coordinator).await?;
             for config in self.configs.values() {
                 has_changed |= bring_config_forward(coordinator, config).await?;

@@ -8,7 +8,7 @@
 //! process that comes back at the place of its predecessor, which it could only lock because the
 //! predecessor is gone, takes the live node over at once; any other, one on a copy of the folder
 //! among them, waits until the old session has ended. Each start of a node carries a number that its
-//! folder remembers: whoever finds a later start recorded than its own has lost its place to another
+//! folder remembers: a process that finds a later start recorded than its own has lost its place to another
 //! process and does not get it back.
 
 use std::collections::BTreeMap;

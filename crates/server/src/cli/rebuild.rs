@@ -231,7 +231,7 @@ impl Remembered {
             Brought::Unchanged
         };
         for (&cohort, &epoch) in &self.promised {
-            // Nobody stands for this: whoever it is does not count.
+            // The epoch alone is changed, for which no node has to stand.
             Election::new(coordinator, cohort, NodeId(0)).bring_forward(epoch).await?;
         }
         if missing.is_empty() {
@@ -248,7 +248,7 @@ impl Remembered {
         let missing = |config: &CohortConfig| -> Vec<NodeId> {
             let missing: Vec<_> = config.replicas.iter().copied().filter(is_missing).collect();
             let has_majority = config.replicas.len() - missing.len() > config.replicas.len() / 2;
-            let is_fixed = knows_more(config.protocol) != KnowsMore::Anybody;
+            let is_fixed = knows_more(config.protocol) != KnowsMore::All;
             if is_fixed && has_majority { Vec::new() } else { missing }
         };
         known.configs.values().flat_map(missing).collect()

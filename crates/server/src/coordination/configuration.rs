@@ -44,7 +44,7 @@ struct Part {
 }
 
 impl Part {
-    /// Tells the replica every new configuration.
+    /// Passes every new configuration to the replica.
     async fn watch(&self) {
         loop {
             let mut watch = match self.manager.watch() {
@@ -68,7 +68,7 @@ impl Part {
         }
     }
 
-    /// Tells the replica a configuration that the node remembers: whoever acts in one can say so
+    /// Passes a configuration to the replica that the node remembers: a node that acts in one knows it
     /// whatever becomes of the coordinator. One that is older than what the node knows, or another
     /// under the same version, comes from a coordinator that was put back, and is not told. Returns
     /// true if there is a replica to tell.
@@ -89,7 +89,7 @@ impl Part {
         }
     }
 
-    /// Carries out a proposal and tells the replica what is installed; says whether that is known.
+    /// Carries out a proposal and passes on what is installed; returns true if that is known.
     async fn carry_out(&self, Proposal(config): Proposal) -> bool {
         if !self.continuity.may_change(self.cohort).await {
             return false;

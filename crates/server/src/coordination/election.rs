@@ -47,7 +47,7 @@ struct Part {
 }
 
 impl Part {
-    /// Tells the replica how the election stands, whenever that has changed. What an older coordinator
+    /// Passes to the replica how the election stands, whenever that has changed. What an older coordinator
     /// says is passed over: it is brought forward, and says so then.
     async fn watch(&self, replica: &Weak<CoreReplica<Spinnaker>>) {
         let mut told = 0;

@@ -42,7 +42,7 @@ pub(crate) struct Hosting {
     /// The newest of everything that the coordinator has told.
     catalog: CatalogState,
     invitations: AllInvitations,
-    /// What the coordinator has told last, until the node remembers it.
+    /// What the coordinator has sent last, until the node remembers it.
     told: Option<CatalogState>,
     hosted: BTreeMap<CohortId, Arc<HostedCohort>>,
 }

@@ -53,7 +53,7 @@ impl Opener {
     ) -> Result<Arc<HostedCohort>, NodeError> {
         let cohort = config.cohort;
         if self.continuity.memory().get().set_aside.contains_key(&cohort) {
-            // It has not followed the cohort since, and nobody counts on what it has.
+            // It has not followed the cohort since, and no other counts on what it has.
             tracing::warn!(%cohort, "what was set aside is deleted, since a new replica is to be here");
             self.delete_set_aside(cohort).await?;
         }

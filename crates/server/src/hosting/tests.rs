@@ -363,7 +363,7 @@ async fn what_is_not_to_be_here_any_more_is_set_aside_and_deleted_later() {
             fixture.router.routes().configs[&ONE].version == 3
         })
         .await;
-    assert!(fixture.hosted(ONE).is_none(), "nobody has asked for it");
+    assert!(fixture.hosted(ONE).is_none(), "no invitation has come");
     assert_eq!(remembered(&fixture).set_aside[&ONE], since);
     assert!(fixture.tables.cohorts().contains(&ONE));
 

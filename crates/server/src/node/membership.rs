@@ -31,7 +31,7 @@ pub(super) fn info(file: &NodeFile, folder: &DataFolder) -> Result<NodeInfo, Nod
     Ok(NodeInfo { place: folder.place()?, ..file.record() })
 }
 
-/// Tells the coordinator that the node is there. One that was there with other data, or was started
+/// Registers the node at the coordinator. One that was there with other data, or was started
 /// more often than its folder knows, has lost what it acknowledged since: it comes back only if it can
 /// do so as a newcomer, and never as if it still had that (S14). One whose place another process
 /// holds does not come.

@@ -279,7 +279,7 @@ impl Node {
         let mut file = settings.adopt(&folder, &catalog, address)?;
         register(&coordinator, &catalog, &mut file, &folder).await?;
         folder.check_log(&file)?;
-        // Before there is a log: whoever has one remembers the cluster.
+        // Before there is a log: a node that has one remembers the cluster.
         let remembered = Remembered::start(&folder, file.node, &coordinator, catalog).await?;
         let catalog = remembered.catalog.clone();
         let (log, tables) = open_storage(&folder, &file, &catalog, &options, faults.as_deref())?;
