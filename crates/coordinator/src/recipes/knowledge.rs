@@ -202,7 +202,7 @@ impl Knowledge {
         loop {
             let state = catalog.load().await?.ok_or(BringForwardError::NoCluster)?;
             // Checks everything before the first change.
-            Knowledge::from(&state).merge(self)?;
+            Self::from(&state).merge(self)?;
             if !self.is_ahead_of(&state) {
                 return Ok(has_changed);
             }
