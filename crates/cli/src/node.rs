@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use tokio::runtime::{Builder, Runtime};
-use trireme_server::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics};
+use trireme_server::{
+    DISCARD_AFTER_DEFAULT, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics,
+};
 use trireme_types::{Durability, Engine, NodeId};
 
 use super::stopping::stop_signal;
@@ -62,6 +64,10 @@ pub(crate) struct NodeArgs {
     /// one, for protocols that replace replicas. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
+    /// How long what is left of a replica is kept that the node is not to hold any more.
+    /// [default: 1d]
+    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
+    discard_after: Option<Duration>,
     /// Stop when standard input ends, as it does when the process that started this one is gone.
     #[arg(long, hide = true)]
     stop_at_stdin_end: bool,
@@ -135,6 +141,7 @@ impl NodeArgs {
             timing: timing.change(),
             min_replicas_for_write: timing.min_replicas_for_write(),
             replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
+            discard_after: self.discard_after.unwrap_or(DISCARD_AFTER_DEFAULT),
             allow_faults: self.allow_faults,
         }
     }

@@ -21,10 +21,10 @@ use futures::future::join_all;
 use tokio::time::Instant;
 use trireme_client::{Client, ClientOptions};
 use trireme_coordinator::embedded::EmbeddedOptions;
-use trireme_coordinator::recipes::catalog::{Bootstrapped, Catalog, CatalogState};
+use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorError, CoordinatorOptions, ErrorClass};
-use trireme_server::{DataFolder, REPLACE_DELAY_DEFAULT, panics};
-use trireme_types::{Durability, Engine, Protocol};
+use trireme_server::{DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, panics};
+use trireme_types::{Durability, Engine, NodeId, Protocol};
 
 use self::children::{Children, NodeProcess};
 use self::cluster_file::ClusterFile;
@@ -33,6 +33,7 @@ use self::first_start::FirstStart;
 use self::plan::{Plan, RangeProtocol, Splits, range_protocol};
 use self::progress::{Patience, Stage, Work};
 use super::output::announce;
+use super::rebuild::Remembered;
 use super::stopping::stop_signal;
 use super::timing::TimingArgs;
 use super::{UsageError, address, duration, logging};
@@ -118,6 +119,10 @@ pub(crate) struct UpArgs {
     /// one, for protocols that replace replicas; counts for this start. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
+    /// How long what is left of a replica is kept that a node is not to hold any more; counts for
+    /// this start. [default: 1d]
+    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
+    discard_after: Option<Duration>,
 }
 
 /// Which coordinator a cluster has.
@@ -202,7 +207,7 @@ impl UpArgs {
             file.write(folder.path())?;
             undo.keep_description(running.coordinator.is_none());
         }
-        let catalog = match bootstrap(coordinator, &endpoints, plan, &file).await {
+        let catalog = match bootstrap(coordinator, &endpoints, plan, &file, folder.path()).await {
             Ok(catalog) => catalog,
             Err(error) => {
                 if let Some(undo) = &mut running.undo {
@@ -255,6 +260,7 @@ impl UpArgs {
                 memtable_bytes: self.memtable_bytes,
                 allow_faults: self.allow_faults,
                 replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
+                discard_after: self.discard_after.unwrap_or(DISCARD_AFTER_DEFAULT),
             })?;
         }
         Ok(())
@@ -462,19 +468,42 @@ fn coordinator_at(endpoints: &[String]) -> String {
     format!("the coordinator at {}", endpoints.join(","))
 }
 
-/// Creates the cluster at the coordinator, unless it is there already.
+/// Creates the cluster at the coordinator, unless it is there already. What the nodes' folders know
+/// counts for more than the plan, and for more than what an older coordinator knows.
 async fn bootstrap(
     coordinator: Coordinator,
     endpoints: &[String],
     plan: &Plan,
     file: &ClusterFile,
+    folder: &Path,
 ) -> anyhow::Result<CatalogState> {
     let cluster = file.cluster()?;
     let context = || coordinator_at(endpoints);
-    let spec = plan.spec(cluster).map_err(UsageError)?;
-    let state = match Catalog::bootstrap(&coordinator, spec).await.with_context(context)? {
-        Bootstrapped::Created(state) | Bootstrapped::Existed(state) => state,
-    };
+    let ids = (1..).map(NodeId).take(file.nodes);
+    let folders = ids.zip(1..).map(|(id, node)| (id, node_folder(folder, node)));
+    let remembered = Remembered::of_folders(folders)?;
+    let found = Catalog::new(&coordinator).load().await.with_context(context)?;
+    if let Some(found) = &found
+        && found.cluster != cluster
+    {
+        let (found, at) = (found.cluster, endpoints.join(","));
+        bail!("the coordinator at {at} holds cluster {found}, and this folder cluster {cluster}");
+    }
+    if remembered.has_served() {
+        remembered.check_cluster(cluster)?;
+        let lost = found.is_none();
+        remembered.bring_back(&coordinator, &[]).await.with_context(context)?;
+        if lost {
+            tracing::warn!(
+                "the coordinator had lost the cluster: it is back from the nodes' folders"
+            );
+        }
+    } else if found.is_none() {
+        let spec = plan.spec(cluster).map_err(UsageError)?;
+        Catalog::bootstrap(&coordinator, spec).await.with_context(context)?;
+    }
+    let state = Catalog::new(&coordinator).load().await.with_context(context)?;
+    let state = state.with_context(|| format!("{} knows no cluster", context()))?;
     coordinator.close().await.with_context(context)?;
     if state.cluster != cluster {
         let (found, at) = (state.cluster, endpoints.join(","));
@@ -504,7 +533,8 @@ async fn wait_until_ready(
         }
         let now = Instant::now();
         if patience.is_over(&stage, now) {
-            bail!("the cluster did not become ready: {stage}");
+            let reason = what_it_waits_for(addresses).await;
+            bail!("the cluster did not become ready: {stage}{reason}");
         }
         if now >= report_at {
             tracing::info!("starting: {stage}");
@@ -512,6 +542,19 @@ async fn wait_until_ready(
         }
         tokio::time::sleep(READY_INTERVAL).await;
     }
+}
+
+/// Returns what nodes say that they wait for, as the end of a sentence.
+async fn what_it_waits_for(addresses: &[String]) -> String {
+    let Ok(client) = Client::connect(addresses.to_vec()).await else { return String::new() };
+    for address in addresses {
+        if let Ok(status) = client.node_status(address).await
+            && !status.waits_for.is_empty()
+        {
+            return format!("; node {}: {}", status.node, status.waits_for);
+        }
+    }
+    String::new()
 }
 
 /// Returns how far a starting cluster is.

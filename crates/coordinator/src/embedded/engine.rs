@@ -39,9 +39,6 @@ const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// The format of a snapshot's payload, its first byte.
 const SNAPSHOT_FORMAT: u8 = 1;
 
-/// The term that headers tell: there is nobody to elect, so it never changes.
-const TERM: u64 = 1;
-
 /// Who the server says it is: drawn when the folder was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identity {
@@ -54,6 +51,10 @@ pub(super) struct Identity {
 pub(super) struct Engine {
     options: EmbeddedOptions,
     identity: Identity,
+    /// The term that headers name: drawn at each start. There is no election, and between two
+    /// starts the folder may have been put back to what it was earlier, so that a client that compares what
+    /// it knows of two starts must see that they are two.
+    term: u64,
     store: RwLock<Store>,
     lessor: Mutex<Lessor>,
     queue: mpsc::Sender<Job>,
@@ -109,6 +110,7 @@ impl Engine {
         let (queue, jobs) = mpsc::channel(QUEUE_COMMANDS_MAX);
         let engine = Arc::new(Self {
             identity,
+            term: random_id(),
             revision: watch::Sender::new(store.revision()),
             store: RwLock::new(store),
             lessor: Mutex::new(lessor),
@@ -204,7 +206,8 @@ impl Engine {
     /// Returns a header that names this server and `revision`.
     pub(super) fn header(&self, revision: i64) -> Option<PbResponseHeader> {
         let Identity { cluster, member } = self.identity;
-        Some(PbResponseHeader { cluster_id: cluster, member_id: member, revision, raft_term: TERM })
+        let raft_term = self.term;
+        Some(PbResponseHeader { cluster_id: cluster, member_id: member, revision, raft_term })
     }
 
     /// Returns an identifier that no lease has.

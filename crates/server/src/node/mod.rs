@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use trireme_coordinator::recipes::knowledge::BringForwardError;
 use trireme_coordinator::recipes::membership::RegisterError;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_replication::{Replica, ReplicaError};
@@ -28,10 +29,12 @@ use self::hand_over::hand_over;
 use self::membership::register;
 use self::settings::Settings;
 use self::starting::{Starting, open_storage};
+use crate::continuity::Remembered;
 use crate::data_folder::{DataFolder, DataFolderError};
 use crate::faults::{Faults, ForwarderError};
 use crate::listener;
 use crate::maintenance::{InvalidLogLimit, LogLimits};
+use crate::memory::MemoryError;
 use crate::routes::Router;
 use crate::transport::PeerTransport;
 
@@ -46,6 +49,9 @@ pub const REPLACE_DELAY_DEFAULT: Duration = Duration::from_secs(10);
 /// as that of a killed `up` is, must not keep the node's port and folder from its successor; the
 /// session then ends by itself.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long what is left of a replica is kept after the catalog has stopped to list its node, unless
+/// something else is asked for: time to notice that this was a mistake.
+pub const DISCARD_AFTER_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long a stopping node waits for a replica that is being opened or closed.
 const HOSTING_TIMEOUT: Duration = Duration::from_secs(3);
@@ -83,6 +89,9 @@ pub struct NodeOptions {
     /// one (M52). Shorter makes up for a dead node sooner; longer bears longer absences without
     /// copying the rows that the node still has (P13).
     pub replace_delay: Duration,
+    /// How long what is left of a replica is kept that the node is not to hold any more. Shorter frees
+    /// its room sooner; longer leaves more time to notice a mistake.
+    pub discard_after: Duration,
     /// Whether whoever reaches the node may have it suffer faults. Never remembered.
     pub allow_faults: bool,
 }
@@ -104,6 +113,7 @@ impl NodeOptions {
             timing: TimingChange::default(),
             min_replicas_for_write: None,
             replace_delay: REPLACE_DELAY_DEFAULT,
+            discard_after: DISCARD_AFTER_DEFAULT,
             allow_faults: false,
         }
     }
@@ -152,6 +162,17 @@ pub enum NodeError {
     /// The coordinator knows no cluster.
     #[error("the coordinator at {0} knows no cluster; create one with `trireme up`")]
     NoCluster(String),
+    /// The coordinator knows no cluster, and the folder belongs to one.
+    #[error(
+        "the coordinator at {endpoints} has lost what it knew of the cluster that {path} belongs to; \
+         bring it back with `trireme coordinator rebuild`"
+    )]
+    LostCluster {
+        /// Where it was sought.
+        endpoints: String,
+        /// The folder.
+        path: PathBuf,
+    },
     /// Another process is this node.
     #[error(transparent)]
     AlreadyAlive(RegisterError),
@@ -182,6 +203,30 @@ pub enum NodeError {
         /// Its protocol.
         protocol: Protocol,
     },
+    /// The folder is an older copy of the node's, and a cohort counts on what it does not have.
+    #[error(
+        "{path} is an older copy of the data of node {node}: cohort {cohort} counts on what the node \
+         has acknowledged since, and {protocol} cannot take back a replica that has lost it"
+    )]
+    OlderCopy {
+        /// The node.
+        node: NodeId,
+        /// The folder.
+        path: PathBuf,
+        /// A cohort that the catalog places on the node.
+        cohort: CohortId,
+        /// Its protocol.
+        protocol: Protocol,
+    },
+    /// The coordinator says something that contradicts what the node knows, or the disk did not take
+    /// what it says.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The coordinator knows less than the node, and cannot be brought forward.
+    #[error(
+        "the coordinator is older than what this node knows, and cannot be brought forward: {0}"
+    )]
+    BringForward(#[from] BringForwardError),
     /// A cohort's rows are gone from the tables, and its log does not reach back far enough to
     /// bring them again.
     #[error(
@@ -250,13 +295,16 @@ impl Node {
         let mut file = settings.adopt(&folder, &catalog, address)?;
         register(&coordinator, &catalog, &mut file, &folder).await?;
         folder.check_log(&file)?;
+        // Before there is a log: a node that has one remembers the cluster.
+        let remembered = Remembered::start(&folder, file.node, &coordinator, catalog).await?;
+        let catalog = remembered.catalog.clone();
         let (log, tables) = open_storage(&folder, &file, &catalog, &options, faults.as_deref())?;
         if !file.has_log {
             file.has_log = true;
             folder.write(&file)?;
         }
         let started = Starting { file, catalog, coordinator, log, tables, folder, address, faults };
-        started.run(listener, &options, consensus).await
+        started.run(listener, remembered, &options, consensus).await
     }
 
     /// Returns the address that the node listens on.

@@ -103,7 +103,14 @@ impl Settings {
         let mut watch = Catalog::new(&coordinator).watch().map_err(refused)?;
         let catalog = match tokio::time::timeout(CATALOG_TIMEOUT, watch.next()).await {
             Ok(Some(catalog)) => catalog.map_err(refused)?,
-            Ok(None) | Err(_) => return Err(NodeError::NoCluster(endpoints)),
+            Ok(None) | Err(_) => {
+                return Err(match &self.existing {
+                    Some(file) if file.has_log => {
+                        NodeError::LostCluster { endpoints, path: folder.path().to_owned() }
+                    }
+                    _ => NodeError::NoCluster(endpoints),
+                });
+            }
         };
         if let Some(file) = &self.existing {
             file.check_cluster(folder.path(), catalog.cluster)?;
