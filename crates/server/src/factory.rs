@@ -43,16 +43,6 @@ pub(crate) fn admits_replicas(protocol: Protocol) -> bool {
     }
 }
 
-/// Says whether a replica of the protocol that has lost what it acknowledged can come back under
-/// its name and be brought up to date before it counts (S14).
-pub(crate) fn takes_back_without_data(protocol: Protocol) -> bool {
-    match protocol {
-        // A Raft replica comes back under another identity, since an empty voter would vote again
-        // in terms in which it has voted.
-        Protocol::Spinnaker | Protocol::Pacifica | Protocol::Raft => true,
-    }
-}
-
 /// Who may know more of a cohort than a coordinator that was put back to an older state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KnowsMore {

@@ -1,22 +1,18 @@
 //! The node among the others: its own registration, and the news of theirs.
 
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trireme_coordinator::recipes::catalog::CatalogState;
 use trireme_coordinator::recipes::membership::{
     Member, Membership, MembershipWatch, NodeInfo, RegisterError,
 };
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_proto::v1;
-use trireme_types::{CohortConfig, CohortId, NodeId};
+use trireme_types::NodeId;
 
 use super::NodeError;
 use crate::data_folder::{DataFolder, DataFolderError, NodeFile};
-use crate::factory::takes_back_without_data;
 use crate::routes::NodeDirectory;
 use crate::transport::PeerTransport;
 
@@ -32,12 +28,11 @@ pub(super) fn info(file: &NodeFile, folder: &DataFolder) -> Result<NodeInfo, Nod
 }
 
 /// Registers the node at the coordinator. One that was there with other data, or was started
-/// more often than its folder knows, has lost what it acknowledged since: it comes back only if it can
-/// do so as a newcomer, and never as if it still had that (S14). One whose place another process
+/// more often than its folder knows, has lost what it acknowledged since: it comes back as a newcomer,
+/// whose folder must be empty, and never as if it still had that (S14). One whose place another process
 /// holds does not come.
 pub(super) async fn register(
     coordinator: &Coordinator,
-    catalog: &CatalogState,
     file: &mut NodeFile,
     folder: &DataFolder,
 ) -> Result<(), NodeError> {
@@ -60,7 +55,10 @@ pub(super) async fn register(
             tracing::warn!("the coordinator is older than this folder, which has replaced another");
         } else if !is_known {
             let is_empty = !file.has_log && !folder.has_data()?;
-            check_newcomer(file.node, is_empty, &catalog.configs, folder.path())?;
+            if !is_empty {
+                let (node, path) = (file.node, folder.path().to_owned());
+                return Err(NodeError::OtherData { node, path });
+            }
             tracing::warn!(
                 node = %file.node,
                 lost = member.folder,
@@ -71,7 +69,7 @@ pub(super) async fn register(
             (file.rejoins, file.incarnation) = (true, member.incarnation + 1);
             folder.write(file)?;
         } else if member.starts > file.starts {
-            come_back_from_an_older_copy(file, folder, catalog, member)?;
+            come_back_from_an_older_copy(file, folder, member)?;
         }
     }
     count_start(file, folder)?;
@@ -99,17 +97,8 @@ fn count_start(file: &mut NodeFile, folder: &DataFolder) -> Result<(), NodeError
 fn come_back_from_an_older_copy(
     file: &mut NodeFile,
     folder: &DataFolder,
-    catalog: &CatalogState,
     member: &NodeInfo,
 ) -> Result<(), NodeError> {
-    check_newcomer(file.node, true, &catalog.configs, folder.path()).map_err(
-        |error| match error {
-            NodeError::LostDisk { node, path, cohort, protocol } => {
-                NodeError::OlderCopy { node, path, cohort, protocol }
-            }
-            other => other,
-        },
-    )?;
     tracing::error!(
         node = %file.node,
         folder_starts = file.starts,
@@ -133,26 +122,6 @@ fn finish_setting_aside(file: &mut NodeFile, folder: &DataFolder) -> Result<(), 
         folder.write(file)?;
     }
     Ok(())
-}
-
-/// Checks that a node whose data is not what it is known with can come as a newcomer: with an empty
-/// folder, and only if every cohort that counts on the node can take back a replica without data.
-fn check_newcomer(
-    node: NodeId,
-    is_empty: bool,
-    configs: &BTreeMap<CohortId, CohortConfig>,
-    path: &Path,
-) -> Result<(), NodeError> {
-    if !is_empty {
-        return Err(NodeError::OtherData { node, path: path.to_owned() });
-    }
-    let mut here = configs.values().filter(|config| config.replicas.contains(&node));
-    match here.find(|config| !takes_back_without_data(config.protocol)) {
-        None => Ok(()),
-        Some(&CohortConfig { cohort, protocol, .. }) => {
-            Err(NodeError::LostDisk { node, path: path.to_owned(), cohort, protocol })
-        }
-    }
 }
 
 /// Begins a new session whenever the old one has expired, as after a long pause of the process. If
@@ -241,38 +210,12 @@ impl News {
 mod tests {
     use tempfile::TempDir;
     use trireme_coordinator::recipes::knowledge;
-    use trireme_types::{ClusterId, Durability, Engine, Protocol, RangeMap};
+    use trireme_types::{ClusterId, Durability, Engine};
 
     use super::*;
     use crate::testing::EmbeddedCoordinator;
 
     const ME: NodeId = NodeId(2);
-
-    fn configs(protocols: &[(Protocol, &[u64])]) -> BTreeMap<CohortId, CohortConfig> {
-        let config = |(cohort, &(protocol, replicas)): (u64, &(Protocol, &[u64]))| CohortConfig {
-            cohort: CohortId(cohort),
-            version: 1,
-            protocol,
-            replicas: replicas.iter().copied().map(NodeId).collect(),
-            replicas_wanted: replicas.len(),
-            incarnations: [].into(),
-        };
-        (1..).zip(protocols).map(config).map(|config| (config.cohort, config)).collect()
-    }
-
-    fn check(is_empty: bool, protocols: &[(Protocol, &[u64])]) -> Result<(), String> {
-        let checked = check_newcomer(ME, is_empty, &configs(protocols), Path::new("data"));
-        checked.map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn a_newcomer_is_let_in_if_its_folder_is_empty() {
-        use Protocol::{Pacifica, Raft, Spinnaker};
-        let all: &[u64] = &[1, 2, 3];
-        assert_eq!(check(true, &[(Spinnaker, all), (Pacifica, all), (Raft, all)]), Ok(()));
-        let other = check(false, &[(Spinnaker, all)]).unwrap_err();
-        assert!(other.starts_with("node n2 is known with other data"), "{other}");
-    }
 
     fn file(coordinator: &EmbeddedCoordinator) -> NodeFile {
         let (engine, durability) = (Engine::Lsm, Durability::Fsync);
@@ -285,20 +228,12 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_node_that_lost_its_disk_knows_it_from_before_it_is_registered() {
         let embedded = EmbeddedCoordinator::start().await;
-        let catalog = CatalogState {
-            line: trireme_coordinator::Line::default(),
-            revision: 1,
-            cluster: ClusterId(7),
-            map: RangeMap::from_splits(&[]).unwrap(),
-            map_revision: 1,
-            configs: configs(&[(Protocol::Pacifica, &[1, 2, 3])]),
-        };
         let register = async |dir: &TempDir, file: NodeFile| {
             let coordinator = embedded.connect().await;
             let folder = DataFolder::open(dir.path()).unwrap();
             let mut file = folder.read().unwrap().unwrap_or(file);
             folder.write(&file).unwrap();
-            let registered = register(&coordinator, &catalog, &mut file, &folder).await;
+            let registered = register(&coordinator, &mut file, &folder).await;
             coordinator.close().await.unwrap();
             registered.map(|()| folder.read().unwrap().unwrap())
         };
@@ -329,35 +264,24 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_folder_that_counts_fewer_starts_than_are_known_is_set_aside() {
         let embedded = EmbeddedCoordinator::start().await;
-        let catalog = |protocol| CatalogState {
-            line: trireme_coordinator::Line::default(),
-            revision: 1,
-            cluster: ClusterId(7),
-            map: RangeMap::from_splits(&[]).unwrap(),
-            map_revision: 1,
-            configs: configs(&[(protocol, &[1, 2, 3])]),
-        };
         let dir = TempDir::new().unwrap();
         let folder = DataFolder::open(dir.path()).unwrap();
-        let start = async |protocol| {
+        let start = async || {
             let coordinator = embedded.connect().await;
             let mut file = folder.read().unwrap().unwrap_or_else(|| file(&embedded));
-            let registered = register(&coordinator, &catalog(protocol), &mut file, &folder).await;
+            let registered = register(&coordinator, &mut file, &folder).await;
             coordinator.close().await.unwrap();
             registered.map(|()| folder.read().unwrap().unwrap())
         };
-        let first = start(Protocol::Raft).await.unwrap();
+        let first = start().await.unwrap();
         std::fs::create_dir(folder.log()).unwrap();
         std::fs::write(folder.log().join("00000000000000000001.log"), "old").unwrap();
         let old = NodeFile { has_log: true, ..first };
         folder.write(&old).unwrap();
-        assert_eq!(start(Protocol::Raft).await.unwrap(), NodeFile { starts: 2, ..old.clone() });
+        assert_eq!(start().await.unwrap(), NodeFile { starts: 2, ..old.clone() });
 
         folder.write(&old).unwrap();
-        let refused = start(Protocol::Raft).await.unwrap_err();
-        assert!(matches!(refused, NodeError::OlderCopy { .. }), "{refused}");
-        assert!(folder.log().is_dir() && folder.read().unwrap() == Some(old.clone()));
-        let emptied = start(Protocol::Pacifica).await.unwrap();
+        let emptied = start().await.unwrap();
         assert!(emptied.rejoins && !emptied.has_log && !folder.log().exists(), "{emptied:?}");
         assert_eq!((emptied.starts, emptied.incarnation), (3, 1));
         assert_ne!(emptied.data_id, old.data_id);
@@ -372,7 +296,7 @@ mod tests {
         coordinator.delete("/nodes/2", None).await.unwrap();
         knowledge::restore_record(&coordinator, record.id, &earlier).await.unwrap();
         coordinator.close().await.unwrap();
-        let later = start(Protocol::Pacifica).await.unwrap();
+        let later = start().await.unwrap();
         assert_eq!(later, NodeFile { starts: 4, ..emptied });
     }
 }

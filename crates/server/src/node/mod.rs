@@ -21,9 +21,7 @@ use trireme_coordinator::recipes::membership::RegisterError;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_replication::{Replica, ReplicaError};
 use trireme_storage::{LogError, LogOptions, SharedLog, TableError, TableOptions, Tables};
-use trireme_types::{
-    CohortId, Durability, Engine, InvalidTiming, Lsn, NodeId, Protocol, TimingChange,
-};
+use trireme_types::{CohortId, Durability, Engine, InvalidTiming, Lsn, NodeId, TimingChange};
 
 use self::hand_over::hand_over;
 use self::membership::register;
@@ -187,37 +185,6 @@ pub enum NodeError {
         /// The folder that was to be its data.
         path: PathBuf,
     },
-    /// The coordinator knows the node with data that is lost, and a cohort counts on it.
-    #[error(
-        "node {node} is known with other data than what is in {path}, which is empty: cohort \
-         {cohort} counts on what the node acknowledged, and {protocol} cannot take back a replica \
-         that has lost it"
-    )]
-    LostDisk {
-        /// The node.
-        node: NodeId,
-        /// The folder that was to be its data.
-        path: PathBuf,
-        /// A cohort that the catalog places on the node.
-        cohort: CohortId,
-        /// Its protocol.
-        protocol: Protocol,
-    },
-    /// The folder is an older copy of the node's, and a cohort counts on what it does not have.
-    #[error(
-        "{path} is an older copy of the data of node {node}: cohort {cohort} counts on what the node \
-         has acknowledged since, and {protocol} cannot take back a replica that has lost it"
-    )]
-    OlderCopy {
-        /// The node.
-        node: NodeId,
-        /// The folder.
-        path: PathBuf,
-        /// A cohort that the catalog places on the node.
-        cohort: CohortId,
-        /// Its protocol.
-        protocol: Protocol,
-    },
     /// The coordinator says something that contradicts what the node knows, or the disk did not take
     /// what it says.
     #[error(transparent)]
@@ -293,7 +260,7 @@ impl Node {
         let faults = options.allow_faults.then(Faults::new);
         let (coordinator, catalog) = settings.connect(&folder, faults.as_deref()).await?;
         let mut file = settings.adopt(&folder, &catalog, address)?;
-        register(&coordinator, &catalog, &mut file, &folder).await?;
+        register(&coordinator, &mut file, &folder).await?;
         folder.check_log(&file)?;
         // Before there is a log: a node that has one remembers the cluster.
         let remembered = Remembered::start(&folder, file.node, &coordinator, catalog).await?;
