@@ -125,17 +125,8 @@ impl RaftReplica {
         let recovered = log.bounds().last;
         let incarnation = incarnation(&log, lost_disk).await.map_err(|e| failed(&e))?;
         let (events, reported) = mpsc::channel(EVENTS_MAX);
-        let kept = Kept {
-            node,
-            config,
-            log,
-            tables,
-            table,
-            transport,
-            options,
-            on_failure,
-            events,
-        };
+        let kept =
+            Kept { node, config, log, tables, table, transport, options, on_failure, events };
         let running = RwLock::new(Arc::new(kept.start(incarnation).await?));
         let is_closed = tokio::sync::Mutex::new(false);
         let replica = Arc::new(Self { kept, recovered, running, is_closed });
