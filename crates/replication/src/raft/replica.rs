@@ -138,6 +138,23 @@ impl RaftReplica {
         self.running.read().clone()
     }
 
+    /// Returns the replica's present identity.
+    #[cfg(test)]
+    pub(super) fn id(&self) -> RaftId {
+        self.running().id
+    }
+
+    /// Returns true if the membership is no joint one, is committed, and has a voter by this identity.
+    #[cfg(test)]
+    pub(super) fn is_committed_voter(&self, id: RaftId) -> bool {
+        let metrics = self.running().raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let stored = &metrics.membership_config;
+        let is_committed = stored.log_id().is_some_and(|it| metrics.local_committed >= Some(it));
+        let voters = stored.membership().get_joint_config();
+        is_committed && matches!(&voters[..], [only] if only.contains(&id))
+    }
+
     async fn take_event(&self, event: Event) {
         let running = self.running();
         match event {

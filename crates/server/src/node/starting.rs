@@ -18,11 +18,12 @@ use trireme_proto::v1;
 use trireme_storage::fs::{Fs, RealFs};
 use trireme_storage::{LogIdentity, LogOptions, SharedLog, TableOptions, Tables};
 
-use super::membership::{News, keep_registered};
+use super::membership::{News, info, keep_registered};
 use super::{Node, NodeError, NodeOptions};
 use crate::answers::NodeAnswers;
 use crate::backpressure::Backpressure;
 use crate::clients::{ClientConnection, Clients};
+use crate::continuity::{Continuity, Remembered};
 use crate::data_folder::{DataFolder, NodeFile};
 use crate::descriptors::Descriptors;
 use crate::faults::Faults;
@@ -106,6 +107,7 @@ impl Starting {
     pub(super) async fn run(
         self,
         listener: std::net::TcpListener,
+        remembered: Remembered,
         options: &NodeOptions,
         consensus: &Handle,
     ) -> Result<Node, NodeError> {
@@ -128,7 +130,17 @@ impl Starting {
         news.first().await.map_err(|source| self.refused(source))?;
 
         let backpressure = Backpressure::new();
-        let opener = self.opener(&directory, &transport, &backpressure, &fail, consensus)?;
+        let record = info(&self.file, &self.folder)?;
+        let continuity = Continuity::new(
+            self.file.node,
+            self.coordinator.clone(),
+            remembered,
+            self.log.clone(),
+            directory.clone(),
+            record.clone(),
+        );
+        let shared = (&continuity, &backpressure);
+        let opener = self.opener(&directory, &transport, shared, options, &fail, consensus)?;
         let hosting = Hosting::start(opener, peers, self.catalog.clone()).await?;
         let router = hosting.router();
 
@@ -166,12 +178,15 @@ impl Starting {
             tokio::spawn(replacement.run()),
             tokio::spawn(news.run()),
         ];
-        tasks.push(tokio::spawn(keep_registered(self.coordinator.clone(), self.file.clone())));
+        tasks.push(tokio::spawn(continuity.clone().run()));
+        let registered = (self.file.node, record);
+        let keeping = keep_registered(self.coordinator.clone(), registered, fail.clone());
+        tasks.push(tokio::spawn(keeping));
         let stop_hosting = CancellationToken::new();
         let hosting = hosting.run(self.coordinator.clone(), stop_hosting.clone());
         let hosting = tokio::spawn(hosting);
         let (stop_serving, stopped) = oneshot::channel();
-        let server = self.serve(router.clone(), accepted, stopped, fail);
+        let server = self.serve(router.clone(), continuity, options, accepted, stopped, fail);
         Ok(Node {
             id: self.file.node,
             address: self.address,
@@ -206,13 +221,16 @@ impl Starting {
         &self,
         directory: &Arc<NodeDirectory>,
         transport: &Arc<PeerTransport>,
-        backpressure: &Arc<Backpressure>,
+        (continuity, backpressure): (&Arc<Continuity>, &Arc<Backpressure>),
+        options: &NodeOptions,
         fail: &Arc<impl Fn(String) + Send + Sync + 'static>,
         consensus: &Handle,
     ) -> Result<Opener, NodeError> {
         Ok(Opener {
             node: self.file.node,
             rejoins: self.file.rejoins,
+            discard_after: options.discard_after,
+            continuity: continuity.clone(),
             timing: self.file.timing,
             min_replicas_for_write: self.file.min_replicas_for_write,
             log: self.log.clone(),
@@ -231,6 +249,8 @@ impl Starting {
     fn serve(
         &self,
         router: Arc<Router>,
+        continuity: Arc<Continuity>,
+        options: &NodeOptions,
         accepted: mpsc::Receiver<ClientSocket>,
         stopped: oneshot::Receiver<()>,
         fail: Arc<impl Fn(String) + Send + Sync + 'static>,
@@ -238,14 +258,21 @@ impl Starting {
         let description = NodeDescription {
             node: self.file.node,
             cluster: self.catalog.cluster,
-            address: self.file.listen.clone(),
+            address: self.file.reached_at().to_owned(),
             engine: self.file.engine,
             durability: self.file.durability,
         };
         let answers = Arc::<NodeAnswers>::default();
         let kv = v1::kv_server::KvServer::new(KvService::new(router.clone(), answers.clone()))
             .max_decoding_message_size(REQUEST_FRAME_BYTES_MAX);
-        let admin = AdminService::new(description, router, self.log.clone(), self.faults.clone());
+        let admin = AdminService {
+            description,
+            router,
+            log: self.log.clone(),
+            continuity,
+            discard_after: options.discard_after,
+            faults: self.faults.clone(),
+        };
         let admin = v1::admin_server::AdminServer::new(admin);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
