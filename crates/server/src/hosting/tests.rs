@@ -11,13 +11,13 @@ use tokio::task::JoinHandle;
 use trireme_coordinator::recipes::catalog::{ClusterSpec, CompareAndSet};
 use trireme_coordinator::recipes::invitations::Invitation;
 use trireme_replication::Replica;
-use trireme_storage::fs::RealFs;
+use trireme_storage::fs::{MemFs, RealFs};
 use trireme_storage::{
     LogBounds, LogIdentity, LogOptions, LogWrite, SharedLog, TableOptions, Tables,
 };
 use trireme_types::{
-    ClusterId, CohortConfig, Command, CommandBatch, Condition, Lsn, NodeId, Operation, Protocol,
-    RangeMap, Timing,
+    ClusterId, CohortConfig, Command, CommandBatch, Condition, KeyRange, Lsn, NodeId, Operation,
+    Protocol, RangeMap, Timing,
 };
 
 use super::*;
@@ -190,8 +190,21 @@ async fn host(
 ) -> (Arc<Router>, JoinHandle<()>, CancellationToken) {
     let catalog = Catalog::new(coordinator).load().await.unwrap().unwrap();
     let peers = Peers::new(PathBuf::new());
+    let opener = opener(coordinator, log, tables, &peers);
+    let hosting = Hosting::start(opener, peers, catalog).await.unwrap();
+    let (router, stop) = (hosting.router(), CancellationToken::new());
+    let running = tokio::spawn(hosting.run(coordinator.clone(), stop.clone()));
+    (router, running, stop)
+}
+
+fn opener(
+    coordinator: &Coordinator,
+    log: &SharedLog,
+    tables: &Tables,
+    peers: &Arc<Peers>,
+) -> Opener {
     let options = TransportOptions::new(ClusterId(7), ME);
-    let opener = Opener {
+    Opener {
         node: ME,
         timing: Timing::default(),
         min_replicas_for_write: 1,
@@ -204,11 +217,7 @@ async fn host(
         backpressure: Backpressure::new(),
         fail: Arc::new(|reason| panic!("{reason}")),
         consensus: Handle::current(),
-    };
-    let hosting = Hosting::start(opener, peers, catalog).await.unwrap();
-    let (router, stop) = (hosting.router(), CancellationToken::new());
-    let running = tokio::spawn(hosting.run(coordinator.clone(), stop.clone()));
-    (router, running, stop)
+    }
 }
 
 fn is_same(one: &Arc<dyn Replica>, other: Option<&Arc<dyn Replica>>) -> bool {
@@ -307,4 +316,30 @@ async fn what_an_interrupted_discard_has_left_is_not_built_upon() {
         .await;
     fixture.until_anew(TWO).await;
     fixture.stop().await;
+}
+
+/// A log that came back without the rows that it purged would be of no use to a member.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_are_dropped_only_when_their_log_is_gone_from_the_disk() {
+    let folder = TempDir::new().unwrap();
+    let server = EmbeddedCoordinator::start().await;
+    let coordinator = server.connect().await;
+    let identity = LogIdentity { cluster: ClusterId(7), node: ME };
+    let (fs, path) = (Arc::new(MemFs::new()), folder.path());
+    let log = SharedLog::open_stepped(fs, path, identity, LogOptions::default()).unwrap();
+    let tables = Tables::open(path, TableOptions::default()).unwrap();
+    let _table = tables.cohort(ONE, KeyRange::all()).unwrap();
+    let state = LogWrite::HardState(Bytes::from_static(b"vote"));
+    log.cohort(ONE).submit(state).unwrap();
+    while log.step() {}
+
+    let opener = opener(&coordinator, &log, &tables, &Peers::new(PathBuf::new()));
+    let mut discarding = std::pin::pin!(opener.discard(ONE));
+    let early = tokio::time::timeout(Duration::from_millis(100), discarding.as_mut()).await;
+    assert!(early.is_err(), "it ends before the log has written anything");
+    assert_eq!(tables.cohorts(), [ONE], "the rows are gone, and their log is not");
+    while log.step() {}
+    tokio::time::timeout(PATIENCE, discarding).await.unwrap().unwrap();
+    assert_eq!((tables.cohorts(), log.cohorts()), (vec![], vec![]));
+    coordinator.close().await.unwrap();
 }
