@@ -7,7 +7,8 @@
 //! 1. **Flush.** If the tables lack on disk what the older half of the log holds, they are flushed:
 //!    once, for all cohorts.
 //! 2. **Release.** Every cohort with entries in the segments that are to go is asked to give them up,
-//!    all at once. A follower that lacks them is sent a snapshot.
+//!    all at once. A follower that lacks them is sent a snapshot. If some of them are to be moved, as
+//!    many more segments are to go behind them.
 //! 3. **Move.** What is held still, by cohorts without a quorum or without a replica here, is written
 //!    again at the head of the log, and its segments go. That pays as long as enough of the log is of
 //!    no use any more.
@@ -206,8 +207,12 @@ impl Maintenance {
             if size <= limits.release_above() {
                 break;
             }
-            self.release(limits.release_above()).await;
-            self.move_on(limits.release_above()).await;
+            let reach = self.reach(limits.release_above());
+            if reach < limits.flush_above() {
+                self.flush(reach).await;
+            }
+            self.release(reach).await;
+            self.move_on(limits.release_above(), reach).await;
             if self.log.size() >= size {
                 break;
             }
@@ -234,6 +239,34 @@ impl Maintenance {
             Ok(Err(error)) => tracing::warn!(%error, "the log cannot be shortened"),
             Err(error) => tracing::warn!(%error, "the log cannot be shortened"),
         }
+    }
+
+    /// Returns the length past which cohorts are asked to give up what they can, for the log to become
+    /// as short as `target_bytes`. What is not applied in the segments that are to go is moved to the
+    /// head of the log, where it takes its room again, so as much more has to go behind it. Without
+    /// that, a cohort that fills the oldest segments alone would keep the log as it is.
+    fn reach(&self, target_bytes: u64) -> u64 {
+        if self.unapplied().values().sum::<u64>() > self.limits.move_below() {
+            return target_bytes;
+        }
+        let mut reach = target_bytes;
+        loop {
+            let stays: u64 = self.log.holders(reach).iter().map(|held| self.stays(held)).sum();
+            let next = target_bytes.saturating_sub(stays);
+            if next >= reach {
+                return reach;
+            }
+            reach = next;
+        }
+    }
+
+    /// Returns the bytes of a cohort's entries up to `holder.upto` that no flush lets go.
+    fn stays(&self, holder: &LogHolder) -> u64 {
+        let routes = self.router.routes();
+        let hosted = routes.hosted.get(&holder.cohort);
+        let applied = hosted.map_or(0, |hosted| hosted.table.applied().seq);
+        let after = |seq| self.log.bytes_after(holder.cohort, seq);
+        after(applied).saturating_sub(after(holder.upto))
     }
 
     /// Asks every cohort that keeps the log longer than this to give up what it can.
@@ -263,13 +296,14 @@ impl Maintenance {
         }
     }
 
-    /// Moves what the segments hold that keep the log longer than this, if that makes it shorter.
-    async fn move_on(&self, target_bytes: u64) {
+    /// Moves what is left in the segments that keep the log longer than `reach`, if that makes it
+    /// shorter, until it is as short as `target_bytes`.
+    async fn move_on(&self, target_bytes: u64, reach: u64) {
         if self.unapplied().values().sum::<u64>() > self.limits.move_below() {
             return;
         }
         // What was moved is behind everything else, and is not to be moved again.
-        let held = self.log.holders(target_bytes);
+        let held = self.log.holders(reach);
         let mut budget: u64 = held.iter().map(|holder| holder.bytes).sum();
         while budget > 0 && self.log.size() > target_bytes && self.has_gaps() {
             let (written, is_written) = oneshot::channel();

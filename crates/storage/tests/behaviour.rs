@@ -326,6 +326,37 @@ fn a_forgotten_cohort_pins_nothing_and_starts_anew() {
     assert_eq!(cohort.bounds().last, Lsn::new(1, 1));
 }
 
+/// A crash before `done` brings everything back; one behind it brings nothing.
+#[test]
+fn a_cohort_is_forgotten_for_good_when_that_is_reported() {
+    let fs = MemFs::new();
+    let log = open_stepped(&fs, small()).unwrap();
+    step(&log, 7, append(1..=4, 50));
+    step(&log, 7, LogWrite::Purge { upto: Lsn::new(1, 3) });
+    let is_done = Arc::new(AtomicBool::new(false));
+    let forget = |log: &SharedLog| {
+        let is_done = Arc::clone(&is_done);
+        let done = move |result: Result<(), LogError>| {
+            result.unwrap();
+            is_done.store(true, Ordering::Relaxed);
+        };
+        log.forget_cohort_then(CohortId(7), done).unwrap();
+    };
+    forget(&log);
+    assert!(!is_done.load(Ordering::Relaxed), "nothing is on disk yet");
+    drop(log);
+
+    let log = open_stepped(&fs, small()).unwrap();
+    let bounds = LogBounds { purged: Lsn::new(1, 3), last: Lsn::new(1, 4) };
+    assert_eq!(log.cohort(CohortId(7)).bounds(), bounds);
+    forget(&log);
+    while !is_done.load(Ordering::Relaxed) {
+        assert!(log.step(), "all is written, and it is not reported");
+    }
+    drop(log);
+    assert_eq!(open_stepped(&fs, small()).unwrap().cohorts(), []);
+}
+
 #[test]
 fn a_reader_keeps_the_segment_that_it_reads() {
     let fs = MemFs::new();

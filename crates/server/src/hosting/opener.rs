@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use trireme_coordinator::Coordinator;
 use trireme_storage::{CohortLog, CohortTable, SharedLog, Tables};
 use trireme_types::{CohortConfig, CohortId, Lsn, NodeId, RangeDescriptor, Timing};
@@ -174,8 +175,17 @@ impl Opener {
 
     /// Drops everything that the node has of a cohort whose replica is closed, so that it keeps no
     /// segment of the log and takes no room. Interrupted, it is to be repeated.
+    ///
+    /// The log goes first, and durably: one that came back after a crash without the rows that it
+    /// purged would keep a node that is a member again from opening its replica.
     pub(super) async fn discard(&self, cohort: CohortId) -> Result<(), NodeError> {
-        self.log.forget_cohort(cohort)?;
+        let (forgotten, is_forgotten) = oneshot::channel();
+        let done = move |result| {
+            // Who waited may have gone.
+            let _gone = forgotten.send(result);
+        };
+        self.log.forget_cohort_then(cohort, done)?;
+        is_forgotten.await.map_err(io::Error::other)??;
         let tables = self.tables.clone();
         let dropped = tokio::task::spawn_blocking(move || tables.drop_cohort(cohort));
         dropped.await.map_err(io::Error::other)??;

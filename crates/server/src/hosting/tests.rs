@@ -12,13 +12,13 @@ use trireme_coordinator::recipes::catalog::{ClusterSpec, CompareAndSet};
 use trireme_coordinator::recipes::invitations::Invitation;
 use trireme_coordinator::recipes::membership::NodeInfo;
 use trireme_replication::Replica;
-use trireme_storage::fs::RealFs;
+use trireme_storage::fs::{MemFs, RealFs};
 use trireme_storage::{
     LogBounds, LogIdentity, LogOptions, LogWrite, SharedLog, TableOptions, Tables,
 };
 use trireme_types::{
-    ClusterId, CohortConfig, Command, CommandBatch, Condition, Lsn, NodeId, Operation, Protocol,
-    RangeMap, Timing,
+    ClusterId, CohortConfig, Command, CommandBatch, Condition, KeyRange, Lsn, NodeId, Operation,
+    Protocol, RangeMap, Timing,
 };
 
 use super::*;
@@ -214,6 +214,22 @@ async fn host(
     log: &SharedLog,
     tables: &Tables,
 ) -> (Arc<Router>, JoinHandle<()>, CancellationToken) {
+    let peers = Peers::new(PathBuf::new());
+    let (opener, catalog) = opener(coordinator, data, discard_after, (log, tables), &peers).await;
+    let hosting = Hosting::start(opener, peers, catalog).await.unwrap();
+    let (router, stop) = (hosting.router(), CancellationToken::new());
+    let running = tokio::spawn(hosting.run(coordinator.clone(), stop.clone()));
+    (router, running, stop)
+}
+
+/// Returns what opens replicas, and the catalog that they are opened by.
+async fn opener(
+    coordinator: &Coordinator,
+    data: &DataFolder,
+    discard_after: Duration,
+    (log, tables): (&SharedLog, &Tables),
+    peers: &Arc<Peers>,
+) -> (Opener, CatalogState) {
     let catalog = Catalog::new(coordinator).load().await.unwrap().unwrap();
     let remembered = Remembered::start(data, ME, coordinator, catalog).await.unwrap();
     let catalog = remembered.catalog.clone();
@@ -221,7 +237,6 @@ async fn host(
     let (nodes, record) = (directory.clone(), NodeInfo::new("127.0.0.1:1"));
     let continuity =
         Continuity::new(ME, coordinator.clone(), remembered, log.clone(), nodes, record);
-    let peers = Peers::new(PathBuf::new());
     let options = TransportOptions::new(ClusterId(7), ME);
     let opener = Opener {
         node: ME,
@@ -240,10 +255,7 @@ async fn host(
         readers: crate::readers::Readers::start().unwrap(),
         consensus: Handle::current(),
     };
-    let hosting = Hosting::start(opener, peers, catalog).await.unwrap();
-    let (router, stop) = (hosting.router(), CancellationToken::new());
-    let running = tokio::spawn(hosting.run(coordinator.clone(), stop.clone()));
-    (router, running, stop)
+    (opener, catalog)
 }
 
 fn is_same(one: &Arc<dyn Replica>, other: Option<&Arc<dyn Replica>>) -> bool {
@@ -411,4 +423,35 @@ async fn an_older_catalog_is_brought_forward_before_anything_is_done_by_it() {
     assert!(fixture.hosted(ONE).is_some());
     assert!(fixture.hosted(TWO).is_none(), "it was given up under a version that is known");
     fixture.stop().await;
+}
+
+/// A log that came back without the rows that it purged would be of no use to a member.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_are_dropped_only_when_their_log_is_gone_from_the_disk() {
+    let folder = TempDir::new().unwrap();
+    let server = EmbeddedCoordinator::start().await;
+    let coordinator = server.connect().await;
+    let map = RangeMap::from_splits(&[]).unwrap();
+    let spec = ClusterSpec { cluster: ClusterId(7), map, configs: vec![config(ONE, 1, &[2], 1)] };
+    Catalog::bootstrap(&coordinator, spec).await.unwrap();
+    let data = DataFolder::open(folder.path()).unwrap();
+    let identity = LogIdentity { cluster: ClusterId(7), node: ME };
+    let (fs, path) = (Arc::new(MemFs::new()), folder.path());
+    let log = SharedLog::open_stepped(fs, path, identity, LogOptions::default()).unwrap();
+    let tables = Tables::open(path, TableOptions::default()).unwrap();
+    let _table = tables.cohort(ONE, KeyRange::all()).unwrap();
+    let state = LogWrite::HardState(Bytes::from_static(b"vote"));
+    log.cohort(ONE).submit(state).unwrap();
+    while log.step() {}
+
+    let peers = Peers::new(PathBuf::new());
+    let (opener, _) = opener(&coordinator, &data, Duration::ZERO, (&log, &tables), &peers).await;
+    let mut discarding = std::pin::pin!(opener.discard(ONE));
+    let early = tokio::time::timeout(Duration::from_millis(100), discarding.as_mut()).await;
+    assert!(early.is_err(), "it ends before the log has written anything");
+    assert_eq!(tables.cohorts(), [ONE], "the rows are gone, and their log is not");
+    while log.step() {}
+    tokio::time::timeout(PATIENCE, discarding).await.unwrap().unwrap();
+    assert_eq!((tables.cohorts(), log.cohorts()), (vec![], vec![]));
+    coordinator.close().await.unwrap();
 }

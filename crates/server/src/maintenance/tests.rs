@@ -134,6 +134,22 @@ async fn cohorts_that_cannot_let_go_do_not_hold_the_log_of_the_others() {
     assert_eq!(fixture.maintenance.backpressure.refusal(CohortId(4)), None, "it holds little");
 }
 
+/// All of the segments that are to go are its own, so that the others are asked for more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cohort_that_fills_the_oldest_segments_alone_does_not_keep_the_log_long() {
+    let fixture = Fixture::new(2);
+    let Maintenance { log, limits, .. } = &fixture.maintenance;
+    let stuck: Vec<Entry> = (0..100).map(|_| fixture.append(2, 4096)).collect();
+    fixture.maintenance.written().await;
+    for _ in 0..3 {
+        fixture.fill(1..=1).await;
+        fixture.maintenance.shorten().await;
+        assert!(log.size() <= limits.release_above(), "{}", log.size());
+        assert!(log.cohort(CohortId(1)).bounds().purged > Lsn::ZERO);
+    }
+    assert_eq!(entries(&fixture, 2), stuck);
+}
+
 /// What a cohort without a quorum goes on to write must not fill the log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cohort_that_fills_its_share_is_held_up_until_it_is_applied() {
@@ -142,7 +158,9 @@ async fn a_cohort_that_fills_its_share_is_held_up_until_it_is_applied() {
     let mut stuck = Vec::new();
     while log.bytes_after(CohortId(2), 0) <= limits.unapplied_max() {
         stuck.push(fixture.append(2, 4096));
+        fixture.maintenance.written().await;
     }
+    assert!(log.bytes_after(CohortId(2), 0) < limits.move_below(), "so much is moved");
     fixture.fill(1..=1).await;
     fixture.maintenance.shorten().await;
     let refusal = backpressure.refusal(CohortId(2)).expect("it is refused");

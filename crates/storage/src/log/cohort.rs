@@ -218,11 +218,11 @@ impl CohortLog {
     }
 
     /// Drops everything that the log has of this cohort.
-    pub(super) fn forget(&self) -> Result<IoId, LogError> {
+    pub(super) fn forget(&self, done: Option<Done>) -> Result<IoId, LogError> {
         let mut index = self.cohort.index.lock();
         let tail = self.handle.core.queue.tail()?;
         index.forget();
-        Ok(self.push(&mut index, tail, vec![OperationBody::Forget], None))
+        Ok(self.push(&mut index, tail, vec![OperationBody::Forget], done))
     }
 
     fn enqueue<D>(

@@ -16,7 +16,7 @@ use super::keeper::Keeper;
 use super::ledger::Ledger;
 use super::metrics::{Counters, LogMetrics};
 use super::options::{LogIdentity, LogOptions};
-use super::queue::{Ending, Queue};
+use super::queue::{Done, Ending, Queue};
 use super::recovery;
 use super::segment::{SegmentFolder, SegmentMap};
 use super::writer::Writer;
@@ -148,8 +148,26 @@ impl SharedLog {
     /// Drops everything that the log has of a cohort: the node holds no replica of it any more, and
     /// what is left of one must not keep segments from being removed. Handles to the cohort's log
     /// that are left see it empty.
+    ///
+    /// After a crash the log has all of it again, unless the write was durable by then: see
+    /// [`SharedLog::forget_cohort_then`].
     pub fn forget_cohort(&self, id: CohortId) -> Result<IoId, LogError> {
-        let io = self.cohort(id).forget()?;
+        self.forget(id, None)
+    }
+
+    /// Forgets a cohort as [`SharedLog::forget_cohort`] does, and has `done` called as that of a write
+    /// is, once that is durable. Only then may the cohort's rows be dropped: a log that comes back
+    /// without the rows that it purged is of no use to anyone.
+    pub fn forget_cohort_then(
+        &self,
+        id: CohortId,
+        done: impl FnOnce(Result<(), LogError>) + Send + 'static,
+    ) -> Result<IoId, LogError> {
+        self.forget(id, Some(Box::new(done)))
+    }
+
+    fn forget(&self, id: CohortId, done: Option<Done>) -> Result<IoId, LogError> {
+        let io = self.cohort(id).forget(done)?;
         if let Some(known) = self.handle.core.cohorts.lock().get_mut(&id) {
             known.is_forgotten = true;
         }
