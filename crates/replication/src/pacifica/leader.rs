@@ -244,9 +244,11 @@ impl Pacifica {
         let replicas = self.config.as_ref().map_or(0, |config| config.replicas.len());
         if replicas < self.options.min_replicas_for_write {
             //= PAC-9
-            for ticket in primary.leading.take_waiting_tickets(seq) {
+            for (lsn, ticket) in primary.leading.take_waiting_tickets(seq) {
                 let reason = "too few replicas are left to acknowledge the write".into();
-                self.journal.refuse(ticket, ReplicaError::Ambiguous(reason));
+                let error = Reply::Error(ReplicaError::Ambiguous(reason));
+                // A read that is asked for after this answer must not miss what a later one finds.
+                self.journal.reply(ticket, error, When::Applied(lsn));
             }
         }
         primary.leading.commit(&mut self.journal, seq);

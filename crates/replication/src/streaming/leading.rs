@@ -397,10 +397,10 @@ impl Leading {
     }
 
     /// Gives up waiting for the entries up to `seq` for those who proposed them.
-    pub(crate) fn take_waiting_tickets(&mut self, seq: u64) -> Vec<Ticket> {
+    pub(crate) fn take_waiting_tickets(&mut self, seq: u64) -> Vec<(Lsn, Ticket)> {
         let is_covered = |(lsn, _): &&(Lsn, Ticket)| lsn.seq <= seq;
         let covered = self.waiting.iter().take_while(is_covered).count();
-        self.waiting.drain(..covered).map(|(_, ticket)| ticket).collect()
+        self.waiting.drain(..covered).collect()
     }
 
     /// Asks every follower whether something was lost.
