@@ -5,23 +5,28 @@ use std::time::Duration;
 use clap::Args;
 use trireme_client::{Client, ClientOptions};
 
-use super::duration;
+use super::{UsageError, address, duration};
+
+/// The environment variable that names nodes of the cluster where the command line does not.
+const ENDPOINTS_VARIABLE: &str = "TRIREME_ENDPOINTS";
+
+/// The first node of a cluster that `up` starts by default.
+const ENDPOINT_DEFAULT: &str = "127.0.0.1:7101";
 
 /// What every command that speaks to a running cluster takes. `up` and `node` have no use for it.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Cluster")]
 pub(crate) struct ClusterArgs {
-    /// Nodes of the cluster, any of them, as HOST:PORT. One that answers is enough.
+    /// Nodes of the cluster, any of them, as HOST:PORT. One that answers is enough. [default: those
+    /// of the environment variable TRIREME_ENDPOINTS, else 127.0.0.1:7101]
     #[arg(
         long,
         global = true,
-        env = "TRIREME_ENDPOINTS",
         value_name = "HOST:PORT",
         value_delimiter = ',',
-        value_parser = endpoint,
-        default_value = "127.0.0.1:7101"
+        value_parser = endpoint
     )]
-    pub(crate) endpoints: Vec<String>,
+    endpoints: Option<Vec<String>>,
     /// How long one operation may take, all its retries included, such as 500ms, 10s or 2m.
     /// [default: 10s; 60s for import and export, 3s for status]
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration::positive)]
@@ -38,20 +43,39 @@ impl ClusterArgs {
     pub(crate) async fn connect_with(&self, options: ClientOptions) -> anyhow::Result<Client> {
         let deadline = self.deadline.unwrap_or(options.deadline);
         let options = ClientOptions { deadline, ..options };
-        Ok(Client::connect_with(self.endpoints.clone(), options).await?)
+        Ok(Client::connect_with(self.endpoints()?, options).await?)
     }
+
+    /// Returns the nodes that the command line names, else those of the environment, else the first
+    /// one that `up` starts. Only commands that speak to a cluster ask, so that what stands in the
+    /// environment cannot stop any other.
+    pub(crate) fn endpoints(&self) -> Result<Vec<String>, UsageError> {
+        if let Some(endpoints) = &self.endpoints {
+            return Ok(endpoints.clone());
+        }
+        let named = std::env::var(ENDPOINTS_VARIABLE).unwrap_or_default();
+        let endpoints = endpoints_of(&named)?;
+        Ok(if endpoints.is_empty() { vec![ENDPOINT_DEFAULT.to_owned()] } else { endpoints })
+    }
+}
+
+/// Reads the endpoints of the environment. Between its commas may stand nothing, as in a list that
+/// was put together from variables of which some are empty.
+fn endpoints_of(named: &str) -> Result<Vec<String>, UsageError> {
+    let elements = named.split(',').filter(|element| !element.trim().is_empty());
+    elements
+        .map(|element| {
+            endpoint(element).map_err(|reason| {
+                UsageError(format!("'{element}' in {ENDPOINTS_VARIABLE}: {reason}"))
+            })
+        })
+        .collect()
 }
 
 /// Reads an address, with or without `http://` before it.
 fn endpoint(text: &str) -> Result<String, String> {
     let address = text.trim();
-    let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
-    match address.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0) => {
-            Ok(address.to_owned())
-        }
-        _ => Err("expected HOST:PORT".to_owned()),
-    }
+    address::host_port(address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/'))
 }
 
 #[cfg(test)]
@@ -70,5 +94,18 @@ mod tests {
         for text in ["", "n1", ":7101", "n1:", "n1:x", "n1:0", "n1:70000"] {
             assert!(endpoint(text).is_err(), "{text:?} was taken");
         }
+    }
+    #[test]
+    fn empty_elements_of_the_environment_are_passed_over() {
+        for (named, expected) in [
+            ("", &[][..]),
+            (" , ,", &[]),
+            ("n1:7101,", &["n1:7101"]),
+            (",n1:7101, http://n2:7102", &["n1:7101", "n2:7102"]),
+        ] {
+            assert_eq!(endpoints_of(named).unwrap(), expected, "{named:?}");
+        }
+        let wrong = endpoints_of("n1:7101,a b").unwrap_err().to_string();
+        assert_eq!(wrong, "'a b' in TRIREME_ENDPOINTS: expected HOST:PORT");
     }
 }

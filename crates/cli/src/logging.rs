@@ -20,5 +20,8 @@ pub(crate) fn start() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // A terminal that is closed takes no more text: nothing is left to report that on, and the
+        // process has a cluster to stop.
+        .log_internal_errors(false)
         .init();
 }

@@ -5,6 +5,7 @@
 //! failed, or with 2 if it was called wrongly. A failure is one line on stderr: what was done, and
 //! its causes.
 
+mod address;
 mod bench;
 mod cluster;
 mod coordinator;
@@ -23,9 +24,11 @@ mod output;
 mod progress;
 mod put;
 mod range_list;
+mod rebuild;
 mod rows;
 mod scan;
 mod status;
+mod stopping;
 mod table;
 mod timing;
 mod up;
@@ -59,8 +62,8 @@ enum Command {
     Up(up::UpArgs),
     /// Runs one node, or lists the nodes of a running cluster.
     Node(NodeCommand),
-    /// Runs the embedded coordinator by itself.
-    Coordinator(coordinator::CoordinatorArgs),
+    /// Runs the embedded coordinator by itself, or brings back what a coordinator has lost.
+    Coordinator(CoordinatorCommand),
     /// Gives a key a value and prints the value's version.
     Put(put::PutArgs),
     /// Prints the value of a key.
@@ -106,6 +109,22 @@ enum NodeSubcommand {
     List(node_list::NodeListArgs),
 }
 
+/// `trireme coordinator` runs the coordinator, unless a subcommand follows.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct CoordinatorCommand {
+    #[command(flatten)]
+    run: Option<coordinator::CoordinatorArgs>,
+    #[command(subcommand)]
+    command: Option<CoordinatorSubcommand>,
+}
+
+#[derive(Subcommand)]
+enum CoordinatorSubcommand {
+    /// Brings back at a coordinator what it has lost, from what the nodes know.
+    Rebuild(rebuild::RebuildArgs),
+}
+
 #[derive(Subcommand)]
 enum RangeCommand {
     /// Lists the ranges, their cohorts and where their replicas are.
@@ -140,7 +159,18 @@ impl Cli {
                 Err(UsageError("nothing says which node to run; see 'trireme node --help'".into())
                     .into())
             }
-            Command::Coordinator(args) => args.run(),
+            Command::Coordinator(CoordinatorCommand { command: Some(command), .. }) => {
+                let CoordinatorSubcommand::Rebuild(args) = command;
+                block_on(args.run())
+            }
+            Command::Coordinator(CoordinatorCommand { run: Some(args), command: None }) => {
+                args.run()
+            }
+            Command::Coordinator(CoordinatorCommand { run: None, command: None }) => {
+                let reason = "nothing says where the coordinator keeps its state; see 'trireme \
+                              coordinator --help'";
+                Err(UsageError(reason.into()).into())
+            }
             Command::Put(args) => block_on(args.run(&cluster)),
             Command::Get(args) => block_on(args.run(&cluster)),
             Command::Delete(args) => block_on(args.run(&cluster)),

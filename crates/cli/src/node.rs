@@ -1,19 +1,21 @@
 //! `trireme node`: runs one node.
 
-use std::io::Read;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
-use trireme_server::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics};
+use trireme_server::{
+    DISCARD_AFTER_DEFAULT, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics,
+};
 use trireme_types::{Durability, Engine, NodeId};
 
+use super::stopping::stop_signal;
 use super::timing::TimingArgs;
-use super::{UsageError, duration, logging};
+use super::{UsageError, address, duration, logging};
 
 /// The threads of the runtime that carries consensus: few, since its work is short, and apart from
 /// those of the clients, so that their load cannot hold up a heartbeat.
@@ -29,10 +31,14 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "N")]
     id: Option<NodeId>,
     /// The address to listen on. Needed for a new data folder.
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = address::host_and_any_port)]
     listen: Option<String>,
+    /// The address at which clients and other nodes reach this one; remembered. Needed where the
+    /// node listens on every address of its machine. [default: where it listens]
+    #[arg(long, value_name = "HOST:PORT", value_parser = address::host_port)]
+    advertise: Option<String>,
     /// The coordinator's endpoints, all of one cluster. Needed for a new data folder.
-    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    #[arg(long, value_name = "URL", value_delimiter = ',', value_parser = address::coordinator_endpoint)]
     coordinator: Option<Vec<String>>,
     /// The storage engine of a new data folder: lsm (default) or sled.
     #[arg(long)]
@@ -58,6 +64,10 @@ pub(crate) struct NodeArgs {
     /// one, for protocols that replace replicas. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
+    /// How long what is left of a replica is kept that the node is not to hold any more.
+    /// [default: 1d]
+    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
+    discard_after: Option<Duration>,
     /// Stop when standard input ends, as it does when the process that started this one is gone.
     #[arg(long, hide = true)]
     stop_at_stdin_end: bool,
@@ -83,13 +93,26 @@ impl NodeArgs {
         let stop_at_stdin_end = self.stop_at_stdin_end;
         let options = self.into_options(timing);
         let outcome = clients.block_on(async {
-            let stop = stop_signal(stop_at_stdin_end)?;
+            let mut stop = pin!(stop_signal(stop_at_stdin_end)?);
             let data = options.data.display().to_string();
-            let node = match Node::start(options, consensus.handle()).await {
+            // A task of its own, since a start reads a log for as long as that takes, and a signal
+            // must be heard meanwhile.
+            let handle = consensus.handle().clone();
+            let start = tokio::spawn(async move { Node::start(options, &handle).await });
+            let started = tokio::select! {
+                biased;
+                () = &mut stop => {
+                    tracing::info!(data, "stopped before the node served");
+                    return Ok(());
+                }
+                started = start => started.unwrap_or_else(|e| resume_unwind(e.into_panic())),
+            };
+            let node = match started {
                 Err(NodeError::Timing(error)) => return Err(UsageError::from(error).into()),
                 Err(NodeError::LogLimit(error)) => {
                     return Err(UsageError(error.to_string()).into());
                 }
+                Err(NodeError::Misused(reason)) => return Err(UsageError(reason).into()),
                 started => started.with_context(|| format!("starting the node in {data}"))?,
             };
             tracing::info!(address = %node.address(), data, "the node serves");
@@ -103,11 +126,12 @@ impl NodeArgs {
     }
 
     fn into_options(self, timing: &TimingArgs) -> NodeOptions {
-        let Self { data, id, listen, coordinator, engine, durability, .. } = self;
+        let Self { data, id, listen, advertise, coordinator, engine, durability, .. } = self;
         NodeOptions {
             data,
             node: id,
             listen,
+            advertise,
             coordinator,
             engine,
             durability,
@@ -117,32 +141,8 @@ impl NodeArgs {
             timing: timing.change(),
             min_replicas_for_write: timing.min_replicas_for_write(),
             replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
+            discard_after: self.discard_after.unwrap_or(DISCARD_AFTER_DEFAULT),
             allow_faults: self.allow_faults,
         }
     }
-}
-
-/// Returns what resolves when the process is asked to stop.
-pub(crate) fn stop_signal(at_stdin_end: bool) -> anyhow::Result<impl Future<Output = ()>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let (ended, stdin_end) = oneshot::channel::<()>();
-    if at_stdin_end {
-        // Reading standard input blocks, and may do so for as long as the process lives.
-        std::thread::spawn(move || {
-            let mut byte = [0];
-            while matches!(std::io::stdin().read(&mut byte), Ok(count) if count > 0) {}
-            drop(ended);
-        });
-    } else {
-        // Kept for good, so that the receiver never resolves.
-        std::mem::forget(ended);
-    }
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = stdin_end => {}
-        }
-    })
 }

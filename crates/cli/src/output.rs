@@ -46,6 +46,18 @@ pub(crate) fn line(text: impl std::fmt::Display) -> Result<(), OutputError> {
     output.finish()
 }
 
+/// Prints the line with which a process says that it serves. If the reader has gone, as after
+/// `| head -1` or `| true`, the process serves all the same.
+pub(crate) fn announce(text: impl std::fmt::Display) -> Result<(), OutputError> {
+    match line(text) {
+        Err(error) if error.is_broken_pipe() => {
+            tracing::warn!("standard output has no reader any more");
+            Ok(())
+        }
+        printed => printed,
+    }
+}
+
 /// Prints a value as one line of JSON.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(line(serde_json::to_string(value)?)?)

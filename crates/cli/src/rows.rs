@@ -65,6 +65,8 @@ impl LineReader {
         // that was made on another system.
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         match self.format {
+            // The empty key is a key like any other, and its line has nothing in it.
+            Format::Tsv if line.is_empty() && self.key_only => self.read_tsv(line),
             _ if line.is_empty() => Err(RowError::Empty),
             Format::Tsv => self.read_tsv(line),
             Format::Jsonl => self.read_json(line),
@@ -98,9 +100,25 @@ impl LineReader {
     }
 }
 
+/// The mark that programs of other systems put at the start of a text: no part of its first row.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Returns the first line of a file without the mark that may stand before it.
+pub(crate) fn without_mark(line: &[u8]) -> &[u8] {
+    line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line)
+}
+
 /// Appends a row as a tab-separated line; a row without a value as its key alone.
 pub(crate) fn write_tsv(text: &mut Vec<u8>, key: &[u8], value: Option<&[u8]>) {
-    escape::escape_into(text, key);
+    let rest = match key.strip_prefix(&BYTE_ORDER_MARK[..1]) {
+        // Escaped, or the key would lose the mark if it was read as the first of a file.
+        Some(rest) if key.starts_with(BYTE_ORDER_MARK) => {
+            text.extend_from_slice(br"\xef");
+            rest
+        }
+        _ => key,
+    };
+    escape::escape_into(text, rest);
     if let Some(value) = value {
         text.push(b'\t');
         escape::escape_into(text, value);
@@ -160,8 +178,21 @@ mod tests {
         assert_eq!(refused, "there is no ',' between a key and a value");
         let key_only = LineReader { key_only: true, ..TSV };
         assert_eq!(key_only.read(b"k\tv"), Ok(row(b"k\tv", b"")));
+        assert_eq!(key_only.read(b""), Ok(row(b"", b"")));
         let key_only = LineReader { key_only: true, ..JSONL };
+        assert_eq!(key_only.read(b""), Err(RowError::Empty));
         assert_eq!(key_only.read(br#"{"key":"k"}"#), Ok(row(b"k", b"")));
+    }
+
+    #[test]
+    fn a_mark_at_the_start_of_a_file_is_no_part_of_a_key_and_a_key_keeps_its_own() {
+        assert_eq!(without_mark(b"\xef\xbb\xbfapple\t1"), b"apple\t1");
+        assert_eq!(without_mark(b"\xef\xbbapple"), b"\xef\xbbapple");
+        let key = b"\xef\xbb\xbfapple\t";
+        let line = line_of(Format::Tsv, key, b"1");
+        assert_eq!(line, b"\\xef\xbb\xbfapple\\t\t1");
+        let read = TSV.read(without_mark(&line));
+        assert_eq!(read, Ok(FileRow { key: key[..].into(), value: "1".into() }));
     }
 
     #[test]
@@ -190,7 +221,7 @@ mod tests {
                 for reader in [TSV, JSONL] {
                     let line = line_of(reader.format, key, value);
                     prop_assert!(!line.contains(&b'\n'));
-                    let row = reader.read(&line).unwrap();
+                    let row = reader.read(without_mark(&line)).unwrap();
                     prop_assert_eq!((&row.key[..], &row.value[..]), (key, value));
                 }
             }

@@ -107,7 +107,8 @@ impl<T> Conditional<T> {
 
 impl Client {
     /// Connects to a cluster through any of its nodes, each given as `host:port`. One that answers
-    /// is enough: it names the others.
+    /// is enough: it names the others. As long as none does they are asked again, until the
+    /// [`deadline`](ClientOptions::deadline) of one operation has passed.
     pub async fn connect(
         endpoints: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<Self, ClientError> {
@@ -128,7 +129,8 @@ impl Client {
         if endpoints.is_empty() {
             return Err(ClientError::Invalid("no endpoint is given".to_owned()));
         }
-        let routes = Routes::connect(endpoints, Arc::clone(&options)).await?;
+        let deadline = Instant::now() + options.deadline.min(DEADLINE_MAX);
+        let routes = Routes::connect(endpoints, Arc::clone(&options), deadline).await?;
         // Clients that start together spread their timeline reads, too.
         let turns = AtomicUsize::new(rand::random_range(0..1024));
         Ok(Self { inner: Arc::new(Inner { options, routes, turns }) })

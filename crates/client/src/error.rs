@@ -12,7 +12,7 @@ pub enum ClientError {
     /// done.
     #[error("invalid request: {0}")]
     Invalid(String),
-    /// No endpoint answered when the client was made.
+    /// No endpoint answered, within the deadline, when the client was made.
     #[error("no endpoint answers: {0}")]
     Connect(String),
     /// The deadline passed, and every answer until then was a refusal. Nothing was done.

@@ -16,6 +16,7 @@ use futures::stream::FuturesUnordered;
 use parking_lot::RwLock;
 use rand::seq::SliceRandom;
 use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 use trireme_proto::{convert, v1};
 use trireme_types::{ClusterId, CohortId, Lsn, NodeId, RangeDescriptor};
@@ -23,7 +24,7 @@ use trireme_types::{ClusterId, CohortId, Lsn, NodeId, RangeDescriptor};
 use crate::node::NodeHandle;
 use crate::route_table::{Node, Route, RouteTable};
 use crate::session::Sessions;
-use crate::{ClientError, ClientOptions};
+use crate::{ClientError, ClientOptions, backoff};
 
 /// How long one node has to tell the routes before the next is asked as well.
 const STAGGER: Duration = Duration::from_millis(100);
@@ -116,12 +117,14 @@ impl CachedRoute {
 }
 
 impl Routes {
-    /// Asks the endpoints for the routes and takes the first answer.
+    /// Asks the endpoints for the routes, again and again until one answers or `deadline` passes: a
+    /// cluster that is being started again is there in a moment.
     pub(crate) async fn connect(
         endpoints: Vec<Arc<NodeHandle>>,
         options: Arc<ClientOptions>,
+        deadline: Instant,
     ) -> Result<Self, ClientError> {
-        let table = first_table(&endpoints).await.map_err(ClientError::Connect)?;
+        let table = table_within(&endpoints, &options, deadline).await?;
         let routes = Self {
             options,
             endpoints,
@@ -332,6 +335,28 @@ fn node(told: &v1::Node) -> Option<Node> {
     Some(Node { id, address: told.address.clone(), alive: told.alive })
 }
 
+/// Asks nodes for the routes until one answers or `deadline` passes.
+async fn table_within(
+    nodes: &[Arc<NodeHandle>],
+    options: &ClientOptions,
+    deadline: Instant,
+) -> Result<v1::RouteTable, ClientError> {
+    let mut refusal = "no answer before the deadline".to_owned();
+    for failures in 1.. {
+        match timeout_at(deadline, first_table(nodes)).await {
+            Ok(Ok(table)) => return Ok(table),
+            Ok(Err(reason)) => refusal = reason,
+            Err(_elapsed) => break,
+        }
+        let pause = backoff::pause(failures, options.backoff_min, options.backoff_max);
+        if Instant::now() + pause >= deadline {
+            break;
+        }
+        sleep(pause).await;
+    }
+    Err(ClientError::Connect(refusal))
+}
+
 /// Asks nodes for the routes, one after the other, without waiting long for any of them, and
 /// returns the first answer.
 async fn first_table(nodes: &[Arc<NodeHandle>]) -> Result<v1::RouteTable, String> {
@@ -349,7 +374,7 @@ async fn first_table(nodes: &[Arc<NodeHandle>]) -> Result<v1::RouteTable, String
                 Some((node, Err(reason))) => refusals.push(format!("{}: {reason}", node.address())),
                 None => return Err(refusals.join("; ")),
             },
-            () = tokio::time::sleep(STAGGER), if more => {}
+            () = sleep(STAGGER), if more => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::call::Waiter;
+use crate::call::{CallError, Waiter};
 
 /// Sent calls by the id that their answers will carry.
 ///
@@ -47,12 +47,13 @@ impl Unanswered {
         Some(waiter)
     }
 
-    /// Forgets the calls whose callers wait no longer.
+    /// Forgets the calls whose callers wait no longer, or wait until this very moment: those learn
+    /// that their deadline has passed, whichever of the two looks at the clock first.
     pub(crate) fn forget_expired(&mut self, now: Instant) {
+        let is_over = |waiter: &mut Waiter| waiter.deadline() <= now || waiter.is_abandoned();
         for (slot, index) in self.slots.iter_mut().zip(0..) {
-            let waiter = slot.waiter.as_ref();
-            if waiter.is_some_and(|waiter| waiter.deadline() <= now || waiter.is_abandoned()) {
-                slot.waiter = None;
+            if let Some(waiter) = slot.waiter.take_if(is_over) {
+                waiter.answer(Err(CallError::Late { sent: true }));
                 self.free.push(index);
             }
         }
@@ -114,5 +115,22 @@ mod tests {
         let new = unanswered.insert(second);
         assert!(unanswered.take(old).is_none());
         assert!(unanswered.take(new).is_some());
+    }
+
+    /// A caller whose deadline passed in the same moment in which the stream looked for such callers
+    /// was answered that its runtime had stopped.
+    #[tokio::test]
+    async fn a_caller_whose_call_is_forgotten_learns_that_its_time_is_over() {
+        let mut unanswered = Unanswered::new();
+        let (waiter, pending) = call();
+        let deadline = waiter.deadline();
+        assert!(waiter.claim());
+        unanswered.insert(waiter);
+        unanswered.forget_expired(deadline - Duration::from_millis(1));
+        assert_eq!(unanswered.len(), 1);
+        unanswered.forget_expired(deadline);
+        assert_eq!(unanswered.len(), 0);
+        let ended = pending.wait(deadline).await;
+        assert!(matches!(ended, Err(CallError::Late { sent: true })), "{ended:?}");
     }
 }

@@ -10,7 +10,9 @@ use tokio::task::AbortHandle;
 
 use crate::change::Change;
 use crate::link::Links;
-use crate::node::{CreateMode, Created, MultiDone, Node, NodeVersion, Nodes, Op, Scope, SessionId};
+use crate::node::{
+    CreateMode, Created, Line, MultiDone, Node, NodeVersion, Nodes, Op, Scope, SessionId,
+};
 use crate::session::{self, Session};
 use crate::watch::{self, OneShotWatch, Watch};
 use crate::{CoordinatorError, CoordinatorOptions, path, read};
@@ -85,6 +87,11 @@ impl Coordinator {
         self.current().state()
     }
 
+    /// Returns true as long as the session lives.
+    pub fn session_is_live(&self) -> bool {
+        self.current().is_live()
+    }
+
     /// Returns the session's name.
     pub fn session_id(&self) -> SessionId {
         self.current().id()
@@ -130,8 +137,8 @@ impl Coordinator {
     /// Returns a node; `None` if there is none.
     pub async fn get(&self, path: &str) -> Result<Option<Node>, CoordinatorError> {
         path::check(path)?;
-        let snapshot = read::nodes(&self.shared.links, path, Scope::Node).await?;
-        Ok(snapshot.nodes.nodes.into_iter().next())
+        let found = read::nodes(&self.shared.links, path, Scope::Node).await?;
+        Ok(found.nodes.into_iter().next())
     }
 
     /// Says whether there is such a node.
@@ -139,17 +146,25 @@ impl Coordinator {
         Ok(self.get(path).await?.is_some())
     }
 
+    /// Returns the line that the coordinator is in now, and the newest revision of it.
+    pub async fn line(&self) -> Result<(Line, i64), CoordinatorError> {
+        // Any read will do, and what is under this path is never read for its content.
+        let marks = format!("{}/0", path::MARKS);
+        let read = read::nodes(&self.shared.links, &marks, Scope::Node).await?;
+        Ok((read.line, read.revision))
+    }
+
     /// Returns the nodes directly below `path`, in the order in which they were created. `path`
     /// itself need not be a node, and `/` stands for the top.
     pub async fn children(&self, path: &str) -> Result<Nodes, CoordinatorError> {
         path::check_parent(path)?;
-        Ok(read::nodes(&self.shared.links, path, Scope::Children).await?.nodes)
+        read::nodes(&self.shared.links, path, Scope::Children).await
     }
 
     /// Returns all nodes below `path`, in the order in which they were created.
     pub async fn subtree(&self, path: &str) -> Result<Nodes, CoordinatorError> {
         path::check_parent(path)?;
-        Ok(read::nodes(&self.shared.links, path, Scope::Subtree).await?.nodes)
+        read::nodes(&self.shared.links, path, Scope::Subtree).await
     }
 
     /// Gives a node, which must exist, a value, if it has the expected version.

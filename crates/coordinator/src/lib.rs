@@ -55,7 +55,9 @@ mod watch;
 pub use change::{MULTI_BYTES_MAX, MULTI_OPS_MAX};
 pub use coordinator::{Coordinator, CoordinatorCounters, SessionState};
 pub use error::{CoordinatorError, ErrorClass};
-pub use node::{CreateMode, Created, MultiDone, Node, NodeVersion, Nodes, Op, Scope, SessionId};
+pub use node::{
+    CreateMode, Created, Line, MultiDone, Node, NodeVersion, Nodes, Op, Scope, SessionId,
+};
 pub use options::{CoordinatorOptions, DEFAULT_NAMESPACE, TlsSettings, UserPassword};
 pub use watch::{NodeChange, OneShotWatch, Watch, WatchEvent};
 

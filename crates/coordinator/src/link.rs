@@ -191,6 +191,11 @@ pub(crate) fn classify(error: &EtcdError) -> Failure {
             _ => Failure::Attempt(reason),
         };
     };
+    // What no server has said is about the connection, whatever it is called: a server that is only
+    // starting, or has too much to do, breaks connections in ways of its own.
+    if std::error::Error::source(status).is_some() {
+        return Failure::Attempt(reason);
+    }
     match status.code() {
         Code::NotFound if status.message() == LEASE_NOT_FOUND => Failure::LeaseNotFound,
         Code::Unavailable

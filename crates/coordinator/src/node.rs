@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::path;
 
 /// The version of a node: a number that the coordinator has never given to another change, and
@@ -83,9 +85,23 @@ impl Node {
     }
 }
 
+/// One unbroken run of the coordinator's history, as the answers name it: revisions of one line can
+/// be compared. A new leader of an etcd cluster begins a new line, as does every start of the embedded
+/// server. Two answers of one line come from one history; of another line's it is not known, since a
+/// coordinator that was put back to an older state begins a new line too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Line {
+    /// The identity of the etcd cluster.
+    pub cluster: u64,
+    /// The term that its leader was elected in.
+    pub term: u64,
+}
+
 /// Some nodes at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nodes {
+    /// The line that they were read from.
+    pub line: Line,
     /// The moment: the newest change of the coordinator that the nodes can show.
     pub revision: i64,
     /// The nodes, in the order in which they were created.

@@ -5,24 +5,18 @@ use etcd_client::{Client, GetOptions, KvClient};
 
 use crate::CoordinatorError;
 use crate::link::Links;
-use crate::node::{Node, NodeVersion, Nodes, Scope, SessionId};
+use crate::node::{Line, Node, NodeVersion, Nodes, Scope, SessionId};
 use crate::path;
 
 /// The most bytes in the answer to one read.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
-
-/// Nodes, and the etcd cluster that they were read from.
-pub(crate) struct Snapshot {
-    pub nodes: Nodes,
-    pub cluster: Option<u64>,
-}
 
 /// Reads all nodes that a watch of `root` in this scope would be about, at one moment.
 pub(crate) async fn nodes(
     links: &Links,
     root: &str,
     scope: Scope,
-) -> Result<Snapshot, CoordinatorError> {
+) -> Result<Nodes, CoordinatorError> {
     let namespace = &links.options().namespace;
     let (key, options) = match scope {
         Scope::Node => (format!("{namespace}{root}"), GetOptions::new()),
@@ -41,8 +35,11 @@ pub(crate) async fn nodes(
     let nodes = found.into_iter().filter_map(|kv| node(namespace, kv));
     let mut nodes: Vec<Node> = nodes.filter(|node| scope.covers(root, &node.path)).collect();
     nodes.sort_by(|a, b| (a.sequence, &a.path).cmp(&(b.sequence, &b.path)));
-    let cluster = header.map(|header| header.cluster_id());
-    Ok(Snapshot { nodes: Nodes { revision, nodes }, cluster })
+    let line = header.map_or(Line::default(), |header| Line {
+        cluster: header.cluster_id(),
+        term: header.raft_term(),
+    });
+    Ok(Nodes { line, revision, nodes })
 }
 
 /// Returns the node that a key and its value are; `None` for keys that are none of ours.

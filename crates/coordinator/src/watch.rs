@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::CoordinatorError;
 use crate::link::{Failure, Link, Links, classify};
-use crate::node::{Node, Nodes, Scope};
+use crate::node::{Line, Node, Nodes, Scope};
 use crate::{path, read};
 
 /// The most events that wait for a watch's reader.
@@ -117,7 +117,7 @@ impl OneShotWatch {
 /// Starts a watch.
 pub(crate) fn start(links: Arc<Links>, root: String, scope: Scope) -> Watch {
     let (sender, events) = mpsc::channel(EVENTS_MAX);
-    let watcher = Watcher { links, root, scope, sender, next: None, cluster: None };
+    let watcher = Watcher { links, root, scope, sender, next: None, line: None };
     let task = tokio::spawn(watcher.run()).abort_handle();
     Watch { events, task }
 }
@@ -129,8 +129,8 @@ struct Watcher {
     sender: mpsc::Sender<WatchEvent>,
     /// The first revision that has not been told; `None` if the state is to be read.
     next: Option<i64>,
-    /// The etcd cluster that `next` is a revision of.
-    cluster: Option<u64>,
+    /// The line that `next` is a revision of.
+    line: Option<Line>,
 }
 
 /// Why a stream is not read any more.
@@ -191,10 +191,11 @@ impl Watcher {
     /// Reads the state, however long it takes, tells it, and returns the revision after it.
     async fn tell_state(&mut self) -> Result<i64, Ended> {
         match read::nodes(&self.links, &self.root, self.scope).await {
-            Ok(read::Snapshot { nodes, cluster }) => {
+            Ok(nodes) => {
+                let line = nodes.line;
                 let next = nodes.revision + 1;
                 self.sender.send(WatchEvent::State(nodes)).await.map_err(|_| Ended::Unread)?;
-                (self.next, self.cluster) = (Some(next), cluster);
+                (self.next, self.line) = (Some(next), Some(line));
                 Ok(next)
             }
             Err(error) => {
@@ -252,10 +253,13 @@ impl Watcher {
 
     fn handle(&mut self, response: WatchResponse) -> Result<(), Ended> {
         let response = response.0;
-        if let (Some(header), Some(cluster)) = (&response.header, self.cluster)
-            && header.cluster_id != cluster
+        if let (Some(header), Some(line)) = (&response.header, self.line)
+            && (line != Line { cluster: header.cluster_id, term: header.raft_term }
+                || (response.created && header.revision.saturating_add(1) < self.next.unwrap_or(0)))
         {
-            // Another cluster's revisions say nothing about what has been told.
+            // Another line's revisions say nothing about what was sent, and one that has not
+            // come as far as this one was put back: waiting for the next revision would leave out
+            // every change up to it.
             return Err(Ended::Compacted);
         }
         if response.compact_revision > 0 {

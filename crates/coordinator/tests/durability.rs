@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use etcd_client::{Client, Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
 use parking_lot::Mutex;
-use support::{Embedded, any_port, eventually};
+use support::{Embedded, PATIENCE, any_port, eventually};
 use tempfile::TempDir;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use trireme_coordinator::embedded::{EmbeddedError, EmbeddedOptions, EmbeddedServer};
 
 /// Names the folder that a child process is to serve.
@@ -227,6 +227,87 @@ async fn a_folder_serves_one_process() {
     let server = Embedded::start().await;
     let second = EmbeddedServer::start(EmbeddedOptions::new(server.folder.path(), any_port()));
     assert!(matches!(second.await, Err(EmbeddedError::InUse(_))));
+}
+
+/// A server whose disk took nothing more answered reads and keep-alives as before, ended no lease,
+/// and looked healthy. It stops now, says why, and can be started again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_disk_fails_stops_and_says_so() {
+    let mut server = Embedded::start_with(|options| options.snapshot_log_bytes = 2_000).await;
+    let mut client = Client::connect(server.endpoints(), None).await.unwrap();
+    client.lease_grant(2, None).await.unwrap();
+    client.put("before", "1", None).await.unwrap();
+    // The next snapshot is written to a disk that is always full.
+    std::os::unix::fs::symlink("/dev/full", server.folder.path().join("snapshot.new")).unwrap();
+    let mut acknowledged = 0;
+    while client.put("counter", (acknowledged + 1).to_string(), None).await.is_ok() {
+        acknowledged += 1;
+        assert!(acknowledged < 10_000, "the disk never failed");
+    }
+    let reason = timeout(PATIENCE, server.running().failed()).await.expect("it says so");
+    assert!(reason.contains("No space left on device"), "{reason}");
+    eventually("the port is closed", || async {
+        tokio::net::TcpStream::connect(server.address).await.is_err().then_some(())
+    })
+    .await;
+    let stopped = server.server.take().unwrap().stop().await;
+    assert!(stopped.is_err(), "it did not tell what it ended with");
+
+    std::fs::remove_file(server.folder.path().join("snapshot.new")).unwrap();
+    server.start_again().await;
+    let mut client = Client::connect(server.endpoints(), None).await.unwrap();
+    assert!(value(&mut client, "counter".to_owned()).await >= acknowledged);
+    eventually("the lease ends", || async {
+        client.clone().leases().await.unwrap().leases().is_empty().then_some(())
+    })
+    .await;
+}
+
+/// What a backup holds is the state of one moment, and a folder that is made from it goes on from
+/// there: as another server, so that no watch goes on where the first one stood.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_can_be_restored_into_a_new_folder() {
+    let server = Embedded::start().await;
+    let mut client = Client::connect(server.endpoints(), None).await.unwrap();
+    let lease = client.lease_grant(3600, None).await.unwrap().id();
+    client.put("leased", "1", Some(PutOptions::new().with_lease(lease))).await.unwrap();
+    let large = "v".repeat(100_000);
+    client.put("large", large.clone(), None).await.unwrap();
+    let saved = client.get("large", None).await.unwrap().take_header().unwrap();
+    let mut backup = Vec::new();
+    let mut parts = client.snapshot().await.unwrap();
+    while let Some(part) = parts.message().await.unwrap() {
+        backup.extend_from_slice(part.blob());
+    }
+    client.put("after", "1", None).await.unwrap();
+
+    let folder = support::quick_folder();
+    let options = EmbeddedOptions::new(folder.path().join("new"), any_port());
+    let cut = EmbeddedServer::restore(backup[..backup.len() - 1].to_vec(), options.clone()).await;
+    assert!(matches!(cut, Err(EmbeddedError::Backup(_))), "{cut:?}");
+    EmbeddedServer::restore(backup.clone(), options.clone()).await.unwrap();
+    let restored = EmbeddedServer::start(options.clone()).await.unwrap();
+    let mut client = Client::connect([restored.endpoint()], None).await.unwrap();
+    let found = client.get("large", None).await.unwrap();
+    assert_eq!(found.kvs()[0].value_str().unwrap(), large);
+    let header = found.header().unwrap();
+    assert_eq!(header.revision(), saved.revision());
+    assert_ne!(header.cluster_id(), saved.cluster_id());
+    assert_eq!(client.get("after", None).await.unwrap().count(), 0);
+    let left = client.lease_time_to_live(lease, None).await.unwrap();
+    assert!(left.ttl() > 3500, "{left:?}");
+    client.put("more", "1", None).await.unwrap();
+    restored.stop().await.unwrap();
+
+    // It never replaces what is there.
+    let again = EmbeddedServer::restore(backup, options.clone()).await;
+    assert!(
+        matches!(&again, Err(EmbeddedError::Backup(why)) if why.contains("already")),
+        "{again:?}"
+    );
+    let restored = EmbeddedServer::start(options).await.unwrap();
+    let mut client = Client::connect([restored.endpoint()], None).await.unwrap();
+    assert_eq!(client.get("more", None).await.unwrap().count(), 1);
 }
 
 /// The history is bounded, and its bound is a compaction like any other.

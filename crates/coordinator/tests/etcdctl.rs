@@ -73,6 +73,12 @@ fn drive(etcdctl: &Etcdctl) {
     assert!(etcdctl.run(&["endpoint", "health"], "").contains("is healthy"));
     assert!(etcdctl.run(&["member", "list"], "").contains("trireme-embedded"));
     etcdctl.run(&["compaction", "5"], "");
+    let folder = tempfile::TempDir::new().unwrap();
+    let backup = folder.path().join("backup");
+    let saved = etcdctl.run(&["snapshot", "save", backup.to_str().unwrap()], "");
+    assert!(saved.contains("Snapshot saved at"), "{saved}");
+    let magic = std::fs::read(&backup).unwrap();
+    assert!(magic.starts_with(b"TRMCBAK1"));
 
     // What is not spoken is refused by its name.
     for (args, name) in [

@@ -1,15 +1,18 @@
 //! A node's data folder: whose it is, and that only one process uses it.
 //!
 //! `node.json` names the cluster, the node and the choices that may not change under existing data;
-//! `LOCK` is held while a process uses the folder. The shared log is in `log/`, the tables are in
+//! `LOCK` is held while a process uses the folder. `memory.json` is what the node remembers of the
+//! catalog, the shared log is in `log/`, the tables are in
 //! `tables/`, snapshots that are being received in `incoming/`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+use trireme_coordinator::recipes::membership::NodeInfo;
 use trireme_types::{ClusterId, Durability, Engine, NodeId, Timing};
 
 /// The format of `node.json` that this build writes, and the newest that it reads.
@@ -21,12 +24,18 @@ pub const MIN_REPLICAS_FOR_WRITE: usize = 1;
 const DESCRIPTION_FILE: &str = "node.json";
 const LOCK_FILE: &str = "LOCK";
 
+/// What the node remembers of the catalog; see [`crate::memory`].
+pub(crate) const MEMORY_FILE: &str = "memory.json";
+
+/// Linux's name for this run of the machine.
+const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
+
 /// What a data folder says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFile {
-    format: u32,
+    pub(crate) format: u32,
     /// The cluster that the data belongs to, as 16 hexadecimal digits.
-    cluster: String,
+    pub(crate) cluster: String,
     /// The node that the data belongs to.
     pub node: NodeId,
     /// Drawn when the folder was made: the coordinator knows a node by it, so that a node whose
@@ -42,8 +51,23 @@ pub struct NodeFile {
     /// with it what its replicas had acknowledged (S14).
     #[serde(default)]
     pub rejoins: bool,
+    /// How often a node was started on the folder: raised on disk before the coordinator learns of the
+    /// start. A folder that counts fewer than the coordinator knows of is an older copy.
+    #[serde(default)]
+    pub starts: u64,
+    /// How often the node has come with a new folder, or with this one emptied, having lost what it had:
+    /// of two folders the newer one has the higher number.
+    #[serde(default)]
+    pub incarnation: u64,
+    /// Whether the log and the tables are to be set aside before anything is opened: they are older
+    /// than what the node has acknowledged.
+    #[serde(default)]
+    pub sets_aside: bool,
     /// The address that the node listens on, host:port.
     pub listen: String,
+    /// The address at which others reach it, if that is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
     /// The coordinator's endpoints.
     pub coordinator: Vec<String>,
     /// The periods of Spinnaker and PacificA.
@@ -145,6 +169,21 @@ impl DataFolder {
         }
     }
 
+    /// Returns true if a process holds the folder at `path`, which need not be there.
+    pub fn is_in_use(path: &Path) -> Result<bool, DataFolderError> {
+        let lock_path = path.join(LOCK_FILE);
+        let lock = match File::open(&lock_path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(io_error(&lock_path, source)),
+        };
+        match flock(&lock, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(io_error(&lock_path, error.into())),
+        }
+    }
+
     /// Returns the folder's path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -212,18 +251,47 @@ impl DataFolder {
     }
 
     /// Writes what the folder says of itself, so that a crash leaves the old or the new file whole.
+    /// What is there already is not written again.
     pub fn write(&self, file: &NodeFile) -> Result<(), DataFolderError> {
-        let path = self.path.join(DESCRIPTION_FILE);
-        let written = self.path.join("node.json.new");
-        let save = || -> io::Result<()> {
-            let mut output = File::create(&written)?;
-            serde_json::to_writer_pretty(&mut output, file)?;
-            output.write_all(b"\n")?;
-            output.sync_all()?;
-            fs::rename(&written, &path)?;
-            File::open(&self.path)?.sync_all()
+        replace(&self.path, DESCRIPTION_FILE, file)
+    }
+
+    /// Returns where the folder is, in words that no copy of it shares: the file system's name for
+    /// the lock that this process holds. Of two processes that name the same place, the earlier one
+    /// has ended, since the lock is held by one.
+    pub fn place(&self) -> Result<String, DataFolderError> {
+        let lock_path = self.path.join(LOCK_FILE);
+        let lock = self._lock.metadata().map_err(|source| io_error(&lock_path, source))?;
+        // The machine is named by its boot: no lock outlives it.
+        let boot = fs::read_to_string(BOOT_ID_FILE).unwrap_or_default();
+        Ok(format!("{}/{}/{}", boot.trim(), lock.dev(), lock.ino()))
+    }
+
+    /// Moves the log and the tables to a folder beside them, out of the way of new ones, where they
+    /// stay until somebody removes them. To be repeated where it was interrupted.
+    pub fn set_data_aside(&self) -> Result<PathBuf, DataFolderError> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let mut seconds = now.map_or(0, |now| now.as_secs());
+        let aside = loop {
+            let aside = self.path.join(format!("set-aside-{seconds}"));
+            match fs::create_dir(&aside) {
+                Ok(()) => break aside,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => seconds += 1,
+                Err(source) => return Err(io_error(&aside, source)),
+            }
         };
-        save().map_err(|source| io_error(&path, source))
+        for path in [self.log(), self.tables(), self.path.join(MEMORY_FILE)] {
+            let Some(name) = path.file_name() else { continue };
+            match fs::rename(&path, aside.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_error(&path, error));
+                }
+                _ => {}
+            }
+        }
+        let synced = File::open(&self.path).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| io_error(&self.path, source))?;
+        Ok(aside)
     }
 }
 
@@ -247,7 +315,11 @@ impl NodeFile {
             durability,
             has_log: false,
             rejoins: false,
+            starts: 0,
+            incarnation: 0,
+            sets_aside: false,
             listen,
+            advertise: None,
             coordinator,
             timing: Timing::default(),
             min_replicas_for_write: MIN_REPLICAS_FOR_WRITE,
@@ -264,6 +336,21 @@ impl NodeFile {
         Self { durability, listen, coordinator, ..self }
     }
 
+    /// Returns the record of the node, as the coordinator keeps it.
+    pub fn record(&self) -> NodeInfo {
+        NodeInfo {
+            folder: format!("{:016x}", self.data_id),
+            starts: self.starts,
+            incarnation: self.incarnation,
+            ..NodeInfo::new(self.reached_at().to_owned())
+        }
+    }
+
+    /// Returns the address at which clients and other nodes reach the node.
+    pub fn reached_at(&self) -> &str {
+        self.advertise.as_deref().unwrap_or(&self.listen)
+    }
+
     /// Checks that the folder's data belongs to `cluster`.
     pub fn check_cluster(&self, path: &Path, cluster: ClusterId) -> Result<(), DataFolderError> {
         if self.cluster == cluster.to_string() {
@@ -275,6 +362,30 @@ impl NodeFile {
             expected: cluster,
         })
     }
+}
+
+/// Replaces a file of a folder, so that a crash leaves the old or the new one whole. One that has the
+/// same content already is left as it is: a full disk is then no reason not to start.
+pub(crate) fn replace<T: Serialize>(
+    folder: &Path,
+    name: &str,
+    content: &T,
+) -> Result<(), DataFolderError> {
+    let path = folder.join(name);
+    let written = folder.join(format!("{name}.new"));
+    let save = || -> io::Result<()> {
+        let mut bytes = serde_json::to_vec_pretty(content)?;
+        bytes.push(b'\n');
+        if fs::read(&path).is_ok_and(|found| found == bytes) {
+            return Ok(());
+        }
+        let mut output = File::create(&written)?;
+        output.write_all(&bytes)?;
+        output.sync_all()?;
+        fs::rename(&written, &path)?;
+        File::open(folder)?.sync_all()
+    };
+    save().map_err(|source| io_error(&path, source))
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<NodeFile, DataFolderError> {
@@ -291,7 +402,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<NodeFile, DataFolderError> {
     serde_json::from_slice(bytes).map_err(damaged)
 }
 
-fn io_error(path: &Path, source: io::Error) -> DataFolderError {
+pub(crate) fn io_error(path: &Path, source: io::Error) -> DataFolderError {
     DataFolderError::Io { path: path.to_owned(), source }
 }
 
@@ -316,8 +427,28 @@ mod tests {
         assert_eq!(folder.read().unwrap(), Some(written));
         let second = DataFolder::open(dir.path());
         assert!(matches!(second, Err(DataFolderError::InUse(_))), "{second:?}");
+        assert!(DataFolder::is_in_use(dir.path()).unwrap());
         drop(folder);
+        assert!(!DataFolder::is_in_use(dir.path()).unwrap());
+        assert!(!DataFolder::is_in_use(&dir.path().join("not there")).unwrap());
         assert!(DataFolder::open(dir.path()).is_ok());
+    }
+
+    /// A node that changed nothing wrote its description anew at each start, and so could not be
+    /// started while its disk was full.
+    #[test]
+    fn a_description_is_written_only_when_it_changes() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        let written = file();
+        let inode = || fs::metadata(dir.path().join(DESCRIPTION_FILE)).unwrap().ino();
+        folder.write(&written).unwrap();
+        let first = inode();
+        folder.write(&written).unwrap();
+        assert_eq!(inode(), first);
+        folder.write(&NodeFile { has_log: true, ..written }).unwrap();
+        assert_ne!(inode(), first);
     }
 
     /// Folders were written before they remembered the periods.

@@ -12,6 +12,7 @@ use trireme_replication::{Replica, ReplicaError, Transport};
 use trireme_storage::{CohortLog, CohortTable, Tables};
 use trireme_types::{CohortConfig, Incarnation, NodeId, Protocol, Timing};
 
+use crate::continuity::Continuity;
 use crate::coordination::{Wish, configure, elect};
 
 /// What every replica is made of, whatever its protocol.
@@ -26,6 +27,8 @@ pub(crate) struct ReplicaParts {
     pub(crate) min_replicas_for_write: usize,
     /// The coordinator, for the protocols that elect or change configurations through it.
     pub(crate) coordinator: Coordinator,
+    /// What keeps them from changing anything at a coordinator that is older than it was.
+    pub(crate) continuity: Arc<Continuity>,
     /// Whether the node once lost its disk, with what its replicas had acknowledged (S14): one that
     /// finds nothing here must first be brought up to date before it counts.
     pub(crate) rejoins: bool,
@@ -40,13 +43,23 @@ pub(crate) fn admits_replicas(protocol: Protocol) -> bool {
     }
 }
 
-/// Says whether a replica of the protocol that has lost what it acknowledged can come back under
-/// its name and be brought up to date before it counts (S14).
-pub(crate) fn takes_back_without_data(protocol: Protocol) -> bool {
+/// Who may know more of a cohort than a coordinator that was put back to an older state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KnowsMore {
+    /// The coordinator has no part in what the replicas agree on.
+    None,
+    /// Some replica of any majority: of the epochs that were led.
+    SomeOfAMajority,
+    /// Any replica of the newest configuration: of one that came after it.
+    All,
+}
+
+/// Returns who may know more of a cohort of the protocol than its coordinator.
+pub const fn knows_more(protocol: Protocol) -> KnowsMore {
     match protocol {
-        // A Raft replica comes back under another identity, since an empty voter would vote again
-        // in terms in which it has voted.
-        Protocol::Spinnaker | Protocol::Pacifica | Protocol::Raft => true,
+        Protocol::Raft => KnowsMore::None,
+        Protocol::Spinnaker => KnowsMore::SomeOfAMajority,
+        Protocol::Pacifica => KnowsMore::All,
     }
 }
 
@@ -71,6 +84,7 @@ async fn open_raft(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError
 
 fn open_spinnaker(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
     let (node, coordinator) = (parts.node, parts.coordinator.clone());
+    let continuity = parts.continuity.clone();
     let CohortConfig { cohort, replicas, .. } = parts.config.clone();
     let options = SpinnakerOptions {
         timing: parts.timing,
@@ -81,12 +95,13 @@ fn open_spinnaker(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError>
     let wish = Wish::new();
     let make = |recovered: Recovered| Spinnaker::new(&recovered, options);
     let replica = start(parts, wish.clone(), make)?;
-    elect(&coordinator, (cohort, node), replicas, &wish, &replica);
+    elect(&coordinator, continuity, (cohort, node), replicas, &wish, &replica);
     Ok(replica)
 }
 
 fn open_pacifica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
     let (cohort, coordinator) = (parts.config.cohort, parts.coordinator.clone());
+    let continuity = parts.continuity.clone();
     let options = PacificaOptions {
         timing: parts.timing,
         min_replicas_for_write: parts.min_replicas_for_write,
@@ -97,7 +112,7 @@ fn open_pacifica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> 
     let wish = Wish::new();
     let make = |recovered: Recovered| Pacifica::new(&recovered, options);
     let replica = start(parts, wish.clone(), make)?;
-    configure(&coordinator, cohort, &wish, &replica);
+    configure(&coordinator, continuity, cohort, &wish, &replica);
     Ok(replica)
 }
 

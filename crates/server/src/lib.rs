@@ -11,21 +11,31 @@
 //! - `faults` disturbs a node that was started to allow it.
 //! - `replacement` asks nodes to hold replicas that cohorts have lost.
 //! - `coordination` carries what the protocols of our own ask of the coordinator.
+//! - `memory` keeps what the node knows of the catalog, and `continuity` compares the coordinator
+//!   with it.
 //! - `maintenance` keeps the shared log within its limit; `backpressure` is what writes meet when it
 //!   cannot.
+//! - `descriptors` shares out the open files, `listener` and `clients` the connections, and `answers`
+//!   the memory that answers may take; `readers` are the threads that wait for files.
 
+mod answers;
 mod backpressure;
+mod clients;
 mod cohort;
+mod continuity;
 mod coordination;
 mod data_folder;
+mod descriptors;
 mod factory;
 mod faults;
 mod hosting;
 mod listener;
 mod maintenance;
+mod memory;
 mod node;
 pub mod panics;
 mod peers;
+mod readers;
 mod refusal;
 mod replacement;
 mod request;
@@ -35,7 +45,11 @@ mod services;
 mod testing;
 pub mod transport;
 
+pub use continuity::{NodeKnowledge, ask_at};
 pub use data_folder::{DataFolder, DataFolderError, MIN_REPLICAS_FOR_WRITE, NodeFile};
+pub use descriptors::TooFewDescriptors;
+pub use factory::{KnowsMore, knows_more};
 pub use faults::ForwarderError;
 pub use maintenance::{InvalidLogLimit, LOG_BYTES_MIN, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
-pub use node::{Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};
+pub use memory::{MemoryError, NodeMemory};
+pub use node::{DISCARD_AFTER_DEFAULT, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};

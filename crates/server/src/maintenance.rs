@@ -119,6 +119,12 @@ impl LogLimits {
         Ok(Self { max, segment })
     }
 
+    /// Returns the most files that the log has, all of which are open.
+    pub(crate) fn files(self) -> usize {
+        // One is being written, and one is made ready.
+        usize::try_from(self.max.div_ceil(self.segment)).unwrap_or(usize::MAX).saturating_add(2)
+    }
+
     /// The length past which the tables are flushed, so that the older half can go without a wait.
     fn flush_above(self) -> u64 {
         self.max / 2

@@ -218,6 +218,7 @@ mod tests {
 
     use super::*;
     use crate::backpressure::Backpressure;
+    use crate::readers::Readers;
     use crate::testing::{EmbeddedCoordinator, FakeReplica};
 
     const DELAY: Duration = Duration::from_secs(10);
@@ -332,8 +333,15 @@ mod tests {
         let table = tables.cohort(descriptor.cohort, descriptor.range.clone()).unwrap();
         let replica = FakeReplica::new(1, 1);
         replica.lead(&[]);
-        let hosted =
-            HostedCohort::start(descriptor, replica, table, directory.clone(), Backpressure::new());
+        let (backpressure, readers) = (Backpressure::new(), Readers::start().unwrap());
+        let hosted = HostedCohort::start(
+            descriptor,
+            replica,
+            table,
+            directory.clone(),
+            backpressure,
+            readers,
+        );
         let routes = |replicas: &[u64], invitations: AllInvitations| Routes {
             map: map.clone(),
             configs: [(CohortId(1), config(replicas))].into(),

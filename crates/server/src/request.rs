@@ -1,11 +1,14 @@
 //! Requests on their way through the node.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_proto::v1::response::Result as Answer;
+
+use crate::answers::{NodeAnswers, Room, StreamAnswers};
 
 /// How long a request may take if its client does not say.
 pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -28,25 +31,24 @@ pub(crate) enum ReplyTo {
     Stream {
         /// The request's number on the stream.
         id: u64,
-        /// The stream's answers. Unbounded, but never longer than the requests that the stream may
-        /// have under way.
-        answers: mpsc::UnboundedSender<v1::Response>,
-        /// The request's place among those that the stream may have under way.
-        place: OwnedSemaphorePermit,
+        /// The stream's answers.
+        answers: Arc<StreamAnswers>,
     },
     /// To the unary call that made the request.
-    Call(oneshot::Sender<Answer>),
+    Call {
+        /// The call.
+        caller: oneshot::Sender<Answer>,
+        /// The answers of the node.
+        node: Arc<NodeAnswers>,
+    },
 }
 
 impl ReplyTo {
     /// Sends the answer; a client that is gone needs none.
     pub(crate) fn send(self, answer: Answer) {
         match self {
-            Self::Stream { id, answers, place } => {
-                let _gone = answers.send(v1::Response { id, result: Some(answer) });
-                drop(place);
-            }
-            Self::Call(caller) => {
+            Self::Stream { id, answers } => answers.send(id, answer),
+            Self::Call { caller, .. } => {
                 let _gone = caller.send(answer);
             }
         }
@@ -55,5 +57,22 @@ impl ReplyTo {
     /// Sends an error as the answer.
     pub(crate) fn refuse(self, error: v1::Error) {
         self.send(Answer::Error(error));
+    }
+
+    /// Returns whether an answer may be read for it.
+    pub(crate) fn room(&self) -> Room {
+        match self {
+            Self::Stream { answers, .. } => answers.room(),
+            Self::Call { caller, .. } if caller.is_closed() => Room::Gone,
+            Self::Call { node, .. } => node.room(),
+        }
+    }
+
+    /// Returns the stream that a read is parked with which finds no room.
+    pub(crate) fn stream(&self) -> Option<Arc<StreamAnswers>> {
+        match self {
+            Self::Stream { answers, .. } => Some(answers.clone()),
+            Self::Call { .. } => None,
+        }
     }
 }

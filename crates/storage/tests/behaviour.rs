@@ -235,7 +235,11 @@ fn reads_stop_at_their_bounds_from_memory_and_from_disk() {
     };
     check(&log);
     assert!(log.metrics().disk_read_bytes > 0, "the cache is too small for all of it");
-    drop(log);
+    let cohort = log.cohort(CohortId(2));
+    assert_eq!(cohort.read_cached(1..31, usize::MAX), None, "part of it is on disk");
+    let newest = cohort.read(30..31, usize::MAX).unwrap();
+    assert_eq!(cohort.read_cached(30..31, usize::MAX), Some(newest));
+    drop((cohort, log));
     check(&open_stepped(&fs, options).unwrap());
 }
 

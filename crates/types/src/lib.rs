@@ -26,4 +26,4 @@ pub use id::{ClientId, ClusterId, CohortId, Incarnation, NodeId, ParseIdError};
 pub use lsn::{Epoch, Lsn};
 pub use range::{KeyRange, printable};
 pub use range_map::{RangeDescriptor, RangeMap, RangeMapError, even_splits};
-pub use timing::{InvalidTiming, Timing, TimingChange};
+pub use timing::{InvalidTiming, PERIOD_MAX, Timing, TimingChange};

@@ -53,5 +53,21 @@ pub const OUTCOMES_UNDATED_MAX: usize = 64 * SESSION_OUTCOMES_MAX;
 /// have under way at once.
 pub const SESSION_OUTCOMES_MAX: usize = 4096;
 
-/// The most ranges in a range map.
+/// The most ranges in a range map that is read from a disk or a network.
 pub const RANGES_MAX: usize = 10_000;
+
+/// The most ranges that a cluster is made with where Raft replicates all of them. Each replica has
+/// tasks, timers and messages of its own: three nodes with 2,000 on one machine needed half a minute
+/// until every range had a leader, and did not always get there.
+pub const RANGES_MAX_RAFT: usize = 1_000;
+
+/// The most ranges that a cluster is made with where Spinnaker replicates all of them. Each elects
+/// its leader through the coordinator: with 2,000, the elections of one start outlasted the sessions
+/// that they rested on, and the start never ended.
+pub const RANGES_MAX_SPINNAKER: usize = 500;
+
+/// The most ranges that a cluster is made with where PacificA replicates all of them. When a node
+/// dies, each of its ranges changes its configuration at the coordinator, and each replica of every
+/// range learns of each change: with 250 ranges writes stopped for more than a minute and a half,
+/// with 500 a cluster did not start.
+pub const RANGES_MAX_PACIFICA: usize = 100;

@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 /// of a lease: a grace must outlast a lease by at least this share of it.
 const DRIFT_DIVISOR: u32 = 10;
 
+/// The longest period that makes sense: with a longer grace, a dead leader is never replaced. It
+/// also keeps every sum of periods and points in time within what a clock can hold.
+pub const PERIOD_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The periods of Spinnaker and PacificA. Every node of a cluster should be started with the same;
 /// safety asks only that no node's `grace` is shorter than another node's `lease`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +80,18 @@ impl Timing {
     pub fn validate(&self) -> Result<(), InvalidTiming> {
         let Self { commit_period, beacon_interval, lease, grace } = *self;
         let refuse = |reason: String| Err(InvalidTiming(reason));
+        for (name, period) in [
+            ("commit period", commit_period),
+            ("beacon interval", beacon_interval),
+            ("lease", lease),
+            ("grace", grace),
+        ] {
+            if period > PERIOD_MAX {
+                return refuse(format!(
+                    "the {name} of {period:?} must be at most {PERIOD_MAX:?}, which is a day"
+                ));
+            }
+        }
         if commit_period.is_zero() || beacon_interval.is_zero() {
             return refuse("the commit period and the beacon interval must not be zero".into());
         }
@@ -113,6 +129,28 @@ mod tests {
         assert!(Timing { beacon_interval: ms(400), ..timing }.validate().is_err());
         assert!(Timing { commit_period: ms(0), ..timing }.validate().is_err());
         assert!(Timing { beacon_interval: ms(0), ..timing }.validate().is_err());
+    }
+
+    /// Periods whose sums pass the largest duration were a panic, and ones just below it were
+    /// remembered and then ended the replicas' tasks.
+    #[test]
+    fn no_period_is_too_long_to_be_refused() {
+        let timing = Timing::default();
+        for long in
+            [PERIOD_MAX + ms(1), Duration::from_secs(9_000_000_000_000_000_000), Duration::MAX]
+        {
+            for timing in [
+                Timing { commit_period: long, ..timing },
+                Timing { beacon_interval: long, ..timing },
+                Timing { lease: long, grace: long, ..timing },
+                Timing { grace: long, ..timing },
+            ] {
+                let refused = timing.validate().unwrap_err().to_string();
+                assert!(refused.contains("which is a day"), "{refused}");
+            }
+        }
+        let longest = Timing { lease: PERIOD_MAX / 2, grace: PERIOD_MAX, ..timing };
+        assert_eq!(longest.validate(), Ok(()));
     }
 
     #[test]

@@ -33,6 +33,10 @@ const CALLERS_MAX: u64 = 10_000;
 /// Callers that put the keys before they are read.
 const LOADING_CALLERS: u64 = 256;
 
+/// The longest run, and the longest warm-up of one: long enough for any measurement, and short enough that
+/// its end is a point in time.
+const RUN_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// Arguments of `trireme bench`.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
@@ -52,10 +56,10 @@ pub(crate) struct BenchArgs {
         value_parser = value_parser!(u64).range(1..=CALLERS_MAX))]
     callers: Vec<u64>,
     /// How long each run is measured.
-    #[arg(long, default_value = "10s", value_parser = duration::positive)]
+    #[arg(long, default_value = "10s", value_parser = run_duration)]
     duration: Duration,
     /// How long each run goes before it is measured.
-    #[arg(long, default_value = "2s", value_parser = duration::any)]
+    #[arg(long, default_value = "2s", value_parser = warm_up)]
     warm_up: Duration,
     /// What the callers do; one run for each, with each number of callers.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "put,get")]
@@ -71,6 +75,20 @@ pub(crate) struct BenchArgs {
     /// Prints a JSON object.
     #[arg(long)]
     json: bool,
+}
+
+/// Reads how long a run is to be.
+fn run_duration(text: &str) -> Result<Duration, String> {
+    duration::positive(text).and_then(at_most_the_longest)
+}
+
+/// Reads how long a run is to go before it is measured.
+fn warm_up(text: &str) -> Result<Duration, String> {
+    duration::any(text).and_then(at_most_the_longest)
+}
+
+fn at_most_the_longest(asked: Duration) -> Result<Duration, String> {
+    if asked > RUN_MAX { Err("must be at most 720h".to_owned()) } else { Ok(asked) }
 }
 
 /// What the callers of a run do.
@@ -111,7 +129,7 @@ impl BenchArgs {
         let streams_per_node = usize::try_from(self.streams).expect("at most 64");
         let options = ClientOptions { streams_per_node, ..ClientOptions::default() };
         let client = cluster.connect_with(options).await?;
-        let surroundings = Surroundings::of(&client, &cluster.endpoints).await?;
+        let surroundings = Surroundings::of(&client, &cluster.endpoints()?).await?;
         let mut report = Report::new(&self, surroundings);
         if !self.json {
             output::line(report.head())?;

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use tokio::sync::mpsc;
 use trireme_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-use crate::rows::{FileRow, LineReader};
+use crate::rows::{self, FileRow, LineReader};
 
 /// The most bytes in a line: the largest row fits even if each of its bytes is written in the
 /// longest way, `\u00NN` in JSON, with room for what surrounds it.
@@ -42,7 +42,8 @@ pub(super) fn read_all(input: impl Read, reader: LineReader, lines: &mpsc::Sende
                 Input::Line { number, bytes, row }
             }
             Ok(bytes) => {
-                let row = reader.read(&line).map_err(|error| error.to_string());
+                let text = if number == 1 { rows::without_mark(&line) } else { &line };
+                let row = reader.read(text).map_err(|error| error.to_string());
                 Input::Line { number, bytes, row }
             }
             Err(error) => Input::Broken(error),

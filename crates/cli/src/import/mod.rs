@@ -3,7 +3,8 @@
 //! A thread reads the file line by line; as many puts as `--jobs` says are under way at once, and
 //! each is tried again by the client until its deadline. Lines that are not read yet wait in the
 //! file, so that memory is bounded by the jobs. Of two rows with the same key the later one stands
-//! at the end, as if the rows were put one after the other.
+//! at the end, as if the rows were put one after the other. Of rows with the same key that wait for
+//! the put of an earlier one, only the last is put: it stands for all of them.
 
 mod acknowledged;
 mod lines;
@@ -117,10 +118,14 @@ fn open(path: &Path) -> anyhow::Result<(Box<dyn Read + Send>, Option<u64>)> {
     Ok((Box::new(file), about.is_file().then_some(about.len())))
 }
 
-/// Reads the separator: one byte, which may be escaped.
+/// Reads the separator: one byte, which may be escaped. What an escape is written with cannot be
+/// one: a key that holds the separator could not be written at all.
 fn separator(text: &str) -> Result<u8, String> {
     match super::escape::unescape(text.as_bytes()).map_err(|error| error.to_string())?[..] {
-        [b'\n' | b'\\'] => Err("cannot be a line end or a backslash".to_owned()),
+        [b'\n' | b'\r' | b'\\'] => Err("cannot be a line end or a backslash".to_owned()),
+        [b't' | b'n' | b'r' | b'x' | b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F'] => {
+            Err("cannot be a letter or a digit that escapes are written with".to_owned())
+        }
         [byte] => Ok(byte),
         _ => Err("must be one character of one byte".to_owned()),
     }
@@ -135,7 +140,9 @@ mod tests {
         assert_eq!(separator("\t"), Ok(b'\t'));
         assert_eq!(separator(r"\t"), Ok(b'\t'));
         assert_eq!(separator(";"), Ok(b';'));
-        for text in ["", "ab", "\u{e4}", "\\\\", r"\n", r"\q"] {
+        for text in
+            ["", "ab", "\u{e4}", "\\\\", r"\n", r"\r", r"\q", "x", "t", "7", "F", "a", r"\x30"]
+        {
             assert!(separator(text).is_err(), "{text:?} was taken");
         }
     }

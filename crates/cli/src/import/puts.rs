@@ -1,6 +1,7 @@
 //! The puts that are under way, and what became of those that were.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use trireme_client::{Client, ClientError};
+use trireme_types::limits::VALUE_BYTES_MAX;
 use trireme_types::printable;
 
 use super::acknowledged::AcknowledgedLog;
@@ -30,10 +32,22 @@ pub(super) struct Counts {
     bytes: u64,
 }
 
+/// A row that is to be put, and those before it with the same key that it stands for: a
+/// read after it was put finds what it would find had they been put before it.
+struct Row {
+    /// The line of the row that is put.
+    line: u64,
+    key: Bytes,
+    value: Bytes,
+    /// How many rows it stands for, itself included.
+    count: u64,
+}
+
 /// A put that has ended.
 struct Ended {
     line: u64,
     key: Bytes,
+    count: u64,
     result: Result<(), ClientError>,
 }
 
@@ -43,11 +57,12 @@ pub(super) struct Puts {
     jobs: usize,
     log: Option<AcknowledgedLog>,
     under_way: FuturesUnordered<BoxFuture<'static, Ended>>,
-    /// The keys of the puts under way: never two of one key, which could end in either order.
-    keys: HashSet<Bytes>,
-    /// A row, and its line, that waits for the put of its key that is under way.
-    held: Option<(u64, FileRow)>,
+    /// The keys of the puts under way: never two of one key, which could end in either order. With
+    /// each, the row that waits for the end of its put, if one has come meanwhile.
+    keys: HashMap<Bytes, Option<Row>>,
     counts: Counts,
+    /// How many failures there were to tell of.
+    failures_told: u64,
 }
 
 impl Puts {
@@ -58,9 +73,9 @@ impl Puts {
             jobs,
             log,
             under_way: FuturesUnordered::new(),
-            keys: HashSet::new(),
-            held: None,
+            keys: HashMap::new(),
             counts: Counts::default(),
+            failures_told: 0,
         }
     }
 
@@ -79,12 +94,12 @@ impl Puts {
         let mut outcome = Ok(());
         let mut is_open = true;
         while is_open || !self.under_way.is_empty() {
-            let wants_more = is_open && self.held.is_none() && self.under_way.len() < self.jobs;
+            let wants_more = is_open && self.under_way.len() < self.jobs;
             tokio::select! {
                 Some(ended) = self.under_way.next(), if !self.under_way.is_empty() => {
                     if let Err(error) = self.end(ended, progress) {
                         (outcome, is_open) = (outcome.and(Err(error)), false);
-                        self.held = None;
+                        self.keys.values_mut().for_each(|waiting| *waiting = None);
                     }
                 }
                 input = lines.recv(), if wants_more => match input {
@@ -96,6 +111,16 @@ impl Puts {
                     Some(Input::Line { number, bytes, row }) => {
                         self.counts.bytes += bytes;
                         match row {
+                            // Found here, since a row that another one stands for is never sent.
+                            Ok(row) if row.value.len() > VALUE_BYTES_MAX => {
+                                let bytes = row.value.len();
+                                let reason = format!(
+                                    "'{}': invalid request: a value of {bytes} bytes; the limit is \
+                                     {VALUE_BYTES_MAX}",
+                                    printable(&row.key)
+                                );
+                                self.fail(number, &reason, progress);
+                            }
                             Ok(row) => self.take(number, row),
                             Err(reason) => self.fail(number, &reason, progress),
                         }
@@ -107,36 +132,52 @@ impl Puts {
         outcome
     }
 
-    /// Starts a put, or holds its row until the put of the same key has ended.
-    fn take(&mut self, line: u64, row: FileRow) {
-        if !self.keys.insert(row.key.clone()) {
-            self.held = Some((line, row));
-            return;
+    /// Starts a put, or has its row wait until the put of the same key has ended, in the place of
+    /// the one that waits already.
+    fn take(&mut self, line: u64, FileRow { key, value }: FileRow) {
+        let mut row = Row { line, key, value, count: 1 };
+        match self.keys.entry(row.key.clone()) {
+            Entry::Occupied(mut under_way) => {
+                let waiting = under_way.get_mut();
+                row.count += waiting.as_ref().map_or(0, |earlier| earlier.count);
+                *waiting = Some(row);
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(None);
+                self.start(row);
+            }
         }
+    }
+
+    fn start(&mut self, row: Row) {
         let client = self.client.clone();
         let put = async move {
-            let FileRow { key, value } = row;
+            let Row { line, key, value, count } = row;
             let result = client.put(key.clone(), value).await.map(drop);
-            Ended { line, key, result }
+            Ended { line, key, count, result }
         };
         self.under_way.push(Box::pin(put));
     }
 
     fn end(&mut self, ended: Ended, progress: &Progress) -> anyhow::Result<()> {
-        let Ended { line, key, result } = ended;
-        self.keys.remove(&key);
-        if self.held.as_ref().is_some_and(|(_, row)| row.key == key)
-            && let Some((line, row)) = self.held.take()
-        {
-            self.take(line, row);
+        let Ended { line, key, count, result } = ended;
+        match self.keys.get_mut(&key).and_then(Option::take) {
+            Some(next) => self.start(next),
+            None => drop(self.keys.remove(&key)),
         }
         match result {
             Ok(()) => {
-                self.counts.rows += 1;
-                self.log.as_mut().map_or(Ok(()), |log| log.append(&key))
+                self.counts.rows += count;
+                let Some(log) = &mut self.log else { return Ok(()) };
+                (0..count).try_for_each(|_| log.append(&key))
             }
             Err(error) => {
-                self.fail(line, &format!("'{}': {error}", printable(&key)), progress);
+                let others = match count - 1 {
+                    0 => String::new(),
+                    others => format!(" (and {others} earlier rows with its key)"),
+                };
+                self.counts.errors += count - 1;
+                self.fail(line, &format!("'{}'{others}: {error}", printable(&key)), progress);
                 Ok(())
             }
         }
@@ -144,10 +185,11 @@ impl Puts {
 
     fn fail(&mut self, line: u64, reason: &str, progress: &Progress) {
         self.counts.errors += 1;
-        if self.counts.errors <= FAILURES_TOLD {
+        self.failures_told += 1;
+        if self.failures_told <= FAILURES_TOLD {
             progress.note(&format!("trireme: line {line}: {reason}"));
         }
-        if self.counts.errors == FAILURES_TOLD {
+        if self.failures_told == FAILURES_TOLD {
             progress.note("trireme: further failures are only counted");
         }
     }

@@ -1,8 +1,10 @@
 //! The status of a cluster, for people and for programs.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use serde_json::{Map, Value, json};
 use trireme_client::{LogStatus, Measures, NodeStatus};
-use trireme_types::{ClusterId, Lsn};
+use trireme_types::{ClusterId, CohortId, Lsn, NodeId};
 
 use super::NodeReport;
 use super::cohorts::{Cohort, Replica, ReplicaState};
@@ -11,6 +13,9 @@ use crate::{range_list, table};
 /// Returns two tables, of the nodes and of the cohorts, and why nodes could not be asked.
 pub(super) fn text(nodes: &[NodeReport], cohorts: &[Cohort]) -> String {
     let mut text = format!("{}\n\n{}", node_table(nodes), cohort_table(cohorts));
+    for note in nodes.iter().filter_map(|report| report.status.as_ref().ok()).flat_map(notes) {
+        text.push_str(&format!("\n\n{note}"));
+    }
     let unreachable =
         nodes.iter().filter_map(|report| Some((report, report.status.as_ref().err()?)));
     for (at, (report, reason)) in unreachable.enumerate() {
@@ -18,6 +23,23 @@ pub(super) fn text(nodes: &[NodeReport], cohorts: &[Cohort]) -> String {
         text.push_str(&format!("{gap}{} cannot be asked: {reason}", report.node.id));
     }
     text
+}
+
+/// Returns what is to be said of a node beside the tables.
+fn notes(status: &NodeStatus) -> Vec<String> {
+    let node = NodeId(status.node);
+    let set_aside = status.set_aside.iter().map(|replica| {
+        let cohort = CohortId(replica.cohort);
+        let left = Duration::from_millis(replica.deleted_ms.saturating_sub(now_ms()));
+        format!("{node} has set aside a replica of {cohort}; it is deleted in {}s", left.as_secs())
+    });
+    let waits = (!status.waits_for.is_empty()).then(|| format!("{node}: {}", status.waits_for));
+    set_aside.chain(waits).collect()
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn node_table(nodes: &[NodeReport]) -> String {
@@ -137,6 +159,16 @@ fn node_json(report: &NodeReport) -> Value {
         "engine": status.map(|status| &status.engine),
         "durability": status.map(|status| &status.durability),
         "log": log.as_ref().map(log_json),
+        "set_aside": status.map(|status| {
+            let set_aside = status.set_aside.iter();
+            let json = set_aside.map(|replica| json!({
+                "cohort": replica.cohort,
+                "since_ms": replica.since_ms,
+                "deleted_ms": replica.deleted_ms,
+            }));
+            json.collect::<Vec<Value>>()
+        }),
+        "waits_for": status.map(|status| &status.waits_for).filter(|reason| !reason.is_empty()),
     })
 }
 

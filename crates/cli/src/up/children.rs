@@ -27,10 +27,12 @@ pub(super) struct NodeProcess<'a> {
     pub(super) memtable_bytes: Option<usize>,
     pub(super) allow_faults: bool,
     pub(super) replace_delay: Duration,
+    pub(super) discard_after: Duration,
 }
 
 /// The nodes' processes, each with its number. They stop when this one is gone, however it went:
 /// each reads from a pipe that ends then.
+#[derive(Default)]
 pub(super) struct Children {
     running: Vec<Running>,
 }
@@ -44,10 +46,6 @@ struct Running {
 }
 
 impl Children {
-    pub(super) fn new() -> Self {
-        Self { running: Vec::new() }
-    }
-
     pub(super) fn start(&mut self, node: &NodeProcess<'_>) -> anyhow::Result<()> {
         let program = std::env::current_exe().context("finding this program")?;
         let mut child = Command::new(program)
@@ -63,6 +61,7 @@ impl Children {
             .args(node.memtable_bytes.map(|bytes| format!("--memtable-bytes={bytes}")))
             .args(node.allow_faults.then_some("--allow-faults"))
             .args(["--replace-delay", &format!("{}ms", node.replace_delay.as_millis())])
+            .args(["--discard-after", &format!("{}ms", node.discard_after.as_millis())])
             .arg("--stop-at-stdin-end")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

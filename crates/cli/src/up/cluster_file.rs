@@ -97,6 +97,7 @@ impl ClusterFile {
     }
 }
 
-fn path(folder: &Path) -> PathBuf {
+/// Returns where the description of a cluster is.
+pub(super) fn path(folder: &Path) -> PathBuf {
     folder.join("cluster.json")
 }

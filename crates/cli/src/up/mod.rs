@@ -2,40 +2,68 @@
 
 mod children;
 mod cluster_file;
+mod coordinating;
+mod first_start;
 mod plan;
+mod progress;
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
+use futures::future::join_all;
 use tokio::time::Instant;
-use trireme_client::Client;
-use trireme_coordinator::embedded::{EmbeddedOptions, EmbeddedServer};
-use trireme_coordinator::recipes::catalog::{Bootstrapped, Catalog, CatalogState};
-use trireme_coordinator::{Coordinator, CoordinatorOptions};
-use trireme_server::{DataFolder, REPLACE_DELAY_DEFAULT, panics};
-use trireme_types::{Durability, Engine, Protocol};
+use trireme_client::{Client, ClientOptions};
+use trireme_coordinator::embedded::EmbeddedOptions;
+use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
+use trireme_coordinator::{Coordinator, CoordinatorError, CoordinatorOptions, ErrorClass};
+use trireme_server::{DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, panics};
+use trireme_types::{Durability, Engine, NodeId, Protocol};
 
 use self::children::{Children, NodeProcess};
 use self::cluster_file::ClusterFile;
+use self::coordinating::LocalCoordinator;
+use self::first_start::FirstStart;
 use self::plan::{Plan, RangeProtocol, Splits, range_protocol};
-use super::node::stop_signal;
+use self::progress::{Patience, Stage, Work};
+use super::output::announce;
+use super::rebuild::Remembered;
+use super::stopping::stop_signal;
 use super::timing::TimingArgs;
-use super::{UsageError, duration, logging};
+use super::{UsageError, address, duration, logging};
 
-/// How long the cluster may take until every range has a leader.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a starting cluster may stand still before it is given up. However long it takes, it is
+/// not as long as it comes further: see [`progress`].
+const STANDSTILL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often a starting cluster is asked how far it is.
 const READY_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How often a start that takes long says how far it is.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long one look at a starting cluster may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the nodes of an earlier start may take to end, whose `up` was killed: they hand over
+/// what they lead, drain their clients and flush their tables first.
+const PREDECESSORS_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often it is looked whether they have ended.
+const PREDECESSORS_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Where everything listens: a local cluster is for one machine.
 const HOST: &str = "127.0.0.1";
+
+/// The most nodes that one machine is asked to run: each is a process with a log, an engine and a
+/// dozen of threads.
+const NODES_MAX: usize = 100;
 
 const NODES_DEFAULT: usize = 3;
 const RANGES_DEFAULT: usize = 4;
@@ -49,7 +77,7 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "PROTOCOL")]
     replication: Option<Protocol>,
     /// How many nodes. [default: 3]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = nodes)]
     nodes: Option<usize>,
     /// How many replicas each range has. [default: 3, or as many as there are nodes]
     #[arg(long, value_name = "N")]
@@ -67,11 +95,11 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "DIR", default_value = "trireme-data")]
     data: PathBuf,
     /// The coordinator listens here and node I on the I-th port after it. [default: 7100]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// `embedded`, or the endpoints of an etcd cluster. [default: embedded]
-    #[arg(long, value_name = "embedded|URL,URL")]
-    coordinator: Option<String>,
+    #[arg(long, value_name = "embedded|URL,URL", value_parser = coordinator_choice)]
+    coordinator: Option<CoordinatorChoice>,
     /// The storage engine: lsm or sled. [default: lsm]
     #[arg(long)]
     engine: Option<Engine>,
@@ -91,42 +119,140 @@ pub(crate) struct UpArgs {
     /// one, for protocols that replace replicas; counts for this start. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
+    /// How long what is left of a replica is kept that a node is not to hold any more; counts for
+    /// this start. [default: 1d]
+    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
+    discard_after: Option<Duration>,
+}
+
+/// Which coordinator a cluster has.
+#[derive(Clone, Debug)]
+enum CoordinatorChoice {
+    Embedded,
+    At(Vec<String>),
+}
+
+/// What runs, and what it runs in.
+#[derive(Default)]
+struct Running {
+    children: Children,
+    coordinator: Option<LocalCoordinator>,
+    /// What is to be taken back unless the start gets further.
+    undo: Option<FirstStart>,
+    /// Held until everything else has stopped.
+    folder: Option<DataFolder>,
+}
+
+impl Running {
+    /// Stops the nodes, and then the coordinator that they take leave of.
+    async fn stop(self) -> anyhow::Result<()> {
+        self.children.stop().await;
+        let stopped = match self.coordinator {
+            Some(coordinator) => coordinator.stop().await.context("stopping the coordinator"),
+            None => Ok(()),
+        };
+        if let Some(undo) = self.undo {
+            undo.undo();
+        }
+        stopped
+    }
 }
 
 impl UpArgs {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         logging::start();
         panics::end_process_on_panic();
-        tokio::runtime::Runtime::new()?.block_on(async {
-            let outcome = self.up().await;
-            panics::disarm();
-            outcome
-        })
+        let runtime = tokio::runtime::Runtime::new()?;
+        let outcome = runtime.block_on(self.up());
+        // What a start was cut short in must not keep the process from ending.
+        panics::disarm();
+        runtime.shutdown_background();
+        outcome
     }
 
     async fn up(self) -> anyhow::Result<()> {
         let stop = stop_signal(false)?;
-        let plan = self.plan();
-        check_plan(&plan)?;
-        self.check_timing()?;
-        let folder = DataFolder::open(&self.data)?;
-        let file = self.cluster_file(&folder)?;
+        let plan = self.plan()?;
+        self.check_existing()?;
+        let mut running = Running::default();
+        // A signal ends the start at any moment, as it ends the cluster that serves.
+        let outcome = tokio::select! {
+            biased;
+            () = stop => Ok(()),
+            outcome = self.start_and_watch(&plan, &mut running) => outcome,
+        };
+        let stopped = running.stop().await;
+        outcome.and(stopped)
+    }
+
+    /// Starts everything and watches over it; returns why it has ended by itself.
+    async fn start_and_watch(&self, plan: &Plan, running: &mut Running) -> anyhow::Result<()> {
+        let folder = running.folder.insert(DataFolder::open(&self.data)?);
+        let existing = ClusterFile::read(folder.path())?;
+        let file = self.cluster_file(existing.as_ref())?;
+        wait_for_predecessors(&self.data, file.nodes).await?;
         let addresses = addresses(&file)?;
-        // Not before the ports are known to be free: a start that failed decides nothing.
-        file.write(folder.path())?;
-        let embedded = start_embedded(&folder, &file).await?;
-        let endpoints = match (&embedded, &file.coordinator) {
+        if existing.is_none() {
+            running.undo = Some(FirstStart::in_folder(folder.path()));
+        }
+        running.coordinator = start_embedded(folder, &file).await?;
+        let endpoints = match (&running.coordinator, &file.coordinator) {
             (Some(server), _) => vec![server.endpoint()],
             (None, endpoints) => endpoints.clone().unwrap_or_default(),
         };
-        let catalog = bootstrap(&endpoints, &plan, &file).await?;
-        let mut children = Children::new();
+        let coordinator = connect(&endpoints).await?;
+        if let Some(undo) = &mut running.undo {
+            // The coordinator must not know a cluster that the folder does not know: not even if
+            // this process ends before it learns what the coordinator did.
+            file.write(folder.path())?;
+            undo.keep_description(running.coordinator.is_none());
+        }
+        let catalog = match bootstrap(coordinator, &endpoints, plan, &file, folder.path()).await {
+            Ok(catalog) => catalog,
+            Err(error) => {
+                if let Some(undo) = &mut running.undo {
+                    undo.keep_description(running.coordinator.is_none() && is_unknown(&error));
+                }
+                return Err(error);
+            }
+        };
+        // From here on the cluster exists; before, a start that failed decided nothing.
+        if running.undo.take().is_none() && existing.as_ref() != Some(&file) {
+            file.write(folder.path())?;
+        }
+        self.start_nodes(&file, &addresses, &endpoints, &mut running.children)?;
+        let children = &mut running.children;
+        let pids = children.pids();
+        let serving = async {
+            tokio::select! {
+                ready = wait_until_ready(&addresses, &catalog, &pids) => ready?,
+                (id, status) = children.ended() => return Err(early_end(id, status)),
+            }
+            announce(ready_line(&addresses, &endpoints, &file, &catalog, &pids))?;
+            watch_over(children, &addresses).await
+        };
+        match &mut running.coordinator {
+            None => serving.await,
+            Some(coordinator) => tokio::select! {
+                outcome = serving => outcome,
+                never = coordinator.keep_running() => match never {},
+            },
+        }
+    }
+
+    fn start_nodes(
+        &self,
+        file: &ClusterFile,
+        addresses: &[String],
+        endpoints: &[String],
+        children: &mut Children,
+    ) -> anyhow::Result<()> {
         for (index, address) in addresses.iter().enumerate() {
             children.start(&NodeProcess {
                 id: index + 1,
-                data: &self.data.join(format!("node-{}", index + 1)),
+                data: &node_folder(&self.data, index + 1),
                 listen: address,
-                coordinator: &endpoints,
+                coordinator: endpoints,
                 engine: file.engine,
                 durability: file.durability,
                 timing: file.timing,
@@ -134,27 +260,21 @@ impl UpArgs {
                 memtable_bytes: self.memtable_bytes,
                 allow_faults: self.allow_faults,
                 replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
+                discard_after: self.discard_after.unwrap_or(DISCARD_AFTER_DEFAULT),
             })?;
         }
-        let started = tokio::select! {
-            ready = wait_until_ready(&addresses, &catalog) => ready,
-            (id, status) = children.ended() => Err(early_end(id, status)),
-        };
-        let outcome = match started {
-            Ok(()) => {
-                print_ready(&addresses, &endpoints, &file, &catalog, &children)?;
-                watch_over(&mut children, &addresses, stop).await
-            }
-            failed => failed,
-        };
-        children.stop().await;
-        if let Some(server) = embedded {
-            server.stop().await?;
-        }
-        outcome
+        Ok(())
     }
 
-    fn plan(&self) -> Plan {
+    /// Returns what a new cluster is to look like, after checking what can be checked before
+    /// anything is made.
+    fn plan(&self) -> anyhow::Result<Plan> {
+        let plan = self.unchecked_plan();
+        plan.spec(trireme_types::ClusterId(0)).map_err(UsageError)?;
+        Ok(plan)
+    }
+
+    fn unchecked_plan(&self) -> Plan {
         let nodes = self.nodes.unwrap_or(NODES_DEFAULT);
         let splits = match (&self.split_at, self.ranges) {
             (Some(keys), _) => Some(Splits::At(keys.iter().cloned().map(Bytes::from).collect())),
@@ -173,14 +293,14 @@ impl UpArgs {
 
     /// Returns what the folder says of its cluster, with what was asked for now; for a new folder,
     /// what it is to say.
-    fn cluster_file(&self, folder: &DataFolder) -> anyhow::Result<ClusterFile> {
-        let coordinator = match self.coordinator.as_deref() {
-            None | Some("embedded") => None,
-            Some(urls) => Some(urls.split(',').map(|url| url.trim().to_owned()).collect()),
+    fn cluster_file(&self, existing: Option<&ClusterFile>) -> anyhow::Result<ClusterFile> {
+        let coordinator = match &self.coordinator {
+            None | Some(CoordinatorChoice::Embedded) => None,
+            Some(CoordinatorChoice::At(endpoints)) => Some(endpoints.clone()),
         };
         let port = self.port.unwrap_or(PORT_DEFAULT);
-        let Some(mut file) = ClusterFile::read(folder.path())? else {
-            let plan = self.plan();
+        let Some(mut file) = existing.cloned() else {
+            let plan = self.unchecked_plan();
             let mut file = ClusterFile::new(
                 plan.nodes,
                 plan.replication,
@@ -212,14 +332,20 @@ impl UpArgs {
         Ok(file)
     }
 
-    /// Checks the periods that were asked for, with those that the folder remembers, before
+    /// Checks the ports and periods that were asked for, with what the folder remembers, before
     /// anything is made or held.
-    fn check_timing(&self) -> anyhow::Result<()> {
+    fn check_existing(&self) -> anyhow::Result<()> {
         let existing = ClusterFile::read(&self.data)?;
+        let port = existing.as_ref().map_or(PORT_DEFAULT, |file| file.port);
+        let nodes = existing.as_ref().map_or(self.unchecked_plan().nodes, |file| file.nodes);
+        node_ports(self.port.unwrap_or(port), nodes).map_err(UsageError)?;
         let timing = existing.as_ref().map(|file| file.timing).unwrap_or_default();
         self.timing.change().of(timing).map_err(UsageError::from)?;
+        if existing.is_none() {
+            self.unchecked_plan().check_count().map_err(UsageError)?;
+        }
         // A range of a new cluster has so many replicas; of an old one, at most as many as nodes.
-        let replicas = existing.map_or(self.plan().replicas, |file| file.nodes);
+        let replicas = existing.map_or(self.unchecked_plan().replicas, |file| file.nodes);
         let least = self.timing.min_replicas_for_write().unwrap_or(1);
         if least > replicas {
             let reason = format!("writes cannot need {least} replicas where there are {replicas}");
@@ -252,20 +378,36 @@ impl UpArgs {
     }
 }
 
-/// Checks what can be checked before anything is written.
-fn check_plan(plan: &Plan) -> anyhow::Result<()> {
-    plan.spec(trireme_types::ClusterId(0)).map_err(UsageError)?;
-    Ok(())
+/// Reads how many nodes a cluster is to have.
+fn nodes(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("a cluster needs at least one node".to_owned()),
+        Ok(nodes @ 1..=NODES_MAX) => Ok(nodes),
+        _ => Err(format!("expected a number from 1 to {NODES_MAX}")),
+    }
+}
+
+/// Reads which coordinator a cluster is to have.
+fn coordinator_choice(text: &str) -> Result<CoordinatorChoice, String> {
+    if text == "embedded" {
+        return Ok(CoordinatorChoice::Embedded);
+    }
+    let endpoints = text.split(',').map(address::coordinator_endpoint);
+    let endpoints = endpoints.collect::<Result<_, _>>();
+    endpoints.map(CoordinatorChoice::At).map_err(|error| format!("{error}, or 'embedded'"))
+}
+
+/// Returns the ports of the nodes of a cluster that begins at `port`.
+fn node_ports(port: u16, nodes: usize) -> Result<RangeInclusive<u16>, String> {
+    let last = u16::try_from(nodes).ok().and_then(|nodes| port.checked_add(nodes));
+    let last = last.ok_or_else(|| format!("there are not {nodes} ports after port {port}"))?;
+    // A first port that has no successor has no node after it either.
+    Ok(port.saturating_add(1)..=last)
 }
 
 /// Returns where the nodes will listen, and checks that nobody listens there.
 fn addresses(file: &ClusterFile) -> anyhow::Result<Vec<String>> {
-    let last = usize::from(file.port) + file.nodes;
-    if last > usize::from(u16::MAX) {
-        let (port, nodes) = (file.port, file.nodes);
-        bail!("there are not {nodes} ports after port {port}");
-    }
-    let ports = file.port + 1..=file.port + u16::try_from(file.nodes)?;
+    let ports = node_ports(file.port, file.nodes).map_err(UsageError)?;
     let addresses: Vec<String> = ports.map(|port| format!("{HOST}:{port}")).collect();
     for address in &addresses {
         TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
@@ -273,34 +415,95 @@ fn addresses(file: &ClusterFile) -> anyhow::Result<Vec<String>> {
     Ok(addresses)
 }
 
+fn node_folder(data: &Path, node: usize) -> PathBuf {
+    data.join(format!("node-{node}"))
+}
+
+fn coordinator_folder(data: &Path) -> PathBuf {
+    data.join("coordinator")
+}
+
+/// Waits for the nodes of an earlier start to end. When their `up` is killed they stop by
+/// themselves, which takes them a moment.
+async fn wait_for_predecessors(data: &Path, nodes: usize) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PREDECESSORS_TIMEOUT;
+    let mut is_said = false;
+    for node in 1..=nodes {
+        let folder = node_folder(data, node);
+        while DataFolder::is_in_use(&folder)? {
+            if Instant::now() >= deadline {
+                bail!(
+                    "node {node} runs already: {} is in use by another process",
+                    folder.display()
+                );
+            }
+            if !std::mem::replace(&mut is_said, true) {
+                tracing::info!(node, "waiting for the nodes of an earlier start to end");
+            }
+            tokio::time::sleep(PREDECESSORS_INTERVAL).await;
+        }
+    }
+    Ok(())
+}
+
 async fn start_embedded(
     folder: &DataFolder,
     file: &ClusterFile,
-) -> anyhow::Result<Option<EmbeddedServer>> {
+) -> anyhow::Result<Option<LocalCoordinator>> {
     if file.coordinator.is_some() {
         return Ok(None);
     }
     let listen: SocketAddr = format!("{HOST}:{}", file.port).parse()?;
-    let options = EmbeddedOptions::new(folder.path().join("coordinator"), listen);
-    let server = EmbeddedServer::start(options).await.context("starting the coordinator")?;
-    Ok(Some(server))
+    let options = EmbeddedOptions::new(coordinator_folder(folder.path()), listen);
+    LocalCoordinator::start(options).await.map(Some)
 }
 
-/// Creates the cluster at the coordinator, unless it is there already.
+async fn connect(endpoints: &[String]) -> anyhow::Result<Coordinator> {
+    Coordinator::connect(CoordinatorOptions::new(endpoints.to_vec()))
+        .await
+        .with_context(|| coordinator_at(endpoints))
+}
+
+fn coordinator_at(endpoints: &[String]) -> String {
+    format!("the coordinator at {}", endpoints.join(","))
+}
+
+/// Creates the cluster at the coordinator, unless it is there already. What the nodes' folders know
+/// counts for more than the plan, and for more than what an older coordinator knows.
 async fn bootstrap(
+    coordinator: Coordinator,
     endpoints: &[String],
     plan: &Plan,
     file: &ClusterFile,
+    folder: &Path,
 ) -> anyhow::Result<CatalogState> {
     let cluster = file.cluster()?;
-    let context = || format!("the coordinator at {}", endpoints.join(","));
-    let coordinator = Coordinator::connect(CoordinatorOptions::new(endpoints.to_vec()))
-        .await
-        .with_context(context)?;
-    let spec = plan.spec(cluster).map_err(UsageError)?;
-    let state = match Catalog::bootstrap(&coordinator, spec).await.with_context(context)? {
-        Bootstrapped::Created(state) | Bootstrapped::Existed(state) => state,
-    };
+    let context = || coordinator_at(endpoints);
+    let ids = (1..).map(NodeId).take(file.nodes);
+    let folders = ids.zip(1..).map(|(id, node)| (id, node_folder(folder, node)));
+    let remembered = Remembered::of_folders(folders)?;
+    let found = Catalog::new(&coordinator).load().await.with_context(context)?;
+    if let Some(found) = &found
+        && found.cluster != cluster
+    {
+        let (found, at) = (found.cluster, endpoints.join(","));
+        bail!("the coordinator at {at} holds cluster {found}, and this folder cluster {cluster}");
+    }
+    if remembered.has_served() {
+        remembered.check_cluster(cluster)?;
+        let lost = found.is_none();
+        remembered.bring_back(&coordinator, &[]).await.with_context(context)?;
+        if lost {
+            tracing::warn!(
+                "the coordinator had lost the cluster: it is back from the nodes' folders"
+            );
+        }
+    } else if found.is_none() {
+        let spec = plan.spec(cluster).map_err(UsageError)?;
+        Catalog::bootstrap(&coordinator, spec).await.with_context(context)?;
+    }
+    let state = Catalog::new(&coordinator).load().await.with_context(context)?;
+    let state = state.with_context(|| format!("{} knows no cluster", context()))?;
     coordinator.close().await.with_context(context)?;
     if state.cluster != cluster {
         let (found, at) = (state.cluster, endpoints.join(","));
@@ -309,70 +512,107 @@ async fn bootstrap(
     Ok(state)
 }
 
+/// Returns true if the coordinator may have done what the error says it did not answer.
+fn is_unknown(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<CoordinatorError>();
+    cause.is_some_and(|cause| cause.class() == ErrorClass::Unknown)
+}
+
 /// Waits until every node answers and every range has a leader.
-async fn wait_until_ready(addresses: &[String], catalog: &CatalogState) -> anyhow::Result<()> {
-    let deadline = Instant::now() + READY_TIMEOUT;
+async fn wait_until_ready(
+    addresses: &[String],
+    catalog: &CatalogState,
+    pids: &[u32],
+) -> anyhow::Result<()> {
+    let mut patience = Patience::new(STANDSTILL_TIMEOUT, Instant::now());
+    let mut report_at = Instant::now() + REPORT_INTERVAL;
     loop {
-        match is_ready(addresses, catalog).await {
-            Ok(true) => return Ok(()),
-            unready if Instant::now() >= deadline => {
-                unready.context("the cluster did not become ready")?;
-                bail!("the cluster did not become ready: some range has no leader");
-            }
-            _ => tokio::time::sleep(READY_INTERVAL).await,
+        let stage = stage(addresses, catalog, pids).await;
+        if stage.is_ready() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if patience.is_over(&stage, now) {
+            let reason = what_it_waits_for(addresses).await;
+            bail!("the cluster did not become ready: {stage}{reason}");
+        }
+        if now >= report_at {
+            tracing::info!("starting: {stage}");
+            report_at = now + REPORT_INTERVAL;
+        }
+        tokio::time::sleep(READY_INTERVAL).await;
+    }
+}
+
+/// Returns what nodes say that they wait for, as the end of a sentence.
+async fn what_it_waits_for(addresses: &[String]) -> String {
+    let Ok(client) = Client::connect(addresses.to_vec()).await else { return String::new() };
+    for address in addresses {
+        if let Ok(status) = client.node_status(address).await
+            && !status.waits_for.is_empty()
+        {
+            return format!("; node {}: {}", status.node, status.waits_for);
         }
     }
+    String::new()
 }
 
-async fn is_ready(addresses: &[String], catalog: &CatalogState) -> anyhow::Result<bool> {
-    let client = Client::connect(addresses.to_vec()).await?;
-    let mut led = 0;
-    for address in addresses {
-        let status = client.node_status(address).await?;
-        led += status.replicas.iter().filter(|replica| replica.leader == status.node).count();
+/// Returns how far a starting cluster is.
+async fn stage(addresses: &[String], catalog: &CatalogState, pids: &[u32]) -> Stage {
+    let (nodes, ranges) = (addresses.len(), catalog.map.ranges().len());
+    let mut stage = Stage { nodes, ranges, ..Stage::default() };
+    let options = ClientOptions { deadline: LOOK_TIMEOUT, ..ClientOptions::default() };
+    let client = Client::connect_with(addresses.to_vec(), options).await;
+    let statuses = addresses.iter().map(async |address| match &client {
+        Ok(client) => client.node_status(address).await,
+        Err(error) => Err(error.clone()),
+    });
+    // A former leader may not know its successor yet: each range counts once.
+    let mut led = BTreeSet::new();
+    for (index, status) in join_all(statuses).await.into_iter().enumerate() {
+        match status {
+            Ok(status) => {
+                let own = status.replicas.iter().filter(|replica| replica.leader == status.node);
+                led.extend(own.map(|replica| replica.cohort));
+            }
+            Err(error) => {
+                stage.silent.insert(index + 1, error.to_string());
+                let work = pids.get(index).map(|&pid| Work::of(pid));
+                stage.work.insert(index + 1, work.unwrap_or_default());
+            }
+        }
     }
-    Ok(led == catalog.map.ranges().len())
+    stage.led = led.len();
+    stage
 }
 
-fn print_ready(
+fn ready_line(
     addresses: &[String],
     endpoints: &[String],
     file: &ClusterFile,
     catalog: &CatalogState,
-    children: &Children,
-) -> anyhow::Result<()> {
-    let pids: Vec<String> = children.pids().iter().map(u32::to_string).collect();
-    let mut stdout = std::io::stdout().lock();
-    writeln!(
-        stdout,
+    pids: &[u32],
+) -> String {
+    let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+    format!(
         "ready endpoints={} coordinator={} replication={} ranges={} pids={}",
         addresses.join(","),
         endpoints.join(","),
         file.replication,
         catalog.map.ranges().len(),
         pids.join(",")
-    )?;
-    Ok(stdout.flush()?)
+    )
 }
 
-/// Reports nodes that end, until `stop` resolves or none is left.
-async fn watch_over(
-    children: &mut Children,
-    addresses: &[String],
-    stop: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
-    tokio::pin!(stop);
+/// Reports nodes that end, until none is left.
+async fn watch_over(children: &mut Children, addresses: &[String]) -> anyhow::Result<()> {
     loop {
-        tokio::select! {
-            () = &mut stop => return Ok(()),
-            (id, status) = children.ended() => {
-                tracing::error!("{}", early_end(id, status));
-                // A node that was started again by itself is no child of this process, and needs
-                // the coordinator in it all the same.
-                if children.is_empty() && !somebody_listens(addresses).await {
-                    bail!("no node is left");
-                }
-            }
+        let (id, status) = children.ended().await;
+        tracing::error!("{}", early_end(id, status));
+        // A node that was started again by itself is no child of this process, and needs the
+        // coordinator in it all the same.
+        if children.is_empty() && !somebody_listens(addresses).await {
+            bail!("no node is left");
         }
     }
 }

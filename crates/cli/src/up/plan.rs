@@ -2,9 +2,16 @@
 
 use bytes::Bytes;
 use trireme_coordinator::recipes::catalog::ClusterSpec;
-use trireme_types::{
-    ClusterId, CohortConfig, KeyRange, NodeId, Protocol, RangeMap, chained_placement, even_splits,
+use trireme_types::limits::{
+    RANGES_MAX, RANGES_MAX_PACIFICA, RANGES_MAX_RAFT, RANGES_MAX_SPINNAKER,
 };
+use trireme_types::{
+    ClusterId, CohortConfig, KeyRange, NodeId, Protocol, RangeMap, RangeMapError,
+    chained_placement, even_splits,
+};
+
+/// What the limits of the protocols are counted in together: a hundredth of a hundredth of each.
+const PARTS: usize = 10_000;
 
 /// A range that is to have a protocol of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +64,9 @@ impl Plan {
     fn map(&self) -> Result<RangeMap, String> {
         let splits = match &self.splits {
             Some(Splits::Even(0)) => return Err("a cluster needs at least one range".to_owned()),
+            Some(Splits::Even(count)) if *count > RANGES_MAX => {
+                return Err(RangeMapError::TooMany(*count).to_string());
+            }
             Some(Splits::Even(count)) => even_splits(*count),
             Some(Splits::At(keys)) => keys.clone(),
             None => Vec::new(),
@@ -73,6 +83,30 @@ impl Plan {
         borders.sort();
         borders.dedup();
         RangeMap::from_splits(&borders).map_err(|error| error.to_string())
+    }
+
+    /// Checks that a new cluster can start with so many ranges and lose a node. Ranges of several
+    /// protocols have their parts of the limits together.
+    pub(super) fn check_count(&self) -> Result<(), String> {
+        let map = self.map()?;
+        let mut counts = [
+            (Protocol::Spinnaker, 0, RANGES_MAX_SPINNAKER),
+            (Protocol::Raft, 0, RANGES_MAX_RAFT),
+            (Protocol::Pacifica, 0, RANGES_MAX_PACIFICA),
+        ];
+        for entry in map.ranges() {
+            let own = self.protocol_at(&entry.range);
+            counts.iter_mut().filter(|(by, ..)| *by == own).for_each(|(_, count, _)| *count += 1);
+        }
+        let parts = counts.iter().map(|(_, count, most)| count * PARTS / most);
+        if parts.sum::<usize>() <= PARTS {
+            return Ok(());
+        }
+        let asked = counts.iter().filter(|(_, count, _)| *count > 0);
+        let asked: Vec<_> = asked
+            .map(|(by, count, most)| format!("{count} by {by}, of which it can have {most}"))
+            .collect();
+        Err(format!("the cluster would have too many ranges: {}", asked.join("; ")))
     }
 
     fn protocol_at(&self, range: &KeyRange) -> Protocol {
@@ -143,6 +177,32 @@ mod tests {
         assert!(refusal(plan(Some(Splits::Even(0)), &[])).contains("at least one range"));
         let many = Plan { replicas: 4, ..plan(None, &[]) };
         assert!(refusal(many).contains("needs as many nodes"));
+    }
+
+    /// More were accepted, as README allowed them, and such a cluster never started.
+    #[test]
+    fn more_ranges_than_a_protocol_can_have_are_refused_with_the_reason() {
+        let made = |replication, count, protocols: &[&str]| {
+            let splits = Some(Splits::Even(count));
+            let plan = Plan { replication, ..plan(splits, protocols) };
+            plan.check_count()
+        };
+        for (protocol, most) in [
+            (Protocol::Spinnaker, RANGES_MAX_SPINNAKER),
+            (Protocol::Raft, RANGES_MAX_RAFT),
+            (Protocol::Pacifica, RANGES_MAX_PACIFICA),
+        ] {
+            assert_eq!(made(protocol, most, &[]), Ok(()), "{protocol}");
+            let refused = made(protocol, most + 1, &[]).unwrap_err();
+            let reason = format!("{} by {protocol}, of which it can have {most}", most + 1);
+            assert!(refused.contains(&reason), "{refused}");
+        }
+        assert!(made(Protocol::Raft, usize::MAX, &[]).unwrap_err().contains("may hold"));
+        // Half of what each can have is as much as there is.
+        let half = ["n..=pacifica"];
+        assert_eq!(made(Protocol::Raft, RANGES_MAX_PACIFICA, &half), Ok(()));
+        let refused = made(Protocol::Raft, 4 * RANGES_MAX_PACIFICA, &half).unwrap_err();
+        assert!(refused.contains("by raft") && refused.contains("by pacifica"), "{refused}");
     }
 
     #[test]

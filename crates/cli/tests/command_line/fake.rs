@@ -287,6 +287,7 @@ impl State {
             durability: "fsync".to_owned(),
             replicas: self.map.ranges().iter().map(replica).collect(),
             log: Some(v1::LogStatus { scans: 1, syncs: 40 + node, ..Default::default() }),
+            ..Default::default()
         }
     }
 }
@@ -370,6 +371,13 @@ impl Admin for FakeNode {
         &self,
         _: Request<v1::TransferLeaderRequest>,
     ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        unary()
+    }
+
+    async fn knowledge(
+        &self,
+        _request: Request<v1::KnowledgeRequest>,
+    ) -> Result<Response<v1::KnowledgeResponse>, Status> {
         unary()
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use serde_json::json;
@@ -174,6 +175,166 @@ fn a_part_of_the_keys_can_be_exported() {
     assert_eq!(export(&["--start", r"c\t", "--escaped"]), "c\\t\t\n");
 }
 
+/// Of many rows of one key each was put alone, with all others waiting behind it.
+#[test]
+fn rows_of_one_key_that_wait_for_each_other_are_put_as_the_last_of_them() {
+    let cluster = Cluster::start(1, &[]);
+    // The first row comes back late, so that all others come meanwhile.
+    cluster.state().slow = [("first".into(), 8)].into();
+    let mut text = "hot\tfirst\n".to_owned();
+    for number in 1..2000 {
+        text.push_str(&format!("hot\t{number}\nc{number:04}\t1\n"));
+    }
+    let folder = TempDir::new().unwrap();
+    let log = path(&folder, "acknowledged");
+    let ran = run_with_input(&cluster, ["import", "-", "--ack-log", &log], text.as_bytes());
+    assert_summary(&ran, "3999 rows, 0 errors");
+    assert_eq!(rows(&cluster)[&b"hot"[..]], b"1999");
+    let puts = cluster.state().done["put"];
+    assert!(puts < 1999 + 1000, "{puts} puts for 1999 other rows and 2000 of one key");
+    let logged = fs::read_to_string(&log).unwrap();
+    assert_eq!(logged.lines().filter(|key| *key == "hot").count(), 2000);
+}
+
+/// A row that stands for others fails for all of them.
+#[test]
+fn rows_that_wait_behind_one_that_is_refused_are_counted_each() {
+    let cluster = Cluster::start(1, &[]);
+    cluster.state().refused = vec!["no".into()];
+    let input = "no\t1\n".repeat(50);
+    let ran = run_with_input(&cluster, ["import", "-"], input.as_bytes());
+    assert_summary(&ran, "0 rows, 50 errors");
+    assert!(ran.status == 1 && ran.stderr.contains("'no'"), "{ran:?}");
+    // One that could never be put is not acknowledged by what comes after it.
+    let long = "v".repeat(trireme_types::limits::VALUE_BYTES_MAX + 1);
+    let input = format!("k\t1\nk\t{long}\nk\t3\n");
+    let ran = run_with_input(&cluster, ["import", "-"], input.as_bytes());
+    assert_summary(&ran, "2 rows, 1 errors");
+    assert!(
+        ran.stderr.contains("line 2: 'k': invalid request: a value of 1048577 bytes;"),
+        "{ran:?}"
+    );
+    assert_eq!(rows(&cluster)[&b"k"[..]], b"3");
+}
+
+/// The mark at the start of a file of another system became a part of the first key.
+#[test]
+fn a_byte_order_mark_is_passed_over_and_a_key_that_begins_with_one_comes_back() {
+    let cluster = Cluster::start(1, &[]);
+    for (format, input) in [
+        (&["--format", "tsv"][..], &b"\xef\xbb\xbfapple\t1\r\nb\t2\r\n"[..]),
+        (&["--format", "jsonl"], b"\xef\xbb\xbf{\"key\":\"j\",\"value\":\"1\"}\n"),
+        (&["--key-only"], b"\xef\xbb\xbfk\n"),
+    ] {
+        run_with_input(&cluster, [&["import", "-"], format].concat(), input).out();
+    }
+    let keys: Vec<Vec<u8>> = rows(&cluster).into_keys().collect();
+    assert_eq!(keys, [&b"apple"[..], b"b", b"j", b"k"]);
+
+    let marked = Cluster::start(1, &[]);
+    marked.state().insert(b"\xef\xbb\xbfa", b"1");
+    for format in ["tsv", "jsonl"] {
+        let exported = run(&marked, ["export", "-", "--format", format]).stdout;
+        let other = Cluster::start(1, &[]);
+        run_with_input(&other, ["import", "-", "--format", format], &exported).out();
+        assert_eq!(rows(&other), rows(&marked), "{format}");
+    }
+}
+
+/// What one command prints, another one reads, the empty key included.
+#[test]
+fn the_keys_that_scan_prints_can_be_imported() {
+    let cluster = Cluster::start(1, &[]);
+    for key in [&b""[..], b"a\tb", b"\xef\xbb\xbfz", b"\n"] {
+        cluster.state().insert(key, b"");
+    }
+    let keys = run(&cluster, ["scan", "--keys-only"]).stdout;
+    let other = Cluster::start(1, &[]);
+    run_with_input(&other, ["import", "-", "--key-only"], &keys).out();
+    assert_eq!(rows(&other), rows(&cluster));
+}
+
+/// An export to a link replaced the link, and one to a file made it readable by everybody.
+#[test]
+fn an_export_replaces_what_a_link_leads_to_and_keeps_the_rights_of_the_file() {
+    let cluster = Cluster::start(1, &[]);
+    cluster.state().insert(b"a", b"1");
+    let folder = TempDir::new().unwrap();
+    fs::create_dir(folder.path().join("far")).unwrap();
+    let link = folder.path().join("link");
+    let (middle, real) = (folder.path().join("far/middle"), folder.path().join("far/real"));
+    symlink("far/middle", &link).unwrap();
+    symlink(&real, &middle).unwrap();
+    let export = || run(&cluster, ["export", link.to_str().unwrap()]).out().to_owned();
+    export();
+    assert_eq!(fs::read_to_string(&real).unwrap(), "a\t1\n");
+    fs::set_permissions(&real, fs::Permissions::from_mode(0o640)).unwrap();
+    cluster.state().insert(b"b", b"2");
+    export();
+    assert_eq!(fs::read_to_string(&link).unwrap(), "a\t1\nb\t2\n");
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(fs::symlink_metadata(&middle).unwrap().is_symlink());
+    assert_eq!(fs::metadata(&real).unwrap().permissions().mode() & 0o777, 0o640);
+}
+
+/// A pipe became a file, and its reader waited for ever.
+#[test]
+fn an_export_to_a_pipe_or_a_device_is_written_to_it() {
+    let cluster = Cluster::start(1, &[]);
+    cluster.state().insert(b"a", b"1");
+    let folder = TempDir::new().unwrap();
+    let pipe = path(&folder, "pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || fs::read_to_string(pipe).unwrap()
+    });
+    let ran = run(&cluster, ["export", &pipe]);
+    assert_eq!((ran.status, &ran.stdout[..]), (0, &b""[..]), "{ran:?}");
+    assert!(ran.stderr.starts_with("exported 1 rows in "), "{ran:?}");
+    assert_eq!(reader.join().unwrap(), "a\t1\n");
+    assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+
+    // Not `/dev/stdout`, which is this machine's: where it was replaced, all others would miss it.
+    let ran = run(&cluster, ["export", "/dev/fd/1"]);
+    assert_eq!((ran.status, &ran.stdout[..]), (0, &b"a\t1\n"[..]), "{ran:?}");
+    // A link of this folder, so that nothing of the machine is at risk.
+    let full = path(&folder, "full");
+    symlink("/dev/full", &full).unwrap();
+    let ran = run(&cluster, ["export", &full]);
+    assert!(ran.error(1).contains("No space left on device"), "{ran:?}");
+    assert!(fs::symlink_metadata(&full).unwrap().is_symlink());
+}
+
+/// Two exports of one name wrote into one another's unfinished file.
+#[test]
+fn exports_to_one_file_at_once_do_not_meet() {
+    let cluster = Cluster::start(1, &[]);
+    for number in 0..400 {
+        cluster.state().insert(format!("k{number:03}").into_bytes().leak(), b"v");
+    }
+    let folder = TempDir::new().unwrap();
+    let file = path(&folder, "rows");
+    let strangers = path(&folder, "rows.partial");
+    fs::write(&strangers, "of another program").unwrap();
+    std::thread::scope(|scope| {
+        for prefix in ["k", "k0", "k1", "k2"] {
+            let (cluster, file) = (&cluster, &file);
+            scope.spawn(move || {
+                for _ in 0..5 {
+                    run(cluster, ["export", file, "--prefix", prefix]).out();
+                    let lines = fs::read_to_string(file).unwrap().lines().count();
+                    assert!([400, 100].contains(&lines), "{lines} lines");
+                }
+            });
+        }
+    });
+    assert_eq!(fs::read_to_string(&strangers).unwrap(), "of another program");
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().flatten().collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
 /// A file of the name that was asked for is always a complete export.
 #[test]
 fn an_export_that_fails_leaves_the_file_as_it_was() {
@@ -186,6 +347,7 @@ fn an_export_that_fails_leaves_the_file_as_it_was() {
     let ran = run(&cluster, ["export", &file, "--deadline", "200ms"]);
     assert!(ran.error(1).contains("unavailable"), "{ran:?}");
     assert_eq!(fs::read_to_string(&file).unwrap(), "an earlier export");
+    assert!(!Path::new(&format!("{file}.partial")).exists(), "a part of an export was left behind");
     let ran = run(&cluster, ["export", &path(&folder, "no/such/folder")]);
     assert!(ran.error(1).starts_with("creating "), "{ran:?}");
 }

@@ -13,5 +13,6 @@ mod faults;
 mod files;
 mod one_key;
 mod scans;
+mod starting;
 mod usage;
 mod views;

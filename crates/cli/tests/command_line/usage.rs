@@ -20,6 +20,10 @@ fn what_makes_no_sense_ends_with_status_2() {
         &["import", "f", "--format", "csv"],
         &["import", "f", "--jobs", "0"],
         &["import", "f", "--separator", "::"],
+        &["import", "f", "--separator", "x"],
+        &["import", "f", "--separator", "7"],
+        &["bench", "--duration", "10000000000000000000s"],
+        &["bench", "--warm-up", "10000000000000000000s"],
         &["bench", "--callers", "0"],
         &["bench", "--keys", "27", "--key-bytes", "1"],
         &["range"],
@@ -42,6 +46,11 @@ fn periods_that_cannot_work_together_are_a_wrong_call_that_leaves_nothing_behind
         (&leases[..], "a grace of 800ms must be at least 880ms"),
         (&["--beacon-interval", "400ms"], "must be longer than two beacon intervals of 400ms"),
         (&["--grace", "500ms"], "a lease of 800ms and a tenth"),
+        (&["--beacon-interval", "10000000000000000000s"], "must be at most 86400s"),
+        (
+            &["--lease", "17000000000000000000s", "--grace", "18000000000000000000s"],
+            "must be at most 86400s",
+        ),
     ] {
         for starts in [&["up"][..], &node] {
             let mut command = trireme();
@@ -57,6 +66,69 @@ fn periods_that_cannot_work_together_are_a_wrong_call_that_leaves_nothing_behind
         assert_eq!(finish(command, b"").status, 2, "{wrong:?}");
     }
     assert!(!data.exists());
+}
+
+/// Numbers and addresses that cannot be were tried, and ended in a panic or in a folder that
+/// remembered them.
+#[test]
+fn what_cannot_be_started_is_a_wrong_call_that_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let coordinator = ["--coordinator", "http://127.0.0.1:1"];
+    let new_node = [&["node", "--id", "1"], &coordinator[..]].concat();
+    for (starts, wrong) in [
+        (&["up"][..], &["--nodes", "18446744073709551615"][..]),
+        (&["up"], &["--nodes", "1000000000000"]),
+        (&["up"], &["--nodes", "0"]),
+        (&["up"], &["--ranges", "18446744073709551615"]),
+        (&["up"], &["--replicas", "18446744073709551615"]),
+        (&["up"], &["--port", "0"]),
+        (&["up"], &["--port", "65533", "--nodes", "3"]),
+        (&["up"], &["--coordinator", "foo"]),
+        (&["up"], &["--coordinator", ""]),
+        (&["up"], &["--coordinator", ","]),
+        (&["up"], &["--coordinator", "http://127.0.0.1:2379,"]),
+        (&new_node, &["--listen", "0.0.0.0:7101"]),
+        (&new_node, &["--listen", "[::]:7101"]),
+        (&new_node, &["--listen", "127.0.0.1"]),
+        (&new_node, &["--listen", "127.0.0.1:0", "--advertise", "n1:0"]),
+        (&["node", "--id", "1", "--listen", "127.0.0.1:0"], &["--coordinator", "foo"]),
+        (&["coordinator"], &["--listen", "localhost"]),
+    ] {
+        let mut command = trireme();
+        command.args(starts).arg("--data").arg(&data).args(wrong);
+        let ran = finish(command, b"");
+        assert_eq!(ran.status, 2, "{starts:?} {wrong:?}: {ran:?}");
+        assert!(!ran.stderr.contains("panicked"), "{ran:?}");
+        assert!(!data.exists(), "{starts:?} {wrong:?} made a folder");
+    }
+}
+
+/// An empty variable was taken for an endpoint, also by commands that speak to no cluster.
+#[test]
+fn the_variable_of_the_endpoints_may_be_empty_or_hold_empty_elements() {
+    let cluster = Cluster::start(1, &[]);
+    let with = |variable: &str, arguments: &[&str]| {
+        let mut command = trireme();
+        command.env("TRIREME_ENDPOINTS", variable).args(arguments);
+        finish(command, b"")
+    };
+    for variable in ["", ",", " "] {
+        with(variable, &["put", "k", "v", "--endpoints", &cluster.endpoints()]).out();
+        let ran =
+            with(variable, &["get", "k", "--deadline", "100ms", "--endpoints", "127.0.0.1:1"]);
+        assert!(ran.error(1).starts_with("no endpoint answers"), "{ran:?}");
+    }
+    for variable in [format!("{},", cluster.endpoints()), format!(",{}", cluster.endpoints())] {
+        assert_eq!(with(&variable, &["get", "k"]).out(), "v\n");
+    }
+    let ran = with("a b", &["get", "k"]);
+    assert_eq!(ran.error(2), "'a b' in TRIREME_ENDPOINTS: expected HOST:PORT");
+    // What needs no cluster does not look at it.
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().to_str().unwrap();
+    let ran = with("a b", &["up", "--data", data, "--port", "0"]);
+    assert!(ran.status == 2 && ran.stderr.contains("--port"), "{ran:?}");
 }
 
 #[test]
@@ -79,7 +151,7 @@ fn no_cluster_is_one_clear_line() {
     drop(listener);
     for arguments in [&["get", "k"][..], &["status"], &["range", "list"], &["node", "list"]] {
         let mut command = trireme();
-        command.args(["--endpoints", &address]).args(arguments);
+        command.args(["--endpoints", &address, "--deadline", "200ms"]).args(arguments);
         let ran = finish(command, b"");
         let said = ran.error(1);
         assert!(said.starts_with("no endpoint answers") && said.contains(&address), "{said}");

@@ -237,6 +237,11 @@ impl Cluster {
         1..=self.nodes
     }
 
+    /// Returns the process of a node that runs.
+    pub(crate) fn pid(&self, node: usize) -> u32 {
+        self.running[&node].pid
+    }
+
     /// Sends a signal to a node.
     pub(crate) fn signal(&self, node: usize, signal: Signal) {
         process::signal(self.running[&node].pid, signal);

@@ -6,6 +6,7 @@
 
 mod by_hand;
 mod cluster;
+mod coordinator_data;
 mod data;
 mod etcd;
 mod faults;
@@ -19,6 +20,7 @@ mod status;
 pub(crate) mod wire;
 
 pub(crate) use cluster::{Cluster, replication, start_fails, up_command};
+pub(crate) use coordinator_data::copy_folder;
 pub(crate) use data::{
     Rows, made_up_unicode_data, made_up_words, sorted, split_keys, tsv, unicode_data, words,
 };

@@ -88,13 +88,43 @@ async fn one_living_endpoint_is_enough() {
 #[tokio::test]
 async fn no_living_endpoint_is_a_clear_error() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let error = Client::connect([closed.clone()]).await.unwrap_err();
+    let options =
+        ClientOptions { deadline: Duration::from_millis(300), ..ClientOptions::default() };
+    let started = Instant::now();
+    let error = Client::connect_with([closed.clone()], options).await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(5), "the deadline has passed");
     assert_eq!(error.class(), ErrorClass::Retry);
     assert!(error.to_string().contains(&closed), "{error}");
     let error = Client::connect(Vec::<String>::new()).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Invalid);
     let error = Client::connect(["nonsense"]).await.unwrap_err();
     assert!(error.to_string().contains("nonsense"), "{error}");
+}
+
+/// A client that was made while its cluster was being started again failed at once, whatever time
+/// it had.
+#[tokio::test]
+async fn a_cluster_that_comes_back_within_the_deadline_is_found() {
+    let cluster = Cluster::start(2, &["m"]).await;
+    let behind = cluster.endpoints()[0].clone();
+    // Connections are refused until something listens there again.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let connecting = tokio::spawn(Client::connect([address.to_string()]));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!connecting.is_finished(), "it gave up at once");
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let passing = tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut node = tokio::net::TcpStream::connect(&behind).await.unwrap();
+            tokio::spawn(async move {
+                tokio::io::copy_bidirectional(&mut client, &mut node).await.ok();
+            });
+        }
+    });
+    let client = connecting.await.unwrap().unwrap();
+    client.put("a", "1").await.unwrap();
+    passing.abort();
 }
 
 #[tokio::test]

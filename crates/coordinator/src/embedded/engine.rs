@@ -14,11 +14,12 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::backup;
 use super::command::{Command, Outcome};
 use super::counters::{CounterCells, count};
 use super::error::EmbeddedError;
 use super::fault::Refusal;
-use super::journal::Journal;
+use super::journal::{self, Journal};
 use super::lessor::Lessor;
 use super::options::EmbeddedOptions;
 use super::store::Store;
@@ -38,9 +39,6 @@ const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// The format of a snapshot's payload, its first byte.
 const SNAPSHOT_FORMAT: u8 = 1;
 
-/// The term that headers tell: there is nobody to elect, so it never changes.
-const TERM: u64 = 1;
-
 /// Who the server says it is: drawn when the folder was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identity {
@@ -53,6 +51,10 @@ pub(super) struct Identity {
 pub(super) struct Engine {
     options: EmbeddedOptions,
     identity: Identity,
+    /// The term that headers name: drawn at each start. There is no election, and between two
+    /// starts the folder may have been put back to what it was earlier, so that a client that compares what
+    /// it knows of two starts must see that they are two.
+    term: u64,
     store: RwLock<Store>,
     lessor: Mutex<Lessor>,
     queue: mpsc::Sender<Job>,
@@ -61,6 +63,8 @@ pub(super) struct Engine {
     last_index: AtomicU64,
     next_lease: AtomicU64,
     halted: AtomicBool,
+    /// Why the writer has ended, once its disk has failed.
+    failed: watch::Sender<Option<String>>,
     pub counters: CounterCells,
 }
 
@@ -75,6 +79,9 @@ pub(super) type Writer = thread::JoinHandle<Result<(), EmbeddedError>>;
 
 impl Engine {
     /// Recovers the state of the options' folder and starts the writer.
+    ///
+    /// An empty frame is made durable first: a server whose disk takes no writes could serve reads
+    /// and keep sessions alive, but could end no lease and commit no election.
     pub(super) fn start(options: EmbeddedOptions) -> Result<(Arc<Self>, Writer), EmbeddedError> {
         let (mut journal, recovered) = Journal::open(&options.data)?;
         let (identity, mut store) = match recovered.snapshot {
@@ -90,6 +97,7 @@ impl Engine {
             // A command that was refused when it was new is refused again.
             command.apply(&mut store).ok();
         }
+        journal.append(&[])?;
         let now = Instant::now();
         let mut lessor = Lessor::default();
         store.leases().iter().for_each(|(&id, lease)| lessor.start(id, lease.ttl, now));
@@ -102,6 +110,7 @@ impl Engine {
         let (queue, jobs) = mpsc::channel(QUEUE_COMMANDS_MAX);
         let engine = Arc::new(Self {
             identity,
+            term: random_id(),
             revision: watch::Sender::new(store.revision()),
             store: RwLock::new(store),
             lessor: Mutex::new(lessor),
@@ -109,11 +118,31 @@ impl Engine {
             last_index: AtomicU64::new(journal.last_index()),
             next_lease: AtomicU64::new(random_id()),
             halted: AtomicBool::new(false),
+            failed: watch::Sender::new(None),
             counters: CounterCells::default(),
             options,
         });
         let writer = spawn_writer(Arc::clone(&engine), journal, jobs)?;
         Ok((engine, writer))
+    }
+
+    /// Writes the state that a backup holds into the options' folder, which must hold none yet. It is
+    /// another server from then on: who watched the one that was saved reads everything anew.
+    pub(super) fn restore(file: &[u8], options: &EmbeddedOptions) -> Result<(), EmbeddedError> {
+        let refused = |reason: &str| EmbeddedError::Backup(reason.to_owned());
+        let (index, payload) = backup::unpack(file).map_err(refused)?;
+        let (_, store) = decode_snapshot(payload, options)?;
+        let identity = Identity { cluster: random_id(), member: random_id() };
+        journal::create(&options.data, index, &encode_snapshot(identity, &store)?)
+    }
+
+    /// Returns the whole state as a backup.
+    pub(super) fn backup(&self) -> Result<Vec<u8>, EmbeddedError> {
+        // What is applied while the two are read is in the store, or not: the index only has to be
+        // no lower than any index that the store has seen.
+        let store = self.store.read();
+        let payload = encode_snapshot(self.identity, &store)?;
+        Ok(backup::pack(self.last_index(), &payload))
     }
 
     /// Makes a command durable, applies it and returns what became of it.
@@ -165,6 +194,11 @@ impl Engine {
         self.last_index.load(Ordering::Acquire)
     }
 
+    /// Returns why the disk has failed, once it has.
+    pub(super) fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.failed.subscribe()
+    }
+
     pub(super) fn subscribe(&self) -> watch::Receiver<i64> {
         self.revision.subscribe()
     }
@@ -172,7 +206,8 @@ impl Engine {
     /// Returns a header that names this server and `revision`.
     pub(super) fn header(&self, revision: i64) -> Option<PbResponseHeader> {
         let Identity { cluster, member } = self.identity;
-        Some(PbResponseHeader { cluster_id: cluster, member_id: member, revision, raft_term: TERM })
+        let raft_term = self.term;
+        Some(PbResponseHeader { cluster_id: cluster, member_id: member, revision, raft_term })
     }
 
     /// Returns an identifier that no lease has.
@@ -244,10 +279,12 @@ fn spawn_writer(
     let threshold = engine.options.snapshot_log_bytes;
     let writer = WriterLoop { engine, journal, jobs, snapshot_at: threshold, compaction: None };
     let name = "trireme-coordinator".to_owned();
+    let engine = Arc::clone(&writer.engine);
     let spawned = thread::Builder::new().name(name).spawn(move || {
         let ended = writer.run();
         if let Err(error) = &ended {
-            tracing::error!(%error, "the coordinator's log failed; it answers no more");
+            tracing::error!(%error, "the coordinator's log failed; it stops");
+            engine.failed.send_replace(Some(error.to_string()));
         }
         ended
     });

@@ -39,6 +39,9 @@ pub enum EmbeddedError {
         /// What is wrong there.
         reason: String,
     },
+    /// A backup cannot be restored. Nothing was changed.
+    #[error("the backup cannot be restored: {0}")]
+    Backup(String),
     /// An earlier write or sync failed; what the disk holds is not known any more, so that
     /// nothing more is answered until a restart has read it.
     #[error("the coordinator has stopped: {0}")]

@@ -152,6 +152,18 @@ impl Journal {
     }
 }
 
+/// Makes a folder that begins with this snapshot; there must be no state in it yet.
+pub(super) fn create(folder: &Path, index: u64, payload: &[u8]) -> Result<(), EmbeddedError> {
+    fs::create_dir_all(folder).map_err(io_error("create", folder))?;
+    let _lock = lock(folder)?;
+    let (snapshots, logs) = list(folder)?;
+    if !snapshots.is_empty() || !logs.is_empty() {
+        let folder = folder.display();
+        return Err(EmbeddedError::Backup(format!("{folder} holds a coordinator's state already")));
+    }
+    write_snapshot(folder, index, payload)
+}
+
 /// The commands of one log file.
 struct LogContent {
     commands: Vec<Command>,

@@ -8,10 +8,12 @@
 //! compare targets, ranges and nesting; compaction), Lease (grant, revoke, keep-alive, time to
 //! live, list), Watch (keys and ranges, start revision, previous values, filters, progress,
 //! cancellation), and as much of Maintenance and Cluster as `etcdctl endpoint status`, `endpoint
-//! health` and `member list` ask. Everything else is refused as unimplemented, by name.
+//! health`, `snapshot save` and `member list` ask. Everything else is refused as unimplemented, by name.
 //!
 //! What it has answered survives the death of its process and of the machine. A lease that a
-//! restart finds has its whole time again. Damage on disk is named and never skipped.
+//! restart finds has its whole time again. Damage on disk is named and never skipped. A server
+//! whose disk fails stops serving and says so ([`EmbeddedServer::failed`]); it can be started again
+//! when the disk takes writes.
 //!
 //! # How it works
 //!
@@ -29,6 +31,7 @@
 //! Replication (for that there is etcd), TLS and users, fragmented watch responses, streamed
 //! ranges, and a history without bounds: see [`EmbeddedOptions::history_revisions`].
 
+mod backup;
 mod command;
 mod counters;
 mod engine;
@@ -53,7 +56,7 @@ use etcd_client::proto::{
 };
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::watch::Sender;
+use tokio::sync::watch::{Receiver, Sender};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
@@ -91,6 +94,15 @@ impl EmbeddedServer {
         })
     }
 
+    /// Makes the options' folder, which must hold no state yet, begin with what a backup holds: the
+    /// file that `etcdctl snapshot save` wrote.
+    pub async fn restore(backup: Vec<u8>, options: EmbeddedOptions) -> Result<(), EmbeddedError> {
+        let restoring = tokio::task::spawn_blocking(move || Engine::restore(&backup, &options));
+        restoring.await.unwrap_or_else(|error| {
+            Err(EmbeddedError::Poisoned(format!("its restoration was cut short: {error}")))
+        })
+    }
+
     /// Returns the address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -106,9 +118,15 @@ impl EmbeddedServer {
         self.engine.counters.read()
     }
 
-    /// Says whether it has stopped because its disk failed.
-    pub fn has_failed(&self) -> bool {
-        self.writer.as_ref().is_some_and(Writer::is_finished)
+    /// Returns why its disk has failed, once it has: from then on it serves no request, and
+    /// the address is free. Its user stops it, and may start it again when the disk takes writes.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.engine.failure();
+        match failure.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // The sender lives as long as the engine, which `self` holds.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Stops after the answers under way. When it returns, address and folder are free, and what
@@ -138,11 +156,13 @@ impl EmbeddedServer {
             .enable_all()
             .build()
             .map_err(|source| EmbeddedError::Io { action: "start", path: data, source })?;
-        let (engine, writer) = Engine::start(options)?;
+        // Before anything is made: a start that fails for its address leaves no folder behind.
         let listen_error = |source| EmbeddedError::Listen { address: asked, source };
         let listener = runtime.block_on(TcpListener::bind(asked)).map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
+        let (engine, writer) = Engine::start(options)?;
         let stopping = Sender::new(false);
+        runtime.spawn(stop_at_failure(engine.failure(), stopping.clone()));
         runtime.spawn(serve(Arc::clone(&engine), listener, address, stopping.clone()));
         runtime.spawn(Arc::clone(&engine).end_leases());
         tracing::info!(%address, "the embedded coordinator serves");
@@ -157,6 +177,14 @@ impl Drop for EmbeddedServer {
             runtime.shutdown_background();
         }
         self.engine.halt();
+    }
+}
+
+/// Ends the service when the disk has failed. A server that can make nothing durable can end no
+/// lease: as long as it answers, a node that it names as alive may be long dead.
+async fn stop_at_failure(mut failure: Receiver<Option<String>>, stopping: Sender<bool>) {
+    if failure.wait_for(Option::is_some).await.is_ok() {
+        stopping.send_replace(true);
     }
 }
 

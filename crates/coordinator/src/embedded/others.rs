@@ -1,6 +1,6 @@
 //! The services that an embedded coordinator speaks in part: Maintenance and Cluster, as far as
-//! `etcdctl endpoint status`, `endpoint health` and `member list` ask, and the names of what it
-//! does not speak.
+//! `etcdctl endpoint status`, `endpoint health`, `snapshot save` and `member list` ask, and the names
+//! of what it does not speak.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use etcd_client::proto::{
     PbAlarmRequest, PbAlarmResponse, PbClusterService, PbDefragmentRequest, PbDefragmentResponse,
     PbDowngradeRequest, PbDowngradeResponse, PbHashKvRequest, PbHashKvResponse, PbHashRequest,
@@ -29,6 +30,9 @@ use super::engine::Engine;
 
 /// The version of etcd whose API is spoken, which clients ask for before they use newer parts.
 const API_VERSION: &str = "3.4.0";
+
+/// The bytes of a backup that one message carries, as in etcd.
+const SNAPSHOT_PART_BYTES: usize = 32 * 1024;
 
 /// The name that the only member has.
 const MEMBER_NAME: &str = "trireme-embedded";
@@ -90,8 +94,23 @@ impl PbMaintenanceService for MaintenanceService {
         Err(unimplemented("etcdserverpb.Maintenance/HashKV"))
     }
 
+    /// Sends the whole state, as of one moment; see [`super::backup`].
     async fn snapshot(&self, _: Request<PbSnapshotRequest>) -> Answer<Self::SnapshotStream> {
-        Err(unimplemented("etcdserverpb.Maintenance/Snapshot"))
+        count(&self.0.counters.others);
+        let engine = Arc::clone(&self.0);
+        // Encoding takes as long as there is state, and must not keep others from being answered.
+        let encoding = tokio::task::spawn_blocking(move || engine.backup());
+        let encoded = encoding.await.map_err(|error| Status::internal(error.to_string()))?;
+        let file = Bytes::from(encoded.map_err(|error| Status::internal(error.to_string()))?);
+        let parts = (0..file.len()).step_by(SNAPSHOT_PART_BYTES).map(move |at| {
+            let end = file.len().min(at + SNAPSHOT_PART_BYTES);
+            Ok(PbSnapshotResponse {
+                remaining_bytes: (file.len() - end) as u64,
+                blob: file[at..end].to_vec(),
+                ..PbSnapshotResponse::default()
+            })
+        });
+        Ok(Response::new(Box::pin(futures::stream::iter(parts))))
     }
 
     async fn move_leader(&self, _: Request<PbMoveLeaderRequest>) -> Answer<PbMoveLeaderResponse> {

@@ -21,13 +21,13 @@ use trireme_types::{ClusterId, CohortConfig, CohortId, KeyRange, RangeDescriptor
 
 use super::{decode, encode, malformed};
 use crate::{
-    Coordinator, CoordinatorError, CreateMode, MULTI_OPS_MAX, Node, NodeChange, NodeVersion, Nodes,
-    Op, Scope, Watch, WatchEvent,
+    Coordinator, CoordinatorError, CreateMode, Line, MULTI_OPS_MAX, Node, NodeChange, NodeVersion,
+    Nodes, Op, Scope, Watch, WatchEvent,
 };
 
 const ROOT: &str = "/catalog";
 const CLUSTER: &str = "/catalog/cluster";
-const MAP: &str = "/catalog/map";
+pub(super) const MAP: &str = "/catalog/map";
 const COHORTS: &str = "/catalog/cohorts/";
 
 /// What a cluster begins with.
@@ -44,6 +44,8 @@ pub struct ClusterSpec {
 /// The catalog at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogState {
+    /// The line that the coordinator was in at that moment.
+    pub line: Line,
     /// The coordinator's revision at that moment; of two states, the later has the higher one.
     pub revision: i64,
     /// The cluster's name.
@@ -238,15 +240,16 @@ impl CatalogWatch {
 /// The catalog's nodes at one moment.
 #[derive(Debug, Default)]
 struct CatalogNodes {
+    line: Line,
     revision: i64,
     nodes: BTreeMap<String, Node>,
 }
 
 impl From<Nodes> for CatalogNodes {
     fn from(nodes: Nodes) -> Self {
-        let Nodes { revision, nodes } = nodes;
+        let Nodes { line, revision, nodes } = nodes;
         let nodes = nodes.into_iter().map(|node| (node.path.clone(), node)).collect();
-        Self { revision, nodes }
+        Self { line, revision, nodes }
     }
 }
 
@@ -282,8 +285,8 @@ impl CatalogNodes {
             }
         }
         let map = decode_map(map_node)?;
-        let (revision, map_revision) = (self.revision, map_node.version.0);
-        Ok(Some(CatalogState { revision, cluster, map, map_revision, configs }))
+        let (line, revision, map_revision) = (self.line, self.revision, map_node.version.0);
+        Ok(Some(CatalogState { line, revision, cluster, map, map_revision, configs }))
     }
 }
 
@@ -300,14 +303,14 @@ struct ConfigNode {
     config: CohortConfig,
 }
 
-/// The value of the map's node, with keys as people read them.
-#[derive(Debug, Serialize, Deserialize)]
-struct MapNode {
+/// A range map as its node holds it, with keys as people read them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct MapNode {
     version: u64,
     ranges: Vec<RangeNode>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct RangeNode {
     start: String,
     /// Not there: no upper end.
@@ -329,21 +332,29 @@ impl From<&RangeMap> for MapNode {
     }
 }
 
-fn decode_map(node: &Node) -> Result<RangeMap, CoordinatorError> {
-    let MapNode { version, ranges } = decode(node)?;
-    let key = |text: &str| {
-        key_text::decode(text).ok_or_else(|| malformed(node, format!("'{text}' is no key")))
-    };
-    let mut descriptors = Vec::with_capacity(ranges.len());
-    for RangeNode { start, end, cohort, epoch } in ranges {
-        let start = Bytes::from(key(&start)?);
-        let end = end.map(|end| key(&end)).transpose()?.map(Bytes::from);
-        descriptors.push(RangeDescriptor { range: KeyRange { start, end }, cohort, epoch });
+impl MapNode {
+    /// Returns the map, or says why it is none.
+    pub(super) fn map(self) -> Result<RangeMap, String> {
+        let Self { version, ranges } = self;
+        let key = |text: &str| key_text::decode(text).ok_or_else(|| format!("'{text}' is no key"));
+        let mut descriptors = Vec::with_capacity(ranges.len());
+        for RangeNode { start, end, cohort, epoch } in ranges {
+            let start = Bytes::from(key(&start)?);
+            let end = end.map(|end| key(&end)).transpose()?.map(Bytes::from);
+            descriptors.push(RangeDescriptor { range: KeyRange { start, end }, cohort, epoch });
+        }
+        RangeMap::new(version, descriptors).map_err(|error| error.to_string())
     }
-    RangeMap::new(version, descriptors).map_err(|error| malformed(node, error))
 }
 
-fn decode_config(node: &Node, cohort: CohortId) -> Result<CohortConfig, CoordinatorError> {
+pub(super) fn decode_map(node: &Node) -> Result<RangeMap, CoordinatorError> {
+    decode::<MapNode>(node)?.map().map_err(|error| malformed(node, error))
+}
+
+pub(super) fn decode_config(
+    node: &Node,
+    cohort: CohortId,
+) -> Result<CohortConfig, CoordinatorError> {
     let ConfigNode { config } = decode(node)?;
     if config.cohort == cohort {
         Ok(config)
@@ -352,7 +363,7 @@ fn decode_config(node: &Node, cohort: CohortId) -> Result<CohortConfig, Coordina
     }
 }
 
-fn config_op(config: &CohortConfig, current: Option<NodeVersion>) -> Op {
+pub(super) fn config_op(config: &CohortConfig, current: Option<NodeVersion>) -> Op {
     let path = cohort_path(config.cohort);
     let value = encode(&ConfigNode { config: config.clone() });
     match current {
@@ -361,7 +372,7 @@ fn config_op(config: &CohortConfig, current: Option<NodeVersion>) -> Op {
     }
 }
 
-fn cohort_path(cohort: CohortId) -> String {
+pub(super) fn cohort_path(cohort: CohortId) -> String {
     format!("{COHORTS}{}", cohort.0)
 }
 

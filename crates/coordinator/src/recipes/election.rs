@@ -254,6 +254,32 @@ impl Election {
         }
     }
 
+    /// Makes `epoch` the newest epoch if the one that is stored is older: the coordinator has lost
+    /// what it knew, or was put back to what it knew earlier, and rounds must go on above those that
+    /// replicas have acted in. What an older leader has left there goes with it. Returns whether there
+    /// was something to do.
+    pub async fn bring_forward(&self, epoch: Epoch) -> Result<bool, CoordinatorError> {
+        loop {
+            let state = self.state().await?;
+            if state.epoch >= epoch {
+                return Ok(false);
+            }
+            let (path, value) = (self.epoch_path(), encode(&EpochNode { epoch }));
+            let mut ops = vec![match state.epoch_version {
+                None => Op::Create { path, value, mode: CreateMode::Persistent },
+                Some(expected) => Op::Set { path, value, expected: Some(expected) },
+            }];
+            if state.leader.is_some_and(|leader| leader.epoch < epoch) {
+                ops.push(Op::Delete { path: self.leader_path(), expected: state.leader_version });
+            }
+            match self.coordinator.multi(ops).await {
+                Ok(_) => return Ok(true),
+                Err(error) if is_conflict(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Gives up the lead, if this session has it, so that others need not wait for its end.
     pub async fn resign(&self) -> Result<(), CoordinatorError> {
         let path = self.leader_path();

@@ -5,9 +5,11 @@
 //! /live/<id>     ephemeral: there as long as a process holds the node's session
 //! ```
 //! The live node is created atomically, so that two living processes cannot both be one node. A
-//! process that comes back under the folder of its predecessor, which it could only lock because
-//! the predecessor is gone, takes the live node over at once; any other waits until the old
-//! session has ended.
+//! process that comes back at the place of its predecessor, which it could only lock because the
+//! predecessor is gone, takes the live node over at once; any other, one on a copy of the folder
+//! among them, waits until the old session has ended. Each start of a node carries a number that its
+//! folder remembers: a process that finds a later start recorded than its own has lost its place to another
+//! process and does not get it back.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,6 +36,16 @@ pub struct NodeInfo {
     /// it has none.
     #[serde(default)]
     pub folder: String,
+    /// Where that folder is, in words that no copy of it shares and that name no two folders; empty
+    /// if that is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub place: String,
+    /// How often a process was started on the folder, this one included.
+    #[serde(default)]
+    pub starts: u64,
+    /// How often the node has come back with another folder, having lost what it had.
+    #[serde(default)]
+    pub incarnation: u64,
     /// Whatever else the node tells of itself.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -42,7 +54,14 @@ pub struct NodeInfo {
 impl NodeInfo {
     /// Returns the information of a node that listens on `address`.
     pub fn new(address: impl Into<String>) -> Self {
-        Self { address: address.into(), folder: String::new(), labels: BTreeMap::new() }
+        Self {
+            address: address.into(),
+            folder: String::new(),
+            place: String::new(),
+            starts: 0,
+            incarnation: 0,
+            labels: BTreeMap::new(),
+        }
     }
 }
 
@@ -77,6 +96,14 @@ pub enum RegisterError {
         /// Its session.
         session: SessionId,
     },
+    /// Another process was started as this node since this one was.
+    #[error("another process was started as node {id}, at {address}, since this one was")]
+    Overtaken {
+        /// The node.
+        id: NodeId,
+        /// Where that process listens.
+        address: String,
+    },
     /// The coordinator could not do it.
     #[error(transparent)]
     Coordinator(#[from] CoordinatorError),
@@ -94,6 +121,17 @@ struct LiveNode {
     address: String,
     #[serde(default)]
     folder: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    place: String,
+}
+
+/// Who registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Registering {
+    /// A process that starts.
+    First,
+    /// One that was registered before, and whose session has expired.
+    Again,
 }
 
 impl Membership {
@@ -106,12 +144,59 @@ impl Membership {
     /// after [`Coordinator::renew`], and whenever `info` changes.
     pub async fn register(&self, id: NodeId, info: &NodeInfo) -> Result<(), RegisterError> {
         loop {
-            match self.try_register(id, info).await? {
+            match self.try_register(id, info, Registering::First).await? {
                 Attempt::Done => return Ok(()),
                 Attempt::Raced => {}
                 Attempt::Held(error) => return Err(error),
             }
         }
+    }
+
+    /// Registers this process again, whose session has expired. Fails at once if another process has
+    /// taken its place meanwhile, or was started as the node.
+    pub async fn register_again(&self, id: NodeId, info: &NodeInfo) -> Result<(), RegisterError> {
+        loop {
+            match self.try_register(id, info, Registering::Again).await? {
+                Attempt::Done => return Ok(()),
+                Attempt::Raced => {}
+                Attempt::Held(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits up to `patience` until no other process holds the place of node `id`.
+    pub async fn wait_until_free(
+        &self,
+        id: NodeId,
+        info: &NodeInfo,
+        patience: Duration,
+    ) -> Result<(), RegisterError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let watch = self.coordinator.watch_once(&live_path(id), Scope::Node).await?;
+            let Some(live) = watch.state.nodes.first() else { return Ok(()) };
+            let Some(held) = self.held_by_another(id, info, live)? else { return Ok(()) };
+            if timeout_at(deadline, watch.changed()).await.is_err() {
+                return Err(held);
+            }
+        }
+    }
+
+    /// Returns who else holds a live node, if somebody does.
+    fn held_by_another(
+        &self,
+        id: NodeId,
+        info: &NodeInfo,
+        live: &Node,
+    ) -> Result<Option<RegisterError>, CoordinatorError> {
+        let holder: LiveNode = decode(live)?;
+        let session = live.owner.unwrap_or(SessionId(0));
+        let is_ours = session == self.coordinator.session_id();
+        // Only one process can hold a place, and this one does.
+        let is_same_place = !info.place.is_empty() && holder.place == info.place;
+        let address = holder.address;
+        let held = RegisterError::AlreadyAlive { id, address, session };
+        Ok((!is_ours && !is_same_place).then_some(held))
     }
 
     /// Registers as [`Membership::register`] does, and waits up to `patience` for the session of
@@ -125,7 +210,7 @@ impl Membership {
         let deadline = Instant::now() + patience;
         loop {
             let watch = self.coordinator.watch_once(&live_path(id), Scope::Node).await?;
-            match self.try_register(id, info).await? {
+            match self.try_register(id, info, Registering::First).await? {
                 Attempt::Done => return Ok(()),
                 Attempt::Raced => {}
                 Attempt::Held(error) => {
@@ -169,11 +254,32 @@ impl Membership {
         })
     }
 
-    async fn try_register(&self, id: NodeId, info: &NodeInfo) -> Result<Attempt, CoordinatorError> {
+    async fn try_register(
+        &self,
+        id: NodeId,
+        info: &NodeInfo,
+        registering: Registering,
+    ) -> Result<Attempt, CoordinatorError> {
         let (record_path, live_path) = (record_path(id), live_path(id));
         let record = self.coordinator.get(&record_path).await?;
         let live = self.coordinator.get(&live_path).await?;
-        let live_node = LiveNode { address: info.address.clone(), folder: info.folder.clone() };
+        if let Some(record) = &record {
+            let recorded: NodeInfo = decode(record)?;
+            let is_ours = recorded.folder == info.folder;
+            if (is_ours && recorded.starts > info.starts)
+                || (!is_ours
+                    && registering == Registering::Again
+                    && recorded.incarnation >= info.incarnation)
+            {
+                let overtaken = RegisterError::Overtaken { id, address: recorded.address };
+                return Ok(Attempt::Held(overtaken));
+            }
+        }
+        let live_node = LiveNode {
+            address: info.address.clone(),
+            folder: info.folder.clone(),
+            place: info.place.clone(),
+        };
         let live_value = encode(&live_node);
         let live_op = match live {
             None => Op::Create {
@@ -182,13 +288,7 @@ impl Membership {
                 mode: CreateMode::Ephemeral,
             },
             Some(node) => {
-                let holder: LiveNode = decode(&node)?;
-                let session = node.owner.unwrap_or(SessionId(0));
-                let is_ours = session == self.coordinator.session_id();
-                let is_same_folder = !info.folder.is_empty() && holder.folder == info.folder;
-                if !is_ours && !is_same_folder {
-                    let address = holder.address;
-                    let held = RegisterError::AlreadyAlive { id, address, session };
+                if let Some(held) = self.held_by_another(id, info, &node)? {
                     return Ok(Attempt::Held(held));
                 }
                 Op::Claim { path: live_path.clone(), value: live_value, expected: node.version }
@@ -296,7 +396,7 @@ fn members(
     Ok(members)
 }
 
-fn record_path(id: NodeId) -> String {
+pub(super) fn record_path(id: NodeId) -> String {
     format!("{NODES}/{}", id.0)
 }
 

@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod configuration;
 pub mod election;
 pub mod invitations;
+pub mod knowledge;
 pub mod membership;
 
 use serde::Serialize;

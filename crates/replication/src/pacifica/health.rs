@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use trireme_types::Lsn;
+use trireme_types::{Lsn, NodeId};
 
 use super::reconfiguration::REMOVALS_FORGOTTEN_AFTER;
 use super::{Pacifica, Part};
@@ -38,6 +38,9 @@ pub(super) struct Health {
     hung: Option<(Moment, u32)>,
     /// When it last found that nobody had taken its place.
     unreplaced_at: Option<Moment>,
+    /// It stepped down since, alone, it could take no writes, nobody took its place, and it has not held
+    /// all its leases again since.
+    may_go_alone: bool,
 }
 
 impl Health {
@@ -144,6 +147,33 @@ impl Pacifica {
         self.set_part(Part::Follower(super::Following::default()));
     }
 
+    /// Returns true if a primary without these secondaries, whose leases have ended, would be alone and
+    /// take no writes, while it may be the one that is cut off from the others, and they could go on
+    /// without it.
+    pub(super) fn would_be_useless_without(&self, lapsed: &[NodeId]) -> bool {
+        let Some(config) = &self.config else { return false };
+        let is_alone = config.replicas.iter().all(|id| *id == self.node || lapsed.contains(id));
+        let takes_no_writes = self.options.min_replicas_for_write > 1;
+        is_alone && takes_no_writes && self.pending.is_none() && !self.health.may_go_alone
+    }
+
+    /// Steps down before all secondaries are taken out, so that one of them can take its place.
+    pub(super) fn step_down_for_others(&mut self) {
+        //= PAC-29
+        tracing::warn!(
+            "all leases have ended, and alone the primary takes no writes: it steps down"
+        );
+        self.stepped_down = Some(self.now);
+        self.set_part(Part::Follower(super::Following::default()));
+    }
+
+    /// Notes that a primary holds its leases.
+    pub(super) fn note_leases(&mut self) {
+        if self.config.as_ref().is_some_and(|config| config.replicas.len() > 1) {
+            self.health.may_go_alone = false;
+        }
+    }
+
     /// Returns when a primary that stepped down asks to go on.
     pub(super) fn asks_to_go_on_at(&self) -> Option<Moment> {
         let grace = self.options.timing.grace;
@@ -164,6 +194,7 @@ impl Pacifica {
             return;
         }
         self.health.unreplaced_at = Some(self.now);
+        self.health.may_go_alone = true;
         self.propose(super::reconfiguration::Purpose::Resume);
     }
 }

@@ -326,6 +326,7 @@ impl Pacifica {
         let lease = primary.is_fenced.map_or(primary.lease_until, |at| primary.lease_until.min(at));
         primary.leading.set_lease(Some(lease));
         if now < primary.lease_until {
+            self.note_leases();
             self.open_or_close();
             return self.answer_reads();
         }

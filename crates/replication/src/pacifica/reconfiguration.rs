@@ -363,6 +363,10 @@ impl Pacifica {
         if due.is_empty() {
             return;
         }
+        if self.would_be_useless_without(&due) {
+            return self.step_down_for_others();
+        }
+        let Part::Primary(primary) = &mut self.part else { return };
         //= PAC-33
         primary.is_fenced.get_or_insert(now);
         self.propose(Purpose::Remove(&due));

@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, entry::RaftEntry as _};
 use prost::Message;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use trireme_proto::v1;
 use trireme_storage::{CohortLog, LogError, LogErrorClass, LogWrite};
 
@@ -26,6 +26,10 @@ const APPEND_BYTES_MAX: usize = 1024 * 1024;
 
 /// The most bytes of entries that one step of applying reads.
 const APPLY_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The reads from the disk that go on at once in the process: each holds a thread, and at most
+/// [`APPLY_BYTES_MAX`]. More of them would hardly be faster on one disk.
+static FILE_READS: Semaphore = Semaphore::const_new(8);
 
 /// How long to wait before a write that found the log's queue full is submitted again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(2);
@@ -97,9 +101,18 @@ impl RaftLogStore {
     }
 
     /// Reads entries from sequence `start` on, before `end`, as many as `bytes_max` holds and at
-    /// least one if there is one.
-    fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<RaftEntry>> {
-        let entries = self.log.read(start..end, bytes_max).map_err(io_error)?;
+    /// least one if there is one. What must come from the disk is read on a thread that may wait for
+    /// it: those that carry messages may not.
+    async fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<RaftEntry>> {
+        let entries = match self.log.read_cached(start..end, bytes_max) {
+            Some(entries) => entries,
+            None => {
+                let _permit = FILE_READS.acquire().await.map_err(io::Error::other)?;
+                let log = self.log.clone();
+                let reading = tokio::task::spawn_blocking(move || log.read(start..end, bytes_max));
+                reading.await.map_err(io::Error::other)?.map_err(io_error)?
+            }
+        };
         entries.into_iter().map(from_log).collect()
     }
 
@@ -128,7 +141,7 @@ impl RaftLogReader<TypeConfig> for RaftLogStore {
         let (mut start, end) = self.sequences(&range);
         let mut entries = Vec::new();
         while start < end {
-            let mut more = self.read(start, end, APPLY_BYTES_MAX)?;
+            let mut more = self.read(start, end, APPLY_BYTES_MAX).await?;
             let Some(last) = more.last() else { break };
             start = lsn(last.log_id).seq + 1;
             entries.append(&mut more);
@@ -147,7 +160,7 @@ impl RaftLogReader<TypeConfig> for RaftLogStore {
         end: u64,
     ) -> io::Result<Vec<RaftEntry>> {
         let (start, end) = self.sequences(&(start..end));
-        self.read(start, end, APPEND_BYTES_MAX)
+        self.read(start, end, APPEND_BYTES_MAX).await
     }
 
     async fn entries_stream<RB>(
@@ -165,7 +178,7 @@ impl RaftLogReader<TypeConfig> for RaftLogStore {
                 if start >= end {
                     return Ok::<_, io::Error>(None);
                 }
-                let entries = store.read(start, end, APPLY_BYTES_MAX)?;
+                let entries = store.read(start, end, APPLY_BYTES_MAX).await?;
                 let Some(last) = entries.last() else { return Ok(None) };
                 let next = lsn(last.log_id()).seq + 1;
                 Ok(Some((entries, next)))

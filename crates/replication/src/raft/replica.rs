@@ -125,17 +125,8 @@ impl RaftReplica {
         let recovered = log.bounds().last;
         let incarnation = incarnation(&log, lost_disk).await.map_err(|e| failed(&e))?;
         let (events, reported) = mpsc::channel(EVENTS_MAX);
-        let kept = Kept {
-            node,
-            config,
-            log,
-            tables,
-            table,
-            transport,
-            options,
-            on_failure,
-            events,
-        };
+        let kept =
+            Kept { node, config, log, tables, table, transport, options, on_failure, events };
         let running = RwLock::new(Arc::new(kept.start(incarnation).await?));
         let is_closed = tokio::sync::Mutex::new(false);
         let replica = Arc::new(Self { kept, recovered, running, is_closed });
@@ -145,6 +136,23 @@ impl RaftReplica {
 
     fn running(&self) -> Arc<Running> {
         self.running.read().clone()
+    }
+
+    /// Returns the replica's present identity.
+    #[cfg(test)]
+    pub(super) fn id(&self) -> RaftId {
+        self.running().id
+    }
+
+    /// Returns true if the membership is no joint one, is committed, and has a voter by this identity.
+    #[cfg(test)]
+    pub(super) fn is_committed_voter(&self, id: RaftId) -> bool {
+        let metrics = self.running().raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let stored = &metrics.membership_config;
+        let is_committed = stored.log_id().is_some_and(|it| metrics.local_committed >= Some(it));
+        let voters = stored.membership().get_joint_config();
+        is_committed && matches!(&voters[..], [only] if only.contains(&id))
     }
 
     async fn take_event(&self, event: Event) {

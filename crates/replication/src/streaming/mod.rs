@@ -67,6 +67,12 @@ mod leading;
 mod support;
 pub(crate) mod wire;
 
+/// Returns the newest epoch that a replica has promised itself to, by the hard state in its log;
+/// `None` if that is none of a protocol of our own.
+pub fn promised_epoch(hard_state: bytes::Bytes) -> Option<Epoch> {
+    wire::HardState::decode(hard_state).ok().map(|state| state.promised)
+}
+
 use std::fmt;
 use std::time::Duration;
 

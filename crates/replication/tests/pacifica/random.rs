@@ -5,7 +5,9 @@ use trireme_replication::pacifica::Pacifica;
 use trireme_types::NodeId;
 
 use crate::script::Runner;
-use crate::script::random::{Numbers, Trial, notices, run_script_from_elsewhere, try_seeds};
+use crate::script::random::{
+    Lasting, Numbers, Shape, Trial, notices, run_script_from_elsewhere, try_seeds,
+};
 
 impl Trial for Pacifica {
     /// Two, three or four replicas; in two of three runs one or two more nodes are free. In some, writes
@@ -46,6 +48,13 @@ impl Trial for Pacifica {
 
     fn relief(_node: u64) -> String {
         "step".into()
+    }
+
+    /// Without one node, writes that need two replicas have none but one to go to in a cluster of two.
+    /// All else is borne.
+    fn bears(cluster: &Shape<'_>, fault: Lasting, _is_leaders: bool) -> bool {
+        let left = cluster.nodes() - 1;
+        fault == Lasting::Coordinator || left >= cluster.option("min").unwrap_or(1)
     }
 
     /// One replica of the newest configuration must keep its disk, with all that is committed, and know

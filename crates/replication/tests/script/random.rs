@@ -45,7 +45,7 @@ pub(crate) trait Trial: Subject {
 
     /// Returns true if the rest of this cluster must serve in spite of a fault of one node, its leader
     /// or another, that lasts.
-    fn bears(_nodes: u64, _fault: Lasting, _is_leaders: bool) -> bool {
+    fn bears(_cluster: &Shape<'_>, _fault: Lasting, _is_leaders: bool) -> bool {
         true
     }
 
@@ -54,6 +54,24 @@ pub(crate) trait Trial: Subject {
 
     /// Says what is still missing of a cluster that has had its time to heal, if anything is.
     fn missing(runner: &Runner<Self>) -> Option<String>;
+}
+
+/// How many nodes a cluster has, and what else it was asked for with.
+pub(crate) struct Shape<'a> {
+    nodes: u64,
+    options: &'a [(String, String)],
+}
+
+impl Shape<'_> {
+    pub(crate) const fn nodes(&self) -> u64 {
+        self.nodes
+    }
+
+    /// Returns the number that an option was given as, if it was.
+    pub(crate) fn option(&self, name: &str) -> Option<u64> {
+        let (_, value) = self.options.iter().find(|(given, _)| given == name)?;
+        Some(value.parse().expect("a number"))
+    }
 }
 
 /// The seeds of a normal run.
@@ -150,7 +168,8 @@ impl Plan {
         options.extend(conditions(&mut numbers));
         let fault = Lasting::any(&mut numbers);
         let node = (numbers.below(2) == 0).then_some(numbers.below(nodes) + 1);
-        let lasting = Some((fault, node)).filter(|_| S::bears(nodes, fault, node.is_none()));
+        let shape = Shape { nodes, options: &options };
+        let lasting = Some((fault, node)).filter(|_| S::bears(&shape, fault, node.is_none()));
         let steps = (0..STEPS).map(|_| step(&mut numbers, nodes, without)).collect();
         Self { nodes, options, steps, lasting }
     }

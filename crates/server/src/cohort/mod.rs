@@ -12,10 +12,11 @@ use trireme_storage::CohortTable;
 use trireme_types::RangeDescriptor;
 
 use crate::backpressure::Backpressure;
+use crate::readers::Readers;
 use crate::refusal;
 use crate::routes::NodeDirectory;
 
-pub(crate) use reads::{PendingRead, Read};
+pub(crate) use reads::{PendingRead, Read, ReadQueue, Reader};
 pub(crate) use writes::PendingWrite;
 
 /// One cohort that has a replica on this node.
@@ -27,7 +28,7 @@ pub(crate) struct HostedCohort {
     /// Its table.
     pub(crate) table: CohortTable,
     writes: writes::WriteQueue,
-    reads: reads::ReadQueue,
+    reads: Arc<ReadQueue>,
     counters: Arc<Counters>,
     backpressure: Arc<Backpressure>,
 }
@@ -46,6 +47,7 @@ impl HostedCohort {
         table: CohortTable,
         directory: Arc<NodeDirectory>,
         backpressure: Arc<Backpressure>,
+        readers: Arc<Readers>,
     ) -> Arc<Self> {
         let counters = Arc::<Counters>::default();
         let clock = clock::CohortClock::start(table.clone());
@@ -56,7 +58,7 @@ impl HostedCohort {
             counters.clone(),
             backpressure.clone(),
         );
-        let reads = reads::ReadQueue::start(replica.clone(), table.clone(), directory);
+        let reads = ReadQueue::start(replica.clone(), table.clone(), directory, readers);
         Arc::new(Self { descriptor, replica, table, writes, reads, counters, backpressure })
     }
 
@@ -68,7 +70,7 @@ impl HostedCohort {
         self.writes.push(write);
     }
 
-    /// Queues a read, or refuses it; a timeline read is answered at once.
+    /// Queues a read, or refuses it; a timeline read that needs no file is answered at once.
     pub(crate) fn read(&self, read: PendingRead) {
         self.reads.push(read);
     }

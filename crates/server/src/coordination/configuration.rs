@@ -10,71 +10,105 @@ use trireme_replication::pacifica::{Newest, Pacifica, Proposal};
 use trireme_types::{CohortConfig, CohortId};
 
 use super::{RETRY_PAUSE, Wish, tell};
+use crate::continuity::Continuity;
+use crate::memory::MemoryError;
 
 /// Carries out what a replica proposes to its cohort's configuration manager, and tells it the newest
 /// configuration, until the replica ends. To be called within a runtime.
 pub(crate) fn configure(
     coordinator: &Coordinator,
+    continuity: Arc<Continuity>,
     cohort: CohortId,
     wish: &Wish<Pacifica>,
     replica: &Arc<CoreReplica<Pacifica>>,
 ) {
     let server = wish.server();
     let manager = ConfigurationManager::new(coordinator, cohort);
-    let (watched, end) = (manager.clone(), server.end.clone());
-    let (told, asking) = (Arc::downgrade(replica), Arc::downgrade(replica));
+    let part = Part { manager, continuity, cohort, replica: Arc::downgrade(replica) };
+    let (watching, end) = (part.clone(), server.end.clone());
     tokio::spawn(async move {
-        end.run_until_cancelled(watch(&watched, &told)).await;
+        end.run_until_cancelled(watching.watch()).await;
     });
     tokio::spawn(async move {
-        server.serve(|proposal| carry_out(&manager, &asking, proposal)).await;
+        server.serve(|proposal| part.carry_out(proposal)).await;
     });
 }
 
-/// Tells the replica every new configuration.
-async fn watch(manager: &ConfigurationManager, replica: &Weak<CoreReplica<Pacifica>>) {
-    loop {
-        let mut watch = match manager.watch() {
-            Ok(watch) => watch,
+/// One replica's part in the changes of its cohort's configuration.
+#[derive(Clone)]
+struct Part {
+    manager: ConfigurationManager,
+    continuity: Arc<Continuity>,
+    cohort: CohortId,
+    replica: Weak<CoreReplica<Pacifica>>,
+}
+
+impl Part {
+    /// Passes every new configuration to the replica.
+    async fn watch(&self) {
+        loop {
+            let mut watch = match self.manager.watch() {
+                Ok(watch) => watch,
+                Err(error) => {
+                    tracing::error!(%error, "the configuration cannot be watched");
+                    return;
+                }
+            };
+            while let Some(config) = watch.next().await {
+                match config {
+                    Ok(config) => {
+                        if !self.tell(config).await {
+                            return;
+                        }
+                    }
+                    Err(error) => tracing::error!(%error, "the configuration cannot be read"),
+                }
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    /// Passes a configuration to the replica that the node remembers: a node that acts in one knows it
+    /// whatever becomes of the coordinator. One that is older than what the node knows, or another
+    /// under the same version, comes from a coordinator that was put back, and is not told. Returns
+    /// true if there is a replica to tell.
+    async fn tell(&self, config: CohortConfig) -> bool {
+        loop {
+            match self.continuity.remember_config(&config).await {
+                Ok(true) => return tell(&self.replica, Newest(config)).await,
+                Ok(false) => return true,
+                Err(error @ MemoryError::Conflict(_)) => {
+                    tracing::error!(%error, "a configuration is refused");
+                    return true;
+                }
+                Err(error @ MemoryError::Folder(_)) => {
+                    tracing::warn!(%error, "a configuration cannot be remembered yet");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Carries out a proposal and passes on what is installed; returns true if that is known.
+    async fn carry_out(&self, Proposal(config): Proposal) -> bool {
+        if !self.continuity.may_change(self.cohort).await {
+            return false;
+        }
+        let newest = match propose(&self.manager, config).await {
+            Ok(newest) => Some(newest),
             Err(error) => {
-                tracing::error!(%error, "the configuration cannot be watched");
-                return;
+                tracing::info!(%error, "it is not known what became of a proposal");
+                // P4: read, and let the replica go by what is read.
+                self.manager.newest().await.ok().flatten()
             }
         };
-        while let Some(config) = watch.next().await {
-            match config {
-                Ok(config) => {
-                    if !tell(replica, Newest(config)).await {
-                        return;
-                    }
-                }
-                Err(error) => tracing::error!(%error, "the configuration cannot be read"),
+        match newest {
+            Some(config) => {
+                self.tell(config).await;
+                true
             }
+            None => false,
         }
-        tokio::time::sleep(RETRY_PAUSE).await;
-    }
-}
-
-/// Carries out a proposal and tells the replica what is installed; says whether that is known.
-async fn carry_out(
-    manager: &ConfigurationManager,
-    replica: &Weak<CoreReplica<Pacifica>>,
-    Proposal(config): Proposal,
-) -> bool {
-    let newest = match propose(manager, config).await {
-        Ok(newest) => Some(newest),
-        Err(error) => {
-            tracing::info!(%error, "it is not known what became of a proposal");
-            // P4: read, and let the replica go by what is read.
-            manager.newest().await.ok().flatten()
-        }
-    };
-    match newest {
-        Some(config) => {
-            tell(replica, Newest(config)).await;
-            true
-        }
-        None => false,
     }
 }
 

@@ -9,11 +9,13 @@ use trireme_replication::spinnaker::{Candidate, ElectionRequest, ElectionView, S
 use trireme_types::{CohortId, NodeId};
 
 use super::{RETRY_PAUSE, Wish, tell};
+use crate::continuity::Continuity;
 
 /// Carries out what a replica asks of its cohort's election, and tells it how that stands, until the
 /// replica ends. To be called within a runtime.
 pub(crate) fn elect(
     coordinator: &Coordinator,
+    continuity: Arc<Continuity>,
     (cohort, node): (CohortId, NodeId),
     replicas: Vec<NodeId>,
     wish: &Wish<Spinnaker>,
@@ -22,7 +24,8 @@ pub(crate) fn elect(
     let server = wish.server();
     let election = Election::new(coordinator, cohort, node);
     let end = server.end.clone();
-    let part = Part { election, coordinator: coordinator.clone(), node, replicas };
+    let coordinator = coordinator.clone();
+    let part = Part { election, coordinator, continuity, cohort, node, replicas };
     let (watcher, replica) = (part.clone(), Arc::downgrade(replica));
     tokio::spawn(async move {
         end.run_until_cancelled(watcher.watch(&replica)).await;
@@ -37,14 +40,21 @@ pub(crate) fn elect(
 struct Part {
     election: Election,
     coordinator: Coordinator,
+    continuity: Arc<Continuity>,
+    cohort: CohortId,
     node: NodeId,
     replicas: Vec<NodeId>,
 }
 
 impl Part {
-    /// Tells the replica how the election stands, whenever that has changed.
+    /// Passes to the replica how the election stands, whenever that has changed. What an older coordinator
+    /// says is passed over: it is brought forward, and says so then.
     async fn watch(&self, replica: &Weak<CoreReplica<Spinnaker>>) {
+        let mut told = 0;
         loop {
+            while !self.continuity.is_cleared(self.cohort) {
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
             let mut watch = match self.election.watch() {
                 Ok(watch) => watch,
                 Err(error) => {
@@ -54,7 +64,11 @@ impl Part {
             };
             while let Some(state) = watch.next().await {
                 match state {
+                    Ok(state) if state.epoch < told => {
+                        tracing::info!(epoch = state.epoch, told, "the coordinator is older");
+                    }
                     Ok(state) => {
+                        told = state.epoch;
                         if !tell(replica, self.view(&state)).await {
                             return;
                         }
@@ -85,14 +99,37 @@ impl Part {
         }
     }
 
+    /// Has the candidates of the rounds that are over removed, which would else stay for as long as
+    /// their nodes' sessions. It is not waited for: the next leader does what this one cannot.
+    fn clean_up(&self) {
+        let (election, end) = (self.election.clone(), self.coordinator.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                cleaned = election.clean_up() => {
+                    if let Err(error) = cleaned {
+                        tracing::debug!(%error, "candidates of old rounds were left behind");
+                    }
+                }
+                () = end.session_expired() => {}
+            }
+        });
+    }
+
     /// Carries out a request; says whether it is known what became of it.
     async fn carry_out(&self, request: ElectionRequest) -> bool {
+        if !self.continuity.may_change(self.cohort).await {
+            return false;
+        }
         let done: Result<(), CoordinatorError> = match request {
             ElectionRequest::Stand { round, last } => {
                 self.election.stand(round, last).await.map(drop)
             }
             ElectionRequest::Lead { round } => {
-                self.election.try_lead(round, &self.replicas).await.map(drop)
+                let led = self.election.try_lead(round, &self.replicas).await;
+                if let Ok(Some(_)) = led {
+                    self.clean_up();
+                }
+                led.map(drop)
             }
             ElectionRequest::Reclaim { epoch } => self.election.reclaim(epoch).await.map(drop),
         };

@@ -72,8 +72,8 @@ pub(super) fn take_in(known: &mut CatalogState, told: CatalogState) {
 
 #[cfg(test)]
 mod tests {
-    use trireme_coordinator::NodeVersion;
     use trireme_coordinator::recipes::invitations::{Invitation, Standing};
+    use trireme_coordinator::{Line, NodeVersion};
     use trireme_types::{ClusterId, Protocol, RangeMap};
 
     use super::*;
@@ -153,7 +153,8 @@ mod tests {
             let mut map = RangeMap::from_splits(&[]).unwrap();
             map.version = version;
             let configs = [(CohortId(1), config)].into();
-            CatalogState { revision: 7, cluster: ClusterId(1), map, map_revision: 7, configs }
+            let line = Line::default();
+            CatalogState { line, revision: 7, cluster: ClusterId(1), map, map_revision: 7, configs }
         };
         let mut known = state(2, config(5, &[1, 2]));
         take_in(&mut known, state(1, config(4, &[1, 2, 3])));

@@ -42,6 +42,8 @@ pub(crate) struct Hosting {
     /// The newest of everything that the coordinator has told.
     catalog: CatalogState,
     invitations: AllInvitations,
+    /// What the coordinator has sent last, until the node remembers it.
+    told: Option<CatalogState>,
     hosted: BTreeMap<CohortId, Arc<HostedCohort>>,
 }
 
@@ -62,10 +64,11 @@ impl Hosting {
         let router = Router::new(catalog.cluster, opener.directory.clone(), Routes::of(&catalog));
         let (router, invitations) = (Arc::new(router), AllInvitations::new());
         let hosted = BTreeMap::new();
-        let mut hosting = Self { opener, router, peers, catalog, invitations, hosted };
+        let told = None;
+        let mut hosting = Self { opener, router, peers, catalog, invitations, told, hosted };
         let Plan { open, discard, .. } = hosting.plan();
         for cohort in discard {
-            hosting.opener.discard(cohort).await?;
+            hosting.opener.set_aside(cohort).await?;
         }
         for cohort in open {
             hosting.open(cohort).await?;
@@ -85,7 +88,7 @@ impl Hosting {
             Ok(news) => news,
             Err(error) => return tracing::error!(%error, "the catalog cannot be watched"),
         };
-        let mut retry_at = None;
+        let mut retry_at = Some(Instant::now());
         loop {
             tokio::select! {
                 biased;
@@ -96,7 +99,7 @@ impl Hosting {
                 () = at(retry_at) => {}
             }
             retry_at = match self.follow().await {
-                Ok(()) => None,
+                Ok(()) => self.opener.due().1.map(|left| Instant::now() + left),
                 Err(error) => {
                     tracing::warn!(%error, "the replicas here are not yet as they should be");
                     Some(Instant::now() + RETRY_PAUSE)
@@ -110,7 +113,7 @@ impl Hosting {
         let error = tokio::select! {
             told = news.catalog.next() => match told {
                 Some(Ok(told)) => {
-                    take_in(&mut self.catalog, told);
+                    self.told = Some(told);
                     return true;
                 }
                 Some(Err(error)) => error,
@@ -132,14 +135,25 @@ impl Hosting {
     /// Opens and closes replicas as what is known now asks for. What fails is left for the next
     /// time; the rest is done.
     async fn follow(&mut self) -> Result<(), NodeError> {
+        if let Some(told) = &self.told {
+            // On the disk before anything is done by it.
+            self.opener.continuity.remember(told).await?;
+        }
+        if let Some(told) = self.told.take() {
+            take_in(&mut self.catalog, told);
+        }
         let Plan { open, close, discard } = self.plan();
         self.publish();
         let mut done = Ok(());
+        for cohort in self.opener.due().0 {
+            tracing::info!(%cohort, "what was set aside is deleted");
+            done = done.and(self.opener.delete_set_aside(cohort).await);
+        }
         for cohort in close {
             done = done.and(self.close(cohort).await);
         }
         for cohort in discard {
-            done = done.and(self.opener.discard(cohort).await);
+            done = done.and(self.opener.set_aside(cohort).await);
         }
         for cohort in open {
             done = done.and(self.open(cohort).await);
@@ -164,13 +178,13 @@ impl Hosting {
         Ok(())
     }
 
-    /// Closes a replica and discards what it leaves.
+    /// Closes a replica and sets aside what it leaves.
     async fn close(&mut self, cohort: CohortId) -> Result<(), NodeError> {
         let Some(hosted) = self.hosted.remove(&cohort) else { return Ok(()) };
         tracing::info!(%cohort, "closing a replica that is not to be here any more");
         self.publish();
         hosted.replica.shutdown().await;
-        self.opener.discard(cohort).await
+        self.opener.set_aside(cohort).await
     }
 
     /// Has clients and peers served by what is open, by the newest routes.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -13,8 +14,11 @@ use trireme_types::{CohortConfig, CohortId, Lsn, NodeId, RangeDescriptor, Timing
 use super::decision::Local;
 use crate::backpressure::Backpressure;
 use crate::cohort::HostedCohort;
+use crate::continuity::Continuity;
 use crate::factory::{ReplicaParts, open_replica};
+use crate::memory::NodeMemory;
 use crate::node::NodeError;
+use crate::readers::Readers;
 use crate::routes::NodeDirectory;
 use crate::transport::PeerTransport;
 
@@ -23,6 +27,10 @@ pub(crate) struct Opener {
     pub(crate) node: NodeId,
     /// Whether the node once lost its disk.
     pub(crate) rejoins: bool,
+    /// What the node remembers, and whether the coordinator is what it was.
+    pub(crate) continuity: Arc<Continuity>,
+    /// How long what is left of a replica is kept.
+    pub(crate) discard_after: Duration,
     /// The periods of the protocols of our own.
     pub(crate) timing: Timing,
     /// How many replicas a PacificA cohort must have to take writes (P10).
@@ -36,6 +44,8 @@ pub(crate) struct Opener {
     pub(crate) backpressure: Arc<Backpressure>,
     /// Called when the node can no longer keep its promises.
     pub(crate) fail: Arc<dyn Fn(String) + Send + Sync>,
+    /// Who reads what lies in files.
+    pub(crate) readers: Arc<Readers>,
     /// Where the replicas run.
     pub(crate) consensus: Handle,
 }
@@ -49,6 +59,12 @@ impl Opener {
         config: CohortConfig,
     ) -> Result<Arc<HostedCohort>, NodeError> {
         let cohort = config.cohort;
+        if self.continuity.memory().get().set_aside.contains_key(&cohort) {
+            // It has not followed the cohort since, and no other counts on what it has.
+            tracing::warn!(%cohort, "what was set aside is deleted, since a new replica is to be here");
+            self.delete_set_aside(cohort).await?;
+        }
+        let was_given_up = self.continuity.memory().get().given_up.contains(&cohort);
         let (log, table) = self.storage(&descriptor, &config).await?;
         let on_failure = self.fail.clone();
         let parts = ReplicaParts {
@@ -61,13 +77,20 @@ impl Opener {
             coordinator: self.coordinator.clone(),
             timing: self.timing,
             min_replicas_for_write: self.min_replicas_for_write,
-            rejoins: self.rejoins,
+            continuity: self.continuity.clone(),
+            rejoins: self.rejoins || was_given_up,
             on_failure: Arc::new(move |reason| on_failure(format!("{cohort}: {reason}"))),
         };
         let opened = self.consensus.spawn(open_replica(parts)).await.map_err(io::Error::other)?;
         let replica = opened.map_err(|source| NodeError::Replica { cohort, source })?;
-        let (directory, backpressure) = (self.directory.clone(), self.backpressure.clone());
-        Ok(HostedCohort::start(descriptor, replica, table, directory, backpressure))
+        Ok(HostedCohort::start(
+            descriptor,
+            replica,
+            table,
+            self.directory.clone(),
+            self.backpressure.clone(),
+            self.readers.clone(),
+        ))
     }
 
     /// Returns the log and the table for a replica, whose table must reach to where its log begins.
@@ -102,6 +125,54 @@ impl Opener {
         Ok((self.log.cohort(descriptor.cohort), table))
     }
 
+    /// Sets aside what the node has of a cohort whose replica is closed: its rows stay as they are,
+    /// and its log goes, so that it keeps no segment. Interrupted, it is to be repeated.
+    pub(super) async fn set_aside(&self, cohort: CohortId) -> Result<(), NodeError> {
+        let memory = self.continuity.memory();
+        let given_up = memory.update(|memory| {
+            memory.set_aside.entry(cohort).or_insert_with(NodeMemory::now);
+            memory.given_up.insert(cohort);
+            Ok(())
+        });
+        given_up.await?;
+        if self.discard_after.is_zero() {
+            return self.delete_set_aside(cohort).await;
+        }
+        // What the rows lack on the disk would be lost with the log.
+        let tables = self.tables.clone();
+        let flush = tokio::task::spawn_blocking(move || tables.flush());
+        flush.await.map_err(io::Error::other)??;
+        self.log.forget_cohort(cohort)?;
+        tracing::info!(%cohort, kept = ?self.discard_after, "what is left of a replica is set aside");
+        Ok(())
+    }
+
+    /// Deletes what was set aside.
+    pub(super) async fn delete_set_aside(&self, cohort: CohortId) -> Result<(), NodeError> {
+        self.discard(cohort).await?;
+        let memory = self.continuity.memory();
+        let deleted = memory.update(|memory| {
+            memory.set_aside.remove(&cohort);
+            Ok(())
+        });
+        Ok(deleted.await?)
+    }
+
+    /// Returns the cohorts whose rest was set aside long enough ago, and in how long the next one's
+    /// will have been.
+    pub(super) fn due(&self) -> (Vec<CohortId>, Option<Duration>) {
+        let memory = self.continuity.memory().get();
+        let (now, mut due, mut next) = (NodeMemory::now(), Vec::new(), None::<Duration>);
+        for (&cohort, &since) in &memory.set_aside {
+            let age = Duration::from_millis(now.saturating_sub(since));
+            match self.discard_after.checked_sub(age).filter(|left| !left.is_zero()) {
+                None => due.push(cohort),
+                Some(left) => next = Some(next.map_or(left, |next| next.min(left))),
+            }
+        }
+        (due, next)
+    }
+
     /// Drops everything that the node has of a cohort whose replica is closed, so that it keeps no
     /// segment of the log and takes no room. Interrupted, it is to be repeated.
     ///
@@ -128,12 +199,18 @@ impl Opener {
         hosted: &BTreeMap<CohortId, Arc<HostedCohort>>,
     ) -> BTreeMap<CohortId, Local> {
         let mut local = BTreeMap::new();
+        let memory = self.continuity.memory().get();
         // What is there without a replica has been found on the disk, or is left of one.
         let logs = self.log.cohorts().into_iter().filter(|&cohort| {
             let log = self.log.cohort(cohort);
             log.bounds().last != Lsn::ZERO || log.hard_state().is_some()
         });
         for cohort in logs.chain(self.tables.cohorts()) {
+            // What is set aside brings nothing along, unless setting it aside was interrupted.
+            let has_log = self.log.cohorts().contains(&cohort);
+            if memory.set_aside.contains_key(&cohort) && !has_log {
+                continue;
+            }
             local.insert(cohort, Local { is_hosted: false, has_data: true });
         }
         for (&cohort, replica) in hosted {

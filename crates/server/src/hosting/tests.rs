@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use trireme_coordinator::recipes::catalog::{ClusterSpec, CompareAndSet};
 use trireme_coordinator::recipes::invitations::Invitation;
+use trireme_coordinator::recipes::membership::NodeInfo;
 use trireme_replication::Replica;
 use trireme_storage::fs::{MemFs, RealFs};
 use trireme_storage::{
@@ -22,6 +23,10 @@ use trireme_types::{
 
 use super::*;
 use crate::backpressure::Backpressure;
+use crate::continuity::{Continuity, Remembered};
+use crate::data_folder::DataFolder;
+use crate::memory::NodeMemory;
+use crate::routes::NodeDirectory;
 use crate::testing::EmbeddedCoordinator;
 use crate::transport::{PeerTransport, TransportOptions};
 
@@ -51,13 +56,21 @@ struct Fixture {
     router: Arc<Router>,
     running: JoinHandle<()>,
     stop: CancellationToken,
+    discard_after: Duration,
+    data: DataFolder,
     _server: EmbeddedCoordinator,
     _folder: TempDir,
 }
 
 impl Fixture {
+    /// Starts one that deletes at once what it does not need any more.
     async fn start() -> Self {
+        Self::start_with(Duration::ZERO).await
+    }
+
+    async fn start_with(discard_after: Duration) -> Self {
         let folder = TempDir::new().unwrap();
+        let data = DataFolder::open(folder.path()).unwrap();
         let server = EmbeddedCoordinator::start().await;
         let coordinator = server.connect().await;
         let map = RangeMap::from_splits(&[Bytes::from("m")]).unwrap();
@@ -68,9 +81,20 @@ impl Fixture {
         let (log, tables) = (folder.path().join("log"), folder.path().join("tables"));
         let log = SharedLog::open(Arc::new(RealFs), &log, identity, LogOptions::default()).unwrap();
         let tables = Tables::open(&tables, TableOptions::default()).unwrap();
-        let (router, running, stop) = host(&coordinator, &log, &tables).await;
+        let (router, running, stop) = host(&coordinator, &data, discard_after, &log, &tables).await;
         let (_server, _folder) = (server, folder);
-        let fixture = Self { coordinator, log, tables, router, running, stop, _server, _folder };
+        let fixture = Self {
+            coordinator,
+            log,
+            tables,
+            router,
+            running,
+            stop,
+            discard_after,
+            data,
+            _server,
+            _folder,
+        };
         for (cohort, key) in [(ONE, "a"), (TWO, "z")] {
             fixture.put(cohort, key).await;
         }
@@ -82,7 +106,7 @@ impl Fixture {
         self.close().await;
         meanwhile(self).await;
         (self.router, self.running, self.stop) =
-            host(&self.coordinator, &self.log, &self.tables).await;
+            host(&self.coordinator, &self.data, self.discard_after, &self.log, &self.tables).await;
     }
 
     async fn close(&mut self) {
@@ -185,26 +209,36 @@ impl Fixture {
 /// Hosts what the catalog places on the node.
 async fn host(
     coordinator: &Coordinator,
+    data: &DataFolder,
+    discard_after: Duration,
     log: &SharedLog,
     tables: &Tables,
 ) -> (Arc<Router>, JoinHandle<()>, CancellationToken) {
-    let catalog = Catalog::new(coordinator).load().await.unwrap().unwrap();
-    let peers = Peers::new(PathBuf::new());
-    let opener = opener(coordinator, log, tables, &peers);
+    let (opener, peers, catalog) = opener(coordinator, data, discard_after, log, tables).await;
     let hosting = Hosting::start(opener, peers, catalog).await.unwrap();
     let (router, stop) = (hosting.router(), CancellationToken::new());
     let running = tokio::spawn(hosting.run(coordinator.clone(), stop.clone()));
     (router, running, stop)
 }
 
-fn opener(
+/// Returns what opens the node's replicas, with what hosting them needs besides.
+async fn opener(
     coordinator: &Coordinator,
+    data: &DataFolder,
+    discard_after: Duration,
     log: &SharedLog,
     tables: &Tables,
-    peers: &Arc<Peers>,
-) -> Opener {
+) -> (Opener, Arc<Peers>, CatalogState) {
+    let catalog = Catalog::new(coordinator).load().await.unwrap().unwrap();
+    let remembered = Remembered::start(data, ME, coordinator, catalog).await.unwrap();
+    let catalog = remembered.catalog.clone();
+    let directory = Arc::<NodeDirectory>::default();
+    let (nodes, record) = (directory.clone(), NodeInfo::new("127.0.0.1:1"));
+    let continuity =
+        Continuity::new(ME, coordinator.clone(), remembered, log.clone(), nodes, record);
+    let peers = Peers::new(PathBuf::new());
     let options = TransportOptions::new(ClusterId(7), ME);
-    Opener {
+    let opener = Opener {
         node: ME,
         timing: Timing::default(),
         min_replicas_for_write: 1,
@@ -212,12 +246,16 @@ fn opener(
         log: log.clone(),
         tables: tables.clone(),
         transport: PeerTransport::new(options, peers.clone(), Handle::current()),
-        directory: Arc::default(),
+        directory,
+        continuity,
+        discard_after,
         coordinator: coordinator.clone(),
         backpressure: Backpressure::new(),
         fail: Arc::new(|reason| panic!("{reason}")),
+        readers: crate::readers::Readers::start().unwrap(),
         consensus: Handle::current(),
-    }
+    };
+    (opener, peers, catalog)
 }
 
 fn is_same(one: &Arc<dyn Replica>, other: Option<&Arc<dyn Replica>>) -> bool {
@@ -318,12 +356,80 @@ async fn what_an_interrupted_discard_has_left_is_not_built_upon() {
     fixture.stop().await;
 }
 
+/// The catalog may be wrong: what a replica has held is kept for a while, without holding any of the
+/// log, and is not built upon when the node is asked to hold a replica again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_to_be_here_any_more_is_set_aside_and_deleted_later() {
+    const LONG: Duration = Duration::from_secs(3600);
+    const SHORT: Duration = Duration::from_millis(300);
+    let mut fixture = Fixture::start_with(LONG).await;
+    let remembered = |fixture: &Fixture| NodeMemory::read(fixture.data.path()).unwrap().unwrap();
+    fixture.install(config(ONE, 2, &[2], 1)).await;
+    fixture
+        .until("a replica that is set aside", async || {
+            fixture.hosted(ONE).is_none() && !fixture.log.cohorts().contains(&ONE)
+        })
+        .await;
+    let since = remembered(&fixture).set_aside[&ONE];
+    assert!(fixture.tables.cohorts().contains(&ONE), "its rows are deleted");
+    // It is no reason to hold a replica, and stays over a restart.
+    fixture.restart(async |fixture| fixture.propose(config(ONE, 3, &[2], 2)).await).await;
+    fixture
+        .until("the newest configuration", async || {
+            fixture.router.routes().configs[&ONE].version == 3
+        })
+        .await;
+    assert!(fixture.hosted(ONE).is_none(), "no invitation has come");
+    assert_eq!(remembered(&fixture).set_aside[&ONE], since);
+    assert!(fixture.tables.cohorts().contains(&ONE));
+
+    // Asked for again, it begins with nothing, as one that has lost what it acknowledged.
+    fixture.invite(ONE).await;
+    assert_eq!(fixture.applied(ONE), Lsn::ZERO);
+    assert!(remembered(&fixture).set_aside.is_empty());
+    assert!(remembered(&fixture).given_up.contains(&ONE));
+
+    fixture.discard_after = SHORT;
+    fixture.restart(async |_| {}).await;
+    fixture.install(config(TWO, 2, &[2], 1)).await;
+    fixture.until_gone(TWO).await;
+    fixture
+        .until("the end of what is set aside", async || {
+            !remembered(&fixture).set_aside.contains_key(&TWO)
+        })
+        .await;
+    fixture.stop().await;
+}
+
+/// A coordinator that was put back to what it knew earlier is brought forward, and closes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_catalog_is_brought_forward_before_anything_is_done_by_it() {
+    let mut fixture = Fixture::start().await;
+    fixture.install(config(ONE, 2, &[2, 1], 2)).await;
+    fixture.install(config(TWO, 2, &[2], 1)).await;
+    fixture.until_gone(TWO).await;
+    fixture
+        .restart(async |fixture| {
+            // What etcd does when it is put back: the nodes of the changes are not there.
+            for cohort in [ONE, TWO] {
+                let path = format!("/catalog/cohorts/{}", cohort.0);
+                fixture.coordinator.delete(&path, None).await.unwrap();
+            }
+        })
+        .await;
+    let catalog = Catalog::new(&fixture.coordinator).load().await.unwrap().unwrap();
+    assert_eq!(catalog.configs[&ONE], config(ONE, 2, &[2, 1], 2));
+    assert_eq!(catalog.configs[&TWO], config(TWO, 2, &[2], 1));
+    assert!(fixture.hosted(ONE).is_some());
+    assert!(fixture.hosted(TWO).is_none(), "it was given up under a version that is known");
+    fixture.stop().await;
+}
+
 /// A log that came back without the rows that it purged would be of no use to a member.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_are_dropped_only_when_their_log_is_gone_from_the_disk() {
+    let fixture = Fixture::start().await;
     let folder = TempDir::new().unwrap();
-    let server = EmbeddedCoordinator::start().await;
-    let coordinator = server.connect().await;
     let identity = LogIdentity { cluster: ClusterId(7), node: ME };
     let (fs, path) = (Arc::new(MemFs::new()), folder.path());
     let log = SharedLog::open_stepped(fs, path, identity, LogOptions::default()).unwrap();
@@ -333,7 +439,8 @@ async fn rows_are_dropped_only_when_their_log_is_gone_from_the_disk() {
     log.cohort(ONE).submit(state).unwrap();
     while log.step() {}
 
-    let opener = opener(&coordinator, &log, &tables, &Peers::new(PathBuf::new()));
+    let (coordinator, data) = (&fixture.coordinator, &fixture.data);
+    let (opener, ..) = opener(coordinator, data, Duration::ZERO, &log, &tables).await;
     let mut discarding = std::pin::pin!(opener.discard(ONE));
     let early = tokio::time::timeout(Duration::from_millis(100), discarding.as_mut()).await;
     assert!(early.is_err(), "it ends before the log has written anything");
@@ -341,5 +448,5 @@ async fn rows_are_dropped_only_when_their_log_is_gone_from_the_disk() {
     while log.step() {}
     tokio::time::timeout(PATIENCE, discarding).await.unwrap().unwrap();
     assert_eq!((tables.cohorts(), log.cohorts()), (vec![], vec![]));
-    coordinator.close().await.unwrap();
+    fixture.stop().await;
 }

@@ -13,6 +13,7 @@ use trireme_types::{
 };
 
 use super::*;
+use crate::readers::Readers;
 use crate::routes::{NodeDirectory, Routes};
 use crate::testing::FakeReplica;
 
@@ -37,7 +38,7 @@ impl Fixture {
         let tables = Tables::open(folder.path(), TableOptions::default()).unwrap();
         log.protect(&tables);
         let directory = Arc::<NodeDirectory>::default();
-        let backpressure = Backpressure::new();
+        let (backpressure, readers) = (Backpressure::new(), Readers::start().unwrap());
         let map = RangeMap::from_splits(&[]).unwrap();
         let hosted = (1..=cohorts).map(CohortId).map(|cohort| {
             let table = tables.cohort(cohort, KeyRange::all()).unwrap();
@@ -45,8 +46,14 @@ impl Fixture {
             replica.keep_log(log.cohort(cohort));
             let mut descriptor = map.ranges()[0].clone();
             descriptor.cohort = cohort;
-            let (directory, backpressure) = (directory.clone(), backpressure.clone());
-            let hosted = HostedCohort::start(descriptor, replica, table, directory, backpressure);
+            let hosted = HostedCohort::start(
+                descriptor,
+                replica,
+                table,
+                directory.clone(),
+                backpressure.clone(),
+                readers.clone(),
+            );
             (cohort, hosted)
         });
         let routes = Routes {
@@ -213,6 +220,7 @@ fn limits_that_cannot_be_kept_are_refused() {
     const MIB: u64 = 1024 * 1024;
     for (max, segment) in [(MIB, MIB), (MIB, 65536), (1 << 40, 1 << 30), (64 * MIB, 4 * MIB)] {
         let limits = LogLimits::new(max, segment).unwrap();
+        assert_eq!(limits.files() as u64, max / segment + 2);
         assert!(limits.flush_above() <= limits.release_above());
         assert!(limits.release_above() <= limits.pause_above().max(limits.release_above()));
         assert!(limits.pause_above() + segment <= max + segment, "{max} {segment}");

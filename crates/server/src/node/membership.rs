@@ -1,21 +1,18 @@
 //! The node among the others: its own registration, and the news of theirs.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trireme_coordinator::recipes::catalog::CatalogState;
 use trireme_coordinator::recipes::membership::{
     Member, Membership, MembershipWatch, NodeInfo, RegisterError,
 };
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_proto::v1;
-use trireme_types::{CohortConfig, CohortId, NodeId};
+use trireme_types::NodeId;
 
 use super::NodeError;
-use crate::data_folder::{DataFolder, NodeFile};
-use crate::factory::takes_back_without_data;
+use crate::data_folder::{DataFolder, DataFolderError, NodeFile};
 use crate::routes::NodeDirectory;
 use crate::transport::PeerTransport;
 
@@ -25,68 +22,116 @@ const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long to wait before a session is sought again.
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
 
-fn info(file: &NodeFile) -> NodeInfo {
-    NodeInfo { folder: format!("{:016x}", file.data_id), ..NodeInfo::new(file.listen.clone()) }
+/// Returns what the coordinator is to know of the node.
+pub(super) fn info(file: &NodeFile, folder: &DataFolder) -> Result<NodeInfo, NodeError> {
+    Ok(NodeInfo { place: folder.place()?, ..file.record() })
 }
 
-/// Tells the coordinator that the node is there. One that was there with other data, which is lost
-/// then, comes back only if it can do so as a newcomer: never as if it still had what it
-/// acknowledged (S14).
+/// Registers the node at the coordinator. One that was there with other data, or was started
+/// more often than its folder knows, has lost what it acknowledged since: it comes back as a newcomer,
+/// whose folder must be empty, and never as if it still had that (S14). One whose place another process
+/// holds does not come.
 pub(super) async fn register(
     coordinator: &Coordinator,
-    catalog: &CatalogState,
     file: &mut NodeFile,
     folder: &DataFolder,
 ) -> Result<(), NodeError> {
     let endpoints = file.coordinator.join(",");
     let refused = |source| NodeError::Coordinator { endpoints: endpoints.clone(), source };
+    let not_registered = |error| match error {
+        RegisterError::Coordinator(source) => refused(source),
+        taken => NodeError::AlreadyAlive(taken),
+    };
+    finish_setting_aside(file, folder)?;
     let membership = Membership::new(coordinator);
-    let info = info(file);
+    let now = info(file, folder)?;
+    let free = membership.wait_until_free(file.node, &now, PREDECESSOR_TIMEOUT).await;
+    free.map_err(not_registered)?;
     let known = membership.list().await.map_err(refused)?;
-    if let Some(member) = known.iter().find(|member| member.id == file.node)
-        && member.info.folder != info.folder
-    {
-        let is_empty = !file.has_log && !folder.has_data()?;
-        check_newcomer(file.node, is_empty, &catalog.configs, folder.path())?;
-        tracing::warn!(
-            node = %file.node,
-            lost = member.info.folder,
-            "the node's disk is lost; it comes back with nothing, as a newcomer"
-        );
-        // Durable before the coordinator knows the node by this folder: after a crash between the
-        // two, this happens again; in the other order, nobody would know that data was lost.
-        file.rejoins = true;
-        folder.write(file)?;
-    }
-    match membership.register_within(file.node, &info, PREDECESSOR_TIMEOUT).await {
-        Ok(()) => Ok(()),
-        Err(RegisterError::Coordinator(source)) => Err(refused(source)),
-        Err(alive) => Err(NodeError::AlreadyAlive(alive)),
-    }
-}
-
-/// Checks that a node whose data is not what it is known with can come as a newcomer: with an empty
-/// folder, and only if every cohort that counts on the node can take back a replica without data.
-fn check_newcomer(
-    node: NodeId,
-    is_empty: bool,
-    configs: &BTreeMap<CohortId, CohortConfig>,
-    path: &Path,
-) -> Result<(), NodeError> {
-    if !is_empty {
-        return Err(NodeError::OtherData { node, path: path.to_owned() });
-    }
-    let mut here = configs.values().filter(|config| config.replicas.contains(&node));
-    match here.find(|config| !takes_back_without_data(config.protocol)) {
-        None => Ok(()),
-        Some(&CohortConfig { cohort, protocol, .. }) => {
-            Err(NodeError::LostDisk { node, path: path.to_owned(), cohort, protocol })
+    let member = known.iter().find(|member| member.id == file.node).map(|member| &member.info);
+    if let Some(member) = member {
+        let is_known = member.folder == file.record().folder;
+        if !is_known && member.incarnation < file.incarnation {
+            tracing::warn!("the coordinator is older than this folder, which has replaced another");
+        } else if !is_known {
+            let is_empty = !file.has_log && !folder.has_data()?;
+            if !is_empty {
+                let (node, path) = (file.node, folder.path().to_owned());
+                return Err(NodeError::OtherData { node, path });
+            }
+            tracing::warn!(
+                node = %file.node,
+                lost = member.folder,
+                "the node's disk is lost; it comes back with nothing, as a newcomer"
+            );
+            // Durable before the coordinator knows the node by this folder: after a crash between
+            // the two, this happens again; in the other order, nobody would know that data was lost.
+            (file.rejoins, file.incarnation) = (true, member.incarnation + 1);
+            folder.write(file)?;
+        } else if member.starts > file.starts {
+            come_back_from_an_older_copy(file, folder, member)?;
         }
     }
+    count_start(file, folder)?;
+    let now = info(file, folder)?;
+    let registered = membership.register_within(file.node, &now, PREDECESSOR_TIMEOUT).await;
+    registered.map_err(not_registered)
 }
 
-/// Begins a new session whenever the old one has expired, as after a long pause of the process.
-pub(super) async fn keep_registered(coordinator: Coordinator, file: NodeFile) {
+/// Counts this start, on the disk, before anybody learns of it. On a disk that is full the node starts
+/// all the same: what the count is for is noticed by the one who comes later.
+fn count_start(file: &mut NodeFile, folder: &DataFolder) -> Result<(), NodeError> {
+    file.starts = file.starts.saturating_add(1);
+    match folder.write(file) {
+        Err(DataFolderError::Io { source, .. }) if source.kind() == ErrorKind::StorageFull => {
+            file.starts -= 1;
+            tracing::warn!("the disk is full: this start is not counted");
+            Ok(())
+        }
+        done => Ok(done?),
+    }
+}
+
+/// Has a node whose folder is an older copy come back as one that has lost its data: what the folder
+/// holds is older than what the node has acknowledged. It is set aside, and not deleted.
+fn come_back_from_an_older_copy(
+    file: &mut NodeFile,
+    folder: &DataFolder,
+    member: &NodeInfo,
+) -> Result<(), NodeError> {
+    tracing::error!(
+        node = %file.node,
+        folder_starts = file.starts,
+        known_starts = member.starts,
+        "the folder is an older copy of this node's: what it holds is set aside, and the node comes \
+         back with nothing, as a newcomer"
+    );
+    (file.starts, file.data_id) = (member.starts, rand::random());
+    file.incarnation = member.incarnation + 1;
+    (file.rejoins, file.has_log, file.sets_aside) = (true, false, true);
+    folder.write(file)?;
+    finish_setting_aside(file, folder)
+}
+
+/// Sets aside what is to be: the folder remembers it, so that a crash changes nothing.
+fn finish_setting_aside(file: &mut NodeFile, folder: &DataFolder) -> Result<(), NodeError> {
+    if file.sets_aside {
+        let path = folder.set_data_aside()?;
+        tracing::warn!(path = %path.display(), "what the folder held is set aside");
+        file.sets_aside = false;
+        folder.write(file)?;
+    }
+    Ok(())
+}
+
+/// Begins a new session whenever the old one has expired, as after a long pause of the process. If
+/// another process has taken the node's place meanwhile, this one calls `fail`: two must not act as
+/// one node.
+pub(super) async fn keep_registered(
+    coordinator: Coordinator,
+    (node, info): (NodeId, NodeInfo),
+    fail: Arc<dyn Fn(String) + Send + Sync>,
+) {
     let membership = Membership::new(&coordinator);
     loop {
         coordinator.session_expired().await;
@@ -100,9 +145,18 @@ pub(super) async fn keep_registered(coordinator: Coordinator, file: NodeFile) {
             tokio::time::sleep(RENEW_PAUSE).await;
             continue;
         }
-        match membership.register_within(file.node, &info(&file), PREDECESSOR_TIMEOUT).await {
-            Ok(()) => tracing::info!("registered again"),
-            Err(error) => tracing::error!(%error, "the node could not be registered again"),
+        while coordinator.session_is_live() {
+            match membership.register_again(node, &info).await {
+                Ok(()) => {
+                    tracing::info!("registered again");
+                    break;
+                }
+                Err(RegisterError::Coordinator(error)) => {
+                    tracing::warn!(%error, "the node could not be registered again yet");
+                    tokio::time::sleep(RENEW_PAUSE).await;
+                }
+                Err(taken) => return fail(taken.to_string()),
+            }
         }
     }
 }
@@ -155,38 +209,13 @@ impl News {
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
-    use trireme_types::{ClusterId, Durability, Engine, Protocol, RangeMap};
+    use trireme_coordinator::recipes::knowledge;
+    use trireme_types::{ClusterId, Durability, Engine};
 
     use super::*;
     use crate::testing::EmbeddedCoordinator;
 
     const ME: NodeId = NodeId(2);
-
-    fn configs(protocols: &[(Protocol, &[u64])]) -> BTreeMap<CohortId, CohortConfig> {
-        let config = |(cohort, &(protocol, replicas)): (u64, &(Protocol, &[u64]))| CohortConfig {
-            cohort: CohortId(cohort),
-            version: 1,
-            protocol,
-            replicas: replicas.iter().copied().map(NodeId).collect(),
-            replicas_wanted: replicas.len(),
-            incarnations: [].into(),
-        };
-        (1..).zip(protocols).map(config).map(|config| (config.cohort, config)).collect()
-    }
-
-    fn check(is_empty: bool, protocols: &[(Protocol, &[u64])]) -> Result<(), String> {
-        let checked = check_newcomer(ME, is_empty, &configs(protocols), Path::new("data"));
-        checked.map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn a_newcomer_is_let_in_if_its_folder_is_empty() {
-        use Protocol::{Pacifica, Raft, Spinnaker};
-        let all: &[u64] = &[1, 2, 3];
-        assert_eq!(check(true, &[(Spinnaker, all), (Pacifica, all), (Raft, all)]), Ok(()));
-        let other = check(false, &[(Spinnaker, all)]).unwrap_err();
-        assert!(other.starts_with("node n2 is known with other data"), "{other}");
-    }
 
     fn file(coordinator: &EmbeddedCoordinator) -> NodeFile {
         let (engine, durability) = (Engine::Lsm, Durability::Fsync);
@@ -199,19 +228,12 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_node_that_lost_its_disk_knows_it_from_before_it_is_registered() {
         let embedded = EmbeddedCoordinator::start().await;
-        let catalog = CatalogState {
-            revision: 1,
-            cluster: ClusterId(7),
-            map: RangeMap::from_splits(&[]).unwrap(),
-            map_revision: 1,
-            configs: configs(&[(Protocol::Pacifica, &[1, 2, 3])]),
-        };
         let register = async |dir: &TempDir, file: NodeFile| {
             let coordinator = embedded.connect().await;
             let folder = DataFolder::open(dir.path()).unwrap();
             let mut file = folder.read().unwrap().unwrap_or(file);
             folder.write(&file).unwrap();
-            let registered = register(&coordinator, &catalog, &mut file, &folder).await;
+            let registered = register(&coordinator, &mut file, &folder).await;
             coordinator.close().await.unwrap();
             registered.map(|()| folder.read().unwrap().unwrap())
         };
@@ -224,7 +246,7 @@ mod tests {
         let mut half = file(&embedded);
         half.rejoins = true;
         let second = register(&found, half.clone()).await.unwrap();
-        assert_eq!(second, half);
+        assert_eq!(second, NodeFile { starts: 1, incarnation: 1, ..half.clone() });
         let again = register(&found, half).await.unwrap();
         assert!(again.rejoins, "it stays so from one start to the next");
         let wiped = TempDir::new().unwrap();
@@ -235,5 +257,46 @@ mod tests {
         std::fs::write(lost.path().join("log").join("00000000000000000001.log"), "").unwrap();
         let other = register(&lost, first).await.unwrap_err();
         assert!(matches!(other, NodeError::OtherData { .. }), "{other}");
+    }
+
+    /// A folder counts the starts of its node. One that counts fewer than the coordinator knows of is an
+    /// older copy, and is emptied; what it held is kept. A coordinator that knows of fewer was put back.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_folder_that_counts_fewer_starts_than_are_known_is_set_aside() {
+        let embedded = EmbeddedCoordinator::start().await;
+        let dir = TempDir::new().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        let start = async || {
+            let coordinator = embedded.connect().await;
+            let mut file = folder.read().unwrap().unwrap_or_else(|| file(&embedded));
+            let registered = register(&coordinator, &mut file, &folder).await;
+            coordinator.close().await.unwrap();
+            registered.map(|()| folder.read().unwrap().unwrap())
+        };
+        let first = start().await.unwrap();
+        std::fs::create_dir(folder.log()).unwrap();
+        std::fs::write(folder.log().join("00000000000000000001.log"), "old").unwrap();
+        let old = NodeFile { has_log: true, ..first };
+        folder.write(&old).unwrap();
+        assert_eq!(start().await.unwrap(), NodeFile { starts: 2, ..old.clone() });
+
+        folder.write(&old).unwrap();
+        let emptied = start().await.unwrap();
+        assert!(emptied.rejoins && !emptied.has_log && !folder.log().exists(), "{emptied:?}");
+        assert_eq!((emptied.starts, emptied.incarnation), (3, 1));
+        assert_ne!(emptied.data_id, old.data_id);
+        let kept = std::fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.path());
+        let kept: Vec<_> = kept.filter(|path| path.join("log").is_dir()).collect();
+        assert_eq!(kept.len(), 1, "{kept:?}");
+
+        // The coordinator is put back to what it knew when the node had its first folder.
+        let coordinator = embedded.connect().await;
+        let record = Membership::new(&coordinator).list().await.unwrap().remove(0);
+        let earlier = NodeInfo { starts: 1, incarnation: 0, ..old.record() };
+        coordinator.delete("/nodes/2", None).await.unwrap();
+        knowledge::restore_record(&coordinator, record.id, &earlier).await.unwrap();
+        coordinator.close().await.unwrap();
+        let later = start().await.unwrap();
+        assert_eq!(later, NodeFile { starts: 4, ..emptied });
     }
 }

@@ -16,22 +16,24 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use trireme_coordinator::recipes::knowledge::BringForwardError;
 use trireme_coordinator::recipes::membership::RegisterError;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_replication::{Replica, ReplicaError};
 use trireme_storage::{LogError, LogOptions, SharedLog, TableError, TableOptions, Tables};
-use trireme_types::{
-    CohortId, Durability, Engine, InvalidTiming, Lsn, NodeId, Protocol, TimingChange,
-};
+use trireme_types::{CohortId, Durability, Engine, InvalidTiming, Lsn, NodeId, TimingChange};
 
 use self::hand_over::hand_over;
 use self::membership::register;
 use self::settings::Settings;
 use self::starting::{Starting, open_storage};
+use crate::continuity::Remembered;
 use crate::data_folder::{DataFolder, DataFolderError};
+use crate::descriptors::{Descriptors, TooFewDescriptors};
 use crate::faults::{Faults, ForwarderError};
 use crate::listener;
 use crate::maintenance::{InvalidLogLimit, LogLimits};
+use crate::memory::MemoryError;
 use crate::routes::Router;
 use crate::transport::PeerTransport;
 
@@ -41,6 +43,14 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a replica is missing before it is replaced, unless something else is asked for: several
 /// times what a restart takes. (Pegasus waits for ten minutes.)
 pub const REPLACE_DELAY_DEFAULT: Duration = Duration::from_secs(10);
+
+/// How long a stopping node tries to end its session at the coordinator. A coordinator that is gone,
+/// as that of a killed `up` is, must not keep the node's port and folder from its successor; the
+/// session then ends by itself.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long what is left of a replica is kept after the catalog has stopped to list its node, unless
+/// something else is asked for: time to notice that this was a mistake.
+pub const DISCARD_AFTER_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long a stopping node waits for a replica that is being opened or closed.
 const HOSTING_TIMEOUT: Duration = Duration::from_secs(3);
@@ -54,6 +64,9 @@ pub struct NodeOptions {
     pub node: Option<NodeId>,
     /// The address to listen on, host:port; needed for a new folder.
     pub listen: Option<String>,
+    /// The address at which others reach the node, host:port, if it is another than the one that it
+    /// listens on.
+    pub advertise: Option<String>,
     /// The coordinator's endpoints; needed for a new folder.
     pub coordinator: Option<Vec<String>>,
     /// The storage engine of a new folder.
@@ -75,6 +88,9 @@ pub struct NodeOptions {
     /// one (M52). Shorter makes up for a dead node sooner; longer bears longer absences without
     /// copying the rows that the node still has (P13).
     pub replace_delay: Duration,
+    /// How long what is left of a replica is kept that the node is not to hold any more. Shorter frees
+    /// its room sooner; longer leaves more time to notice a mistake.
+    pub discard_after: Duration,
     /// Whether whoever reaches the node may have it suffer faults. Never remembered.
     pub allow_faults: bool,
 }
@@ -86,6 +102,7 @@ impl NodeOptions {
             data,
             node: None,
             listen: None,
+            advertise: None,
             coordinator: None,
             engine: None,
             durability: None,
@@ -95,6 +112,7 @@ impl NodeOptions {
             timing: TimingChange::default(),
             min_replicas_for_write: None,
             replace_delay: REPLACE_DELAY_DEFAULT,
+            discard_after: DISCARD_AFTER_DEFAULT,
             allow_faults: false,
         }
     }
@@ -109,9 +127,15 @@ pub enum NodeError {
     /// The periods that were asked for do not go with each other, or with those of the folder.
     #[error(transparent)]
     Timing(#[from] InvalidTiming),
+    /// The process may have too few files open.
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
     /// The log cannot be kept as short as it is to be.
     #[error(transparent)]
     LogLimit(#[from] InvalidLogLimit),
+    /// What was asked for makes no sense.
+    #[error("{0}")]
+    Misused(String),
     /// The way to the coordinator cannot be made one that can be cut.
     #[error(transparent)]
     Forwarder(#[from] ForwarderError),
@@ -140,6 +164,17 @@ pub enum NodeError {
     /// The coordinator knows no cluster.
     #[error("the coordinator at {0} knows no cluster; create one with `trireme up`")]
     NoCluster(String),
+    /// The coordinator knows no cluster, and the folder belongs to one.
+    #[error(
+        "the coordinator at {endpoints} has lost what it knew of the cluster that {path} belongs to; \
+         bring it back with `trireme coordinator rebuild`"
+    )]
+    LostCluster {
+        /// Where it was sought.
+        endpoints: String,
+        /// The folder.
+        path: PathBuf,
+    },
     /// Another process is this node.
     #[error(transparent)]
     AlreadyAlive(RegisterError),
@@ -154,22 +189,15 @@ pub enum NodeError {
         /// The folder that was to be its data.
         path: PathBuf,
     },
-    /// The coordinator knows the node with data that is lost, and a cohort counts on it.
+    /// The coordinator says something that contradicts what the node knows, or the disk did not take
+    /// what it says.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The coordinator knows less than the node, and cannot be brought forward.
     #[error(
-        "node {node} is known with other data than what is in {path}, which is empty: cohort \
-         {cohort} counts on what the node acknowledged, and {protocol} cannot take back a replica \
-         that has lost it"
+        "the coordinator is older than what this node knows, and cannot be brought forward: {0}"
     )]
-    LostDisk {
-        /// The node.
-        node: NodeId,
-        /// The folder that was to be its data.
-        path: PathBuf,
-        /// A cohort that the catalog places on the node.
-        cohort: CohortId,
-        /// Its protocol.
-        protocol: Protocol,
-    },
+    BringForward(#[from] BringForwardError),
     /// A cohort's rows are gone from the tables, and its log does not reach back far enough to
     /// bring them again.
     #[error(
@@ -225,8 +253,9 @@ impl Node {
     /// Starts a node. Client requests are served by the current runtime; consensus, and all that
     /// must not wait behind them, runs on `consensus`.
     pub async fn start(options: NodeOptions, consensus: &Handle) -> Result<Self, NodeError> {
-        Settings::check_timing(&options)?;
-        LogLimits::new(options.log_bytes_max, options.segment_bytes)?;
+        Settings::check(&options)?;
+        let log_limits = LogLimits::new(options.log_bytes_max, options.segment_bytes)?;
+        let descriptors = Descriptors::reserve(log_limits.files())?;
         let folder = DataFolder::open(&options.data)?;
         let settings = Settings::settle(&folder, &options)?;
         // Held from here on, so that two nodes cannot both believe that the address is theirs.
@@ -236,15 +265,29 @@ impl Node {
         let faults = options.allow_faults.then(Faults::new);
         let (coordinator, catalog) = settings.connect(&folder, faults.as_deref()).await?;
         let mut file = settings.adopt(&folder, &catalog, address)?;
-        register(&coordinator, &catalog, &mut file, &folder).await?;
+        register(&coordinator, &mut file, &folder).await?;
         folder.check_log(&file)?;
-        let (log, tables) = open_storage(&folder, &file, &catalog, &options, faults.as_deref())?;
+        // Before there is a log: a node that has one remembers the cluster.
+        let remembered = Remembered::start(&folder, file.node, &coordinator, catalog).await?;
+        let catalog = remembered.catalog.clone();
+        let (log, tables) =
+            open_storage(&folder, &file, &catalog, &options, descriptors, faults.as_deref())?;
         if !file.has_log {
             file.has_log = true;
             folder.write(&file)?;
         }
-        let started = Starting { file, catalog, coordinator, log, tables, folder, address, faults };
-        started.run(listener, &options, consensus).await
+        let started = Starting {
+            file,
+            catalog,
+            coordinator,
+            log,
+            tables,
+            folder,
+            address,
+            descriptors,
+            faults,
+        };
+        started.run(listener, remembered, &options, consensus).await
     }
 
     /// Returns the address that the node listens on.
@@ -299,8 +342,13 @@ impl Node {
             Ok(log.close()?)
         });
         closed.await.map_err(io::Error::other)??;
-        if let Err(error) = self.coordinator.clone().close().await {
-            tracing::warn!(%error, "the session at the coordinator was left to expire");
+        let closing = tokio::time::timeout(LEAVE_TIMEOUT, self.coordinator.clone().close());
+        let left = match closing.await {
+            Ok(closed) => closed.map_err(|error| error.to_string()),
+            Err(_elapsed) => Err(format!("no answer within {LEAVE_TIMEOUT:?}")),
+        };
+        if let Err(reason) = left {
+            tracing::warn!(reason, "the session at the coordinator was left to expire");
         }
         Ok(())
     }

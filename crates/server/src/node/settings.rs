@@ -1,6 +1,6 @@
 //! What a node is: from its data folder, from what was said, and from the coordinator.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
@@ -19,6 +19,7 @@ pub(super) struct Settings {
     existing: Option<NodeFile>,
     node: NodeId,
     pub(super) listen: String,
+    advertise: Option<String>,
     coordinator: Vec<String>,
     engine: Engine,
     durability: Durability,
@@ -27,12 +28,24 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Checks the periods that were asked for, with those that the folder remembers, before
-    /// anything is made or held.
-    pub(super) fn check_timing(options: &NodeOptions) -> Result<(), NodeError> {
+    /// Checks the periods and addresses that were asked for, with those that the folder remembers,
+    /// before anything is made or held.
+    pub(super) fn check(options: &NodeOptions) -> Result<(), NodeError> {
         let existing = DataFolder::describe(&options.data)?;
-        options.timing.of(existing.map(|file| file.timing).unwrap_or_default())?;
-        Ok(())
+        let timing = existing.as_ref().map(|file| file.timing).unwrap_or_default();
+        options.timing.of(timing)?;
+        let listen = options.listen.as_ref().or(existing.as_ref().map(|file| &file.listen));
+        let advertise =
+            options.advertise.as_ref().or(existing.as_ref().and_then(|f| f.advertise.as_ref()));
+        match listen {
+            Some(listen) if advertise.is_none() && is_every_address(listen) => {
+                Err(NodeError::Misused(format!(
+                    "{listen} stands for every address of this machine, at none of which others \
+                     would find the node: it needs one that they reach it at (--advertise)"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn settle(folder: &DataFolder, options: &NodeOptions) -> Result<Self, NodeError> {
@@ -42,6 +55,7 @@ impl Settings {
             return Ok(Self {
                 node: options.node.ok_or_else(|| needs("a node number (--id)"))?,
                 listen: options.listen.clone().ok_or_else(|| needs("an address (--listen)"))?,
+                advertise: options.advertise.clone(),
                 coordinator: options
                     .coordinator
                     .clone()
@@ -60,6 +74,7 @@ impl Settings {
         Ok(Self {
             node: file.node,
             listen: options.listen.clone().unwrap_or_else(|| file.listen.clone()),
+            advertise: options.advertise.clone().or_else(|| file.advertise.clone()),
             coordinator: options.coordinator.clone().unwrap_or_else(|| file.coordinator.clone()),
             engine: file.engine,
             durability: options.durability.unwrap_or(file.durability),
@@ -88,7 +103,14 @@ impl Settings {
         let mut watch = Catalog::new(&coordinator).watch().map_err(refused)?;
         let catalog = match tokio::time::timeout(CATALOG_TIMEOUT, watch.next()).await {
             Ok(Some(catalog)) => catalog.map_err(refused)?,
-            Ok(None) | Err(_) => return Err(NodeError::NoCluster(endpoints)),
+            Ok(None) | Err(_) => {
+                return Err(match &self.existing {
+                    Some(file) if file.has_log => {
+                        NodeError::LostCluster { endpoints, path: folder.path().to_owned() }
+                    }
+                    _ => NodeError::NoCluster(endpoints),
+                });
+            }
         };
         if let Some(file) = &self.existing {
             file.check_cluster(folder.path(), catalog.cluster)?;
@@ -103,7 +125,7 @@ impl Settings {
         catalog: &CatalogState,
         address: SocketAddr,
     ) -> Result<NodeFile, NodeError> {
-        let listen = address.to_string();
+        let listen = listen_text(&self.listen, address);
         let Self { durability, coordinator, .. } = self;
         let mut file = match self.existing {
             Some(file) => file.restarted(durability, listen, coordinator),
@@ -116,11 +138,30 @@ impl Settings {
                 coordinator,
             ),
         };
+        file.advertise = self.advertise;
         file.timing = self.timing;
         file.min_replicas_for_write = self.min_replicas_for_write;
         folder.write(&file)?;
         Ok(file)
     }
+}
+
+/// Returns the address that a node remembers and names to others: as it was given, where a host's
+/// name means more to them than the number that it stands for here, with the port that was got.
+fn listen_text(given: &str, bound: SocketAddr) -> String {
+    match given.rsplit_once(':') {
+        Some((host, _)) if !host.starts_with('[') && host.parse::<IpAddr>().is_err() => {
+            format!("{host}:{}", bound.port())
+        }
+        _ => bound.to_string(),
+    }
+}
+
+/// Returns true if the address stands for every address of the machine.
+fn is_every_address(listen: &str) -> bool {
+    let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified())
 }
 
 fn check_same<T: PartialEq + ToString>(
@@ -137,5 +178,28 @@ fn check_same<T: PartialEq + ToString>(
             asked: asked.to_string(),
         }),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_kept_and_a_number_is_the_one_that_was_got() {
+        let bound = "127.0.0.1:36013".parse().unwrap();
+        assert_eq!(listen_text("localhost:0", bound), "localhost:36013");
+        assert_eq!(listen_text("127.0.0.1:0", bound), "127.0.0.1:36013");
+        assert_eq!(listen_text("[::1]:0", "[::1]:7".parse().unwrap()), "[::1]:7");
+    }
+
+    #[test]
+    fn every_address_is_told_from_one() {
+        for listen in ["0.0.0.0:7101", "[::]:7101"] {
+            assert!(is_every_address(listen), "{listen}");
+        }
+        for listen in ["127.0.0.1:7101", "[::1]:7101", "n1:7101"] {
+            assert!(!is_every_address(listen), "{listen}");
+        }
     }
 }

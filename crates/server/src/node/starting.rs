@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,18 +18,23 @@ use trireme_proto::v1;
 use trireme_storage::fs::{Fs, RealFs};
 use trireme_storage::{LogIdentity, LogOptions, SharedLog, TableOptions, Tables};
 
-use super::membership::{News, keep_registered};
+use super::membership::{News, info, keep_registered};
 use super::{Node, NodeError, NodeOptions};
+use crate::answers::NodeAnswers;
 use crate::backpressure::Backpressure;
+use crate::clients::{ClientConnection, Clients};
+use crate::continuity::{Continuity, Remembered};
 use crate::data_folder::{DataFolder, NodeFile};
+use crate::descriptors::Descriptors;
 use crate::faults::Faults;
 use crate::hosting::{Hosting, Opener};
-use crate::listener::{self, ClientSocket};
+use crate::listener::{Accepting, ClientSocket};
 use crate::maintenance::{LogLimits, Maintenance};
 use crate::peers::Peers;
+use crate::readers::Readers;
 use crate::replacement::Replacement;
 use crate::routes::{NodeDirectory, Router};
-use crate::services::{AdminService, KvService, NodeDescription};
+use crate::services::{AdminService, KvService, NodeDescription, SliceBodies};
 use crate::transport::{PeerTransport, TransportOptions};
 
 /// The longest frame that a client may send.
@@ -38,6 +44,16 @@ const REQUEST_FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// 64 KiB would make large batches wait for it.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 
+/// How often a client's connection is asked for a sign of life.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+
+/// How long it may take to give one.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The most calls and streams of one connection at once; further ones wait at the client. HTTP/2
+/// advises no less than this.
+const CONNECTION_STREAMS_MAX: u32 = 100;
+
 /// The most client connections that wait to be served.
 const CLIENTS_WAITING_MAX: usize = 64;
 
@@ -46,6 +62,7 @@ pub(super) fn open_storage(
     file: &NodeFile,
     catalog: &CatalogState,
     options: &NodeOptions,
+    descriptors: Descriptors,
     faults: Option<&Faults>,
 ) -> Result<(SharedLog, Tables), NodeError> {
     let identity = LogIdentity { cluster: catalog.cluster, node: file.node };
@@ -64,6 +81,7 @@ pub(super) fn open_storage(
     let table_options = TableOptions {
         engine: file.engine,
         memtable_bytes: options.memtable_bytes,
+        open_files_max: descriptors.table_files,
         ..TableOptions::default()
     };
     let tables = Tables::open(&folder.tables(), table_options)?;
@@ -81,6 +99,7 @@ pub(super) struct Starting {
     pub(super) tables: Tables,
     pub(super) folder: DataFolder,
     pub(super) address: SocketAddr,
+    pub(super) descriptors: Descriptors,
     pub(super) faults: Option<Arc<Faults>>,
 }
 
@@ -88,6 +107,7 @@ impl Starting {
     pub(super) async fn run(
         self,
         listener: std::net::TcpListener,
+        remembered: Remembered,
         options: &NodeOptions,
         consensus: &Handle,
     ) -> Result<Node, NodeError> {
@@ -99,6 +119,7 @@ impl Starting {
         self.watch_storage(&fail);
         let peers = Peers::new(self.folder.incoming());
         let transport_options = TransportOptions {
+            connections_max: self.descriptors.peers,
             faults: self.faults.as_ref().map(|faults| faults.links()),
             ..TransportOptions::new(self.catalog.cluster, self.file.node)
         };
@@ -109,7 +130,17 @@ impl Starting {
         news.first().await.map_err(|source| self.refused(source))?;
 
         let backpressure = Backpressure::new();
-        let opener = self.opener(&directory, &transport, &backpressure, &fail, consensus);
+        let record = info(&self.file, &self.folder)?;
+        let continuity = Continuity::new(
+            self.file.node,
+            self.coordinator.clone(),
+            remembered,
+            self.log.clone(),
+            directory.clone(),
+            record.clone(),
+        );
+        let shared = (&continuity, &backpressure);
+        let opener = self.opener(&directory, &transport, shared, options, &fail, consensus)?;
         let hosting = Hosting::start(opener, peers, self.catalog.clone()).await?;
         let router = hosting.router();
 
@@ -128,7 +159,14 @@ impl Starting {
             delay: options.replace_delay,
         };
         let (clients, accepted) = mpsc::channel(CLIENTS_WAITING_MAX);
-        let accepting = listener::accept(listener, transport.clone(), clients);
+        let accepting = Accepting {
+            listener,
+            transport: transport.clone(),
+            clients,
+            seats: Clients::new(self.descriptors.clients),
+            silent_max: self.descriptors.silent,
+        };
+        let accepting = accepting.run();
         let on_accept_failure = fail.clone();
         let mut tasks = vec![
             consensus.spawn(async move {
@@ -140,12 +178,15 @@ impl Starting {
             tokio::spawn(replacement.run()),
             tokio::spawn(news.run()),
         ];
-        tasks.push(tokio::spawn(keep_registered(self.coordinator.clone(), self.file.clone())));
+        tasks.push(tokio::spawn(continuity.clone().run()));
+        let registered = (self.file.node, record);
+        let keeping = keep_registered(self.coordinator.clone(), registered, fail.clone());
+        tasks.push(tokio::spawn(keeping));
         let stop_hosting = CancellationToken::new();
         let hosting = hosting.run(self.coordinator.clone(), stop_hosting.clone());
         let hosting = tokio::spawn(hosting);
         let (stop_serving, stopped) = oneshot::channel();
-        let server = self.serve(router.clone(), accepted, stopped, fail);
+        let server = self.serve(router.clone(), continuity, options, accepted, stopped, fail);
         Ok(Node {
             id: self.file.node,
             address: self.address,
@@ -180,13 +221,16 @@ impl Starting {
         &self,
         directory: &Arc<NodeDirectory>,
         transport: &Arc<PeerTransport>,
-        backpressure: &Arc<Backpressure>,
+        (continuity, backpressure): (&Arc<Continuity>, &Arc<Backpressure>),
+        options: &NodeOptions,
         fail: &Arc<impl Fn(String) + Send + Sync + 'static>,
         consensus: &Handle,
-    ) -> Opener {
-        Opener {
+    ) -> Result<Opener, NodeError> {
+        Ok(Opener {
             node: self.file.node,
             rejoins: self.file.rejoins,
+            discard_after: options.discard_after,
+            continuity: continuity.clone(),
             timing: self.file.timing,
             min_replicas_for_write: self.file.min_replicas_for_write,
             log: self.log.clone(),
@@ -196,14 +240,17 @@ impl Starting {
             coordinator: self.coordinator.clone(),
             backpressure: backpressure.clone(),
             fail: fail.clone(),
+            readers: Readers::start()?,
             consensus: consensus.clone(),
-        }
+        })
     }
 
     /// Serves clients until `stopped` resolves.
     fn serve(
         &self,
         router: Arc<Router>,
+        continuity: Arc<Continuity>,
+        options: &NodeOptions,
         accepted: mpsc::Receiver<ClientSocket>,
         stopped: oneshot::Receiver<()>,
         fail: Arc<impl Fn(String) + Send + Sync + 'static>,
@@ -211,25 +258,38 @@ impl Starting {
         let description = NodeDescription {
             node: self.file.node,
             cluster: self.catalog.cluster,
-            address: self.file.listen.clone(),
+            address: self.file.reached_at().to_owned(),
             engine: self.file.engine,
             durability: self.file.durability,
         };
-        let kv = v1::kv_server::KvServer::new(KvService::new(router.clone()))
+        let answers = Arc::<NodeAnswers>::default();
+        let kv = v1::kv_server::KvServer::new(KvService::new(router.clone(), answers.clone()))
             .max_decoding_message_size(REQUEST_FRAME_BYTES_MAX);
-        let admin = AdminService::new(description, router, self.log.clone(), self.faults.clone());
+        let admin = AdminService {
+            description,
+            router,
+            log: self.log.clone(),
+            continuity,
+            discard_after: options.discard_after,
+            faults: self.faults.clone(),
+        };
         let admin = v1::admin_server::AdminServer::new(admin);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .expect("the descriptors were made with the code");
-        let sockets = ReceiverStream::new(accepted).map(tokio::net::TcpStream::from_std);
+        let sockets =
+            ReceiverStream::new(accepted).map(|(socket, seat)| ClientConnection::new(socket, seat));
         tokio::spawn(async move {
             let (reporter, health) = tonic_health::server::health_reporter();
             reporter.set_serving::<v1::kv_server::KvServer<KvService>>().await;
             reporter.set_serving::<v1::admin_server::AdminServer<AdminService>>().await;
             let server = Server::builder()
+                .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+                .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+                .max_concurrent_streams(CONNECTION_STREAMS_MAX)
+                .layer(SliceBodies { answers })
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(STREAM_WINDOW)
                 .add_service(kv)

@@ -10,6 +10,7 @@ use trireme_storage::SharedLog;
 use trireme_types::{CohortId, Durability, Engine, NodeId};
 
 use crate::cohort::HostedCohort;
+use crate::continuity::Continuity;
 use crate::faults::{FaultSet, Faults};
 use crate::routes::Router;
 
@@ -24,21 +25,26 @@ pub(crate) struct NodeDescription {
 
 /// The admin service of one node.
 pub(crate) struct AdminService {
-    description: NodeDescription,
-    router: Arc<Router>,
-    log: SharedLog,
+    pub(crate) description: NodeDescription,
+    pub(crate) router: Arc<Router>,
+    pub(crate) log: SharedLog,
+    pub(crate) continuity: Arc<Continuity>,
+    /// How long what is set aside is kept.
+    pub(crate) discard_after: Duration,
     /// `None` unless the node was started to allow them.
-    faults: Option<Arc<Faults>>,
+    pub(crate) faults: Option<Arc<Faults>>,
 }
 
 impl AdminService {
-    pub(crate) fn new(
-        description: NodeDescription,
-        router: Arc<Router>,
-        log: SharedLog,
-        faults: Option<Arc<Faults>>,
-    ) -> Self {
-        Self { description, router, log, faults }
+    fn set_aside(&self) -> Vec<v1::SetAside> {
+        let kept_ms = u64::try_from(self.discard_after.as_millis()).unwrap_or(u64::MAX);
+        let memory = self.continuity.memory().get();
+        let set_aside = memory.set_aside.iter().map(|(cohort, &since_ms)| v1::SetAside {
+            cohort: cohort.0,
+            since_ms,
+            deleted_ms: since_ms.saturating_add(kept_ms),
+        });
+        set_aside.collect()
     }
 
     fn log_status(&self, commands: u64) -> v1::LogStatus {
@@ -74,7 +80,18 @@ impl v1::admin_server::Admin for AdminService {
             durability: durability.to_string(),
             replicas: routes.hosted.values().map(|cohort| replica_status(cohort)).collect(),
             log: Some(self.log_status(commands)),
+            set_aside: self.set_aside(),
+            waits_for: self.continuity.waits_for().unwrap_or_default(),
         }))
+    }
+
+    async fn knowledge(
+        &self,
+        _request: Request<v1::KnowledgeRequest>,
+    ) -> Result<Response<v1::KnowledgeResponse>, Status> {
+        let json = serde_json::to_vec(&self.continuity.knowledge());
+        let json = json.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(v1::KnowledgeResponse { json: json.into() }))
     }
 
     async fn transfer_leader(

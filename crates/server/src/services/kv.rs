@@ -1,12 +1,9 @@
 //! The service that applications use.
 
-use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::Stream;
-use futures::stream::unfold;
 use prost::Message;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status, Streaming};
 use trireme_proto::v1::request::Operation;
@@ -15,35 +12,31 @@ use trireme_proto::{convert, v1};
 use trireme_types::Command;
 use trireme_types::limits::SCAN_ROWS_MAX;
 
+use crate::answers::{AnswerFrames, NodeAnswers, Stall, StreamAnswers};
 use crate::cohort::{PendingRead, PendingWrite, Read};
 use crate::refusal;
 use crate::request::{ReplyTo, TIMEOUT_MAX, deadline};
 use crate::routes::Router;
 
-/// The most requests of one stream that are under way at once; more wait in the network, where
-/// HTTP/2 holds the client back.
-const STREAM_REQUESTS_MAX: usize = 16_384;
-
-/// The most answers in one frame.
-const FRAME_ANSWERS_MAX: usize = 4096;
-
-/// The bytes of answers after which a frame is sent; one answer is a page of a scan at most.
-const FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// The most requests that begin before their stream's room is looked at again.
+const REQUESTS_AT_ONCE: usize = 256;
 
 /// The key-value service of one node.
 pub(crate) struct KvService {
     router: Arc<Router>,
+    answers: Arc<NodeAnswers>,
 }
 
 impl KvService {
-    pub(crate) fn new(router: Arc<Router>) -> Self {
-        Self { router }
+    pub(crate) fn new(router: Arc<Router>, answers: Arc<NodeAnswers>) -> Self {
+        Self { router, answers }
     }
 
     /// Makes one request of a unary call.
     async fn call(&self, operation: Operation) -> Result<Answer, Status> {
         let (caller, answer) = oneshot::channel();
-        dispatch(&self.router, operation, deadline(0), ReplyTo::Call(caller));
+        let reply = ReplyTo::Call { caller, node: self.answers.clone() };
+        dispatch(&self.router, operation, deadline(0), reply);
         match tokio::time::timeout(TIMEOUT_MAX, answer).await {
             Ok(Ok(Answer::Error(error))) => Err(status(&error)),
             Ok(Ok(answer)) => Ok(answer),
@@ -53,8 +46,6 @@ impl KvService {
     }
 }
 
-type AnswerFrames = Pin<Box<dyn Stream<Item = Result<v1::ResponseFrame, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl v1::kv_server::Kv for KvService {
     type BatchStream = AnswerFrames;
@@ -63,12 +54,9 @@ impl v1::kv_server::Kv for KvService {
         &self,
         request: Request<Streaming<v1::RequestFrame>>,
     ) -> Result<Response<AnswerFrames>, Status> {
-        let (answers, queue) = mpsc::unbounded_channel();
+        let (answers, frames) = StreamAnswers::new(self.answers.clone());
         tokio::spawn(take_requests(self.router.clone(), request.into_inner(), answers));
-        Ok(Response::new(Box::pin(unfold(queue, |mut queue| async move {
-            let frame = next_frame(&mut queue).await?;
-            Some((Ok(frame), queue))
-        }))))
+        Ok(Response::new(frames))
     }
 
     async fn get(
@@ -119,41 +107,41 @@ impl v1::kv_server::Kv for KvService {
     }
 }
 
-/// Takes the requests of one stream until it ends, no more at once than may be under way.
+/// Takes the requests of one stream until it ends, no more at once than may be under way, and none
+/// while the client leaves too many answers where they are.
 async fn take_requests(
     router: Arc<Router>,
     mut frames: Streaming<v1::RequestFrame>,
-    answers: mpsc::UnboundedSender<v1::Response>,
+    answers: Arc<StreamAnswers>,
 ) {
-    let places = Arc::new(Semaphore::new(STREAM_REQUESTS_MAX));
-    while let Ok(Some(frame)) = frames.message().await {
-        for request in frame.requests {
-            let place = places.clone().acquire_owned().await;
-            let place = place.expect("the semaphore is never closed");
-            let reply = ReplyTo::Stream { id: request.id, answers: answers.clone(), place };
-            match request.operation {
-                Some(operation) => {
-                    dispatch(&router, operation, deadline(request.timeout_ms), reply);
+    let mut stall = Stall::new();
+    loop {
+        if !answers.wait_for_room(&mut stall).await {
+            return;
+        }
+        let frame = tokio::select! {
+            frame = frames.message() => frame,
+            () = stall.wait(&answers) => continue,
+        };
+        let Ok(Some(frame)) = frame else { return };
+        let mut requests = frame.requests.into_iter();
+        while requests.len() > 0 {
+            if !answers.wait_for_room(&mut stall).await {
+                return;
+            }
+            let count = requests.len().min(REQUESTS_AT_ONCE);
+            answers.begin(count);
+            for request in requests.by_ref().take(count) {
+                let reply = ReplyTo::Stream { id: request.id, answers: answers.clone() };
+                match request.operation {
+                    Some(operation) => {
+                        dispatch(&router, operation, deadline(request.timeout_ms), reply);
+                    }
+                    None => reply.refuse(refusal::invalid("a request without an operation")),
                 }
-                None => reply.refuse(refusal::invalid("a request without an operation")),
             }
         }
     }
-}
-
-/// Waits for an answer and returns it with all that wait behind it.
-async fn next_frame(
-    queue: &mut mpsc::UnboundedReceiver<v1::Response>,
-) -> Option<v1::ResponseFrame> {
-    let first = queue.recv().await?;
-    let mut bytes = first.encoded_len();
-    let mut responses = vec![first];
-    while responses.len() < FRAME_ANSWERS_MAX && bytes < FRAME_BYTES_MAX {
-        let Ok(next) = queue.try_recv() else { break };
-        bytes += next.encoded_len();
-        responses.push(next);
-    }
-    Some(v1::ResponseFrame { responses })
 }
 
 /// Sends a request to the queue of its cohort, or refuses it.

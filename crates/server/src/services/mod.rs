@@ -2,6 +2,8 @@
 
 mod admin;
 mod kv;
+mod sliced_body;
 
 pub(crate) use admin::{AdminService, NodeDescription};
 pub(crate) use kv::KvService;
+pub(crate) use sliced_body::SliceBodies;

@@ -21,10 +21,6 @@ use super::hello::Caller;
 use super::in_flight::InFlight;
 use super::{Shared, snapshot, wire_lane};
 
-/// The most connections that peers may have open to this node: far more than a cluster of the
-/// intended size needs, and few enough to bound what strangers can tie up.
-pub(super) const CONNECTIONS_MAX: usize = 1024;
-
 /// The most answers to pings that are on their way at once. Only a delay that was asked for keeps
 /// more than one there; a peer that asks still more often goes without.
 const ANSWERS_MAX: usize = 1024;
@@ -43,8 +39,8 @@ pub(super) async fn serve(shared: &Arc<Shared>, socket: TcpStream, address: Sock
 }
 
 async fn converse(shared: &Arc<Shared>, socket: TcpStream, who: &mut Who) -> Result<(), LinkError> {
-    let _place =
-        shared.connections.try_acquire().map_err(|_| LinkError::TooMany(CONNECTIONS_MAX))?;
+    let most = shared.options.connections_max;
+    let _place = shared.connections.try_acquire().map_err(|_| LinkError::TooMany(most))?;
     let caller = Caller::receive(&shared.options, socket).await?;
     *who = Who::Node(caller.node);
     let lane = match caller.lane {

@@ -80,7 +80,7 @@ pub use self::hello::is_peer;
 pub use self::options::{GATHER_BYTES, TransportOptions};
 pub use self::peer::PeerState;
 
-use self::accept::{CONNECTIONS_MAX, Turns};
+use self::accept::Turns;
 use self::complaints::Complaints;
 use self::peer::Peer;
 
@@ -121,7 +121,7 @@ impl PeerTransport {
             runtime,
             complaints: Complaints::default(),
             turns: Arc::default(),
-            connections: Semaphore::new(CONNECTIONS_MAX),
+            connections: Semaphore::new(options.connections_max),
             snapshots: Semaphore::new(options.snapshots_max),
             stop: CancellationToken::new(),
             options,

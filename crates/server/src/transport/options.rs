@@ -46,6 +46,9 @@ pub struct TransportOptions {
     pub snapshot_install_timeout: Duration,
     /// The most snapshots that are received at a time; more are refused. Default 2.
     pub snapshots_max: usize,
+    /// The most connections that peers may have open to this node: far more than a cluster of the
+    /// intended size needs, and few enough to bound what strangers can tie up. Default 1024.
+    pub connections_max: usize,
     /// Disturbs what is sent, on a node that allows it and in tests. Default none.
     pub faults: Option<Arc<dyn LinkFaults>>,
 }
@@ -65,6 +68,7 @@ impl TransportOptions {
             snapshot_step_timeout: Duration::from_secs(10),
             snapshot_install_timeout: Duration::from_secs(120),
             snapshots_max: 2,
+            connections_max: 1024,
             faults: None,
         }
     }
@@ -84,6 +88,7 @@ impl fmt::Debug for TransportOptions {
             snapshot_step_timeout,
             snapshot_install_timeout,
             snapshots_max,
+            connections_max,
             faults,
         } = self;
         f.debug_struct("TransportOptions")
@@ -98,6 +103,7 @@ impl fmt::Debug for TransportOptions {
             .field("snapshot_step_timeout", snapshot_step_timeout)
             .field("snapshot_install_timeout", snapshot_install_timeout)
             .field("snapshots_max", snapshots_max)
+            .field("connections_max", connections_max)
             .field("faults", &faults.is_some())
             .finish()
     }

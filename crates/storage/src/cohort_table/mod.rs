@@ -66,7 +66,12 @@ use crate::cohort_table::apply::Apply;
 use crate::cohort_table::sessions::Sessions;
 use crate::snapshot::{SnapshotHeader, SnapshotReader};
 use crate::table::keys::{self, Meta, PREFIX_BYTES, Place};
-use crate::table::{Core, Points, TableError, Visit, WriteBatch};
+use crate::table::{Core, Points, ScanBudget, Scanned, TableError, Visit, WriteBatch};
+
+/// What one page of a scan may read, deleted rows and older versions included. It takes a few
+/// milliseconds; more makes scans over deleted rows take fewer pages, and others wait longer.
+const PAGE_BUDGET: ScanBudget =
+    ScanBudget { entries: 2 * SCAN_ROWS_MAX, bytes: 4 * SCAN_BYTES_MAX };
 
 /// What became of one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,9 +98,11 @@ pub struct Row {
 pub struct ScanPage {
     /// The rows, in the order asked for.
     pub rows: Vec<Row>,
-    /// Whether a limit ended the page and more rows follow. The next page starts after the last
-    /// row of this one.
+    /// Whether a limit ended the page and more rows may follow.
     pub more: bool,
+    /// If so, the last key that the page covers: the next page starts after it. It need not be that
+    /// of a row.
+    pub last: Option<Bytes>,
 }
 
 /// One cohort's rows, versions and sessions. A clone is another handle of the same table.
@@ -262,9 +269,44 @@ impl CohortTable {
         Ok((row, applied_of(state.id, meta.as_ref())?))
     }
 
+    /// Returns what [`CohortTable::get_with_applied`] does if that takes no read of a file; `None`
+    /// where a file may have to be read.
+    pub fn get_resident_with_applied(
+        &self,
+        key: &[u8],
+    ) -> Result<Option<(Option<Row>, Lsn)>, TableError> {
+        let state = &*self.state;
+        let serving = state.serving.read();
+        serving.check(state.id)?;
+        let place = Place { cohort: state.id, generation: serving.generation };
+        let keys = [&keys::meta_key(state.id)[..], &place.row_key(key)];
+        let Some([meta, value]) = state.core.get_both_resident(keys)? else { return Ok(None) };
+        let value = value.filter(|_| serving.range.contains(key));
+        let row = value.map(|value| decode_row(state.id, key, &value)).transpose()?;
+        Ok(Some((row, applied_of(state.id, meta.as_ref())?)))
+    }
+
+    /// Returns what [`CohortTable::get`] does if that takes no read of a file: the outer option is
+    /// `None` where a file may have to be read.
+    pub fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Row>>, TableError> {
+        let state = &*self.state;
+        let serving = state.serving.read();
+        serving.check(state.id)?;
+        if !serving.range.contains(key) {
+            return Ok(Some(None));
+        }
+        let place = Place { cohort: state.id, generation: serving.generation };
+        let Some(value) = state.core.get_resident(&place.row_key(key))? else {
+            return Ok(None);
+        };
+        Ok(Some(value.map(|value| decode_row(state.id, key, &value)).transpose()?))
+    }
+
     /// Returns the rows of `range` that lie in the cohort's own range, as of one moment, from the
     /// lowest key upwards or from the highest downwards. A page holds at most `limit` rows, at most
-    /// [`SCAN_ROWS_MAX`], and ends after the row that passes [`SCAN_BYTES_MAX`].
+    /// [`SCAN_ROWS_MAX`], and ends after the row that passes [`SCAN_BYTES_MAX`]. It also ends, with
+    /// the rows found until then, once it has read `PAGE_BUDGET`: what was deleted costs as much as
+    /// what is there.
     pub fn scan(
         &self,
         range: &KeyRange,
@@ -277,7 +319,8 @@ impl CohortTable {
         let place = Place { cohort: state.id, generation: serving.generation };
         let mut span = place.rows(&serving.range.intersection(range));
         span.reverse = reverse;
-        collect(state.id, limit, |visit| state.core.scan(&span, visit)).map(|(page, ())| page)
+        collect(state.id, limit, |visit| Ok(((), state.core.scan(&span, PAGE_BUDGET, visit)?)))
+            .map(|(page, ())| page)
     }
 
     /// Returns a page as [`CohortTable::scan`] does, and the last entry that the state includes in
@@ -295,7 +338,7 @@ impl CohortTable {
         let mut span = place.rows(&serving.range.intersection(range));
         span.reverse = reverse;
         let meta_key = keys::meta_key(state.id);
-        let scan = |visit: Visit<'_>| state.core.get_and_scan(&meta_key, &span, visit);
+        let scan = |visit: Visit<'_>| state.core.get_and_scan(&meta_key, &span, PAGE_BUDGET, visit);
         let (page, meta) = collect(state.id, limit, scan)?;
         Ok((page, applied_of(state.id, meta.as_ref())?))
     }
@@ -369,15 +412,16 @@ impl Writer {
 fn collect<T>(
     cohort: CohortId,
     limit: usize,
-    scan: impl FnOnce(Visit<'_>) -> Result<T, TableError>,
+    scan: impl FnOnce(Visit<'_>) -> Result<(T, Scanned), TableError>,
 ) -> Result<(ScanPage, T), TableError> {
     let limit = limit.min(SCAN_ROWS_MAX);
     let mut page = ScanPage::default();
     let mut bytes = 0;
     let mut damaged = None;
-    let scanned = scan(&mut |key, value| {
+    let (value, scanned) = scan(&mut |key, value| {
         if page.rows.len() >= limit || bytes >= SCAN_BYTES_MAX {
             page.more = true;
+            page.last = page.rows.last().map(|row| row.key.clone());
             return ControlFlow::Break(());
         }
         match decode_entry(cohort, &key, &value) {
@@ -392,7 +436,11 @@ fn collect<T>(
             }
         }
     })?;
-    damaged.map_or(Ok((page, scanned)), Err)
+    if let Some(key) = scanned.paused_at {
+        page.more = true;
+        page.last = Some(key.slice(PREFIX_BYTES.min(key.len())..));
+    }
+    damaged.map_or(Ok((page, value)), Err)
 }
 
 /// Reads the last applied entry from a cohort's meta row; without one nothing was applied.

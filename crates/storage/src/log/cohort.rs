@@ -185,6 +185,18 @@ impl CohortLog {
         Ok(Some(entries))
     }
 
+    /// Returns what [`CohortLog::read`] does if all of it is in memory; `None` if a file would have
+    /// to be read.
+    pub fn read_cached(&self, seqs: Range<u64>, max_bytes: usize) -> Option<Vec<Entry>> {
+        let wanted = self.find(seqs, max_bytes, None).into_iter();
+        wanted
+            .map(|wanted| match wanted {
+                Wanted::Ready(entry) => Some(entry),
+                Wanted::OnDisk { .. } => None,
+            })
+            .collect()
+    }
+
     /// Returns the address of the entry at `seq`, or of the purged point if it is there.
     pub fn lsn_at(&self, seq: u64) -> Option<Lsn> {
         self.cohort.index.lock().lsn_at(seq)

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use trireme_types::{CohortId, Lsn};
 
-use crate::table::engine::{Span, TableEngine, View, Visit};
+use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
 use crate::table::{TableError, WriteBatch};
 
 /// How many memtables' worth of writes may be in memory and not on disk before writers wait: one
@@ -19,6 +19,10 @@ pub const MEMTABLES_MAX: u64 = 2;
 /// The most keys that one batch of [`Core::remove_span`] removes.
 const REMOVE_BATCH_KEYS: usize = 1024;
 
+/// The tombstones that scans pass over before the tables look whether they should be removed. A scan
+/// passes over some millions a second; fewer would have every small deletion looked at.
+const TOMBSTONES_PASSED_MAX: u64 = 16 * 1024;
+
 /// What the tables have done and hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableMetrics {
@@ -26,6 +30,8 @@ pub struct TableMetrics {
     pub flushes: u64,
     /// Steps of compaction that changed something.
     pub compactions: u64,
+    /// How often the files were rewritten without their tombstones.
+    pub purges: u64,
     /// Bytes of keys and values written, sessions and meta rows included.
     pub written_bytes: u64,
     /// Writes that had to wait for a flush.
@@ -60,6 +66,8 @@ pub(crate) type FailureListener = Arc<dyn Fn(&TableError) + Send + Sync>;
 pub(crate) struct Tasks {
     pub(crate) flush_wanted: bool,
     pub(crate) compaction_wanted: bool,
+    /// Scans passed over many tombstones.
+    pub(crate) purge_wanted: bool,
     pub(crate) compacting: bool,
     pub(crate) stopping: bool,
     failure: Option<String>,
@@ -76,6 +84,9 @@ pub(crate) struct Points {
 struct Counters {
     flushes: AtomicU64,
     compactions: AtomicU64,
+    purges: AtomicU64,
+    /// Tombstones that scans passed over since they were last looked at.
+    tombstones_passed: AtomicU64,
     written_bytes: AtomicU64,
     stalls: AtomicU64,
 }
@@ -171,7 +182,7 @@ impl Core {
         let mut rest = span.clone();
         loop {
             let mut keys = Vec::with_capacity(REMOVE_BATCH_KEYS);
-            self.scan(&rest, &mut |key, _| {
+            self.scan(&rest, ScanBudget::UNLIMITED, &mut |key, _| {
                 keys.push(key);
                 match keys.len() {
                     REMOVE_BATCH_KEYS => ControlFlow::Break(()),
@@ -192,7 +203,7 @@ impl Core {
     /// Returns the first row of the span.
     pub(crate) fn first(&self, span: &Span) -> Result<Option<(Bytes, Bytes)>, TableError> {
         let mut first = None;
-        self.engine.scan(span, &mut |key, value| {
+        self.engine.scan(span, ScanBudget::UNLIMITED, &mut |key, value| {
             first = Some((key, value));
             ControlFlow::Break(())
         })?;
@@ -207,17 +218,61 @@ impl Core {
         self.engine.get_both(keys)
     }
 
+    pub(crate) fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
+        self.engine.get_resident(key)
+    }
+
+    pub(crate) fn get_both_resident(
+        &self,
+        keys: [&[u8]; 2],
+    ) -> Result<Option<[Option<Bytes>; 2]>, TableError> {
+        self.engine.get_both_resident(keys)
+    }
+
     pub(crate) fn get_and_scan(
         &self,
         key: &[u8],
         span: &Span,
+        budget: ScanBudget,
         visit: Visit<'_>,
-    ) -> Result<Option<Bytes>, TableError> {
-        self.engine.get_and_scan(key, span, visit)
+    ) -> Result<(Option<Bytes>, Scanned), TableError> {
+        let (value, scanned) = self.engine.get_and_scan(key, span, budget, visit)?;
+        self.count_tombstones(scanned.tombstones);
+        Ok((value, scanned))
     }
 
-    pub(crate) fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
-        self.engine.scan(span, visit)
+    pub(crate) fn scan(
+        &self,
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, TableError> {
+        let scanned = self.engine.scan(span, budget, visit)?;
+        self.count_tombstones(scanned.tombstones);
+        Ok(scanned)
+    }
+
+    /// Has the tombstones removed once scans have passed over many.
+    fn count_tombstones(&self, passed: usize) {
+        if passed == 0 {
+            return;
+        }
+        let (counter, passed) = (&self.counters.tombstones_passed, passed as u64);
+        let before = counter.fetch_add(passed, Ordering::Relaxed);
+        if before < TOMBSTONES_PASSED_MAX && before + passed >= TOMBSTONES_PASSED_MAX {
+            self.tasks().purge_wanted = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Removes tombstones from the files, if it pays. What was deleted a moment ago lies in memory,
+    /// from where it must reach the files first.
+    pub(crate) fn purge_tombstones(&self) -> Result<(), TableError> {
+        self.flush()?;
+        let purged = self.engine.purge_tombstones().map_err(|error| self.fail(error))?;
+        self.counters.purges.fetch_add(purged.into(), Ordering::Relaxed);
+        self.counters.tombstones_passed.store(0, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(crate) fn view(&self, span: &Span) -> Result<View, TableError> {
@@ -294,6 +349,7 @@ impl Core {
         TableMetrics {
             flushes: count(&self.counters.flushes),
             compactions: count(&self.counters.compactions),
+            purges: count(&self.counters.purges),
             written_bytes: count(&self.counters.written_bytes),
             stalls: count(&self.counters.stalls),
             disk_bytes: self.engine.disk_bytes(),

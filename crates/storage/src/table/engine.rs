@@ -23,18 +23,33 @@ pub trait TableEngine: Send + Sync {
     /// Returns the values of two keys as of one moment.
     fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError>;
 
+    /// Returns the value of `key` if that takes no read of a file: the outer option is `None` where
+    /// only [`TableEngine::get`] can answer.
+    fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, TableError>;
+
+    /// Returns the values of two keys as of one moment if that takes no read of a file; `None` where
+    /// only [`TableEngine::get_both`] can answer.
+    fn get_both_resident(&self, keys: [&[u8]; 2])
+    -> Result<Option<[Option<Bytes>; 2]>, TableError>;
+
     /// Returns the value of `key`, and shows the rows of the span to `visit` as
     /// [`TableEngine::scan`] does, all as of one moment.
     fn get_and_scan(
         &self,
         key: &[u8],
         span: &Span,
+        budget: ScanBudget,
         visit: Visit<'_>,
-    ) -> Result<Option<Bytes>, TableError>;
+    ) -> Result<(Option<Bytes>, Scanned), TableError>;
 
-    /// Shows the rows of the span to `visit`, as of one moment, until it breaks off. Meant for
-    /// pages: an engine may hold writers up meanwhile.
-    fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError>;
+    /// Shows the rows of the span to `visit`, as of one moment, until it breaks off or `budget` is
+    /// used up. Meant for pages: an engine may hold writers up meanwhile.
+    fn scan(
+        &self,
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, TableError>;
 
     /// Returns the rows of the span as of this call, in ascending order, however long it takes to
     /// read them.
@@ -46,6 +61,10 @@ pub trait TableEngine: Send + Sync {
     /// Does one step of the work that keeps reads fast and the disk tidy; says whether it did
     /// anything, in which case there may be more to do.
     fn compact(&self) -> Result<bool, TableError>;
+
+    /// Removes deleted rows from the files for good, if they are so many that it pays; returns true
+    /// if it did. Called when scans have passed over many of them.
+    fn purge_tombstones(&self) -> Result<bool, TableError>;
 
     /// Says whether so much of that work waits that no flush should add to it.
     fn is_behind(&self) -> bool;
@@ -59,6 +78,29 @@ pub trait TableEngine: Send + Sync {
 
 /// Takes a row of a scan and says whether to go on.
 pub type Visit<'a> = &'a mut dyn FnMut(Bytes, Bytes) -> ControlFlow<()>;
+
+/// How much a scan may read before it gives way, whether or not what it reads are rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScanBudget {
+    /// Entries: rows, older versions of rows, and tombstones.
+    pub entries: usize,
+    /// Bytes of keys and values of those entries.
+    pub bytes: usize,
+}
+
+impl ScanBudget {
+    /// No bound, for work that keeps no client waiting.
+    pub const UNLIMITED: Self = Self { entries: usize::MAX, bytes: usize::MAX };
+}
+
+/// How a scan ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scanned {
+    /// The last key that the scan has dealt with, if its budget ended it. It goes on behind it.
+    pub paused_at: Option<Bytes>,
+    /// The tombstones that it passed over.
+    pub tombstones: usize,
+}
 
 /// The rows of a span as of one moment.
 pub type View = Box<dyn Iterator<Item = Result<(Bytes, Bytes), TableError>> + Send>;

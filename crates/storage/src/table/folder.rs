@@ -29,12 +29,13 @@ pub(crate) fn open_engine(
     dir: &Path,
     engine: Engine,
     cache_bytes: u64,
+    open_files_max: usize,
 ) -> Result<Box<dyn TableEngine>, TableError> {
     fs::create_dir_all(dir).map_err(TableError::io("create", dir))?;
     claim(dir, engine)?;
     let path = dir.join(engine.name());
     Ok(match engine {
-        Engine::Lsm => Box::new(LsmEngine::open(&path, cache_bytes)?),
+        Engine::Lsm => Box::new(LsmEngine::open(&path, cache_bytes, open_files_max)?),
         Engine::Sled => Box::new(SledEngine::open(&path, cache_bytes)?),
     })
 }

@@ -16,23 +16,32 @@
 //! * **Old versions.** Flushes and compactions may forget what no reader can ask for any more: the
 //!   watermark is the value of `visible`, once every reader that holds an older one is done with
 //!   its look-up (`readers`). A view that goes on for long holds its files by itself.
+//! * **Scans are counted.** They read the tree's parts by themselves (`lsm_merge`), so that deleted
+//!   rows and older versions count too, and give way. The memtables are noted in `memtables` when
+//!   they are replaced, under its lock. A reader takes its number, then the memtables, then the
+//!   files: what moves on meanwhile is seen twice, never missed.
+//! * **Tombstones** go when the levels are merged. Where scans pass over many, all files are merged
+//!   at once, if enough of what they hold is tombstones.
 //! * **What is opened is on disk.** The tree forces its files when it writes them, but a process may
 //!   have died before it did, with the files in the system's memory; they are forced again at a start.
 //! * **After a restart** the numbers go on above the highest one found on disk. A merge into the
 //!   last level writes 0 in place of numbers, which is below every later one, so that is enough.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use lsm_tree::compaction::Leveled;
-use lsm_tree::{AbstractTree, AnyTree, Cache, Config, Guard, SeqNo, SequenceNumberCounter, Slice};
+use lsm_tree::{
+    AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, InternalValue, SeqNo,
+    SequenceNumberCounter, Slice,
+};
 use parking_lot::{Mutex, RwLock};
 use trireme_types::Engine;
 
-use crate::table::engine::{Span, TableEngine, View, Visit};
+use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
+use crate::table::lsm_merge::{Memtables, Parts};
 use crate::table::{TableError, WriteBatch, folder};
 
 /// The sorted runs in the first level at which flushes wait for compaction. Each run is one more
@@ -44,6 +53,17 @@ const TABLES_FOLDER: &str = "tables";
 
 /// The levels of a tree.
 const LEVELS: usize = 7;
+
+/// All files are rewritten to be rid of tombstones if at least one in so many entries is one: it is
+/// the most entries that are written again for each tombstone that goes.
+const ENTRIES_PER_TOMBSTONE_MAX: u64 = 8;
+
+/// The most files that are merged at once, each of which is open meanwhile. A tree with more has
+/// its tombstones merged away level by level.
+const PURGE_FILES_MAX: usize = 64;
+
+/// The size of the files that such a merge writes; the tree's own default.
+const FILE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// A log-structured merge tree.
 pub(crate) struct LsmEngine {
@@ -57,6 +77,8 @@ pub(crate) struct LsmEngine {
     /// Held for reading from the moment a reader takes its number until it has found its version
     /// of the tree; taken for writing to wait for those who came before.
     readers: RwLock<()>,
+    /// The tree's memtables.
+    memtables: RwLock<Memtables>,
     strategy: Arc<Leveled>,
     /// Bytes in the memtable that is written to. Changed only under `writer`.
     active_bytes: AtomicU64,
@@ -66,10 +88,15 @@ pub(crate) struct LsmEngine {
 
 impl LsmEngine {
     /// Opens the tree in the folder `path`, or begins one there.
-    pub(crate) fn open(path: &Path, cache_bytes: u64) -> Result<Self, TableError> {
+    pub(crate) fn open(
+        path: &Path,
+        cache_bytes: u64,
+        open_files_max: usize,
+    ) -> Result<Self, TableError> {
         let numbers = SequenceNumberCounter::default();
         let config = Config::new(path, numbers.clone(), SequenceNumberCounter::default())
-            .use_cache(Arc::new(Cache::with_capacity_bytes(cache_bytes)));
+            .use_cache(Arc::new(Cache::with_capacity_bytes(cache_bytes)))
+            .use_descriptor_table(Some(Arc::new(DescriptorTable::new(open_files_max))));
         let tree = folder::catch_panic(Engine::Lsm, path, || {
             config.open().map_err(|error| error.to_string())
         })?;
@@ -80,8 +107,10 @@ impl LsmEngine {
         // 0 is never visible and 1 always is, so that every reader finds a version of the tree.
         let next = tree.get_highest_seqno().map_or(1, |highest| highest + 1).max(1);
         numbers.set(next);
+        let memtables = Memtables { active: tree.active_memtable(), sealed: Vec::new() };
         Ok(Self {
             tree,
+            memtables: RwLock::new(memtables),
             numbers,
             visible: AtomicU64::new(next),
             writer: Mutex::new(()),
@@ -120,40 +149,22 @@ impl LsmEngine {
     }
 
     fn rows(&self, span: &Span) -> impl DoubleEndedIterator<Item = RowResult> + Send + use<> {
-        self.with_visible(|visible| self.rows_below(visible, span))
-    }
-
-    fn rows_below(
-        &self,
-        visible: SeqNo,
-        span: &Span,
-    ) -> impl DoubleEndedIterator<Item = RowResult> + Send + use<> {
         let range = &span.start[..]..&span.end[..];
-        self.tree.range(range, visible, None).map(|row| {
+        self.with_visible(|visible| self.tree.range(range, visible, None)).map(|row| {
             let (key, value) = row.into_inner().map_err(|e| failed("read rows", e))?;
             Ok((Bytes::from(key), Bytes::from(value)))
         })
+    }
+
+    /// Returns what a scan at `visible` reads. The caller is in [`Self::with_visible`].
+    fn parts(&self, span: &Span, visible: SeqNo) -> Parts {
+        Parts::new(&self.tree, &self.memtables.read(), span, visible)
     }
 
     fn get_below(&self, visible: SeqNo, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         let value = self.tree.get(key, visible).map_err(|e| failed("read a row", e))?;
         Ok(value.map(Bytes::from))
     }
-}
-
-/// Shows rows to `visit`, in the direction of the span, until it breaks off.
-fn show(
-    mut rows: impl DoubleEndedIterator<Item = RowResult>,
-    span: &Span,
-    visit: Visit<'_>,
-) -> Result<(), TableError> {
-    while let Some(row) = if span.reverse { rows.next_back() } else { rows.next() } {
-        let (key, value) = row?;
-        if visit(key, value) == ControlFlow::Break(()) {
-            break;
-        }
-    }
-    Ok(())
 }
 
 type RowResult = Result<(Bytes, Bytes), TableError>;
@@ -188,26 +199,49 @@ impl TableEngine for LsmEngine {
         })
     }
 
+    fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
+        let found = self.with_visible(|visible| self.memtables.read().get(key, visible));
+        Ok(found.map(value))
+    }
+
+    fn get_both_resident(
+        &self,
+        keys: [&[u8]; 2],
+    ) -> Result<Option<[Option<Bytes>; 2]>, TableError> {
+        let found = self.with_visible(|visible| {
+            let memtables = self.memtables.read();
+            Some([memtables.get(keys[0], visible)?, memtables.get(keys[1], visible)?])
+        });
+        Ok(found.map(|entries| entries.map(value)))
+    }
+
     fn get_and_scan(
         &self,
         key: &[u8],
         span: &Span,
+        budget: ScanBudget,
         visit: Visit<'_>,
-    ) -> Result<Option<Bytes>, TableError> {
+    ) -> Result<(Option<Bytes>, Scanned), TableError> {
         if span.is_empty() {
-            return self.get(key);
+            return Ok((self.get(key)?, Scanned::default()));
         }
-        let (value, rows) = self
-            .with_visible(|visible| (self.get_below(visible, key), self.rows_below(visible, span)));
-        show(rows, span, visit)?;
-        value
+        let (value, parts) =
+            self.with_visible(|visible| (self.get_below(visible, key), self.parts(span, visible)));
+        let scanned = parts.scan(span.reverse, budget, visit);
+        Ok((value?, scanned.map_err(|e| failed("read rows", e))?))
     }
 
-    fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
+    fn scan(
+        &self,
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, TableError> {
         if span.is_empty() {
-            return Ok(());
+            return Ok(Scanned::default());
         }
-        show(self.rows(span), span, visit)
+        let parts = self.with_visible(|visible| self.parts(span, visible));
+        parts.scan(span.reverse, budget, visit).map_err(|e| failed("read rows", e))
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {
@@ -221,7 +255,10 @@ impl TableEngine for LsmEngine {
         let flushing = self.tree.get_flush_lock();
         {
             let _writing = self.writer.lock();
-            if self.tree.rotate_memtable().is_some() {
+            let mut memtables = self.memtables.write();
+            if let Some(full) = self.tree.rotate_memtable() {
+                memtables.active = self.tree.active_memtable();
+                memtables.sealed.push(full);
                 let sealed = self.active_bytes.swap(0, Ordering::AcqRel);
                 self.sealed_bytes.fetch_add(sealed, Ordering::AcqRel);
             }
@@ -229,6 +266,8 @@ impl TableEngine for LsmEngine {
         let watermark = self.watermark();
         // The tree writes and forces the files, then its manifest, then the folders of both.
         self.tree.flush(&flushing, watermark).map_err(|e| failed("flush", e))?;
+        // All that were sealed are in files now; the lock on flushing keeps others away.
+        self.memtables.write().sealed.clear();
         self.sealed_bytes.store(0, Ordering::Release);
         self.show_newest_version();
         Ok(())
@@ -242,6 +281,20 @@ impl TableEngine for LsmEngine {
         Ok(self.shape() != before)
     }
 
+    fn purge_tombstones(&self) -> Result<bool, TableError> {
+        let (tombstones, files) = (self.tree.tombstone_count(), self.tree.table_count());
+        let entries = self.tree.approximate_len() as u64;
+        let pays = tombstones.saturating_mul(ENTRIES_PER_TOMBSTONE_MAX) >= entries;
+        if tombstones == 0 || !pays || files > PURGE_FILES_MAX {
+            return Ok(false);
+        }
+        tracing::debug!(tombstones, entries, files, "rewriting the tables without what is deleted");
+        let purged = self.tree.major_compact(FILE_BYTES, self.watermark());
+        purged.map_err(|e| failed("remove tombstones", e))?;
+        self.show_newest_version();
+        Ok(true)
+    }
+
     fn is_behind(&self) -> bool {
         self.tree.l0_run_count() >= FIRST_LEVEL_RUNS_MAX
     }
@@ -253,6 +306,11 @@ impl TableEngine for LsmEngine {
     fn disk_bytes(&self) -> u64 {
         self.tree.disk_space()
     }
+}
+
+/// Returns the value of an entry; `None` of a tombstone.
+fn value(entry: InternalValue) -> Option<Bytes> {
+    (!entry.is_tombstone()).then(|| Bytes::from(entry.value))
 }
 
 fn failed(doing: &'static str, source: lsm_tree::Error) -> TableError {

@@ -1,6 +1,7 @@
 //! The two threads that look after the engine.
 //!
-//! One flushes when enough was written, one compacts after each flush. They are apart so that a
+//! One flushes when enough was written, one compacts after each flush, and when scans have passed
+//! over many tombstones. They are apart so that a
 //! long compaction does not keep memory from being freed. A flush waits for compaction only while
 //! so many files lie unmerged that reads would suffer; writers then come to wait for the flush,
 //! which is how a disk that is too slow makes itself felt at the top.
@@ -83,11 +84,12 @@ fn flush_loop(core: &Core) -> Result<(), TableError> {
 
 fn compact_loop(core: &Core) -> Result<(), TableError> {
     loop {
+        let is_purge;
         {
             let mut tasks = core.tasks();
             tasks.compacting = false;
             core.notify();
-            while !tasks.compaction_wanted {
+            while !tasks.compaction_wanted && !tasks.purge_wanted {
                 if tasks.stopping {
                     return Ok(());
                 }
@@ -96,8 +98,12 @@ fn compact_loop(core: &Core) -> Result<(), TableError> {
             if tasks.stopping {
                 return Ok(());
             }
+            is_purge = std::mem::take(&mut tasks.purge_wanted);
             tasks.compaction_wanted = false;
             tasks.compacting = true;
+        }
+        if is_purge {
+            core.purge_tombstones()?;
         }
         while core.compact()? {
             core.notify();

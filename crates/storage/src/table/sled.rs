@@ -27,7 +27,7 @@ use parking_lot::RwLock;
 use sled::IVec;
 use trireme_types::Engine;
 
-use crate::table::engine::{Span, TableEngine, View, Visit};
+use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
 use crate::table::{TableError, WriteBatch, folder};
 
 /// How long to wait for the file lock of a table that was closed a moment ago: sled's threads let
@@ -73,18 +73,30 @@ impl SledEngine {
     }
 
     /// Shows the rows of the span to `visit`. The caller holds the gate.
-    fn scan_gated(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
+    fn scan_gated(
+        &self,
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, TableError> {
         if span.is_empty() {
-            return Ok(());
+            return Ok(Scanned::default());
         }
         let mut rows = self.range(span);
+        let (mut entries, mut bytes) = (0, 0);
         while let Some(row) = if span.reverse { rows.next_back() } else { rows.next() } {
             let (key, value) = row.map_err(|e| failed("read rows", e))?;
-            if visit(to_bytes(key), to_bytes(value)) == ControlFlow::Break(()) {
+            let key = to_bytes(key);
+            entries += 1;
+            bytes += key.len() + value.len();
+            if visit(key.clone(), to_bytes(value)) == ControlFlow::Break(()) {
                 break;
             }
+            if entries >= budget.entries || bytes >= budget.bytes {
+                return Ok(Scanned { paused_at: Some(key), tombstones: 0 });
+            }
         }
-        Ok(())
+        Ok(Scanned::default())
     }
 
     fn range(&self, span: &Span) -> sled::Iter {
@@ -132,17 +144,33 @@ impl TableEngine for SledEngine {
         &self,
         key: &[u8],
         span: &Span,
+        budget: ScanBudget,
         visit: Visit<'_>,
-    ) -> Result<Option<Bytes>, TableError> {
+    ) -> Result<(Option<Bytes>, Scanned), TableError> {
         let _reading = self.gate.read();
-        let value = self.get_gated(key)?;
-        self.scan_gated(span, visit)?;
-        Ok(value)
+        Ok((self.get_gated(key)?, self.scan_gated(span, budget, visit)?))
     }
 
-    fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
+    fn get_resident(&self, _key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
+        // sled does not reveal what its cache holds.
+        Ok(None)
+    }
+
+    fn get_both_resident(
+        &self,
+        _keys: [&[u8]; 2],
+    ) -> Result<Option<[Option<Bytes>; 2]>, TableError> {
+        Ok(None)
+    }
+
+    fn scan(
+        &self,
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, TableError> {
         let _reading = self.gate.read();
-        self.scan_gated(span, visit)
+        self.scan_gated(span, budget, visit)
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {
@@ -176,6 +204,11 @@ impl TableEngine for SledEngine {
 
     fn compact(&self) -> Result<bool, TableError> {
         // sled tidies up as it writes.
+        Ok(false)
+    }
+
+    fn purge_tombstones(&self) -> Result<bool, TableError> {
+        // sled keeps none: a removed row leaves nothing for a scan to pass over.
         Ok(false)
     }
 

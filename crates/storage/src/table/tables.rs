@@ -24,6 +24,9 @@ pub struct TableOptions {
     pub memtable_bytes: usize,
     /// Bytes of file content kept in memory for reads. Larger means fewer reads from disk.
     pub cache_bytes: usize,
+    /// The files that are kept open for reads. Fewer leave more descriptors to connections, and have
+    /// files opened again more often. Only `lsm` keeps more than one.
+    pub open_files_max: usize,
 }
 
 impl Default for TableOptions {
@@ -32,6 +35,7 @@ impl Default for TableOptions {
             engine: Engine::default(),
             memtable_bytes: 64 * 1024 * 1024,
             cache_bytes: 128 * 1024 * 1024,
+            open_files_max: 256,
         }
     }
 }
@@ -77,7 +81,12 @@ impl Tables {
     /// Fails if the folder belongs to another engine or to a later format, or if the engine cannot
     /// open its files ([`TableError::WillNotOpen`]).
     pub fn open(dir: &Path, options: TableOptions) -> Result<Self, TableError> {
-        let engine = folder::open_engine(dir, options.engine, options.cache_bytes as u64)?;
+        let engine = folder::open_engine(
+            dir,
+            options.engine,
+            options.cache_bytes as u64,
+            options.open_files_max,
+        )?;
         Self::with_engine(dir, engine, &options)
     }
 

@@ -10,7 +10,9 @@ use parking_lot::{Condvar, Mutex};
 use super::*;
 use crate::TableError;
 use crate::table::folder::open_engine;
-use crate::table::{MEMTABLES_MAX, Span, TableEngine, View, Visit, WriteBatch};
+use crate::table::{
+    MEMTABLES_MAX, ScanBudget, Scanned, Span, TableEngine, View, Visit, WriteBatch,
+};
 
 for_each_engine!(
     a_failed_flush_poisons,
@@ -64,17 +66,34 @@ impl TableEngine for Faulty {
         self.engine.get_both(keys)
     }
 
+    fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
+        self.engine.get_resident(key)
+    }
+
+    fn get_both_resident(
+        &self,
+        keys: [&[u8]; 2],
+    ) -> Result<Option<[Option<Bytes>; 2]>, TableError> {
+        self.engine.get_both_resident(keys)
+    }
+
     fn get_and_scan(
         &self,
         key: &[u8],
         span: &Span,
+        budget: ScanBudget,
         visit: Visit<'_>,
-    ) -> Result<Option<Bytes>, TableError> {
-        self.engine.get_and_scan(key, span, visit)
+    ) -> Result<(Option<Bytes>, Scanned), TableError> {
+        self.engine.get_and_scan(key, span, budget, visit)
     }
 
-    fn scan(&self, span: &Span, visit: Visit<'_>) -> Result<(), TableError> {
-        self.engine.scan(span, visit)
+    fn scan(
+        &self,
+        span: &Span,
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, TableError> {
+        self.engine.scan(span, budget, visit)
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {
@@ -99,6 +118,10 @@ impl TableEngine for Faulty {
         self.engine.compact()
     }
 
+    fn purge_tombstones(&self) -> Result<bool, TableError> {
+        self.engine.purge_tombstones()
+    }
+
     fn is_behind(&self) -> bool {
         self.engine.is_behind()
     }
@@ -116,7 +139,7 @@ fn faulty(engine: Engine) -> (Fixture, Arc<Switches>) {
     let dir = tempfile::tempdir().unwrap();
     let options = small(engine);
     let switches = Arc::new(Switches::default());
-    let engine = open_engine(dir.path(), engine, 1024 * 1024).unwrap();
+    let engine = open_engine(dir.path(), engine, 1024 * 1024, 16).unwrap();
     let engine = Box::new(Faulty { engine, switches: Arc::clone(&switches) });
     let tables = Some(Tables::with_engine(dir.path(), engine, &options).unwrap());
     (Fixture { dir, options, tables }, switches)

@@ -10,6 +10,7 @@ mod readers;
 mod script;
 mod snapshots;
 mod tables;
+mod tombstones;
 mod truncation;
 
 use std::path::Path;
@@ -41,7 +42,12 @@ const COHORT: CohortId = CohortId(1);
 
 /// Small enough that tests see flushes and compactions.
 fn small(engine: Engine) -> TableOptions {
-    TableOptions { engine, memtable_bytes: 64 * 1024, cache_bytes: 1024 * 1024 }
+    TableOptions {
+        engine,
+        memtable_bytes: 64 * 1024,
+        cache_bytes: 1024 * 1024,
+        ..TableOptions::default()
+    }
 }
 
 /// Tables in a folder of their own, which can be closed and opened again.

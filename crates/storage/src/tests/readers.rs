@@ -93,11 +93,16 @@ fn a_read_names_the_state_that_it_was_answered_from(engine: Engine) {
     assert_eq!(table.get_with_applied(b"000").unwrap(), (None, Lsn::ZERO));
     write_round(&table, 1);
     let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
+    let resident = AtomicU64::new(0);
     thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Acquire) {
                 let (row, applied) = table.get_with_applied(b"063").unwrap();
                 assert_eq!(applied.seq, 2 * round_of(&row.unwrap().value));
+                if let Some((row, applied)) = table.get_resident_with_applied(b"063").unwrap() {
+                    assert_eq!(applied.seq, 2 * round_of(&row.unwrap().value));
+                    resident.fetch_add(1, Ordering::Release);
+                }
                 let (page, applied) = table.scan_with_applied(&KeyRange::all(), 3, true).unwrap();
                 assert_eq!((page.rows.len(), page.more), (3, true));
                 assert_eq!(applied.seq, 2 * round_of(&page.rows[2].value));
@@ -111,6 +116,8 @@ fn a_read_names_the_state_that_it_was_answered_from(engine: Engine) {
         }
         done.store(true, Ordering::Release);
     });
+    // The rows of the last calls are in memory, where the engine can see it.
+    assert_eq!(resident.into_inner() > 0, engine == Engine::Lsm);
 }
 
 fn a_read_during_an_installation_names_the_state_that_it_was_answered_from(engine: Engine) {

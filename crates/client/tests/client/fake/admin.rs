@@ -35,4 +35,11 @@ impl Admin for FakeNode {
     ) -> Result<Response<v1::SetFaultsResponse>, Status> {
         Err(Status::failed_precondition("no faults here"))
     }
+
+    async fn knowledge(
+        &self,
+        _request: Request<v1::KnowledgeRequest>,
+    ) -> Result<Response<v1::KnowledgeResponse>, Status> {
+        Err(Status::unimplemented("clients do not ask for it"))
+    }
 }

@@ -1,0 +1,287 @@
+//! `trireme coordinator rebuild`: what a coordinator has lost comes back from what the nodes know.
+//!
+//! What nodes know was installed once. So the newest configuration of each cohort that any of them
+//! knows is one that may be acted in, if all who could know a newer one were asked: every replica of it
+//! for PacificA, where each of them could have proposed its successor; a majority where the replicas
+//! do not change, which says who they are as well as all would.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use trireme_coordinator::recipes::catalog::Catalog;
+use trireme_coordinator::recipes::election::Election;
+use trireme_coordinator::recipes::knowledge::{Knowledge, note_compared, restore_record};
+use trireme_coordinator::recipes::membership::NodeInfo;
+use trireme_coordinator::{Coordinator, CoordinatorOptions};
+use trireme_server::{DataFolder, KnowsMore, NodeMemory, ask_at, knows_more};
+use trireme_types::{ClusterId, CohortConfig, CohortId, Epoch, NodeId};
+
+use super::{UsageError, output};
+
+/// How long a node may take to say what it knows.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the record of a node says whose folder is lost: no folder that comes is the one that was known.
+const LOST_FOLDER: &str = "lost";
+
+/// Its address, which leads nowhere.
+const LOST_ADDRESS: &str = "lost.invalid:1";
+
+/// Options of `trireme coordinator rebuild`.
+#[derive(Args)]
+pub(crate) struct RebuildArgs {
+    /// The nodes' data folders, or the addresses (HOST:PORT) of nodes that run; all of the cluster.
+    #[arg(long, value_name = "FOLDER|HOST:PORT", value_delimiter = ',', required = true)]
+    from: Vec<String>,
+    /// The coordinator's endpoints.
+    #[arg(long, value_name = "URL", value_delimiter = ',', required = true)]
+    coordinator: Vec<String>,
+    /// Nodes whose data are lost for good, so that what they knew cannot be had. Writes that only they
+    /// held are lost.
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    without: Vec<NodeId>,
+}
+
+impl RebuildArgs {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let mut remembered = Remembered::default();
+        for from in &self.from {
+            let path = Path::new(from);
+            if path.is_dir() {
+                let node = remembered.add_folder(path)?;
+                node.with_context(|| format!("{from} holds no node that has served a cluster"))?;
+            } else if from.contains('/') || !from.contains(':') {
+                let reason = format!("'{from}' is neither a folder nor HOST:PORT");
+                return Err(UsageError(reason).into());
+            } else {
+                remembered.add_answer(from).await?;
+            }
+        }
+        let endpoints = self.coordinator.join(",");
+        let context = || format!("the coordinator at {endpoints}");
+        let options = CoordinatorOptions::new(self.coordinator.clone());
+        let coordinator = Coordinator::connect(options).await.with_context(context)?;
+        let done =
+            remembered.bring_back(&coordinator, &self.without).await.with_context(context)?;
+        coordinator.close().await.with_context(context)?;
+        let Knowledge { cluster, map, .. } = remembered.known()?;
+        let ranges = map.ranges().len();
+        Ok(output::line(format!("{} cluster={cluster} ranges={ranges}", done.name()))?)
+    }
+}
+
+/// What became of the catalog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Brought {
+    /// There was none.
+    Created,
+    /// It was older.
+    Forward,
+    /// It was as new.
+    Unchanged,
+}
+
+impl Brought {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Forward => "brought-forward",
+            Self::Unchanged => "unchanged",
+        }
+    }
+}
+
+/// What the nodes of a cluster know.
+#[derive(Default)]
+pub(crate) struct Remembered {
+    known: Option<Knowledge>,
+    records: BTreeMap<NodeId, NodeInfo>,
+    promised: BTreeMap<CohortId, Epoch>,
+    /// Folders that were expected and are empty or not there.
+    missing: BTreeMap<NodeId, PathBuf>,
+    /// Folders of nodes that have served, written by a version that did not remember what.
+    forgetful: Vec<PathBuf>,
+}
+
+impl Remembered {
+    /// Reads what the folders of a cluster's nodes know.
+    pub(crate) fn of_folders(
+        folders: impl Iterator<Item = (NodeId, PathBuf)>,
+    ) -> anyhow::Result<Self> {
+        let mut remembered = Self::default();
+        for (id, path) in folders {
+            match remembered.add_folder(&path)? {
+                Some(found) if found != id => {
+                    bail!("{} holds node {found}, not node {id}", path.display())
+                }
+                Some(_) => {}
+                None => drop(remembered.missing.insert(id, path)),
+            }
+        }
+        Ok(remembered)
+    }
+
+    /// Returns true if one of the nodes has served: there was a cluster, whatever the coordinator
+    /// knows.
+    pub(crate) fn has_served(&self) -> bool {
+        self.known.is_some() || !self.forgetful.is_empty()
+    }
+
+    pub(crate) fn check_cluster(&self, cluster: ClusterId) -> anyhow::Result<()> {
+        match &self.known {
+            Some(known) if known.cluster != cluster => {
+                let found = known.cluster;
+                bail!(
+                    "the nodes' folders are of cluster {found}, and this one of cluster {cluster}"
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn known(&self) -> anyhow::Result<&Knowledge> {
+        if let Some(path) = self.forgetful.first() {
+            bail!(
+                "{} was written by a version that did not remember the ranges: the coordinator's own \
+                 data are needed",
+                path.display()
+            );
+        }
+        self.known.as_ref().context("no node knows the cluster")
+    }
+
+    /// Reads what a folder knows, and returns its node; `None` if it holds none that has served.
+    fn add_folder(&mut self, path: &Path) -> anyhow::Result<Option<NodeId>> {
+        let Some(file) = DataFolder::describe(path)? else { return Ok(None) };
+        match NodeMemory::read(path)? {
+            Some(memory) => {
+                self.add(file.node, file.record(), &memory.known)?;
+                Ok(Some(file.node))
+            }
+            None if file.has_log => {
+                self.forgetful.push(path.to_owned());
+                Ok(Some(file.node))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Asks a running node what it knows.
+    async fn add_answer(&mut self, address: &str) -> anyhow::Result<()> {
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, ask_at(address)).await;
+        let answer = answer
+            .map_err(|_| anyhow::anyhow!("no answer"))
+            .and_then(|answer| answer.map_err(anyhow::Error::msg))
+            .with_context(|| format!("asking the node at {address}"))?;
+        let known = Knowledge::try_from(answer.known).map_err(anyhow::Error::msg)?;
+        for (cohort, epoch) in answer.promised {
+            let promised = self.promised.entry(cohort).or_default();
+            *promised = epoch.max(*promised);
+        }
+        self.add(answer.node, answer.record, &known)
+    }
+
+    fn add(&mut self, node: NodeId, record: NodeInfo, known: &Knowledge) -> anyhow::Result<()> {
+        if self.records.insert(node, record).is_some() {
+            bail!("node {node} is given twice");
+        }
+        match &mut self.known {
+            Some(newest) => {
+                newest.merge(known).context("what the nodes know does not go together")?;
+            }
+            None => self.known = Some(known.clone()),
+        }
+        Ok(())
+    }
+
+    /// Brings the catalog to what the nodes know: creates it if the coordinator knows no cluster, and
+    /// else replaces what is older. Where a node is missing who might know more, nothing is created.
+    pub(crate) async fn bring_back(
+        &self,
+        coordinator: &Coordinator,
+        without: &[NodeId],
+    ) -> anyhow::Result<Brought> {
+        let is_lost = Catalog::new(coordinator).load().await?.is_none();
+        if !is_lost && self.known.is_none() {
+            return Ok(Brought::Unchanged);
+        }
+        let known = self.known()?;
+        let missing = self.missing_for(known, without);
+        let done = if is_lost {
+            if !missing.is_empty() {
+                bail!(
+                    "it has lost the cluster, and what {} knows is missing to bring it back{}",
+                    names(&missing),
+                    self.where_they_should_be(&missing),
+                );
+            }
+            // Before there is a cluster that nodes could come to: an empty folder must not pass for
+            // that of a node that had something.
+            self.restore_records(coordinator, known).await?;
+            known.create(coordinator).await?;
+            // Somebody may have been faster, with less.
+            known.bring_forward(coordinator).await?;
+            Brought::Created
+        } else if known.bring_forward(coordinator).await? {
+            Brought::Forward
+        } else {
+            Brought::Unchanged
+        };
+        for (&cohort, &epoch) in &self.promised {
+            // The epoch alone is changed, for which no node has to stand.
+            Election::new(coordinator, cohort, NodeId(0)).bring_forward(epoch).await?;
+        }
+        if missing.is_empty() {
+            let (line, _) = coordinator.line().await?;
+            note_compared(coordinator, line).await?;
+        }
+        Ok(done)
+    }
+
+    /// Returns the nodes whose knowledge is needed and not there.
+    fn missing_for(&self, known: &Knowledge, without: &[NodeId]) -> BTreeSet<NodeId> {
+        let is_missing =
+            |node: &NodeId| !self.records.contains_key(node) && !without.contains(node);
+        let missing = |config: &CohortConfig| -> Vec<NodeId> {
+            let missing: Vec<_> = config.replicas.iter().copied().filter(is_missing).collect();
+            let has_majority = config.replicas.len() - missing.len() > config.replicas.len() / 2;
+            let is_fixed = knows_more(config.protocol) != KnowsMore::All;
+            if is_fixed && has_majority { Vec::new() } else { missing }
+        };
+        known.configs.values().flat_map(missing).collect()
+    }
+
+    fn where_they_should_be(&self, missing: &BTreeSet<NodeId>) -> String {
+        let paths: Vec<_> = missing.iter().filter_map(|node| self.missing.get(node)).collect();
+        match &paths[..] {
+            [] => String::new(),
+            paths => {
+                let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+                format!(
+                    " (no node is in {}); see `trireme coordinator rebuild --without`",
+                    paths.join(", ")
+                )
+            }
+        }
+    }
+
+    async fn restore_records(
+        &self,
+        coordinator: &Coordinator,
+        known: &Knowledge,
+    ) -> anyhow::Result<()> {
+        for node in known.members() {
+            let lost = NodeInfo { folder: LOST_FOLDER.to_owned(), ..NodeInfo::new(LOST_ADDRESS) };
+            let record = self.records.get(&node).cloned().unwrap_or(lost);
+            restore_record(coordinator, node, &record).await?;
+        }
+        Ok(())
+    }
+}
+
+fn names(nodes: &BTreeSet<NodeId>) -> String {
+    nodes.iter().map(|node| format!("node {node}")).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,507 @@
+//! Whether the coordinator is what it was.
+//!
+//! A coordinator that was put back to what it knew earlier answers as ever, and gives out numbers
+//! that were given out before. Neither it nor a node that knows no more than it can notice that: only
+//! who knows more can. So the node compares the catalog with what it remembers, at its start and
+//! whenever the catalog has changed, and brings forward what is older there. And it asks nothing of
+//! the coordinator that cannot be taken back, a new configuration or a part in an election, until
+//! those have been asked who would know more:
+//!
+//! - for PacificA, every replica of the newest configuration. Each configuration that was acted in is
+//!   remembered by all its replicas, and its successor is proposed by one of them. So if all replicas
+//!   of a configuration know of no newer one, none was ever acted in, and no write acknowledged in
+//!   it. A node that kept running asks a majority: it has seen each change until the coordinator
+//!   was gone.
+//! - for Spinnaker, a majority. The leader of an epoch was elected by a majority that had promised it,
+//!   on disk, so that one of those asked knows it; rounds go on above the highest.
+//! - for Raft, none. The coordinator has no part in its terms.
+//!
+//! None has to be asked while the coordinator's *line* is the one that the node last trusted: no
+//! start of an embedded coordinator and no new leader of an etcd cluster lies between. And a command that
+//! has compared the catalog with the folders of all nodes, as `trireme up` does at its start, notes
+//! the line, and PacificA's replicas go by that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::Endpoint;
+use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
+use trireme_coordinator::recipes::election::Election;
+use trireme_coordinator::recipes::knowledge::{
+    BringForwardError, Knowledge, WrittenKnowledge, compared,
+};
+use trireme_coordinator::recipes::membership::NodeInfo;
+use trireme_coordinator::{Coordinator, CoordinatorError, Line};
+use trireme_proto::v1;
+use trireme_replication::streaming::promised_epoch;
+use trireme_storage::SharedLog;
+use trireme_types::{CohortConfig, CohortId, Epoch, NodeId};
+
+use crate::data_folder::DataFolder;
+use crate::factory::{KnowsMore, knows_more};
+use crate::memory::{Memory, MemoryError, NodeMemory};
+use crate::node::NodeError;
+use crate::routes::NodeDirectory;
+
+/// How long a node may take to say what it knows.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long to wait before those are asked again who have not answered.
+const ASK_PAUSE: Duration = Duration::from_millis(300);
+
+/// How often the log says whose answer is missing.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The most bytes of what a node knows.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What a node says of what it knows.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NodeKnowledge {
+    /// The node.
+    pub node: NodeId,
+    /// Who it is, as the coordinator should know it.
+    pub record: NodeInfo,
+    /// The map and the configurations that it remembers.
+    pub known: WrittenKnowledge,
+    /// The newest epoch that each of its replicas of Spinnaker has promised.
+    pub promised: BTreeMap<CohortId, Epoch>,
+}
+
+/// How far the coordinator is trusted.
+#[derive(Clone, Debug)]
+struct Trust {
+    /// The line that this is about.
+    line: Line,
+    /// What is still to be found out about it; `None` once it is trusted.
+    asking: Option<Asking>,
+}
+
+/// What is known of a line that is not trusted yet.
+#[derive(Clone, Debug, Default)]
+struct Asking {
+    /// Whether this process was started since a line was trusted.
+    has_restarted: bool,
+    /// Whether somebody has compared the catalog with all nodes in this line.
+    is_compared: bool,
+    /// Who has said what it knows, the catalog being no older than that now.
+    answered: BTreeSet<NodeId>,
+    /// The newest epoch that anybody who answered has promised, of each cohort of Spinnaker.
+    promised: BTreeMap<CohortId, Epoch>,
+    /// The cohorts of Spinnaker whose epoch is no older than a majority has promised.
+    raised: BTreeSet<CohortId>,
+}
+
+/// What a node needs to know whether the coordinator is what it was.
+pub(crate) struct Continuity {
+    node: NodeId,
+    coordinator: Coordinator,
+    memory: Memory,
+    log: SharedLog,
+    directory: Arc<NodeDirectory>,
+    record: NodeInfo,
+    trust: Mutex<Trust>,
+    /// Wakes the task that asks.
+    changed: Notify,
+}
+
+/// What a starting node knows before its log is open.
+pub(crate) struct Remembered {
+    memory: Memory,
+    trust: Trust,
+    /// The catalog, as new as what the node remembers.
+    pub(crate) catalog: CatalogState,
+}
+
+impl Remembered {
+    /// Compares the catalog with what the folder remembers and brings it forward where it is older.
+    /// What is known then is on the disk.
+    pub(crate) async fn start(
+        folder: &DataFolder,
+        node: NodeId,
+        coordinator: &Coordinator,
+        mut catalog: CatalogState,
+    ) -> Result<Self, NodeError> {
+        let before = NodeMemory::read(folder.path())?;
+        if let Some(before) = &before
+            && bring_forward(&before.known, coordinator).await?
+        {
+            tracing::warn!("the coordinator was older than what this node remembers");
+            catalog = load(coordinator).await?;
+        }
+        let mut memory = before.clone().unwrap_or_else(|| NodeMemory {
+            node,
+            known: Knowledge::from(&catalog),
+            line: catalog.line,
+            revision: catalog.revision,
+            set_aside: BTreeMap::new(),
+            given_up: BTreeSet::new(),
+        });
+        memory.known.merge(&Knowledge::from(&catalog)).map_err(MemoryError::from)?;
+        let is_trusted = memory.line == catalog.line && memory.revision <= catalog.revision;
+        let mut asking = (!is_trusted).then(|| Asking { has_restarted: true, ..Asking::default() });
+        match &mut asking {
+            Some(asking) => {
+                let compared = compared(coordinator).await.map_err(BringForwardError::from)?;
+                asking.is_compared = compared == Some(catalog.line);
+            }
+            None => memory.revision = catalog.revision,
+        }
+        let trust = Trust { line: catalog.line, asking };
+        Ok(Self { memory: Memory::start(folder.path(), memory)?, trust, catalog })
+    }
+}
+
+async fn load(coordinator: &Coordinator) -> Result<CatalogState, BringForwardError> {
+    Catalog::new(coordinator).load().await?.ok_or(BringForwardError::NoCluster)
+}
+
+/// Brings the catalog forward to what is known; returns true if it was older.
+async fn bring_forward(
+    known: &Knowledge,
+    coordinator: &Coordinator,
+) -> Result<bool, BringForwardError> {
+    let is_older = known.bring_forward(coordinator).await?;
+    if is_older {
+        tracing::warn!("the coordinator knew less than the nodes, and was brought forward");
+    }
+    Ok(is_older)
+}
+
+impl Continuity {
+    pub(crate) fn new(
+        node: NodeId,
+        coordinator: Coordinator,
+        Remembered { memory, trust, .. }: Remembered,
+        log: SharedLog,
+        directory: Arc<NodeDirectory>,
+        record: NodeInfo,
+    ) -> Arc<Self> {
+        let (trust, changed) = (Mutex::new(trust), Notify::new());
+        Arc::new(Self { node, coordinator, memory, log, directory, record, trust, changed })
+    }
+
+    /// Returns what the node remembers.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Remembers what the coordinator says: it is on the disk when this returns. What is older than
+    /// what is remembered is brought forward at the coordinator, in time.
+    pub(crate) async fn remember(&self, told: &CatalogState) -> Result<(), MemoryError> {
+        let is_trusted = self.note_line(told.line);
+        let said = Knowledge::from(told);
+        self.memory
+            .update(|memory| {
+                let is_new = memory.known.merge(&said)?;
+                if is_trusted && (is_new || memory.line != told.line) {
+                    (memory.line, memory.revision) = (told.line, told.revision);
+                }
+                Ok(())
+            })
+            .await?;
+        if self.memory.get().known.is_ahead_of(told) {
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Remembers a configuration. Returns false if a newer one is known, in which case no replica is to
+    /// act in this one.
+    pub(crate) async fn remember_config(&self, config: &CohortConfig) -> Result<bool, MemoryError> {
+        self.memory
+            .update(|memory| {
+                memory.known.check(config)?;
+                memory.known.take(config);
+                Ok(())
+            })
+            .await?;
+        let is_newest = self.memory.get().known.configs.get(&config.cohort) == Some(config);
+        if !is_newest {
+            self.changed.notify_one();
+        }
+        Ok(is_newest)
+    }
+
+    /// Notes the line that the coordinator is in; returns true if it is trusted.
+    fn note_line(&self, line: Line) -> bool {
+        let mut trust = self.trust.lock();
+        if trust.line != line {
+            tracing::info!(?line, "the coordinator was started, or has another leader");
+            // A node that was asking since its start still has to.
+            let has_restarted = trust.asking.as_ref().is_some_and(|asking| asking.has_restarted);
+            let asking = Asking { has_restarted, ..Asking::default() };
+            *trust = Trust { line, asking: Some(asking) };
+            self.changed.notify_one();
+        }
+        trust.asking.is_none()
+    }
+
+    /// Returns true if the cohort's replica here may have the coordinator change something now.
+    pub(crate) async fn may_change(&self, cohort: CohortId) -> bool {
+        let Ok((line, _)) = self.coordinator.line().await else { return false };
+        self.note_line(line);
+        self.is_cleared(cohort)
+    }
+
+    /// Returns true if it is known that the coordinator knows all that is to be known of the cohort.
+    pub(crate) fn is_cleared(&self, cohort: CohortId) -> bool {
+        let trust = self.trust.lock();
+        match (&trust.asking, self.memory.get().known.configs.get(&cohort)) {
+            (Some(asking), Some(config)) => self.missing(asking, config).is_empty(),
+            (Some(_), None) => false,
+            (None, _) => true,
+        }
+    }
+
+    /// Returns whose answers are missing before a cohort may be changed; more than are needed, where
+    /// a majority will do.
+    fn missing(&self, asking: &Asking, config: &CohortConfig) -> Vec<NodeId> {
+        let is_missing = |node: &NodeId| *node != self.node && !asking.answered.contains(node);
+        let missing: Vec<_> = config.replicas.iter().copied().filter(is_missing).collect();
+        let has_majority = config.replicas.len() - missing.len() > config.replicas.len() / 2;
+        let is_enough = match knows_more(config.protocol) {
+            KnowsMore::None => true,
+            KnowsMore::SomeOfAMajority => has_majority && asking.raised.contains(&config.cohort),
+            KnowsMore::All => asking.is_compared || (has_majority && !asking.has_restarted),
+        };
+        if is_enough { Vec::new() } else { missing }
+    }
+
+    /// Returns what the node waits for before it goes on as it should; `None` if it does not.
+    pub(crate) fn waits_for(&self) -> Option<String> {
+        let trust = self.trust.lock();
+        let asking = trust.asking.as_ref()?;
+        let memory = self.memory.get();
+        let mine = memory.known.configs.values().filter(|it| it.replicas.contains(&self.node));
+        let waiting: Vec<_> = mine
+            .map(|it| (it.cohort, self.missing(asking, it)))
+            .filter(|(_, m)| !m.is_empty())
+            .collect();
+        let (cohort, _) = waiting.first()?;
+        let nodes: BTreeSet<_> = waiting.iter().flat_map(|(_, nodes)| nodes).collect();
+        let nodes: Vec<_> = nodes.iter().map(ToString::to_string).collect();
+        Some(format!(
+            "the coordinator was started since this node last knew it, and may have been put back to \
+             an older state: what {} knows is needed before cohort {cohort} and {} more can go on",
+            nodes.join(", "),
+            waiting.len() - 1,
+        ))
+    }
+
+    /// Returns what the node knows, for those that ask.
+    pub(crate) fn knowledge(&self) -> NodeKnowledge {
+        let memory = self.memory.get();
+        NodeKnowledge {
+            node: self.node,
+            record: self.record.clone(),
+            promised: self.promised(&memory.known),
+            known: WrittenKnowledge::from(&memory.known),
+        }
+    }
+
+    /// Returns the newest epoch that each replica of Spinnaker here has promised or acted in.
+    fn promised(&self, known: &Knowledge) -> BTreeMap<CohortId, Epoch> {
+        let cohorts = self.log.cohorts().into_iter();
+        let cohorts = cohorts.filter(|cohort| known.configs.get(cohort).is_some_and(has_epochs));
+        let epoch = |cohort: CohortId| {
+            let log = self.log.cohort(cohort);
+            let promised = log.hard_state().and_then(promised_epoch).unwrap_or_default();
+            (cohort, promised.max(log.bounds().last.epoch))
+        };
+        cohorts.map(epoch).collect()
+    }
+
+    /// Asks whom there is to ask, and brings the catalog forward, whenever there is reason to. Runs
+    /// until its task is aborted.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let mut complained = Instant::now();
+        loop {
+            let caught_up = self.catch_up().await;
+            let is_asking = self.trust.lock().asking.is_some();
+            if caught_up.is_ok() && !is_asking {
+                self.changed.notified().await;
+                complained = Instant::now();
+                continue;
+            }
+            if complained.elapsed() >= COMPLAINT_INTERVAL {
+                complained = Instant::now();
+                match (caught_up, self.waits_for()) {
+                    (Err(error), _) => {
+                        tracing::warn!(%error, "the coordinator is not known to be what it was");
+                    }
+                    (Ok(()), Some(reason)) => tracing::warn!("{reason}"),
+                    (Ok(()), None) => {}
+                }
+            }
+            sleep(ASK_PAUSE).await;
+        }
+    }
+
+    async fn catch_up(&self) -> Result<(), BringForwardError> {
+        let (line, _) = self.coordinator.line().await?;
+        self.note_line(line);
+        bring_forward(&self.memory.get().known, &self.coordinator).await?;
+        let Some(asking) = self.trust.lock().asking.clone() else { return Ok(()) };
+        let is_compared = compared(&self.coordinator).await? == Some(line);
+        let mine = self.my_cohorts();
+        let to_ask: BTreeSet<_> = mine.iter().flat_map(|it| it.replicas.iter().copied()).collect();
+        let to_ask =
+            to_ask.into_iter().filter(|node| *node != self.node && !asking.answered.contains(node));
+        let answers = join_all(to_ask.map(|node| self.ask(node))).await;
+        let answers: Vec<_> = answers.into_iter().flatten().collect();
+        for answer in &answers {
+            self.take(answer).await?;
+        }
+        bring_forward(&self.memory.get().known, &self.coordinator).await?;
+        let answered = asking.answered.into_iter().chain(answers.iter().map(|it| it.node));
+        let answered: BTreeSet<_> = answered.collect();
+        let raised = self.raise_epochs(&answered, &asking.raised, &answers).await?;
+        // The line that was brought forward must be the one that was asked about.
+        let now = self.coordinator.line().await?;
+        if now.0 == line {
+            self.conclude(now, is_compared, answered, raised).await;
+        }
+        Ok(())
+    }
+
+    /// Returns the configurations of the cohorts that the node is in.
+    fn my_cohorts(&self) -> Vec<CohortConfig> {
+        let memory = self.memory.get();
+        let mine = memory.known.configs.values().filter(|it| it.replicas.contains(&self.node));
+        mine.cloned().collect()
+    }
+
+    /// Remembers what another node knows.
+    async fn take(&self, answer: &NodeKnowledge) -> Result<(), BringForwardError> {
+        let known = Knowledge::try_from(answer.known.clone()).map_err(|reason| {
+            let path = format!("what {} knows", answer.node);
+            CoordinatorError::Malformed { path, reason }
+        })?;
+        let remembered = self.memory.update(|memory| memory.known.merge(&known).map(drop)).await;
+        remembered.map_err(|error| match error {
+            MemoryError::Conflict(conflict) => BringForwardError::Conflict(conflict),
+            MemoryError::Folder(error) => {
+                CoordinatorError::Unavailable(format!("it cannot be remembered: {error}")).into()
+            }
+        })
+    }
+
+    /// Brings the epochs of the cohorts forward of which a majority has answered.
+    async fn raise_epochs(
+        &self,
+        answered: &BTreeSet<NodeId>,
+        raised: &BTreeSet<CohortId>,
+        answers: &[NodeKnowledge],
+    ) -> Result<BTreeSet<CohortId>, CoordinatorError> {
+        let mut promised = self.trust_promises(answers);
+        for (cohort, epoch) in self.promised(&self.memory.get().known) {
+            let known = promised.entry(cohort).or_default();
+            *known = epoch.max(*known);
+        }
+        let mut raised = raised.clone();
+        for config in self.my_cohorts() {
+            let has_answered = |node: &&NodeId| **node == self.node || answered.contains(node);
+            let count = config.replicas.iter().filter(has_answered).count();
+            let cohort = config.cohort;
+            let is_due = has_epochs(&config)
+                && count > config.replicas.len() / 2
+                && !raised.contains(&cohort);
+            if is_due {
+                let epoch = promised.get(&cohort).copied().unwrap_or_default();
+                let election = Election::new(&self.coordinator, cohort, self.node);
+                if election.bring_forward(epoch).await? {
+                    tracing::warn!(%cohort, epoch, "the coordinator knew an older epoch");
+                }
+                raised.insert(cohort);
+            }
+        }
+        Ok(raised)
+    }
+
+    /// Notes what nodes have promised, of which not all may have answered yet.
+    fn trust_promises(&self, answers: &[NodeKnowledge]) -> BTreeMap<CohortId, Epoch> {
+        let mut trust = self.trust.lock();
+        let Some(asking) = &mut trust.asking else { return BTreeMap::new() };
+        for (&cohort, &epoch) in answers.iter().flat_map(|answer| &answer.promised) {
+            let known = asking.promised.entry(cohort).or_default();
+            *known = epoch.max(*known);
+        }
+        asking.promised.clone()
+    }
+
+    /// Notes what has been found out of a line, unless it is over.
+    async fn conclude(
+        &self,
+        (line, revision): (Line, i64),
+        is_compared: bool,
+        answered: BTreeSet<NodeId>,
+        raised: BTreeSet<CohortId>,
+    ) {
+        let is_settled = {
+            let mut trust = self.trust.lock();
+            if trust.line != line {
+                return;
+            }
+            let Some(asking) = trust.asking.as_mut() else { return };
+            (asking.is_compared, asking.answered, asking.raised) = (is_compared, answered, raised);
+            let is_cleared = |config: &CohortConfig| self.missing(asking, config).is_empty();
+            let is_settled = self.my_cohorts().iter().all(is_cleared);
+            if is_settled {
+                trust.asking = None;
+            }
+            is_settled
+        };
+        if is_settled {
+            tracing::info!(?line, "the coordinator knows all that its nodes know");
+            let settled = self.memory.update(|memory| {
+                (memory.line, memory.revision) = (line, revision);
+                Ok(())
+            });
+            if let Err(error) = settled.await {
+                // The next start asks again.
+                tracing::warn!(%error, "the coordinator's line is not remembered");
+            }
+        }
+    }
+
+    /// Asks a node what it knows; `None` if it does not answer, or is another than was meant.
+    async fn ask(&self, node: NodeId) -> Option<NodeKnowledge> {
+        let address = self.directory.node(node)?.address;
+        let answer = timeout(ANSWER_TIMEOUT, ask_at(&address)).await;
+        match answer.map_err(|_| "it did not answer".to_owned()).and_then(|answer| answer) {
+            Ok(answer) if answer.node == node => Some(answer),
+            Ok(answer) => {
+                tracing::info!(%node, found = %answer.node, address, "another node answers");
+                None
+            }
+            Err(error) => {
+                tracing::debug!(%node, address, error, "a node has not said what it knows");
+                None
+            }
+        }
+    }
+}
+
+/// Returns true if the cohort's epochs are given out by the coordinator.
+fn has_epochs(config: &CohortConfig) -> bool {
+    knows_more(config.protocol) == KnowsMore::SomeOfAMajority
+}
+
+/// Asks the node at an address what it knows.
+pub async fn ask_at(address: &str) -> Result<NodeKnowledge, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
+    let endpoint = endpoint.connect_timeout(ANSWER_TIMEOUT);
+    let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
+    let mut client =
+        v1::admin_client::AdminClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let answer = client.knowledge(v1::KnowledgeRequest {}).await;
+    let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
+    serde_json::from_slice(&answer.json).map_err(|error| error.to_string())
+}

@@ -1,0 +1,94 @@
+//! Scans over deleted rows: they give way, go on where they stopped, and have tombstones removed.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use trireme_types::limits::SCAN_ROWS_MAX;
+use trireme_types::{Engine, KeyRange};
+
+use super::{Fixture, apply, delete, put};
+use crate::{CohortTable, ScanPage, TableOptions, Tables};
+
+/// Several times what a page may read.
+const DELETED: usize = 6 * SCAN_ROWS_MAX;
+
+/// Fills a table with rows that are deleted again, and one below and one above them that are not.
+fn fill(table: &CohortTable) {
+    let keys: Vec<String> = (0..DELETED).map(|i| format!("m{i:06}")).collect();
+    apply(table, vec![put("a", "first"), put("z", "last")]);
+    for part in keys.chunks(1000) {
+        apply(table, part.iter().map(|key| put(key, "gone")).collect());
+    }
+    for part in keys.chunks(1000) {
+        apply(table, part.iter().map(|key| delete(key)).collect());
+    }
+}
+
+/// Returns the pages of a scan of everything.
+fn pages(table: &CohortTable, reverse: bool) -> Vec<ScanPage> {
+    let (mut range, mut pages) = (KeyRange::all(), Vec::new());
+    loop {
+        let page = table.scan(&range, SCAN_ROWS_MAX, reverse).unwrap();
+        let last = page.last.clone();
+        pages.push(page);
+        match last {
+            None => return pages,
+            Some(last) if reverse => range.end = Some(last),
+            Some(last) => range.start = Bytes::from([&last[..], &[0]].concat()),
+        }
+    }
+}
+
+fn keys(pages: &[ScanPage]) -> Vec<&[u8]> {
+    pages.iter().flat_map(|page| &page.rows).map(|row| &row.key[..]).collect()
+}
+
+#[test]
+fn a_page_ends_early_among_deleted_rows_and_the_scan_goes_on_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    // Nothing is flushed, so nothing is merged away.
+    let tables = Tables::open(dir.path(), TableOptions::default()).unwrap();
+    let table = tables.cohort(super::COHORT, KeyRange::all()).unwrap();
+    fill(&table);
+    let forwards = pages(&table, false);
+    assert!(forwards.len() > DELETED / (2 * SCAN_ROWS_MAX), "{} pages", forwards.len());
+    assert_eq!(keys(&forwards), [b"a", b"z"]);
+    assert!(forwards.iter().all(|page| page.more == page.last.is_some()));
+    let backwards = pages(&table, true);
+    assert!(backwards.len() > 1);
+    assert_eq!(keys(&backwards), [b"z", b"a"]);
+}
+
+#[test]
+fn older_versions_of_a_row_count_as_work_and_hide_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let tables = Tables::open(dir.path(), TableOptions::default()).unwrap();
+    let table = tables.cohort(super::COHORT, KeyRange::all()).unwrap();
+    apply(&table, vec![put("a", "first"), put("z", "last")]);
+    for version in 0..3 * SCAN_ROWS_MAX {
+        apply(&table, vec![put("m", &version.to_string())]);
+    }
+    for reverse in [false, true] {
+        let pages = pages(&table, reverse);
+        assert!(pages.len() > 1, "one page read every version");
+        let mut keys = keys(&pages);
+        keys.sort_unstable();
+        assert_eq!(keys, [b"a", b"m", b"z"]);
+        let hot = pages.iter().flat_map(|page| &page.rows).find(|row| row.key == "m").unwrap();
+        assert_eq!(hot.value, (3 * SCAN_ROWS_MAX - 1).to_string());
+    }
+}
+
+#[test]
+fn scans_have_tombstones_removed() {
+    let fixture = Fixture::new(Engine::Lsm);
+    let table = fixture.cohort();
+    fill(&table);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while fixture.tables().metrics().purges == 0 {
+        assert!(Instant::now() < deadline, "the tombstones stay");
+        assert_eq!(keys(&pages(&table, false)), [b"a", b"z"]);
+    }
+    assert_eq!(keys(&pages(&table, true)), [b"z", b"a"]);
+    assert_eq!(pages(&table, false).len(), 1, "tombstones are left");
+}
