@@ -18,9 +18,13 @@ const HANG_LEASES: u32 = 1;
 /// disk is slow, some primary must be borne.
 const HANG_DOUBLINGS_MAX: u32 = 4;
 
-/// How many secondaries must acknowledge beacons and nothing else, all of them, for the primary to
-/// take itself for the one whose data goes nowhere. Of one alone it cannot tell whose fault it is.
+/// How many secondaries must acknowledge beacons and nothing else, or nothing at all, all of them, for
+/// the primary to take itself for the one at fault. Of one alone it cannot tell whose fault it is.
 const SECONDARIES_TO_BLAME_ONESELF: usize = 2;
+
+/// Within how many leases secondaries must have fallen silent to be taken for having done so together:
+/// a lease ends as much as one later than another, and the manager is asked in between.
+const SILENT_TOGETHER_LEASES: u32 = 2;
 
 /// After how many graces a primary that stepped down asks to go on, if its data path works and nobody
 /// has taken its place: the others have had one to notice, and one to act.
@@ -151,10 +155,19 @@ impl Pacifica {
     /// take no writes, while it may be the one that is cut off from the others, and they could go on
     /// without it.
     pub(super) fn would_be_useless_without(&self, lapsed: &[NodeId]) -> bool {
-        let Some(config) = &self.config else { return false };
+        let (Some(config), Part::Primary(primary)) = (&self.config, &self.part) else {
+            return false;
+        };
         let is_alone = config.replicas.iter().all(|id| *id == self.node || lapsed.contains(id));
         let takes_no_writes = self.options.min_replicas_for_write > 1;
-        is_alone && takes_no_writes && self.pending.is_none() && !self.health.may_go_alone
+        // Their leases end one after the other, and the first may have been taken out by now.
+        let earlier =
+            primary.removed_since(self.now, SILENT_TOGETHER_LEASES * self.options.timing.lease);
+        is_alone
+            && takes_no_writes
+            && lapsed.len() + earlier >= SECONDARIES_TO_BLAME_ONESELF
+            && self.pending.is_none()
+            && !self.health.may_go_alone
     }
 
     /// Steps down before all secondaries are taken out, so that one of them can take its place.

@@ -500,6 +500,14 @@ impl Primary {
         removal.at = now;
     }
 
+    /// Returns how many others were taken out, or came to nothing as candidates, within this time, and
+    /// are not back.
+    pub(super) fn removed_since(&self, now: Moment, time: Duration) -> usize {
+        let is_back = |node: &NodeId| self.leading.followers.contains_key(node);
+        let removed = self.removals.iter().filter(|(node, _)| !is_back(node));
+        removed.filter(|(_, removal)| now < removal.at + time).count()
+    }
+
     fn note_removal(&mut self, now: Moment, node: NodeId) {
         let removal = self.removals.entry(node).or_insert(Removal { at: now, times: 0 });
         if now >= removal.at + REMOVALS_FORGOTTEN_AFTER {

@@ -166,7 +166,7 @@ mod tests {
         let cut = |after| View { data_flow: false, ..healthy(start + after) };
         assert_eq!(watch(100, INTERVAL, cut).unwrap().0, Trouble::DataLane);
         let wavering = |after: Duration| View {
-            data_flow: after.as_millis() % 100 == 0,
+            data_flow: after.as_millis().is_multiple_of(100),
             ..healthy(start + after)
         };
         assert_eq!(watch(100, INTERVAL, wavering), None);

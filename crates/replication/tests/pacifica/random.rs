@@ -50,11 +50,13 @@ impl Trial for Pacifica {
         "step".into()
     }
 
-    /// Without one node, writes that need two replicas have none but one to go to in a cluster of two.
-    /// All else is borne.
+    /// What leaves fewer nodes than writes need replicas is not borne. Nor is a break between two
+    /// replicas that are both needed, since neither can tell which of them is cut off. All else is.
     fn bears(cluster: &Shape<'_>, fault: Lasting, _is_leaders: bool) -> bool {
-        let left = cluster.nodes() - 1;
-        fault == Lasting::Coordinator || left >= cluster.option("min").unwrap_or(1)
+        let needed = cluster.option("min").unwrap_or(1);
+        let cuts = matches!(fault, Lasting::Partition | Lasting::Deaf(_) | Lasting::Mute(_));
+        let is_pair = needed > 1 && cluster.option("replicas") == Some(2);
+        fault == Lasting::Coordinator || (cluster.nodes() > needed && !(cuts && is_pair))
     }
 
     /// One replica of the newest configuration must keep its disk, with all that is committed, and know

@@ -214,21 +214,22 @@ async fn host(
     log: &SharedLog,
     tables: &Tables,
 ) -> (Arc<Router>, JoinHandle<()>, CancellationToken) {
-    let (opener, peers, catalog) = opener(coordinator, data, discard_after, log, tables).await;
+    let peers = Peers::new(PathBuf::new());
+    let (opener, catalog) = opener(coordinator, data, discard_after, (log, tables), &peers).await;
     let hosting = Hosting::start(opener, peers, catalog).await.unwrap();
     let (router, stop) = (hosting.router(), CancellationToken::new());
     let running = tokio::spawn(hosting.run(coordinator.clone(), stop.clone()));
     (router, running, stop)
 }
 
-/// Returns what opens the node's replicas, with what hosting them needs besides.
+/// Returns what opens replicas, and the catalog that they are opened by.
 async fn opener(
     coordinator: &Coordinator,
     data: &DataFolder,
     discard_after: Duration,
-    log: &SharedLog,
-    tables: &Tables,
-) -> (Opener, Arc<Peers>, CatalogState) {
+    (log, tables): (&SharedLog, &Tables),
+    peers: &Arc<Peers>,
+) -> (Opener, CatalogState) {
     let catalog = Catalog::new(coordinator).load().await.unwrap().unwrap();
     let remembered = Remembered::start(data, ME, coordinator, catalog).await.unwrap();
     let catalog = remembered.catalog.clone();
@@ -236,7 +237,6 @@ async fn opener(
     let (nodes, record) = (directory.clone(), NodeInfo::new("127.0.0.1:1"));
     let continuity =
         Continuity::new(ME, coordinator.clone(), remembered, log.clone(), nodes, record);
-    let peers = Peers::new(PathBuf::new());
     let options = TransportOptions::new(ClusterId(7), ME);
     let opener = Opener {
         node: ME,
@@ -255,7 +255,7 @@ async fn opener(
         readers: crate::readers::Readers::start().unwrap(),
         consensus: Handle::current(),
     };
-    (opener, peers, catalog)
+    (opener, catalog)
 }
 
 fn is_same(one: &Arc<dyn Replica>, other: Option<&Arc<dyn Replica>>) -> bool {
@@ -428,8 +428,13 @@ async fn an_older_catalog_is_brought_forward_before_anything_is_done_by_it() {
 /// A log that came back without the rows that it purged would be of no use to a member.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_are_dropped_only_when_their_log_is_gone_from_the_disk() {
-    let fixture = Fixture::start().await;
     let folder = TempDir::new().unwrap();
+    let server = EmbeddedCoordinator::start().await;
+    let coordinator = server.connect().await;
+    let map = RangeMap::from_splits(&[]).unwrap();
+    let spec = ClusterSpec { cluster: ClusterId(7), map, configs: vec![config(ONE, 1, &[2], 1)] };
+    Catalog::bootstrap(&coordinator, spec).await.unwrap();
+    let data = DataFolder::open(folder.path()).unwrap();
     let identity = LogIdentity { cluster: ClusterId(7), node: ME };
     let (fs, path) = (Arc::new(MemFs::new()), folder.path());
     let log = SharedLog::open_stepped(fs, path, identity, LogOptions::default()).unwrap();
@@ -439,8 +444,8 @@ async fn rows_are_dropped_only_when_their_log_is_gone_from_the_disk() {
     log.cohort(ONE).submit(state).unwrap();
     while log.step() {}
 
-    let (coordinator, data) = (&fixture.coordinator, &fixture.data);
-    let (opener, ..) = opener(coordinator, data, Duration::ZERO, &log, &tables).await;
+    let peers = Peers::new(PathBuf::new());
+    let (opener, _) = opener(&coordinator, &data, Duration::ZERO, (&log, &tables), &peers).await;
     let mut discarding = std::pin::pin!(opener.discard(ONE));
     let early = tokio::time::timeout(Duration::from_millis(100), discarding.as_mut()).await;
     assert!(early.is_err(), "it ends before the log has written anything");
@@ -448,5 +453,5 @@ async fn rows_are_dropped_only_when_their_log_is_gone_from_the_disk() {
     while log.step() {}
     tokio::time::timeout(PATIENCE, discarding).await.unwrap().unwrap();
     assert_eq!((tables.cohorts(), log.cohorts()), (vec![], vec![]));
-    fixture.stop().await;
+    coordinator.close().await.unwrap();
 }
