@@ -9,6 +9,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -115,7 +116,7 @@ fn silent_connections_keep_neither_clients_nor_peers_out() {
     cluster.stop_node(3);
     let before = resident_of(cluster.pid(1));
     // A peer that comes back must get through to the nodes that these are at.
-    let silent: Vec<TcpStream> = [1, 2].iter().flat_map(|&node| silence(&cluster, node)).collect();
+    let silent = silence([1, 2].map(|node| cluster.address(node)));
     let began = Instant::now();
     assert_eq!(cluster.run(["get", "key"]).out(), "value\n");
     assert!(began.elapsed() < Duration::from_secs(3), "a client waited {:?}", began.elapsed());
@@ -244,11 +245,20 @@ fn resident_of(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// Opens connections to a node that say nothing: far more than may be silent at a time.
-fn silence(cluster: &Cluster, node: usize) -> Vec<TcpStream> {
-    let address = cluster.address(node).parse().unwrap();
-    let connect = |_| TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
-    (0..500).map(connect).collect()
+/// Opens connections to nodes that say nothing: to each far more than may be silent at a time, if it
+/// accepts them within a second. A node that let them wait would not drop them so soon.
+fn silence(addresses: [String; 2]) -> Vec<TcpStream> {
+    let connecting = addresses.map(|address| {
+        thread::spawn(move || {
+            let (address, began, mut silent) = (address.parse().unwrap(), Instant::now(), vec![]);
+            while silent.len() < 500 && began.elapsed() < Duration::from_secs(1) {
+                // One that finds the queue of the system full would wait for a second by itself.
+                silent.extend(TcpStream::connect_timeout(&address, Duration::from_millis(50)));
+            }
+            silent
+        })
+    });
+    connecting.into_iter().flat_map(|connecting| connecting.join().unwrap()).collect()
 }
 
 /// Opens a connection that says that it is a client, and perhaps no more than that.
@@ -281,7 +291,7 @@ impl Limited {
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let limited = Self(child);
         let (send, ready) = mpsc::channel();
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             stdout.lines().map_while(Result::ok).for_each(|line| drop(send.send(line)));
         });
         ready.recv_timeout(READY_TIMEOUT).expect("the cluster becomes ready");
