@@ -84,7 +84,7 @@ impl Trial for Pacifica {
 /// The mistakes that need no rare sequence are found by chance; the others have scenarios of their own.
 #[test]
 fn random_faults_find_mistakes() {
-    for fault in ["P2", "P5", "P7", "P9"] {
+    for fault in ["P2", "P7", "P9"] {
         assert!(notices::<Pacifica>(fault), "{fault} is not noticed");
     }
 }
