@@ -438,7 +438,7 @@ async fn rows_are_dropped_only_when_their_log_is_gone_from_the_disk() {
     let identity = LogIdentity { cluster: ClusterId(7), node: ME };
     let (fs, path) = (Arc::new(MemFs::new()), folder.path());
     let log = SharedLog::open_stepped(fs, path, identity, LogOptions::default()).unwrap();
-    let tables = Tables::open(path, TableOptions::default()).unwrap();
+    let tables = Tables::open(&path.join("tables"), TableOptions::default()).unwrap();
     let _table = tables.cohort(ONE, KeyRange::all()).unwrap();
     let state = LogWrite::HardState(Bytes::from_static(b"vote"));
     log.cohort(ONE).submit(state).unwrap();
