@@ -94,7 +94,7 @@ fn assert_one_log(node: &Path) {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["LOCK", "incoming", "log", "node.json", "tables"]);
+    assert_eq!(names, ["LOCK", "incoming", "log", "memory.json", "node.json", "tables"]);
 
     let mut entries = Vec::new();
     let mut mixed_blocks = 0;

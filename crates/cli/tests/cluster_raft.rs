@@ -223,6 +223,7 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn a_node_whose_disk_came_back_older_is_brought_up_to_date_and_counts() {
     let cluster = &mut Cluster::start(&ONE);
+    cluster.expect_error("the folder is an older copy");
     cluster.lead_everywhere(1);
     let history = History::start(cluster, &KEY);
     history.wait_for_writes(20);

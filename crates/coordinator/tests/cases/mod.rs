@@ -54,7 +54,7 @@ cases![together:
     recipes::the_catalog_is_watched,
     recipes::a_catalog_of_a_thousand_ranges_fits,
     recipes::a_node_is_alive_once,
-    recipes::a_node_comes_back_under_its_folder,
+    recipes::a_node_comes_back_at_its_place,
     recipes::a_node_waits_for_its_predecessor,
     recipes::the_membership_is_watched,
     recipes::the_configuration_manager_installs_one_successor,

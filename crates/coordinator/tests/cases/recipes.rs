@@ -176,16 +176,21 @@ pub async fn a_node_is_alive_once(options: CoordinatorOptions) {
     assert!(!Membership::new(&second).list().await.unwrap()[0].is_alive());
 }
 
-pub async fn a_node_comes_back_under_its_folder(options: CoordinatorOptions) {
+pub async fn a_node_comes_back_at_its_place(options: CoordinatorOptions) {
     let before = connect(&options).await;
     let mut info = NodeInfo::new("127.0.0.1:7101");
-    info.folder = "5d1f".to_owned();
+    (info.folder, info.place) = ("5d1f".to_owned(), "boot/1/2".to_owned());
     Membership::new(&before).register(NodeId(1), &info).await.unwrap();
     // The process dies and is started again at once; its session lives on.
     let after = connect(&options).await;
     Membership::new(&after).register(NodeId(1), &info).await.unwrap();
     let listed = Membership::new(&after).list().await.unwrap();
     assert_eq!(listed[0].session, Some(after.session_id()));
+    // A copy of the folder is at another place.
+    let copy = connect(&options).await;
+    let elsewhere = NodeInfo { place: "boot/1/3".to_owned(), ..info };
+    let refused = Membership::new(&copy).register(NodeId(1), &elsewhere).await;
+    assert!(matches!(refused, Err(RegisterError::AlreadyAlive { .. })), "{refused:?}");
     // The end of the old session takes nothing from the new one.
     before.close().await.unwrap();
     assert!(Membership::new(&after).list().await.unwrap()[0].is_alive());
