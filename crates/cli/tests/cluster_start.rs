@@ -216,9 +216,8 @@ fn a_cluster_whose_up_was_killed_can_be_started_again_at_once() {
 #[test]
 fn a_start_that_changes_nothing_writes_no_more_than_that_it_was_there() {
     let cluster = &mut Cluster::start(&["--ranges", "1"]);
-    let inode = |cluster: &Cluster| {
-        std::fs::metadata(cluster.data().join("cluster.json")).unwrap().ino()
-    };
+    let inode =
+        |cluster: &Cluster| std::fs::metadata(cluster.data().join("cluster.json")).unwrap().ino();
     let node = |cluster: &Cluster| -> serde_json::Value {
         let file = std::fs::read(cluster.node_folder(1).join("node.json")).unwrap();
         serde_json::from_slice(&file).unwrap()
