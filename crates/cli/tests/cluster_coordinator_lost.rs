@@ -53,10 +53,6 @@ fn assert_rows(cluster: &Cluster, expected: &Rows) {
     assert!(lost.is_empty(), "{} of {} rows are lost: {lost:?}", lost.len(), expected.len());
 }
 
-/// Starts a cluster of so many nodes, loses what the coordinator knows, and starts it without an
-/// option.
-#[track_caller]
-
 /// On a real etcd that has lost all its data, Spinnaker ranges do not elect a leader again yet: a known
 /// fault, which docs/coordinator.md states.
 #[expect(clippy::print_stderr, reason = "a test that does not run says so")]
@@ -69,6 +65,9 @@ fn is_known_to_fail(options: &[&str]) -> bool {
     fails
 }
 
+/// Starts a cluster of so many nodes, loses what the coordinator knows, and starts it without an
+/// option.
+#[track_caller]
 fn comes_back(nodes: usize, options: &[&str]) {
     if is_known_to_fail(options) {
         return;
