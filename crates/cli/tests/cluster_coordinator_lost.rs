@@ -53,25 +53,10 @@ fn assert_rows(cluster: &Cluster, expected: &Rows) {
     assert!(lost.is_empty(), "{} of {} rows are lost: {lost:?}", lost.len(), expected.len());
 }
 
-/// On a real etcd that has lost all its data, Spinnaker ranges do not elect a leader again yet: a known
-/// fault, which docs/coordinator.md states.
-#[expect(clippy::print_stderr, reason = "a test that does not run says so")]
-fn is_known_to_fail(options: &[&str]) -> bool {
-    let is_etcd = std::env::var("TRIREME_TEST_COORDINATOR").is_ok_and(|name| name == "etcd");
-    let fails = is_etcd && options.contains(&"spinnaker");
-    if fails {
-        eprintln!("######## NOT TESTED: SPINNAKER AFTER A REAL ETCD HAS LOST ITS DATA ########");
-    }
-    fails
-}
-
 /// Starts a cluster of so many nodes, loses what the coordinator knows, and starts it without an
 /// option.
 #[track_caller]
 fn comes_back(nodes: usize, options: &[&str]) {
-    if is_known_to_fail(options) {
-        return;
-    }
     let cluster = &mut Cluster::start_nodes(nodes, options);
     let rows = fill(cluster, "before", 500);
     let before = ranges(cluster);

@@ -79,6 +79,9 @@ pub struct NodeKnowledge {
 struct Trust {
     /// The line that this is about.
     line: Line,
+    /// The creation of the catalog that this is about. A real etcd that lost its data begins with the
+    /// same line again, so that the line alone would not show it.
+    creation: i64,
     /// What is still to be found out about it; `None` once it is trusted.
     asking: Option<Asking>,
 }
@@ -140,11 +143,14 @@ impl Remembered {
             known: Knowledge::from(&catalog),
             line: catalog.line,
             revision: catalog.revision,
+            creation: catalog.creation,
             set_aside: BTreeMap::new(),
             given_up: BTreeSet::new(),
         });
         memory.known.merge(&Knowledge::from(&catalog)).map_err(MemoryError::from)?;
-        let is_trusted = memory.line == catalog.line && memory.revision <= catalog.revision;
+        let is_trusted = memory.line == catalog.line
+            && memory.creation == catalog.creation
+            && memory.revision <= catalog.revision;
         let mut asking = (!is_trusted).then(|| Asking { has_restarted: true, ..Asking::default() });
         match &mut asking {
             Some(asking) => {
@@ -153,7 +159,7 @@ impl Remembered {
             }
             None => memory.revision = catalog.revision,
         }
-        let trust = Trust { line: catalog.line, asking };
+        let trust = Trust { line: catalog.line, creation: catalog.creation, asking };
         Ok(Self { memory: Memory::start(folder.path(), memory)?, trust, catalog })
     }
 }
@@ -195,13 +201,14 @@ impl Continuity {
     /// Remembers what the coordinator says: it is on the disk when this returns. What is older than
     /// what is remembered is brought forward at the coordinator, in time.
     pub(crate) async fn remember(&self, told: &CatalogState) -> Result<(), MemoryError> {
-        let is_trusted = self.note_line(told.line);
+        let is_trusted = self.note(told.line, Some(told.creation));
         let said = Knowledge::from(told);
         self.memory
             .update(|memory| {
                 let is_new = memory.known.merge(&said)?;
                 if is_trusted && (is_new || memory.line != told.line) {
                     (memory.line, memory.revision) = (told.line, told.revision);
+                    memory.creation = told.creation;
                 }
                 Ok(())
             })
@@ -231,13 +238,20 @@ impl Continuity {
 
     /// Notes the line that the coordinator is in; returns true if it is trusted.
     fn note_line(&self, line: Line) -> bool {
+        self.note(line, None)
+    }
+
+    /// Notes the line that the coordinator is in, and which creation of the catalog it has, if that is
+    /// known; returns true if they are trusted.
+    fn note(&self, line: Line, creation: Option<i64>) -> bool {
         let mut trust = self.trust.lock();
-        if trust.line != line {
-            tracing::info!(?line, "the coordinator was started, or has another leader");
+        let creation = creation.unwrap_or(trust.creation);
+        if (trust.line, trust.creation) != (line, creation) {
+            tracing::info!(?line, creation, "the coordinator was started, or has another leader");
             // A node that was asking since its start still has to.
             let has_restarted = trust.asking.as_ref().is_some_and(|asking| asking.has_restarted);
             let asking = Asking { has_restarted, ..Asking::default() };
-            *trust = Trust { line, asking: Some(asking) };
+            *trust = Trust { line, creation, asking: Some(asking) };
             self.changed.notify_one();
         }
         trust.asking.is_none()
@@ -444,7 +458,7 @@ impl Continuity {
         answered: BTreeSet<NodeId>,
         raised: BTreeSet<CohortId>,
     ) {
-        let is_settled = {
+        let settled = {
             let mut trust = self.trust.lock();
             if trust.line != line {
                 return;
@@ -456,15 +470,15 @@ impl Continuity {
             if is_settled {
                 trust.asking = None;
             }
-            is_settled
+            is_settled.then_some(trust.creation)
         };
-        if is_settled {
+        if let Some(creation) = settled {
             tracing::info!(?line, "the coordinator knows all that its nodes know");
-            let settled = self.memory.update(|memory| {
-                (memory.line, memory.revision) = (line, revision);
+            let remembered = self.memory.update(|memory| {
+                (memory.line, memory.revision, memory.creation) = (line, revision, creation);
                 Ok(())
             });
-            if let Err(error) = settled.await {
+            if let Err(error) = remembered.await {
                 // The next start asks again.
                 tracing::warn!(%error, "the coordinator's line is not remembered");
             }

@@ -48,6 +48,8 @@ pub struct NodeMemory {
     pub line: Line,
     /// The newest revision of it that the node has seen.
     pub revision: i64,
+    /// Names the creation of the catalog that this is about.
+    pub creation: i64,
     /// The replicas that are set aside, and since when, in milliseconds of Unix time.
     pub set_aside: BTreeMap<CohortId, u64>,
     /// The cohorts whose replica here was given up at some time. One that is opened again without
@@ -62,6 +64,8 @@ struct MemoryFile {
     node: NodeId,
     line: Line,
     revision: i64,
+    #[serde(default)]
+    creation: i64,
     known: WrittenKnowledge,
     #[serde(default)]
     set_aside: BTreeMap<CohortId, u64>,
@@ -93,10 +97,10 @@ impl NodeMemory {
             return Err(DataFolderError::Future { path: path.to_owned(), found: format });
         }
         let file: MemoryFile = serde_json::from_slice(bytes).map_err(damaged)?;
-        let MemoryFile { node, line, revision, known, set_aside, given_up, .. } = file;
+        let MemoryFile { node, line, revision, creation, known, set_aside, given_up, .. } = file;
         let known = Knowledge::try_from(known)
             .map_err(|error| damaged(<serde_json::Error as serde::de::Error>::custom(error)))?;
-        Ok(Self { node, known, line, revision, set_aside, given_up })
+        Ok(Self { node, known, line, revision, creation, set_aside, given_up })
     }
 
     fn file(&self) -> MemoryFile {
@@ -105,6 +109,7 @@ impl NodeMemory {
             node: self.node,
             line: self.line,
             revision: self.revision,
+            creation: self.creation,
             known: WrittenKnowledge::from(&self.known),
             set_aside: self.set_aside.clone(),
             given_up: self.given_up.clone(),
@@ -198,6 +203,7 @@ mod tests {
             known,
             line: Line { cluster: 1, term: 2 },
             revision: 3,
+            creation: 4,
             set_aside: BTreeMap::new(),
             given_up: BTreeSet::new(),
         }

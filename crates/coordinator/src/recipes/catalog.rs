@@ -48,6 +48,9 @@ pub struct CatalogState {
     pub line: Line,
     /// The coordinator's revision at that moment; of two states, the later has the higher one.
     pub revision: i64,
+    /// Names the creation of this catalog: one that was lost and created again has another. 0 where it
+    /// was created before creations were named.
+    pub creation: i64,
     /// The cluster's name.
     pub cluster: ClusterId,
     /// The range map.
@@ -108,7 +111,10 @@ impl Catalog {
             return Ok(Bootstrapped::Existed(state));
         }
         check_spec(&spec)?;
-        let cluster = ClusterNode { cluster: spec.cluster.to_string(), configs: spec.configs };
+        // No two sessions have the same name, so no two creations do.
+        let creation = coordinator.session_id().0;
+        let (cluster, configs) = (spec.cluster.to_string(), spec.configs);
+        let cluster = ClusterNode { cluster, creation, configs };
         let create = |path: &str, value| Op::Create {
             path: path.to_owned(),
             value,
@@ -274,7 +280,7 @@ impl CatalogNodes {
         else {
             return Ok(None);
         };
-        let ClusterNode { cluster, configs } = decode(cluster_node)?;
+        let ClusterNode { cluster, creation, configs } = decode(cluster_node)?;
         let cluster = cluster.parse().map_err(|error| malformed(cluster_node, error))?;
         let mut configs: BTreeMap<CohortId, CohortConfig> =
             configs.into_iter().map(|config| (config.cohort, config)).collect();
@@ -286,7 +292,7 @@ impl CatalogNodes {
         }
         let map = decode_map(map_node)?;
         let (line, revision, map_revision) = (self.line, self.revision, map_node.version.0);
-        Ok(Some(CatalogState { line, revision, cluster, map, map_revision, configs }))
+        Ok(Some(CatalogState { line, revision, creation, cluster, map, map_revision, configs }))
     }
 }
 
@@ -294,6 +300,8 @@ impl CatalogNodes {
 #[derive(Debug, Serialize, Deserialize)]
 struct ClusterNode {
     cluster: String,
+    #[serde(default)]
+    creation: i64,
     configs: Vec<CohortConfig>,
 }
 

@@ -154,7 +154,9 @@ mod tests {
             map.version = version;
             let configs = [(CohortId(1), config)].into();
             let line = Line::default();
-            CatalogState { line, revision: 7, cluster: ClusterId(1), map, map_revision: 7, configs }
+            let (revision, map_revision, creation) = (7, 7, 0);
+            let cluster = ClusterId(1);
+            CatalogState { line, revision, creation, cluster, map, map_revision, configs }
         };
         let mut known = state(2, config(5, &[1, 2]));
         take_in(&mut known, state(1, config(4, &[1, 2, 3])));
