@@ -28,7 +28,7 @@ enum Step {
         value: u32,
         done: bool,
     },
-    /// Nobody knows whether it was done: it takes effect at the end if nowhere else.
+    /// The outcome is ambiguous: it takes effect at the end if nowhere else.
     MaybeWrite(u32),
 }
 
@@ -282,7 +282,7 @@ fn a_scan_sees_one_moment() {
             output: Output::Rows(rows.iter().map(|&key| (key.into(), "1".into())).collect()),
         }),
     };
-    // `a` was written before `b`, so whoever sees `b` sees `a`.
+    // `a` was written before `b`, so a read that sees `b` sees `a`.
     let verdict = |rows: &[&str]| {
         let history = vec![put("a", 10, 20), put("b", 30, 40), scan(rows)];
         check(history, &Limits::default()).name()

@@ -55,7 +55,7 @@ impl Acknowledged {
                 age + SLACK >= least,
                 "{read:?}, though version {newer} was acknowledged {least:?} before"
             ),
-            // A state whose age nobody knows may be old; one without the key is a lost one.
+            // A state of unknown age may be old; one without the key is a lost one.
             None => assert!(
                 read.version.is_some(),
                 "no value and no age, {least:?} after version {newer}: {read:?}"

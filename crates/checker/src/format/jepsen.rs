@@ -1,7 +1,7 @@
 //! The log of Jepsen's register test on etcd: `INFO jepsen.util - PROCESS :invoke :write 3`.
 //!
 //! All operations are on one register. A read of `nil` found no value. `:fail :cas` means that the
-//! compare failed; `:fail :read` is a read without an answer; after `:info` nobody knows.
+//! compare failed; `:fail :read` is a read without an answer; after `:info` the outcome is ambiguous.
 
 use std::io::BufRead;
 

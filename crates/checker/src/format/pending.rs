@@ -20,7 +20,7 @@ pub(super) struct Pending {
 pub(super) enum End {
     /// It was answered.
     Answered(Output),
-    /// It had no effect, and nobody learned anything by it.
+    /// It had no effect, and its answer shows nothing.
     Nothing,
     /// Its outcome is ambiguous.
     Ambiguous,
