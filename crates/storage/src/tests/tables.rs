@@ -174,7 +174,7 @@ fn closed_tables_take_nothing(engine: Engine) {
 
 fn enough_writes_start_a_flush(engine: Engine) {
     let fixture = Fixture::new(engine);
-    let (sender, flushed) = std::sync::mpsc::channel();
+    let (sender, flushed) = mpsc::channel();
     fixture.tables().on_flush(Box::new(move || {
         // Nobody listens any more once the test has seen enough.
         let _ignored = sender.send(());
