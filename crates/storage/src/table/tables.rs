@@ -236,7 +236,9 @@ impl Tables {
             Err(TableError::Closed) => Ok(()),
             result => result,
         };
-        drop(self.shared.maintenance.lock().take());
+        let maintenance = self.shared.maintenance.lock().take();
+        // Ends its threads, which may be at the disk.
+        drop(maintenance);
         self.shared.core.forget_listeners();
         flushed
     }
