@@ -24,6 +24,7 @@ mod run;
 mod steps;
 mod tally;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -258,9 +259,29 @@ pub(crate) fn check_mistakes<S: Trial>(mistakes: &[Noticed]) {
         let found = found.map_or_else(|| "NOT FOUND".into(), |seed| format!("seed {seed}"));
         format!("{kind}={mistake}: {invariant}: {found} of {seeds}")
     };
-    let table = mistakes.iter().map(finds).collect::<Vec<_>>().join("\n");
+    let (next, lines) = (AtomicU64::new(0), Mutex::new(BTreeMap::new()));
+    on_all_cores(|| {
+        while let Ok(at) = usize::try_from(next.fetch_add(1, Ordering::Relaxed))
+            && let Some(mistake) = mistakes.get(at)
+        {
+            let line = finds(mistake);
+            lines.lock().expect("no panic").insert(at, line);
+        }
+    });
+    let lines = lines.into_inner().expect("no panic");
+    let table = lines.into_values().collect::<Vec<_>>().join("\n");
     print(&table);
     assert!(!table.contains("NOT FOUND"), "\n{table}");
+}
+
+/// Does the work on as many threads as there are cores, or as `THREADS` says.
+fn on_all_cores(work: impl Fn() + Sync) {
+    let cores = || u64::try_from(std::thread::available_parallelism().ok()?.get()).ok();
+    std::thread::scope(|scope| {
+        for _ in 0..number("THREADS").or_else(cores).unwrap_or(1) {
+            scope.spawn(&work);
+        }
+    });
 }
 
 /// Tries the protocol.
@@ -281,7 +302,7 @@ pub(crate) fn try_seeds<S: Trial>() {
     let next = AtomicU64::new(from);
     let failed = Mutex::new(Vec::new());
     let all = Mutex::new(Tally::default());
-    let work = || {
+    on_all_cores(|| {
         let mut own = Tally::default();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -292,15 +313,6 @@ pub(crate) fn try_seeds<S: Trial>() {
                 Ok(tally) => own.add(&tally),
                 Err((text, _)) => failed.lock().expect("no panic").push((seed, text)),
             }
-        }
-    };
-    let threads = number("THREADS").or_else(|| {
-        let cores = std::thread::available_parallelism().ok()?;
-        u64::try_from(cores.get()).ok()
-    });
-    std::thread::scope(|scope| {
-        for _ in 0..threads.unwrap_or(1) {
-            scope.spawn(work);
         }
     });
     let mut failed = failed.into_inner().expect("no panic");

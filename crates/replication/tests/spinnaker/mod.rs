@@ -80,6 +80,8 @@ pub(crate) struct Elections {
     /// Those who stood when the leader was elected.
     stood: BTreeSet<NodeId>,
     mistake: Option<Mistake>,
+    /// Something has happened since all were last told what is new.
+    may_have_news: bool,
     /// What each node was told last.
     told: BTreeMap<NodeId, ElectionView>,
     lagging: BTreeSet<NodeId>,
@@ -94,6 +96,7 @@ impl ScriptCoordinator<Spinnaker> for Elections {
     }
 
     fn started(&mut self, node: NodeId) {
+        self.may_have_news = true;
         *self.starts.entry(node).or_default() += 1;
         self.told.remove(&node);
         self.kept.remove(&node);
@@ -108,11 +111,15 @@ impl ScriptCoordinator<Spinnaker> for Elections {
 
     fn step(&mut self) -> Told<Spinnaker> {
         for (from, request) in std::mem::take(&mut self.asked) {
+            self.may_have_news = true;
             self.carry_out(from, request);
         }
-        let mut told = Vec::new();
+        if !std::mem::take(&mut self.may_have_news) {
+            return Vec::new();
+        }
+        let (newest, mut told) = (self.view(), Vec::new());
         for node in &self.nodes {
-            let mut view = self.view();
+            let mut view = newest.clone();
             if self.mistake == Some(Mistake::EachWins) && self.stood.contains(node) {
                 view.leader = view.leader.map(|(_, epoch)| (*node, epoch));
             }
@@ -130,6 +137,7 @@ impl ScriptCoordinator<Spinnaker> for Elections {
     }
 
     fn command(&mut self, words: &[String]) -> Result<Told<Spinnaker>, String> {
+        self.may_have_news = true;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let node = |text: &str| text.parse().map(NodeId).map_err(|_| format!("no node: {text}"));
         match words[..] {
