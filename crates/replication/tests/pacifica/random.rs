@@ -19,11 +19,11 @@ use crate::script::random::{
 const FAULTS_MAX: u64 = 2;
 
 impl Trial for Pacifica {
-    /// Two to five replicas; in two of three runs one or two more nodes are free. In some, writes need two
+    /// Two to seven replicas; in two of three runs one or two more nodes are free. In some, writes need two
     /// replicas.
     fn cluster(numbers: &mut Numbers) -> (u64, Vec<(String, String)>) {
         let replicas =
-            [3, 3, 3, 2, 4, 5][usize::try_from(numbers.below(6)).expect("a small number")];
+            [3, 3, 3, 3, 2, 4, 5, 7][usize::try_from(numbers.below(8)).expect("a small number")];
         let free = numbers.below(3);
         let mut options = vec![("replicas".to_owned(), replicas.to_string())];
         if numbers.below(4) == 0 {
@@ -108,23 +108,23 @@ impl Trial for Pacifica {
 /// Mistakes, which invariant each violates, and within how many seeds that is seen. Those that take a
 /// rarer sequence have scenarios of their own (`faults`).
 const MISTAKES: &[Noticed] = &[
-    ("mistake", "each-wins", LOGS_MATCH, 10),
-    ("mistake", "applies-ahead", POINTERS_ARE_ORDERED, 10),
-    ("mistake", "answers-twice", ANSWERED_ONCE, 10),
-    ("mistake", "lists-one-more", NOT_TOO_MANY, 20),
-    ("mistake", "lying-disk", LISTED_HAVE_ALL, 20),
-    ("mistake", "lying-disk", ON_ENOUGH_DISKS, 20),
-    ("mistake", "names-committed", READS_WHAT_IT_NAMES, 60),
-    ("mistake", "takes-older", NEVER_GOES_BACK, 60),
-    ("mistake", "unknown-is-refused", REFUSED_IS_NOT_READ, 100),
-    ("mistake", "forgets-requests", APPLIED_ONCE, 100),
-    ("mistake", "ignores-end-of-reads", ONE_READER, 200),
-    ("fault", "P2", THE_REST_SERVES, 20),
-    ("fault", "P3", READS_END_FIRST, 150),
-    ("fault", "P7", LOGS_MATCH, 100),
-    ("fault", "P9", ACKNOWLEDGED_IS_READ, 20),
-    ("fault", "P9", NO_GHOST, 100),
-    ("fault", "P10", ON_THE_LEAST_DISKS, 150),
+    ("mistake", "each-wins", LOGS_MATCH, 20),
+    ("mistake", "applies-ahead", POINTERS_ARE_ORDERED, 20),
+    ("mistake", "answers-twice", ANSWERED_ONCE, 20),
+    ("mistake", "lists-one-more", NOT_TOO_MANY, 50),
+    ("mistake", "lying-disk", LISTED_HAVE_ALL, 200),
+    ("mistake", "lying-disk", ON_ENOUGH_DISKS, 50),
+    ("mistake", "names-committed", READS_WHAT_IT_NAMES, 100),
+    ("mistake", "takes-older", NEVER_GOES_BACK, 300),
+    ("mistake", "unknown-is-refused", REFUSED_IS_NOT_READ, 200),
+    ("mistake", "forgets-requests", APPLIED_ONCE, 200),
+    ("mistake", "ignores-end-of-reads", ONE_READER, 1500),
+    ("fault", "P2", THE_REST_SERVES, 50),
+    ("fault", "P3", READS_END_FIRST, 1000),
+    ("fault", "P7", LOGS_MATCH, 1000),
+    ("fault", "P9", ACKNOWLEDGED_IS_READ, 1500),
+    ("fault", "P9", NO_GHOST, 1500),
+    ("fault", "P10", ON_THE_LEAST_DISKS, 1000),
 ];
 
 #[test]
