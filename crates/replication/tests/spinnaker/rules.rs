@@ -383,6 +383,18 @@ fn a_learner_is_not_welcomed_before_it_has_caught_up() {
     assert!(replica.welcomes());
 }
 
+/// [SPIN-44] That everything was sent to a learner does not show that it has it.
+#[test]
+fn a_learner_that_was_sent_everything_is_not_welcomed_before_it_has_it() {
+    let mut replica = Replica::start(&lsns(1, 1..=2), 1, false);
+    replica.lead(2).join(N3, 2, Lsn::new(1, 2), false).sent(N3).ack(N3, 2, Lsn::new(2, 3));
+    assert_eq!(replica.committed(), 3, "the leader's own barrier is committed");
+    replica.join(N2, 2, Lsn::ZERO, true).sent(N2).ack(N2, 2, Lsn::new(1, 2));
+    assert!(!replica.welcomes(), "it lacks the barrier");
+    replica.ack(N2, 2, Lsn::new(2, 3));
+    assert!(replica.welcomes());
+}
+
 /// [SPIN-44] A learner that is welcomed too early, by a leader that does not know that it lost its
 /// disk, stays one.
 #[test]
