@@ -68,6 +68,12 @@ impl Health {
         HANG_LEASES * lease * 2_u32.pow(doublings)
     }
 
+    /// Records that another replica is the primary: what was found while none took its place is over.
+    pub(super) const fn was_replaced(&mut self) {
+        //= PAC-29
+        self.may_go_alone = false;
+    }
+
     fn note_hang(&mut self, now: Moment) {
         let before = self.hung.filter(|(at, _)| now < *at + REMOVALS_FORGOTTEN_AFTER);
         self.hung = Some((now, before.map_or(0, |(_, times)| times) + 1));

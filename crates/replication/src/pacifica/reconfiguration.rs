@@ -187,6 +187,9 @@ impl Pacifica {
         self.named = None;
         self.stepped_down = None;
         let Some(config) = self.config.clone() else { return };
+        if config.replicas.first() != Some(&self.node) {
+            self.health.was_replaced();
+        }
         let is_listed = config.replicas.contains(&self.node);
         if is_listed && !self.is_the_listed_one(&config) {
             return self.wait_until_taken_out();

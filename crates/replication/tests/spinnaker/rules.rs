@@ -12,7 +12,7 @@ use trireme_replication::spinnaker::{
 };
 use trireme_replication::streaming::{Beacon, Position, Preceding};
 use trireme_storage::{IoId, LogWrite};
-use trireme_types::{CohortId, Entry, EntryKind, Epoch, Lsn, NodeId};
+use trireme_types::{CohortId, CommandBatch, Entry, EntryKind, Epoch, Lsn, NodeId};
 
 const N1: NodeId = NodeId(1);
 const N2: NodeId = NodeId(2);
@@ -141,6 +141,20 @@ impl Replica {
 
     fn ack(&mut self, from: NodeId, epoch: Epoch, upto: Lsn) -> &mut Self {
         self.hear(from, SpinnakerMessage::Ack { epoch, upto, supports: None })
+    }
+
+    fn write(&mut self, ticket: u64) -> &mut Self {
+        let payload = CommandBatch::default().encode();
+        self.tell(Event::Propose { ticket: Ticket(ticket), payload })
+    }
+
+    /// Returns true if it asks a follower whether something was lost.
+    fn asks(&self, follower: NodeId) -> bool {
+        let asks = |effect: &Effect<_>| {
+            matches!(effect, Effect::Send { to, message: SpinnakerMessage::Propose { entries, .. }, .. }
+                if *to == follower && entries.is_empty())
+        };
+        self.effects.iter().any(asks)
     }
 
     /// Sends what it was asked to from the log, up to the end.
@@ -367,6 +381,25 @@ fn a_leader_reads_nothing_before_its_barrier_is_applied() {
     assert!(reads(&replica));
 }
 
+/// [SPIN-4] [SPIN-5] A follower is asked for an acknowledgement when it has acknowledged nothing new for
+/// 300 ms. That it says again what it said before does not count.
+#[test]
+fn an_acknowledgement_that_is_repeated_puts_off_no_question() {
+    let mut replica = Replica::start(&lsns(1, 1..=2), 1, false);
+    replica.lead(2).join(N2, 2, Lsn::new(1, 2), false).sent(N2).ack(N2, 2, Lsn::new(2, 3));
+    replica.wait(30).wait(30);
+    replica.write(1).write(2);
+    replica.wait(100).ack(N2, 2, Lsn::new(2, 4)).wait(1);
+    assert!(!replica.asks(N2), "it has just acknowledged something");
+    replica.wait(198).ack(N2, 2, Lsn::new(2, 4));
+    assert!(!replica.asks(N2));
+    replica.wait(102);
+    assert!(replica.asks(N2), "it owes the second write for 300 ms");
+    let acknowledged = |replica: &Replica| replica.core.status().progress[0];
+    replica.ack(N2, 2, Lsn::new(2, 3));
+    assert_eq!(acknowledged(&replica), (N2, Lsn::new(2, 4)), "what is on a disk stays there");
+}
+
 /// [SPIN-44] A learner counts again when it has all that there was when it came, and the leader all
 /// that was ever committed.
 #[test]
@@ -380,6 +413,18 @@ fn a_learner_is_not_welcomed_before_it_has_caught_up() {
     replica.join(N3, 2, Lsn::new(1, 2), false).sent(N3).ack(N3, 2, Lsn::new(2, 3));
     assert_eq!(replica.committed(), 3);
     replica.ack(N2, 2, Lsn::new(2, 3)).join(N2, 2, Lsn::new(2, 3), true);
+    assert!(replica.welcomes());
+}
+
+/// [SPIN-44] That everything was sent to a learner does not show that it has it.
+#[test]
+fn a_learner_that_was_sent_everything_is_not_welcomed_before_it_has_it() {
+    let mut replica = Replica::start(&lsns(1, 1..=2), 1, false);
+    replica.lead(2).join(N3, 2, Lsn::new(1, 2), false).sent(N3).ack(N3, 2, Lsn::new(2, 3));
+    assert_eq!(replica.committed(), 3, "the leader's own barrier is committed");
+    replica.join(N2, 2, Lsn::ZERO, true).sent(N2).ack(N2, 2, Lsn::new(1, 2));
+    assert!(!replica.welcomes(), "it lacks the barrier");
+    replica.ack(N2, 2, Lsn::new(2, 3));
     assert!(replica.welcomes());
 }
 
