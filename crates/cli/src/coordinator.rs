@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use trireme_coordinator::embedded::{EmbeddedError, EmbeddedOptions, EmbeddedServer};
+use trireme_embedded::{EmbeddedError, EmbeddedOptions, EmbeddedServer};
 use trireme_server::panics;
 
 use super::output::announce;

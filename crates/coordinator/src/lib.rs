@@ -1,5 +1,4 @@
-//! The coordinator: ZooKeeper's way of working over etcd, and an embedded server that speaks
-//! etcd's API.
+//! The coordinator: ZooKeeper's way of working over etcd.
 //!
 //! # What it guarantees
 //!
@@ -40,7 +39,6 @@
 
 mod change;
 mod coordinator;
-pub mod embedded;
 mod error;
 mod link;
 mod marks;

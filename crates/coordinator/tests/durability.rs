@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use support::{Embedded, PATIENCE, any_port, eventually};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
-use trireme_coordinator::embedded::{EmbeddedError, EmbeddedOptions, EmbeddedServer};
+use trireme_embedded::{EmbeddedError, EmbeddedOptions, EmbeddedServer};
 
 /// Names the folder that a child process is to serve.
 const CHILD: &str = "TRIREME_TEST_CHILD_FOLDER";

@@ -44,9 +44,9 @@ use trireme_storage::SharedLog;
 use trireme_types::{CohortConfig, CohortId, Epoch, NodeId};
 
 use crate::data_folder::DataFolder;
-use crate::factory::{KnowsMore, knows_more};
 use crate::memory::{Memory, MemoryError, NodeMemory};
 use crate::node::NodeError;
+use crate::protocols::{KnowsMore, knows_more};
 use crate::routes::NodeDirectory;
 
 /// How long a node may take to say what it knows.

@@ -6,11 +6,10 @@
 //!   protocol.
 //! - `services` is the gRPC face of it.
 //! - `hosting` opens and closes the node's replicas as the catalog asks for.
-//! - [`Node`] puts a node together from its data folder; `factory` is the only place that knows
-//!   which protocols there are.
+//! - [`Node`] puts a node together from its data folder; `protocols` is the only place that
+//!   knows which protocols there are.
 //! - `faults` disturbs a node that was started to allow it.
 //! - `replacement` asks nodes to hold replicas that cohorts have lost.
-//! - `coordination` carries what the protocols of our own ask of the coordinator.
 //! - `memory` keeps what the node knows of the catalog, and `continuity` compares the coordinator
 //!   with it.
 //! - `maintenance` keeps the shared log within its limit; `backpressure` is what writes meet when it
@@ -23,10 +22,8 @@ mod backpressure;
 mod clients;
 mod cohort;
 mod continuity;
-mod coordination;
 mod data_folder;
 mod descriptors;
-mod factory;
 mod faults;
 mod hosting;
 mod listener;
@@ -35,6 +32,7 @@ mod memory;
 mod node;
 pub mod panics;
 mod peers;
+mod protocols;
 mod readers;
 mod refusal;
 mod replacement;
@@ -48,8 +46,8 @@ pub mod transport;
 pub use continuity::{NodeKnowledge, ask_at};
 pub use data_folder::{DataFolder, DataFolderError, MIN_REPLICAS_FOR_WRITE, NodeFile};
 pub use descriptors::TooFewDescriptors;
-pub use factory::{KnowsMore, knows_more};
 pub use faults::ForwarderError;
 pub use maintenance::{InvalidLogLimit, LOG_BYTES_MIN, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use memory::{MemoryError, NodeMemory};
 pub use node::{DISCARD_AFTER_DEFAULT, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};
+pub use protocols::{KnowsMore, knows_more};

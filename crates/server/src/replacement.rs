@@ -20,7 +20,7 @@ use trireme_replication::Role;
 use trireme_types::{CohortConfig, CohortId, NodeId};
 
 use crate::cohort::HostedCohort;
-use crate::factory::admits_replicas;
+use crate::protocols::admits_replicas;
 use crate::routes::{NodeDirectory, Router, Routes};
 
 /// How often the cohorts that are led here are looked at.

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use trireme_coordinator::embedded::{EmbeddedOptions, EmbeddedServer};
 use trireme_coordinator::{Coordinator, CoordinatorOptions};
+use trireme_embedded::{EmbeddedOptions, EmbeddedServer};
 use trireme_replication::{
     Freshness, Lane, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role,
 };

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::Context;
-use trireme_coordinator::embedded::{EmbeddedError, EmbeddedOptions, EmbeddedServer};
+use trireme_embedded::{EmbeddedError, EmbeddedOptions, EmbeddedServer};
 
 /// How long to wait before a coordinator whose disk failed is started again: room on a disk comes
 /// seldom by itself, and each failed start is logged.

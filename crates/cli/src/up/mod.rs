@@ -20,9 +20,9 @@ use clap::Args;
 use futures::future::join_all;
 use tokio::time::Instant;
 use trireme_client::{Client, ClientOptions};
-use trireme_coordinator::embedded::EmbeddedOptions;
 use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorError, CoordinatorOptions, ErrorClass};
+use trireme_embedded::EmbeddedOptions;
 use trireme_server::{DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, panics};
 use trireme_types::{Durability, Engine, NodeId, Protocol};
 

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
-use trireme_coordinator::embedded::{EmbeddedOptions, EmbeddedServer};
 use trireme_coordinator::{Coordinator, CoordinatorOptions, Watch, WatchEvent};
+use trireme_embedded::{EmbeddedOptions, EmbeddedServer};
 
 /// How long a test waits for what must come. Only a failing test waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -47,8 +47,8 @@ pub(crate) struct Hosting {
     hosted: BTreeMap<CohortId, Arc<HostedCohort>>,
 }
 
-/// What the coordinator tells of.
-struct News {
+/// The watches that hosting follows.
+struct CatalogWatches {
     catalog: CatalogWatch,
     invitations: InvitationsWatch,
 }
@@ -84,8 +84,8 @@ impl Hosting {
 
     /// Follows the catalog until `stop`, and leaves the replicas as they are then.
     pub(crate) async fn run(mut self, coordinator: Coordinator, stop: CancellationToken) {
-        let mut news = match News::new(&coordinator) {
-            Ok(news) => news,
+        let mut watches = match CatalogWatches::new(&coordinator) {
+            Ok(watches) => watches,
             Err(error) => return tracing::error!(%error, "the catalog cannot be watched"),
         };
         let mut retry_at = Some(Instant::now());
@@ -93,7 +93,7 @@ impl Hosting {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                is_open = self.hear(&mut news) => if !is_open {
+                is_open = self.hear(&mut watches) => if !is_open {
                     return tracing::info!("the coordinator is closed");
                 },
                 () = at(retry_at) => {}
@@ -108,10 +108,10 @@ impl Hosting {
         }
     }
 
-    /// Takes in the next news. Returns whether there can be more. Can be cancelled.
-    async fn hear(&mut self, news: &mut News) -> bool {
+    /// Takes in the next watches. Returns whether there can be more. Can be cancelled.
+    async fn hear(&mut self, watches: &mut CatalogWatches) -> bool {
         let error = tokio::select! {
-            told = news.catalog.next() => match told {
+            told = watches.catalog.next() => match told {
                 Some(Ok(told)) => {
                     self.told = Some(told);
                     return true;
@@ -119,7 +119,7 @@ impl Hosting {
                 Some(Err(error)) => error,
                 None => return false,
             },
-            told = news.invitations.next() => match told {
+            told = watches.invitations.next() => match told {
                 Some(Ok(told)) => {
                     self.invitations = told;
                     return true;
@@ -199,7 +199,7 @@ impl Hosting {
     }
 }
 
-impl News {
+impl CatalogWatches {
     fn new(coordinator: &Coordinator) -> Result<Self, CoordinatorError> {
         let catalog = Catalog::new(coordinator).watch()?;
         let invitations = Invitations::new(coordinator).watch()?;

@@ -1,4 +1,4 @@
-//! The node among the others: its own registration, and the news of theirs.
+//! The node among the others: its own registration, and the updates of theirs.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -162,13 +162,13 @@ pub(super) async fn keep_registered(
 }
 
 /// Keeps the addresses of the nodes up to date.
-pub(super) struct News {
+pub(super) struct DirectoryUpdates {
     members: MembershipWatch,
     directory: Arc<NodeDirectory>,
     transport: Arc<PeerTransport>,
 }
 
-impl News {
+impl DirectoryUpdates {
     pub(super) fn new(
         coordinator: &Coordinator,
         directory: Arc<NodeDirectory>,

@@ -18,7 +18,7 @@ use trireme_proto::v1;
 use trireme_storage::fs::{Fs, RealFs};
 use trireme_storage::{LogIdentity, LogOptions, SharedLog, TableOptions, Tables};
 
-use super::membership::{News, info, keep_registered};
+use super::membership::{DirectoryUpdates, info, keep_registered};
 use super::{Node, NodeError, NodeOptions};
 use crate::answers::NodeAnswers;
 use crate::backpressure::Backpressure;
@@ -125,9 +125,10 @@ impl Starting {
         };
         let transport = PeerTransport::new(transport_options, peers.clone(), consensus.clone());
         let directory = Arc::<NodeDirectory>::default();
-        let mut news = News::new(&self.coordinator, directory.clone(), transport.clone())
-            .map_err(|source| self.refused(source))?;
-        news.first().await.map_err(|source| self.refused(source))?;
+        let mut updates =
+            DirectoryUpdates::new(&self.coordinator, directory.clone(), transport.clone())
+                .map_err(|source| self.refused(source))?;
+        updates.first().await.map_err(|source| self.refused(source))?;
 
         let backpressure = Backpressure::new();
         let record = info(&self.file, &self.folder)?;
@@ -177,7 +178,7 @@ impl Starting {
             }),
             tokio::spawn(maintenance.run()),
             tokio::spawn(replacement.run()),
-            tokio::spawn(news.run()),
+            tokio::spawn(updates.run()),
         ];
         tasks.push(tokio::spawn(continuity.clone().run()));
         let registered = (self.file.node, record);

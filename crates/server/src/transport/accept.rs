@@ -14,11 +14,11 @@ use trireme_proto::v1::{self, PeerFrame};
 use trireme_replication::Lane;
 use trireme_types::{CohortId, NodeId};
 
-use super::complaints::Who;
 use super::faults::Fate;
 use super::frame::LinkError;
 use super::hello::Caller;
 use super::in_flight::InFlight;
+use super::log_once::Who;
 use super::{Shared, snapshot, wire_lane};
 
 /// The most answers to pings that are on their way at once. Only a delay that was asked for keeps
@@ -30,7 +30,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, socket: TcpStream, address: Sock
     let mut who = Who::Address(address.ip());
     if let Err(end) = converse(shared, socket, &mut who).await {
         let cause = end.to_string();
-        if end.is_violation() && shared.complaints.is_first(who, &cause) {
+        if end.is_violation() && shared.log_once.is_first(who, &cause) {
             tracing::warn!(peer = %who, %address, cause, "closed a peer's connection");
         } else {
             tracing::debug!(peer = %who, %address, cause, "a peer's connection ended");

@@ -43,12 +43,12 @@
 //! ones by mistake, not by malice. A message is copied once, into its frame.
 
 mod accept;
-mod complaints;
 mod faults;
 mod frame;
 mod handler;
 mod hello;
 mod in_flight;
+mod log_once;
 mod options;
 mod peer;
 mod queue;
@@ -81,7 +81,7 @@ pub use self::options::{GATHER_BYTES, TransportOptions};
 pub use self::peer::PeerState;
 
 use self::accept::Turns;
-use self::complaints::Complaints;
+use self::log_once::LogOnce;
 use self::peer::Peer;
 
 /// This node's connections to the other nodes of its cluster.
@@ -99,7 +99,7 @@ struct Shared {
     options: TransportOptions,
     handler: Arc<dyn PeerHandler>,
     runtime: Handle,
-    complaints: Complaints,
+    log_once: LogOnce,
     turns: Arc<Turns>,
     /// Room for accepted connections.
     connections: Semaphore,
@@ -119,7 +119,7 @@ impl PeerTransport {
         let shared = Shared {
             handler,
             runtime,
-            complaints: Complaints::default(),
+            log_once: LogOnce::default(),
             turns: Arc::default(),
             connections: Semaphore::new(options.connections_max),
             snapshots: Semaphore::new(options.snapshots_max),

@@ -13,10 +13,10 @@ use trireme_proto::v1::PeerFrame;
 use trireme_replication::Lane;
 use trireme_types::NodeId;
 
-use super::complaints::Who;
 use super::faults::Fate;
 use super::frame::{Connection, FrameReader, FrameWriter, LinkError};
 use super::in_flight::InFlight;
+use super::log_once::Who;
 use super::queue::LaneQueue;
 use super::{Shared, hello, wire_lane};
 
@@ -170,7 +170,7 @@ async fn connect_and_again(shared: &Shared, peer: &Peer, lane: Lane, address: &s
                 let started = Instant::now();
                 let end = converse(shared, peer, lane, connection).await;
                 if started.elapsed() > BACKOFF_MAX {
-                    shared.complaints.forget(peer.node);
+                    shared.log_once.forget(peer.node);
                     backoff = BACKOFF_MIN;
                 }
                 end
@@ -351,7 +351,7 @@ impl Drop for Up<'_> {
 /// Logs why a connection ended or was not opened: what an operator must mend once, as a warning.
 fn report(shared: &Shared, node: NodeId, lane: Lane, address: &str, end: &LinkError) {
     let cause = end.to_string();
-    if !shared.complaints.is_first(Who::Node(node), &cause) {
+    if !shared.log_once.is_first(Who::Node(node), &cause) {
         tracing::debug!(%node, ?lane, address, cause, "no connection to a peer");
     } else if end.is_violation() {
         tracing::warn!(%node, ?lane, address, cause, "no connection to a peer");

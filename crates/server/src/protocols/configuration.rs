@@ -9,7 +9,7 @@ use trireme_replication::driver::CoreReplica;
 use trireme_replication::pacifica::{Newest, Pacifica, Proposal};
 use trireme_types::{CohortConfig, CohortId};
 
-use super::{RETRY_PAUSE, Wish, tell};
+use super::pending_request::{PendingRequest, RETRY_PAUSE, notify};
 use crate::continuity::Continuity;
 use crate::memory::MemoryError;
 
@@ -19,10 +19,10 @@ pub(crate) fn configure(
     coordinator: &Coordinator,
     continuity: Arc<Continuity>,
     cohort: CohortId,
-    wish: &Wish<Pacifica>,
+    request: &PendingRequest<Pacifica>,
     replica: &Arc<CoreReplica<Pacifica>>,
 ) {
-    let server = wish.server();
+    let server = request.server();
     let manager = ConfigurationManager::new(coordinator, cohort);
     let part = Part { manager, continuity, cohort, replica: Arc::downgrade(replica) };
     let (watching, end) = (part.clone(), server.end.clone());
@@ -57,7 +57,7 @@ impl Part {
             while let Some(config) = watch.next().await {
                 match config {
                     Ok(config) => {
-                        if !self.tell(config).await {
+                        if !self.notify(config).await {
                             return;
                         }
                     }
@@ -72,10 +72,10 @@ impl Part {
     /// whatever becomes of the coordinator. One that is older than what the node knows, or another
     /// under the same version, comes from a coordinator that was put back, and is not told. Returns
     /// true if there is a replica to tell.
-    async fn tell(&self, config: CohortConfig) -> bool {
+    async fn notify(&self, config: CohortConfig) -> bool {
         loop {
             match self.continuity.remember_config(&config).await {
-                Ok(true) => return tell(&self.replica, Newest(config)).await,
+                Ok(true) => return notify(&self.replica, Newest(config)).await,
                 Ok(false) => return true,
                 Err(error @ MemoryError::Conflict(_)) => {
                     tracing::error!(%error, "a configuration is refused");
@@ -104,7 +104,7 @@ impl Part {
         };
         match newest {
             Some(config) => {
-                self.tell(config).await;
+                self.notify(config).await;
                 true
             }
             None => false,

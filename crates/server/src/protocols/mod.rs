@@ -1,4 +1,9 @@
-//! The one place that knows which protocols there are.
+//! The one place that knows which protocols there are: how a replica of each is opened, and how
+//! the protocols of our own work with the coordinator.
+
+mod configuration;
+mod election;
+mod pending_request;
 
 use std::sync::Arc;
 
@@ -12,8 +17,10 @@ use trireme_replication::{Replica, ReplicaError, Transport};
 use trireme_storage::{CohortLog, CohortTable, Tables};
 use trireme_types::{CohortConfig, Incarnation, NodeId, Protocol, Timing};
 
+use self::configuration::configure;
+use self::election::elect;
+use self::pending_request::PendingRequest;
 use crate::continuity::Continuity;
-use crate::coordination::{Wish, configure, elect};
 
 /// What every replica is made of, whatever its protocol.
 pub(crate) struct ReplicaParts {
@@ -35,7 +42,7 @@ pub(crate) struct ReplicaParts {
     pub(crate) on_failure: Arc<dyn Fn(String) + Send + Sync>,
 }
 
-/// Says whether a cohort of the protocol takes in replicas by itself, for those that it removed.
+/// Returns true if a cohort of the protocol admits replicas by itself, for those that it removed.
 pub(crate) fn admits_replicas(protocol: Protocol) -> bool {
     match protocol {
         Protocol::Pacifica => true,
@@ -92,10 +99,10 @@ fn open_spinnaker(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError>
         base: replicas.first().copied(),
         ..SpinnakerOptions::new(replicas.clone())
     };
-    let wish = Wish::new();
+    let request = PendingRequest::new();
     let make = |recovered: Recovered| Spinnaker::new(&recovered, options);
-    let replica = start(parts, wish.clone(), make)?;
-    elect(&coordinator, continuity, (cohort, node), replicas, &wish, &replica);
+    let replica = start(parts, request.clone(), make)?;
+    elect(&coordinator, continuity, (cohort, node), replicas, &request, &replica);
     Ok(replica)
 }
 
@@ -109,10 +116,10 @@ fn open_pacifica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> 
         // A replica that finds nothing on its disk is none that was here before.
         ..PacificaOptions::new(Incarnation(rand::random()))
     };
-    let wish = Wish::new();
+    let request = PendingRequest::new();
     let make = |recovered: Recovered| Pacifica::new(&recovered, options);
-    let replica = start(parts, wish.clone(), make)?;
-    configure(&coordinator, continuity, cohort, &wish, &replica);
+    let replica = start(parts, request.clone(), make)?;
+    configure(&coordinator, continuity, cohort, &request, &replica);
     Ok(replica)
 }
 

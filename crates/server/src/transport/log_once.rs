@@ -8,9 +8,9 @@ use std::net::IpAddr;
 use parking_lot::Mutex;
 use trireme_types::NodeId;
 
-/// The most complaints that are remembered. Past it all are forgotten, and each may be said once
+/// The most causes that are remembered. Past it all are forgotten, and each may be said once
 /// more.
-const COMPLAINTS_MAX: usize = 1024;
+const CAUSES_MAX: usize = 1024;
 
 /// Whom a complaint is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,15 +32,15 @@ impl fmt::Display for Who {
 
 /// What has been said already.
 #[derive(Default)]
-pub(super) struct Complaints {
+pub(super) struct LogOnce {
     said: Mutex<HashSet<(Who, String)>>,
 }
 
-impl Complaints {
+impl LogOnce {
     /// Says whether this has not been said about them yet, and remembers that it has been now.
     pub(super) fn is_first(&self, who: Who, cause: &str) -> bool {
         let mut said = self.said.lock();
-        if said.len() >= COMPLAINTS_MAX {
+        if said.len() >= CAUSES_MAX {
             said.clear();
         }
         said.insert((who, cause.to_owned()))
@@ -58,21 +58,21 @@ mod tests {
 
     #[test]
     fn each_cause_is_said_once_per_peer_until_all_is_well() {
-        let complaints = Complaints::default();
+        let log_once = LogOnce::default();
         let (one, two) = (Who::Node(NodeId(1)), Who::Node(NodeId(2)));
-        assert!(complaints.is_first(one, "cause"));
-        assert!(!complaints.is_first(one, "cause"));
-        assert!(complaints.is_first(one, "another") && complaints.is_first(two, "cause"));
-        complaints.forget(NodeId(1));
-        assert!(complaints.is_first(one, "cause") && !complaints.is_first(two, "cause"));
+        assert!(log_once.is_first(one, "cause"));
+        assert!(!log_once.is_first(one, "cause"));
+        assert!(log_once.is_first(one, "another") && log_once.is_first(two, "cause"));
+        log_once.forget(NodeId(1));
+        assert!(log_once.is_first(one, "cause") && !log_once.is_first(two, "cause"));
     }
 
     #[test]
     fn memory_is_bounded() {
-        let complaints = Complaints::default();
-        for cause in 0..3 * COMPLAINTS_MAX {
-            complaints.is_first(Who::Node(NodeId(1)), &cause.to_string());
+        let log_once = LogOnce::default();
+        for cause in 0..3 * CAUSES_MAX {
+            log_once.is_first(Who::Node(NodeId(1)), &cause.to_string());
         }
-        assert!(complaints.said.lock().len() <= COMPLAINTS_MAX);
+        assert!(log_once.said.lock().len() <= CAUSES_MAX);
     }
 }

@@ -1,11 +1,7 @@
-//! What the protocols of our own ask of the coordinator, and what it tells them.
+//! What a core asks of the coordinator, until it has been carried out.
 //!
-//! A core's request replaces the one before: a core wants one thing at a time, and asks again until
-//! it sees that it has happened or cannot. What the coordinator holds is told as it changes, by a
-//! watch. Both end with the replica.
-
-mod configuration;
-mod election;
+//! A core's request replaces the one before: a core asks for one thing at a time, and asks again
+//! until it sees that it has happened or cannot. Ends with the replica.
 
 use std::future::Future;
 use std::sync::{Arc, Weak};
@@ -18,30 +14,27 @@ use trireme_replication::ReplicaError;
 use trireme_replication::core::Core;
 use trireme_replication::driver::{Coordination, CoreReplica};
 
-pub(crate) use configuration::configure;
-pub(crate) use election::elect;
-
-/// How long a replica whose queue is full is left alone before it is told again.
+/// The pause before an event is passed again to a replica whose queue was full.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
-/// How long to wait before something is tried again that the coordinator did not answer.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// The pause before a request is tried again that the coordinator did not answer.
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// What a replica wants of the coordinator. Dropped by the replica at its end, and with it ends
-/// whoever works for it.
-pub(crate) struct Wish<C: Core> {
+/// The request that a replica has at the coordinator. The replica drops it at its end, which ends
+/// the tasks that serve it.
+pub(crate) struct PendingRequest<C: Core> {
     newest: Arc<Newest<C::CoordinatorRequest>>,
     end: CancellationToken,
     _ends: DropGuard,
 }
 
-/// The newest request, until somebody carries it out.
+/// The newest request, until it is carried out.
 struct Newest<R> {
     request: Mutex<Option<R>>,
     changed: Notify,
 }
 
-impl<C: Core> Wish<C> {
+impl<C: Core> PendingRequest<C> {
     pub(crate) fn new() -> Arc<Self> {
         let newest = Newest { request: Mutex::new(None), changed: Notify::new() };
         let end = CancellationToken::new();
@@ -49,12 +42,12 @@ impl<C: Core> Wish<C> {
     }
 
     /// Returns the side that carries requests out.
-    fn server(&self) -> WishServer<C> {
-        WishServer { newest: Arc::clone(&self.newest), end: self.end.clone() }
+    pub(super) fn server(&self) -> RequestServer<C> {
+        RequestServer { newest: Arc::clone(&self.newest), end: self.end.clone() }
     }
 }
 
-impl<C: Core<CoordinatorRequest: Send + Sync>> Coordination<C> for Wish<C> {
+impl<C: Core<CoordinatorRequest: Send + Sync>> Coordination<C> for PendingRequest<C> {
     fn request(&self, request: C::CoordinatorRequest) {
         *self.newest.request.lock() = Some(request);
         self.newest.changed.notify_one();
@@ -62,15 +55,15 @@ impl<C: Core<CoordinatorRequest: Send + Sync>> Coordination<C> for Wish<C> {
 }
 
 /// The side that carries requests out.
-struct WishServer<C: Core> {
+pub(super) struct RequestServer<C: Core> {
     newest: Arc<Newest<C::CoordinatorRequest>>,
-    end: CancellationToken,
+    pub(super) end: CancellationToken,
 }
 
-impl<C: Core> WishServer<C> {
-    /// Carries out the newest request, one after the other, until the replica ends. `carry_out` says
-    /// whether it is done; if not, it is tried again unless there is a newer one.
-    async fn serve<F>(&self, carry_out: impl Fn(C::CoordinatorRequest) -> F)
+impl<C: Core> RequestServer<C> {
+    /// Carries out the newest request, one after the other, until the replica ends. A request for
+    /// which `carry_out` returns false is tried again unless there is a newer one.
+    pub(super) async fn serve<F>(&self, carry_out: impl Fn(C::CoordinatorRequest) -> F)
     where
         F: Future<Output = bool>,
         C::CoordinatorRequest: Clone,
@@ -91,9 +84,9 @@ impl<C: Core> WishServer<C> {
     }
 }
 
-/// Tells a replica what the coordinator says, however full its queue is; says whether there is a
-/// replica to tell.
-async fn tell<C: Core<CoordinatorEvent: Clone>>(
+/// Passes an event of the coordinator to a replica, however full its queue is. Returns false if
+/// the replica has ended.
+pub(super) async fn notify<C: Core<CoordinatorEvent: Clone>>(
     replica: &Weak<CoreReplica<C>>,
     event: C::CoordinatorEvent,
 ) -> bool {

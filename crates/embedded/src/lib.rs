@@ -222,3 +222,8 @@ async fn serve(
         tracing::error!(%error, "the embedded coordinator's listener failed");
     }
 }
+
+/// The README's example is compiled with the other examples.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -8,7 +8,7 @@ use trireme_replication::driver::CoreReplica;
 use trireme_replication::spinnaker::{Candidate, ElectionRequest, ElectionView, Spinnaker};
 use trireme_types::{CohortId, NodeId};
 
-use super::{RETRY_PAUSE, Wish, tell};
+use super::pending_request::{PendingRequest, RETRY_PAUSE, notify};
 use crate::continuity::Continuity;
 
 /// Carries out what a replica asks of its cohort's election, and tells it how that stands, until the
@@ -18,10 +18,10 @@ pub(crate) fn elect(
     continuity: Arc<Continuity>,
     (cohort, node): (CohortId, NodeId),
     replicas: Vec<NodeId>,
-    wish: &Wish<Spinnaker>,
+    request: &PendingRequest<Spinnaker>,
     replica: &Arc<CoreReplica<Spinnaker>>,
 ) {
-    let server = wish.server();
+    let server = request.server();
     let election = Election::new(coordinator, cohort, node);
     let end = server.end.clone();
     let coordinator = coordinator.clone();
@@ -69,7 +69,7 @@ impl Part {
                     }
                     Ok(state) => {
                         told = state.epoch;
-                        if !tell(replica, self.view(&state)).await {
+                        if !notify(replica, self.view(&state)).await {
                             return;
                         }
                     }
