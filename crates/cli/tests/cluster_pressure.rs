@@ -1,5 +1,13 @@
 //! A node bears what comes from outside: answers that are not read, connections that say nothing,
 //! scans over what was deleted. Its memory stays bounded, and other clients are served meanwhile.
+//!
+//! Each case prints the latency of another client and by how much the node's memory grew. The
+//! defaults suit a busy machine and a debug build; those of docs/performance.md are stricter:
+//!
+//! ```text
+//! TRIREME_TEST_DELETED=1000000 TRIREME_TEST_LATENCY_MS=50 \
+//!     cargo test --release -p trireme-cli --test cluster_pressure -- --nocapture --test-threads 1
+//! ```
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod common;
@@ -7,6 +15,7 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -29,7 +38,11 @@ const GROWTH_MAX: u64 = 64 * 1024 * 1024;
 
 /// What nearly all requests of another client may take. It is some milliseconds, and was seconds
 /// where requests waited for each other; test machines are slow and busy.
+/// `TRIREME_TEST_LATENCY_MS` asks for another bound.
 const LATENCY_MAX: Duration = Duration::from_millis(400);
+
+/// The rows that are deleted before they are scanned, unless `TRIREME_TEST_DELETED` asks for more.
+const DELETED: usize = 60_000;
 
 /// How long a cluster may take to start.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -73,12 +86,12 @@ fn many_small_answers_that_are_not_read_are_bounded() {
 
 #[test]
 fn scans_over_deleted_rows_hold_nobody_up() {
-    const DELETED: usize = 60_000;
+    let deleted = setting("TRIREME_TEST_DELETED").unwrap_or(DELETED);
     let cluster = one_node(&["--engine", "lsm"]);
     cluster.runtime.block_on(async {
         let client = cluster.client(ClientOptions::default()).await;
         client.put("small", "value").await.unwrap();
-        let keys: Vec<String> = (0..DELETED).map(|key| format!("m{key:06}")).collect();
+        let keys: Vec<String> = (0..deleted).map(|key| format!("m{key:07}")).collect();
         each(&keys, CALLS, |key| client.put(key, "1")).await;
         each(&keys, CALLS, |key| client.delete(key)).await;
         let before = resident(&cluster);
@@ -122,8 +135,13 @@ fn silent_connections_keep_neither_clients_nor_peers_out() {
     assert!(began.elapsed() < Duration::from_secs(3), "a client waited {:?}", began.elapsed());
     cluster.restart_node(3);
     cluster.wait_until_caught_up(Duration::from_secs(30));
+    let latency = cluster.runtime.block_on(async {
+        let client = cluster.client(ClientOptions::default()).await;
+        client.put("small", "value").await.unwrap();
+        latency(&client).await
+    });
     let growth = resident_of(cluster.pid(1)).saturating_sub(before);
-    assert!(growth < GROWTH_MAX, "the node grew by {growth} bytes");
+    report("silent connections", latency, growth);
     drop(silent);
 }
 
@@ -221,10 +239,17 @@ async fn latency(client: &Client) -> Duration {
     latencies[latencies.len() * 99 / 100]
 }
 
+/// Returns what the environment asks for, if it does.
+fn setting<T: FromStr>(name: &str) -> Option<T> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
+
 #[expect(clippy::print_stderr, reason = "the figures are for reading by hand")]
 fn report(what: &str, latency: Duration, growth: u64) {
     eprintln!("{what}: p99 {latency:?}, the node grew by {} KiB", growth / 1024);
-    assert!(latency < LATENCY_MAX, "another client waited {latency:?}");
+    let most = setting("TRIREME_TEST_LATENCY_MS").map_or(LATENCY_MAX, Duration::from_millis);
+    assert!(latency < most, "another client waited {latency:?}");
     assert!(growth < GROWTH_MAX, "the node grew by {growth} bytes");
 }
 

@@ -29,6 +29,12 @@ use trireme_proto::v1::response::Result as Answer;
 /// wait in the network, where HTTP/2 holds the client back.
 const STREAM_REQUESTS_MAX: usize = 16_384;
 
+/// The most requests that begin before their stream's room is looked at again.
+pub(crate) const REQUESTS_AT_ONCE: usize = 256;
+
+/// The most answers that wait for one stream's client: one for each request under way.
+const STREAM_ANSWERS_MAX: usize = STREAM_REQUESTS_MAX + REQUESTS_AT_ONCE;
+
 /// The bytes of answers that wait for one stream's client, past which none of its reads begins:
 /// several of the largest answers, so that the next ones are at hand while some are being sent.
 const STREAM_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -76,7 +82,7 @@ pub(crate) enum Room {
 /// Where the answers of one stream go. Dropping the last handle ends the stream once all answers
 /// are taken.
 pub(crate) struct StreamAnswers {
-    queue: mpsc::UnboundedSender<Queued>,
+    queue: mpsc::Sender<Queued>,
     account: Arc<Account>,
 }
 
@@ -89,7 +95,7 @@ struct Queued {
 struct Account {
     node: Arc<NodeAnswers>,
     /// The answers. Locked by the sending end, once a frame.
-    queue: Mutex<mpsc::UnboundedReceiver<Queued>>,
+    queue: Mutex<mpsc::Receiver<Queued>>,
     /// Bytes in `queue`.
     bytes: AtomicUsize,
     /// Requests taken whose answers have not been taken.
@@ -143,7 +149,7 @@ impl NodeAnswers {
 impl StreamAnswers {
     /// Returns both ends of a stream of answers.
     pub(crate) fn new(node: Arc<NodeAnswers>) -> (Arc<Self>, AnswerFrames) {
-        let (queue, receiver) = mpsc::unbounded_channel();
+        let (queue, receiver) = mpsc::channel(STREAM_ANSWERS_MAX);
         let account = Arc::new(Account {
             node,
             queue: Mutex::new(receiver),
@@ -164,8 +170,15 @@ impl StreamAnswers {
         let response = v1::Response { id, result: Some(answer) };
         let bytes = response.encoded_len();
         self.account.add(bytes);
-        if self.queue.send(Queued { response, bytes }).is_err() {
-            self.account.subtract(bytes);
+        match self.queue.try_send(Queued { response, bytes }) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Closed(_)) => self.account.subtract(bytes),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                // Not before a request has had two answers.
+                self.account.subtract(bytes);
+                tracing::error!("ended a stream with more answers than requests");
+                self.account.close();
+            }
         }
     }
 
@@ -395,6 +408,25 @@ mod tests {
             last = frame.unwrap().responses.last().unwrap().id;
         }
         assert_eq!((last, node.bytes.load(Ordering::SeqCst)), (2, 0));
+    }
+
+    /// Every request that may be under way has room for its answer, also when none is taken.
+    #[tokio::test]
+    async fn every_request_under_way_has_room_for_its_answer() {
+        let node = Arc::<NodeAnswers>::default();
+        let (answers, mut frames) = StreamAnswers::new(node.clone());
+        let mut begun = 0;
+        while answers.account.takes_requests() {
+            answers.begin(REQUESTS_AT_ONCE);
+            begun += REQUESTS_AT_ONCE;
+        }
+        (0..begun).for_each(|id| answers.send(id as u64, answer(0)));
+        assert_eq!(answers.room(), Room::Free);
+        // More answers than requests are a fault of the node: they end the stream and are dropped.
+        (begun..=STREAM_ANSWERS_MAX).for_each(|id| answers.send(id as u64, answer(0)));
+        assert_eq!(answers.room(), Room::Gone);
+        assert_eq!(node.bytes.load(Ordering::SeqCst), 0);
+        assert!(frames.next().await.unwrap().is_err());
     }
 
     #[tokio::test]

@@ -137,3 +137,95 @@ fn the_cores_have_no_clock_no_io_and_no_order_by_chance() {
         }
     }
 }
+
+/// The lines of a source that are code and not tests.
+fn shipped(text: &str) -> impl Iterator<Item = &str> {
+    code(text.split("#[cfg(test)]").next().unwrap())
+}
+
+/// Whether a file consists of tests only.
+fn is_test(path: &Path) -> bool {
+    let name = path.file_stem().unwrap().to_string_lossy();
+    name.ends_with("test") || path.components().any(|part| part.as_os_str() == "tests")
+}
+
+#[test]
+fn there_is_no_log_beside_the_shared_log() {
+    // Replicas reach the disk through storage alone; what the server writes itself are small files
+    // that it replaces whole.
+    for (path, text) in sources("crates/replication/src") {
+        let named = shipped(&text).any(|line| line.contains("std::fs") || line.contains("File::"));
+        assert!(is_test(&path) || !named, "{} writes files of its own", path.display());
+    }
+    for (path, text) in sources("crates/server/src") {
+        let appends = shipped(&text).any(|line| line.contains(".append(true)"));
+        assert!(is_test(&path) || !appends, "{} appends to a file", path.display());
+    }
+}
+
+#[test]
+fn no_read_or_write_passes_the_coordinator() {
+    let on_the_path =
+        ["cohort/", "services/kv.rs", "request.rs", "answers.rs", "readers.rs", "backpressure.rs"];
+    let folder = root().join("crates/server/src");
+    let mut seen = 0;
+    for (path, text) in sources("crates/server/src") {
+        let name = path.strip_prefix(&folder).unwrap().to_string_lossy().into_owned();
+        if on_the_path.iter().any(|part| name.starts_with(part)) {
+            seen += 1;
+            let named = shipped(&text).any(|line| line.to_lowercase().contains("coordinator"));
+            assert!(!named, "{name} names the coordinator");
+        }
+    }
+    assert!(seen >= on_the_path.len(), "the path of a read or a write has moved: {seen} files");
+}
+
+#[test]
+fn no_queue_is_without_a_bound() {
+    for folder in ["crates", "proto/src"] {
+        for (path, text) in sources(folder) {
+            let unbounded = |line: &str| {
+                ["unbounded_channel", "UnboundedSender", "mpsc::channel()", "flume::unbounded"]
+                    .iter()
+                    .any(|word| line.contains(word))
+            };
+            let skipped = is_test(&path) || path.to_string_lossy().contains("/tests/");
+            assert!(
+                skipped || !shipped(&text).any(unbounded),
+                "{} has a queue without a bound",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn no_batch_waits_for_a_timer() {
+    let (path, text) = sources("crates/server/src/cohort")
+        .into_iter()
+        .find(|(path, _)| path.ends_with("writes.rs"))
+        .expect("batches of writes are gathered in cohort/writes.rs");
+    for line in shipped(&text) {
+        // The one limit is on how long a batch may take to replicate.
+        let waits = ["sleep", "interval(", "timeout("].iter().any(|word| line.contains(word));
+        let bounded = line.contains("PROPOSE_TIMEOUT");
+        assert!(!waits || bounded, "{}: {line}", path.display());
+    }
+}
+
+/// What only a run can show, with the test that shows it.
+#[test]
+fn what_sources_cannot_show_has_a_test() {
+    let shown = [
+        ("crates/cli/tests/cluster_faults.rs", "faults_are_refused_unless_they_were_allowed"),
+        ("crates/storage/tests/behaviour.rs", "a_failed_sync_ends_the_log_for_good"),
+        ("crates/storage/src/tests/faults.rs", "a_failed_write_poisons"),
+        ("crates/cli/tests/cluster_faults.rs", "a_node_of_which_a_task_panics_ends_and_says_why"),
+        ("crates/storage/tests/damage.rs", "a_flipped_bit_is_found_wherever_it_is"),
+        ("crates/storage/tests/damage.rs", "a_cut_file_is_corrupt"),
+    ];
+    for (file, test) in shown {
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        assert!(text.contains(&format!("fn {test}(")), "{file} has no test {test}");
+    }
+}

@@ -36,6 +36,18 @@ impl Cluster {
         splits: &[&'static str],
         options: &[&str],
     ) -> Self {
+        let splits: Vec<Bytes> =
+            splits.iter().map(|key| Bytes::from_static(key.as_bytes())).collect();
+        Self::start_by_hand_split(protocol, &splits, options)
+    }
+
+    /// Starts what [`Cluster::start_by_hand_as`] does, with borders that are made up at run time.
+    #[track_caller]
+    pub(crate) fn start_by_hand_split(
+        protocol: Protocol,
+        splits: &[Bytes],
+        options: &[&str],
+    ) -> Self {
         let mut cluster = Self::new(NODES, Arc::new(Seat::take()));
         cluster.start_coordinator();
         cluster.bootstrap(protocol, splits);
@@ -68,10 +80,8 @@ impl Cluster {
     }
 
     #[track_caller]
-    fn bootstrap(&self, protocol: Protocol, splits: &[&'static str]) {
-        let splits: Vec<Bytes> =
-            splits.iter().map(|key| Bytes::from_static(key.as_bytes())).collect();
-        let map = RangeMap::from_splits(&splits).unwrap();
+    fn bootstrap(&self, protocol: Protocol, splits: &[Bytes]) {
+        let map = RangeMap::from_splits(splits).unwrap();
         let nodes: Vec<NodeId> = (1..).map(NodeId).take(NODES).collect();
         let configs = map.ranges().iter().enumerate().map(|(index, entry)| CohortConfig {
             cohort: entry.cohort,

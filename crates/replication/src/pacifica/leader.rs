@@ -242,7 +242,8 @@ impl Pacifica {
         //= PAC-5
         let seq = acked.min(self.journal.durable().seq);
         let replicas = self.config.as_ref().map_or(0, |config| config.replicas.len());
-        if replicas < self.options.min_replicas_for_write {
+        let judges = !self.options.faults.judges_the_minimum_early;
+        if replicas < self.options.min_replicas_for_write && judges {
             //= PAC-9
             for (lsn, ticket) in primary.leading.take_waiting_tickets(seq) {
                 let reason = "too few replicas are left to acknowledge the write".into();

@@ -55,4 +55,6 @@ pub struct PacificaFaults {
     pub drops_its_tail: bool,
     /// A new primary serves before everything it has prepared is committed (P9).
     pub serves_before_reconciling: bool,
+    /// How many replicas a write needs is judged when it is taken, and not when it is committed (P10).
+    pub judges_the_minimum_early: bool,
 }

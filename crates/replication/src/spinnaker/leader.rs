@@ -176,8 +176,16 @@ impl Spinnaker {
         if epoch == leader.leading.epoch {
             //= SPIN-32
             //= SPIN-41
-            leader.leading.heard_data(from, self.now);
+            let acked = |leader: &Leader| {
+                let follower = leader.leading.followers.get(&from);
+                follower.filter(|f| f.stage != Stage::Unheard).map(|f| f.acked.seq)
+            };
+            let before = acked(leader);
             leader.leading.on_join(self.now, &mut self.journal, from, position);
+            // One that says the same again has received nothing of what it was sent.
+            if acked(leader) > before {
+                leader.leading.heard_data(from, self.now);
+            }
             self.advance();
             self.welcome(from);
         }

@@ -8,8 +8,9 @@
 //!
 //! * Its followers have on their disks what its own has not: its disk hangs.
 //! * What is committed is not applied: its table hangs.
-//! * So many followers say nothing on the data lane that the others are no majority, and do not say
-//!   either that they wait for their disks: the ways between them and the leader are dead.
+//! * So many followers say nothing new on the data lane that the others are no majority, and do not
+//!   say either that they wait for their disks: the ways between them and the leader are dead. That
+//!   one says again where it stands shows the opposite of progress: it receives nothing.
 //!
 //! Then it resigns. A slow machine does not look like any of it: slow disks everywhere leave the
 //! followers no further than the leader, a follower's slow disk is reported with each beacon, and an

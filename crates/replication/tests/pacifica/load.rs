@@ -26,5 +26,5 @@ fn no_beacon_is_sent_under_load() {
         run(&mut runner, &Command::Run(5));
     }
     assert_eq!(beacons(&runner), idle, "the puts of two seconds were not enough");
-    assert_eq!(runner.invariants().acknowledged, 400);
+    assert_eq!(runner.invariants().history.acknowledged, 400);
 }

@@ -25,6 +25,7 @@ use trireme_replication::core::Recovered;
 use trireme_replication::pacifica::{Newest, Pacifica, PacificaFaults, PacificaOptions, Proposal};
 use trireme_types::{CohortConfig, CohortId, Incarnation, NodeId, Protocol};
 
+use super::script::mistakes::Mistake;
 use super::script::{Cluster, ScriptCoordinator, Subject, Told};
 
 impl Subject for Pacifica {
@@ -55,6 +56,7 @@ fn faults(name: Option<&str>) -> PacificaFaults {
         Some("P7") => faults.resumes_its_version = true,
         Some("P8") => faults.drops_its_tail = true,
         Some("P9") => faults.serves_before_reconciling = true,
+        Some("P10") => faults.judges_the_minimum_early = true,
         Some(other) => panic!("no fault is called {other}"),
     }
     faults
@@ -73,6 +75,7 @@ pub(crate) struct Manager {
     /// The nodes that hear nothing from it.
     deaf: BTreeSet<NodeId>,
     is_holding: bool,
+    mistake: Option<Mistake>,
     /// The version that each node was told last.
     told: BTreeMap<NodeId, u64>,
 }
@@ -89,8 +92,8 @@ impl ScriptCoordinator<Pacifica> for Manager {
             replicas_wanted: replicas,
             incarnations: [].into(),
         };
-        let (nodes, wanted) = (cluster.nodes.clone(), replicas);
-        *self = Self { nodes, wanted, config: Some(config), ..Self::default() };
+        let (nodes, wanted, mistake) = (cluster.nodes.clone(), replicas, cluster.mistake());
+        *self = Self { nodes, wanted, mistake, config: Some(config), ..Self::default() };
     }
 
     fn started(&mut self, node: NodeId) {
@@ -170,6 +173,10 @@ impl Manager {
         for (_, Proposal(proposed)) in std::mem::take(&mut self.asked) {
             if proposed.version == config.version + 1 {
                 *config = proposed;
+                if self.mistake == Some(Mistake::ListsOneMore) {
+                    let free = self.nodes.iter().find(|node| !config.replicas.contains(node));
+                    config.replicas.extend(free);
+                }
             }
         }
         let version = config.version;
@@ -180,7 +187,10 @@ impl Manager {
     }
 
     fn tell(&mut self, node: NodeId) -> (NodeId, Newest) {
-        let config = self.config().clone();
+        let mut config = self.config().clone();
+        if self.mistake == Some(Mistake::EachWins) && config.replicas.contains(&node) {
+            config.replicas.sort_by_key(|replica| *replica != node);
+        }
         self.told.insert(node, config.version);
         (node, Newest(config))
     }

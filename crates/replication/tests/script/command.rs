@@ -22,12 +22,28 @@ pub(crate) enum Command {
     /// Proposes to delete keys, all in one batch: `delete 1 a b`.
     Delete(u64, Vec<String>),
 
-    /// Reads a key at a node, strongly unless `level=timeline`: `get 1 a`.
+    /// Has a client send a write to a node under a name, the client and its number, on a condition or
+    /// none: `request 1 2.3 put a v7 when=absent`, `request 1 2.4 delete a when=v3`.
+    Request {
+        node: u64,
+        name: String,
+        words: Vec<String>,
+        #[arg(key)]
+        when: Option<String>,
+    },
+
+    /// Has a client send a write again: `retry 2 2.3`.
+    Retry(u64, String),
+
+    /// Reads a key at a node, strongly unless `level=timeline`: `get 1 a`. A client takes no state that
+    /// is older than it has seen: `get 1 a level=timeline client=2`.
     Get {
         node: u64,
         key: String,
         #[arg(key)]
         level: Option<String>,
+        #[arg(key)]
+        client: Option<u64>,
     },
 
     /// Delivers the messages with these numbers, or all that are on the network now, in the order

@@ -75,11 +75,14 @@ pub(crate) struct Disk {
     /// How many writes are durable.
     completed: u64,
     pub(crate) is_stalled: bool,
+    /// How often what readers see has changed.
+    pub(crate) changes: u64,
 }
 
 impl Disk {
     /// Takes a write and returns its number.
     pub(crate) fn write(&mut self, write: LogWrite) -> IoId {
+        self.changes += 1;
         self.memory.write(&write);
         self.waiting.push_back(write);
         IoId(self.completed + self.waiting.len() as u64)
@@ -109,10 +112,17 @@ impl Disk {
         IoId(self.completed)
     }
 
+    /// Says that all is durable, and forgets that it is not: a mistake.
+    pub(crate) fn lie(&self) -> Option<IoId> {
+        let forced = self.waiting.iter().rposition(is_forced)?;
+        Some(IoId(self.completed + forced as u64 + 1))
+    }
+
     /// Loses what is not durable. The core that starts next counts its writes anew.
     pub(crate) fn crash(&mut self) {
         self.waiting.clear();
         self.completed = 0;
+        self.changes += 1;
         self.memory = self.durable.clone();
     }
 

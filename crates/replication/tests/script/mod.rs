@@ -24,6 +24,7 @@ mod disk;
 pub(crate) mod faults;
 mod format;
 pub(crate) mod invariants;
+pub(crate) mod mistakes;
 mod network;
 mod node;
 pub(crate) mod random;
@@ -40,6 +41,7 @@ use trireme_replication::core::{Core, Recovered};
 use trireme_types::{NodeId, Timing};
 
 pub(crate) use self::command::Command;
+use self::mistakes::Mistake;
 pub(crate) use self::runner::Runner;
 
 /// A protocol that scripts can run.
@@ -70,9 +72,19 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Returns an option in milliseconds.
     pub(crate) fn milliseconds(&self, name: &str) -> Option<Duration> {
+        self.number(name).map(Duration::from_millis)
+    }
+
+    /// Returns the number that an option is.
+    pub(crate) fn number(&self, name: &str) -> Option<u64> {
         let value = self.options.get(name)?;
-        let number = value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number"));
-        Some(Duration::from_millis(number))
+        Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    }
+
+    /// Returns the mistake that is made, if one is.
+    pub(crate) fn mistake(&self) -> Option<Mistake> {
+        let name = self.options.get("mistake")?;
+        Some(name.parse().unwrap_or_else(|error| panic!("{error}")))
     }
 
     /// Returns the periods that the options say.

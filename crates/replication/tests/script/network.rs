@@ -190,10 +190,12 @@ impl Network {
     }
 
     /// Loses what is sent to a node that died, and returns it. What it sent itself may still
-    /// arrive, but for snapshots, whose connections it takes with it.
+    /// arrive, but for snapshots and answers to them, whose connections it takes with it.
     pub(crate) fn lose(&mut self, node: NodeId) -> Vec<(u64, Envelope)> {
-        self.under_way.retain(|_, e| e.from != node || matches!(e.content, Content::Message(_)));
-        self.under_way.extract_if(.., |_, envelope| envelope.to == node).collect()
+        let is_lost = |e: &Envelope| {
+            e.to == node || (e.from == node && !matches!(e.content, Content::Message(_)))
+        };
+        self.under_way.extract_if(.., |_, envelope| is_lost(envelope)).collect()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&u64, &Envelope)> {

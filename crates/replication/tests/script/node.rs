@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::time::Duration;
 
 use trireme_replication::ReplicaStatus;
 use trireme_replication::core::{Effect, Event, Moment, Recovered, Reply, Ticket, When};
 use trireme_storage::IoId;
-use trireme_types::{CohortId, Entry, Lsn, NodeId};
+use trireme_types::{CohortId, Entry, EntryKind, Lsn, NodeId, Outcome};
 
 use super::disk::{Disk, LogImage};
-use super::invariants::ANSWERED_ONCE;
-use super::table::Table;
+use super::invariants::{ANSWERED_ONCE, Request};
+use super::mistakes::Mistake;
+use super::table::{Applied, Table};
 use super::{Cluster, Subject, format};
 
 /// The one cohort of every script.
@@ -25,6 +27,8 @@ pub(crate) enum Asked {
     /// Keys with the values that they are to get; none to delete one.
     Write {
         changes: Vec<(String, Option<String>)>,
+        /// Its name, if the client may send it again.
+        request: Option<Request>,
     },
     Read {
         key: String,
@@ -40,6 +44,8 @@ pub(crate) enum Asked {
 pub(crate) struct Answer {
     pub(crate) ticket: Ticket,
     pub(crate) lsn: Lsn,
+    pub(crate) request: Option<Request>,
+    pub(crate) outcomes: Vec<Outcome>,
     pub(crate) text: String,
 }
 
@@ -64,6 +70,16 @@ pub(crate) struct Node<S: Subject> {
     pub(crate) is_paused: bool,
     /// Whether the table neither applies nor installs anything.
     pub(crate) is_table_stalled: bool,
+    /// When the snapshot is installed that is being installed.
+    pub(crate) installed_at: Option<Moment>,
+    /// How many snapshots were installed.
+    pub(crate) installed: u64,
+    /// The number of the newest start.
+    pub(crate) run: u64,
+    /// The mistake that it makes.
+    mistake: Option<Mistake>,
+    /// As of which change the log was compared with those of the others.
+    compared: u64,
 }
 
 /// What a node has while it is alive.
@@ -108,7 +124,18 @@ impl<S: Subject> Node<S> {
             tickets: 0,
             is_paused: false,
             is_table_stalled: false,
+            installed_at: None,
+            installed: 0,
+            run: 0,
+            mistake: None,
+            compared: 0,
         }
+    }
+
+    /// Returns true if the log has changed since this was asked last.
+    pub(crate) const fn has_changed(&mut self) -> bool {
+        let compared = std::mem::replace(&mut self.compared, self.disk.changes);
+        compared != self.disk.changes
     }
 
     /// Returns true if this entry is durable now, on the disk that the replica has.
@@ -121,6 +148,9 @@ impl<S: Subject> Node<S> {
         if self.disk.memory.hard_state.is_none() {
             self.incarnation = cluster.starts;
         }
+        self.run = cluster.starts;
+        self.mistake = cluster.mistake();
+
         let recovered = Recovered {
             node: self.id,
             cohort: COHORT,
@@ -147,7 +177,7 @@ impl<S: Subject> Node<S> {
     pub(crate) fn crash(&mut self) -> Vec<Ticket> {
         self.disk.crash();
         self.table = self.flushed.clone();
-        self.is_paused = false;
+        (self.is_paused, self.installed_at) = (false, None);
         let live = self.live.take();
         live.map_or_else(Vec::new, |live| live.open.into_keys().collect())
     }
@@ -257,10 +287,13 @@ impl<S: Subject> Node<S> {
     }
 
     /// Makes what can be durable so, and applies what is committed, one entry at a time; each tells
-    /// the core. Returns whether anything happened, and the answer that this gave.
-    pub(crate) fn work(&mut self) -> (bool, Option<Answer>) {
+    /// the core. Returns whether anything happened, and the answer that this gave. A snapshot takes
+    /// this long to install.
+    pub(crate) fn work(&mut self, now: Moment, install: Duration) -> (bool, Option<Answer>) {
         let Some(live) = &mut self.live else { return (false, None) };
-        if let Some(upto) = self.disk.sync() {
+        let lie = Some(&self.disk).filter(|_| self.mistake == Some(Mistake::LyingDisk));
+        let lie = lie.and_then(Disk::lie).filter(|upto| *upto > live.durable);
+        if let Some(upto) = lie.or_else(|| self.disk.sync()) {
             live.durable = upto;
             live.events.push_back(Event::Durable { upto });
             return (true, None);
@@ -268,33 +301,54 @@ impl<S: Subject> Node<S> {
         if self.is_table_stalled {
             return (false, None);
         }
-        if let Some(ticket) = live.installing.pop_front() {
+        if let Some(ticket) = live.installing.front().copied() {
+            if now < *self.installed_at.get_or_insert(now + install) {
+                return (false, None);
+            }
+            self.installed_at = None;
+            live.installing.pop_front();
             self.install(ticket);
             return (true, None);
         }
-        if self.table.applied.seq >= live.committed.seq {
+        self.apply_next()
+    }
+
+    fn apply_next(&mut self) -> (bool, Option<Answer>) {
+        let Some(live) = &mut self.live else { return (false, None) };
+        let is_ahead = self.mistake == Some(Mistake::AppliesAhead);
+        if self.table.applied.seq >= live.committed.seq && !is_ahead {
             return (false, None);
         }
         let seq = self.table.applied.seq + 1;
-        let entry = self.disk.memory.entries.get(&seq).expect("what is committed is in the log");
+        let entry = match self.disk.memory.entries.get(&seq) {
+            Some(entry) => entry,
+            None if is_ahead => return (false, None),
+            None => panic!("what is committed is in the log"),
+        };
         // As in the driver, a table never runs ahead of its own log.
         if !self.disk.has_forced(entry) {
             return (false, None);
         }
-        let outcomes = self.table.apply(entry);
+        if entry.kind == EntryKind::Barrier && self.mistake == Some(Mistake::ForgetsRequests) {
+            self.table.forget_requests();
+        }
+        let Applied { outcomes, .. } = self.table.apply(entry);
         let lsn = entry.lsn;
         live.events.push_back(Event::Applied { upto: lsn });
         let proposal = live.proposals.remove(&seq);
         let answer = proposal.map(|(proposed, ticket)| {
             assert_eq!(proposed, lsn, "{ticket} was promised the outcome of another entry");
-            self.close(ticket);
+            let request = match self.close(ticket) {
+                Some(Asked::Write { request, .. }) => request,
+                _ => None,
+            };
             let text = format!("reply {ticket}: {}", format::outcomes(lsn, &outcomes));
-            Answer { ticket, lsn, text }
+            Answer { ticket, lsn, request, outcomes, text }
         });
         (true, answer)
     }
 
-    /// Puts the snapshot that was offered under a ticket in the table's place, at once and durably.
+    /// Puts the snapshot that was offered under a ticket in the table's place, durably.
     fn install(&mut self, ticket: Ticket) {
         let Some(live) = &mut self.live else { return };
         let Some(Asked::Snapshot { table, .. }) = live.open.get(&ticket) else {
@@ -306,8 +360,17 @@ impl<S: Subject> Node<S> {
             return;
         }
         (self.table, self.flushed) = (table.clone(), table.clone());
+        self.installed += 1;
         live.committed = live.committed.max(upto);
         live.events.push_back(Event::SnapshotInstalled { ticket, upto });
+    }
+
+    /// Returns the newest entry that a timeline read says its state includes.
+    pub(crate) fn names(&self) -> Lsn {
+        match &self.live {
+            Some(live) if self.mistake == Some(Mistake::NamesCommitted) => live.committed,
+            _ => self.table.applied,
+        }
     }
 
     /// Returns when the core wants to be woken.

@@ -1,19 +1,19 @@
 //! Runs the commands of a script on a cluster.
 
+mod clients;
 mod driving;
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Duration;
 
-use bytes::Bytes;
 use trireme_replication::ReplicaStatus;
 use trireme_replication::core::{Event, Moment};
-use trireme_types::{Command as Write, CommandBatch, Condition, NodeId, Operation};
+use trireme_types::{Condition, Lsn, NodeId};
 
 use super::clocks::Clocks;
 use super::command::Command;
-use super::invariants::Invariants;
+use super::invariants::{Invariants, Request};
 use super::network::{Network, Selection, Way};
 use super::node::{Asked, Node};
 use super::{Cluster, ScriptCoordinator, Subject, Told, format};
@@ -23,6 +23,18 @@ const STABILIZE_MESSAGES_MAX: usize = 20_000;
 
 /// How long messages stay on the network while time runs.
 const RUN_STEP: Duration = Duration::from_millis(5);
+
+/// What a node's time brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    /// A snapshot is installed.
+    Installed,
+    /// The core's timeout.
+    Timeout,
+}
+
+/// A change to one key, and on what condition.
+type Named = ((String, Option<String>), Condition);
 
 /// A cluster with its script's output.
 pub(crate) struct Runner<S: Subject> {
@@ -35,6 +47,12 @@ pub(crate) struct Runner<S: Subject> {
     /// Whether a core handles all events that wait before its effects are drained.
     is_batching: bool,
     invariants: Invariants,
+    /// The writes that clients have sent under a name.
+    requests: BTreeMap<Request, Named>,
+    /// The newest state that each client has seen.
+    seen: BTreeMap<u64, Lsn>,
+    /// How long a snapshot takes to install.
+    install: Duration,
     /// Whether nothing is printed.
     is_quiet: bool,
     /// Whether everything is printed at once, which shows what led to a violation.
@@ -58,6 +76,9 @@ impl<S: Subject> Default for Runner<S> {
             clocks: Clocks::default(),
             is_batching: false,
             invariants: Invariants::default(),
+            requests: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            install: Duration::ZERO,
             is_quiet: false,
             is_loud: false,
             output: String::new(),
@@ -105,7 +126,7 @@ impl<S: Subject> Runner<S> {
     pub(crate) fn is_intact(&self, id: NodeId) -> bool {
         let node = &self.nodes[&id];
         let image = node.disk.durable();
-        !node.is_learner && self.invariants.committed().all(|entry| image.keeps(entry))
+        !node.is_learner && self.invariants.agreement.committed().all(|e| image.keeps(e))
     }
 
     /// Returns true if a replica's disk shows that it was ever told anything.
@@ -116,6 +137,21 @@ impl<S: Subject> Runner<S> {
     /// Returns the nodes, dead or alive.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> {
         self.nodes.keys().copied()
+    }
+
+    /// Returns how much time has passed.
+    pub(crate) const fn time(&self) -> Duration {
+        self.now.since_start()
+    }
+
+    /// Returns how many snapshots the nodes have installed.
+    pub(crate) fn installed(&self) -> u64 {
+        self.nodes.values().map(|node| node.installed).sum()
+    }
+
+    /// Returns the number that an option of the cluster is.
+    pub(crate) fn option(&self, name: &str) -> Option<u64> {
+        self.cluster.number(name)
     }
 
     pub(crate) const fn coordinator(&self) -> &S::Coordinator {
@@ -141,7 +177,13 @@ impl<S: Subject> Runner<S> {
             Command::Delete(node, keys) => {
                 self.propose(*node, keys.iter().map(|key| (key.clone(), None)).collect())?;
             }
-            Command::Get { node, key, level } => self.get(*node, key, level.as_deref())?,
+            Command::Request { node, name, words, when } => {
+                self.request(*node, name, words, when.as_deref())?;
+            }
+            Command::Retry(node, name) => self.retry(*node, name)?,
+            Command::Get { node, key, level, client } => {
+                self.get(*node, key, level.as_deref(), *client)?;
+            }
             Command::Deliver { ids, from, to, count, lane } => {
                 let taken = self.network.take(&selection(ids, *from, *to, *count, *lane));
                 taken.into_iter().for_each(|(id, envelope)| self.deliver(id, envelope));
@@ -220,13 +262,11 @@ impl<S: Subject> Runner<S> {
         let nodes: Vec<_> = (1..=nodes).map(NodeId).collect();
         let options = options.iter().cloned().collect();
         self.cluster = Cluster { nodes, leader: NodeId(leader.unwrap_or(1)), options, starts: 0 };
-        let number = |name: &str| {
-            let value = self.cluster.options.get(name)?;
-            Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
-        };
-        self.clocks = Clocks::new(number("skew"));
-        self.network.shuffle(number("shuffle").unwrap_or_default());
-        self.is_batching = number("batch").is_some();
+        self.clocks = Clocks::new(self.cluster.number("skew"));
+        self.network.shuffle(self.cluster.number("shuffle").unwrap_or_default());
+        self.is_batching = self.cluster.number("batch").is_some();
+        self.install = self.cluster.milliseconds("install").unwrap_or_default();
+        (self.requests, self.seen) = Default::default();
         self.coordinator.begin(&self.cluster);
         self.invariants = Invariants::default();
         self.nodes = self.cluster.nodes.iter().map(|id| (*id, Node::new(*id))).collect();
@@ -235,28 +275,19 @@ impl<S: Subject> Runner<S> {
         }
     }
 
-    fn propose(
+    fn get(
         &mut self,
         node: u64,
-        changes: Vec<(String, Option<String>)>,
+        key: &str,
+        level: Option<&str>,
+        client: Option<u64>,
     ) -> Result<(), Box<dyn Error>> {
-        let write = |change| Write { request: None, operation: operation(change) };
-        let commands = changes.iter().map(write).collect();
-        let payload = CommandBatch { commands, clock: 0 }.encode();
-        self.ask(node, Asked::Write { changes }, |ticket| Event::Propose { ticket, payload })
-    }
-
-    fn get(&mut self, node: u64, key: &str, level: Option<&str>) -> Result<(), Box<dyn Error>> {
         match level {
             None | Some("strong") => {
                 let asked = Asked::Read { key: key.to_owned() };
                 self.ask(node, asked, |ticket| Event::Read { ticket })
             }
-            Some("timeline") => {
-                let row = self.node(node)?.table.row(key);
-                self.print(NodeId(node), &format!("holds {row}"));
-                Ok(())
-            }
+            Some("timeline") => self.timeline(node, key, client),
             Some(other) => Err(format!("no consistency is called {other}").into()),
         }
     }
@@ -279,23 +310,34 @@ impl<S: Subject> Runner<S> {
         let end = self.now + time;
         loop {
             let running = self.nodes.values().filter(|node| !node.is_paused);
-            let at = |node: &Node<S>, local| self.clocks.global(node.id, local);
-            let due = running.filter_map(|n| n.next_timeout().map(|local| (at(n, local), n.id)));
-            match due.min() {
-                Some((at, id)) if at <= end => {
+            match running.filter_map(|node| self.due(node)).min() {
+                Some((at, id, what)) if at <= end => {
                     self.now = self.now.max(at);
-                    self.tell(id, Event::Timeout);
-                    let again = self.nodes[&id].next_timeout();
-                    let again = again.map(|local| self.clocks.global(id, local));
-                    assert!(
-                        again.is_none_or(|next| next > at),
-                        "{id} wants its timeout for ever: {again:?}"
-                    );
+                    match what {
+                        Due::Installed => self.settle(id),
+                        Due::Timeout => self.time_out(id, at),
+                    }
                 }
                 _ => break,
             }
         }
         self.now = end;
+    }
+
+    /// Returns what a node's time brings next, and when.
+    fn due(&self, node: &Node<S>) -> Option<(Moment, NodeId, Due)> {
+        let installed = node.installed_at.filter(|_| !node.is_table_stalled);
+        let installed = installed.map(|at| (at, node.id, Due::Installed));
+        let timeout = node.next_timeout().map(|local| self.clocks.global(node.id, local));
+        let timeout = timeout.map(|at| (at, node.id, Due::Timeout));
+        installed.into_iter().chain(timeout).min()
+    }
+
+    fn time_out(&mut self, id: NodeId, at: Moment) {
+        self.tell(id, Event::Timeout);
+        let again = self.nodes[&id].next_timeout();
+        let again = again.map(|local| self.clocks.global(id, local));
+        assert!(again.is_none_or(|next| next > at), "{id} wants its timeout for ever: {again:?}");
     }
 
     fn disk(&mut self, node: u64, what: &str) -> Result<(), Box<dyn Error>> {
@@ -333,9 +375,9 @@ impl<S: Subject> Runner<S> {
         let asked: Vec<Asked> = live.map_or_else(Vec::new, |l| l.open.values().cloned().collect());
         for ticket in self.node(node)?.crash() {
             self.print(id, &format!("never answers {ticket}"));
-            self.invariants.unanswered((id, ticket));
+            self.invariants.history.unanswered((id, ticket));
         }
-        self.invariants.reads_no_more(id);
+        self.invariants.rights.reads_no_more(id);
         let lost = self.network.lose(id);
         self.tell_connections(&before);
         self.lose_snapshots(lost);
@@ -439,13 +481,5 @@ fn is_stall(what: &str) -> Result<bool, Box<dyn Error>> {
         "stall" => Ok(true),
         "resume" => Ok(false),
         other => Err(format!("it can stall or resume, not {other}").into()),
-    }
-}
-
-fn operation((key, value): &(String, Option<String>)) -> Operation {
-    let (key, condition) = (Bytes::from(key.clone()), Condition::None);
-    match value.clone().map(Bytes::from) {
-        Some(value) => Operation::Put { key, value, condition },
-        None => Operation::Delete { key, condition },
     }
 }

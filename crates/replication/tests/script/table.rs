@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use trireme_types::{
-    Command, CommandBatch, Condition, Entry, EntryKind, Lsn, Operation, Outcome, Version,
+    Command, CommandBatch, Condition, Entry, EntryKind, Lsn, Operation, Outcome, RequestId, Version,
 };
+
+use super::invariants::Request;
 
 /// What a table includes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,24 +16,68 @@ pub(crate) struct Table {
     pub(crate) protocol_state: Option<(Lsn, Bytes)>,
     rows: BTreeMap<Bytes, (Bytes, Version)>,
     writes: u64,
+    /// What became of each request: where a client is never forgotten, all that a session is.
+    requests: BTreeMap<Request, Outcome>,
+}
+
+/// What applying an entry did.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    /// What became of each of its commands.
+    pub(crate) outcomes: Vec<Outcome>,
+    /// The keys that got another value, or none.
+    pub(crate) changes: Vec<(String, Option<String>)>,
 }
 
 impl Table {
     /// Applies the next entry.
-    pub(crate) fn apply(&mut self, entry: &Entry) -> Vec<Outcome> {
+    pub(crate) fn apply(&mut self, entry: &Entry) -> Applied {
         assert_eq!(entry.lsn.seq, self.applied.seq + 1, "applied out of order");
         self.applied = entry.lsn;
+        let mut applied = Applied::default();
         match entry.kind {
-            EntryKind::Barrier => Vec::new(),
+            EntryKind::Barrier => {}
             EntryKind::Protocol => {
                 self.protocol_state = Some((entry.lsn, entry.payload.clone()));
-                Vec::new()
             }
             EntryKind::Commands => {
                 let batch = CommandBatch::decode(&entry.payload).expect("a batch was proposed");
-                batch.commands.into_iter().map(|command| self.execute(command)).collect()
+                batch.commands.into_iter().for_each(|command| self.take(command, &mut applied));
             }
         }
+        applied
+    }
+
+    /// Executes a command, unless it was before (C1).
+    fn take(&mut self, Command { request, operation }: Command, applied: &mut Applied) {
+        let request = request.map(named);
+        if let Some(outcome) = request.and_then(|request| self.outcome(request)) {
+            applied.outcomes.push(outcome);
+            return;
+        }
+        let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+        let change = match &operation {
+            Operation::Put { key, value, .. } => (text(key), Some(text(value))),
+            Operation::Delete { key, .. } => (text(key), None),
+        };
+        let outcome = self.execute(operation);
+        if !matches!(outcome, Outcome::ConditionFailed { .. }) {
+            applied.changes.push(change);
+        }
+        applied.outcomes.push(outcome);
+        if let Some(request) = request {
+            self.requests.insert(request, outcome);
+        }
+    }
+
+    /// Returns what became of a request, if it was applied.
+    pub(crate) fn outcome(&self, request: Request) -> Option<Outcome> {
+        self.requests.get(&request).copied()
+    }
+
+    /// Forgets which requests were applied.
+    pub(crate) fn forget_requests(&mut self) {
+        self.requests.clear();
     }
 
     /// Returns the row of a key, as scripts print it.
@@ -47,9 +93,9 @@ impl Table {
         self.rows.get(key.as_bytes()).map(|(value, _)| value)
     }
 
-    fn execute(&mut self, command: Command) -> Outcome {
-        let current = self.rows.get(command.operation.key()).map(|(_, version)| *version);
-        match command.operation {
+    fn execute(&mut self, operation: Operation) -> Outcome {
+        let current = self.rows.get(operation.key()).map(|(_, version)| *version);
+        match operation {
             Operation::Put { condition, .. } | Operation::Delete { condition, .. }
                 if !holds(condition, current) =>
             {
@@ -67,6 +113,11 @@ impl Table {
             }
         }
     }
+}
+
+/// Returns a request's name.
+pub(crate) fn named(id: RequestId) -> Request {
+    (u64::try_from(id.client.0).expect("clients of scripts have small numbers"), id.sequence)
 }
 
 fn holds(condition: Condition, current: Option<Version>) -> bool {

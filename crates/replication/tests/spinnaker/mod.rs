@@ -4,7 +4,9 @@
 //! cluster nodes=3 [commit_period=MS] [beacon=MS] [lease=MS] [grace=MS] [fault=S1]
 //! coordinator step              works off what it was asked, and tells everybody what is new
 //! coordinator cut 1             loses what node 1 asks, and tells it nothing
-//! coordinator heal 1            ends that
+//! coordinator mute 1            loses what node 1 asks
+//! coordinator deaf 1            tells node 1 nothing
+//! coordinator heal 1            ends all three
 //! coordinator lag 1             keeps from node 1 what is new
 //! coordinator tell 1            gives node 1 the oldest of what was kept from it
 //! coordinator unlag 1           gives node 1 all of it, in order, and keeps nothing more
@@ -25,6 +27,7 @@ use trireme_replication::spinnaker::{
 };
 use trireme_types::{Epoch, NodeId};
 
+use super::script::mistakes::Mistake;
 use super::script::{Cluster, ScriptCoordinator, Subject, Told};
 
 impl Subject for Spinnaker {
@@ -66,11 +69,19 @@ pub(crate) struct Elections {
     nodes: Vec<NodeId>,
     starts: BTreeMap<NodeId, u64>,
     asked: Vec<(NodeId, ElectionRequest)>,
-    cut_off: BTreeSet<NodeId>,
+    /// The nodes that it hears nothing from.
+    mute: BTreeSet<NodeId>,
+    /// The nodes that hear nothing from it.
+    deaf: BTreeSet<NodeId>,
     epoch: Epoch,
     leader: Option<(Session, Epoch)>,
     candidates: Vec<(Session, Candidate)>,
     sequence: u64,
+    /// Those who stood when the leader was elected.
+    stood: BTreeSet<NodeId>,
+    mistake: Option<Mistake>,
+    /// Something has happened since all were last told what is new.
+    may_have_news: bool,
     /// What each node was told last.
     told: BTreeMap<NodeId, ElectionView>,
     lagging: BTreeSet<NodeId>,
@@ -80,10 +91,12 @@ pub(crate) struct Elections {
 
 impl ScriptCoordinator<Spinnaker> for Elections {
     fn begin(&mut self, cluster: &Cluster) {
-        *self = Self { nodes: cluster.nodes.clone(), ..Self::default() };
+        let (nodes, mistake) = (cluster.nodes.clone(), cluster.mistake());
+        *self = Self { nodes, mistake, ..Self::default() };
     }
 
     fn started(&mut self, node: NodeId) {
+        self.may_have_news = true;
         *self.starts.entry(node).or_default() += 1;
         self.told.remove(&node);
         self.kept.remove(&node);
@@ -91,20 +104,27 @@ impl ScriptCoordinator<Spinnaker> for Elections {
     }
 
     fn request(&mut self, from: NodeId, request: ElectionRequest) {
-        if !self.cut_off.contains(&from) {
+        if !self.mute.contains(&from) {
             self.asked.push((from, request));
         }
     }
 
     fn step(&mut self) -> Told<Spinnaker> {
         for (from, request) in std::mem::take(&mut self.asked) {
+            self.may_have_news = true;
             self.carry_out(from, request);
         }
-        let view = self.view();
-        let mut told = Vec::new();
+        if !std::mem::take(&mut self.may_have_news) {
+            return Vec::new();
+        }
+        let (newest, mut told) = (self.view(), Vec::new());
         for node in &self.nodes {
+            let mut view = newest.clone();
+            if self.mistake == Some(Mistake::EachWins) && self.stood.contains(node) {
+                view.leader = view.leader.map(|(_, epoch)| (*node, epoch));
+            }
             let is_news = self.told.get(node) != Some(&view);
-            if is_news && !self.cut_off.contains(node) {
+            if is_news && !self.deaf.contains(node) {
                 self.told.insert(*node, view.clone());
                 if self.lagging.contains(node) {
                     self.kept.entry(*node).or_default().push_back(view.clone());
@@ -117,17 +137,26 @@ impl ScriptCoordinator<Spinnaker> for Elections {
     }
 
     fn command(&mut self, words: &[String]) -> Result<Told<Spinnaker>, String> {
+        self.may_have_news = true;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let node = |text: &str| text.parse().map(NodeId).map_err(|_| format!("no node: {text}"));
         match words[..] {
             ["step"] => return Ok(self.step()),
             ["cut", id] => {
                 let id = node(id)?;
-                self.cut_off.insert(id);
+                self.mute.insert(id);
+                self.deaf.insert(id);
                 self.asked.retain(|(from, _)| *from != id);
             }
+            ["mute", id] => {
+                self.mute.insert(node(id)?);
+            }
+            ["deaf", id] => {
+                self.deaf.insert(node(id)?);
+            }
             ["heal", id] => {
-                self.cut_off.remove(&node(id)?);
+                self.mute.remove(&node(id)?);
+                self.deaf.remove(&node(id)?);
             }
             ["expire", id] => self.expire(node(id)?),
             ["lag", id] => {
@@ -166,6 +195,7 @@ impl Elections {
             ElectionRequest::Lead { round } if round == self.epoch + 1 => {
                 self.epoch = round;
                 self.leader = Some((session, round));
+                self.stood = self.candidates.iter().map(|((node, _), _)| *node).collect();
             }
             ElectionRequest::Reclaim { epoch } if epoch == self.epoch && self.leader.is_none() => {
                 self.leader = Some((session, epoch));

@@ -12,14 +12,11 @@ use trireme_proto::{convert, v1};
 use trireme_types::Command;
 use trireme_types::limits::SCAN_ROWS_MAX;
 
-use crate::answers::{AnswerFrames, NodeAnswers, Stall, StreamAnswers};
+use crate::answers::{AnswerFrames, NodeAnswers, REQUESTS_AT_ONCE, Stall, StreamAnswers};
 use crate::cohort::{PendingRead, PendingWrite, Read};
 use crate::refusal;
 use crate::request::{ReplyTo, TIMEOUT_MAX, deadline};
 use crate::routes::Router;
-
-/// The most requests that begin before their stream's room is looked at again.
-const REQUESTS_AT_ONCE: usize = 256;
 
 /// The key-value service of one node.
 pub(crate) struct KvService {

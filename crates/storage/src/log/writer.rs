@@ -185,6 +185,7 @@ impl Writer {
             first_block: self.next_block,
         };
         let segment = Arc::new(self.core.folder.make_segment(spare, header)?);
+        self.core.keeper.spare_is_named();
         let size = {
             let mut segments = self.core.segments.write();
             segments.insert(segment.number, Arc::clone(&segment));

@@ -10,6 +10,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub struct WriteBatch {
     changes: Vec<Change>,
     buffer: BytesMut,
+    /// What the buffer was made for; 0 before the first.
+    buffer_bytes: usize,
     bytes: usize,
 }
 
@@ -22,9 +24,14 @@ pub struct Change {
     pub value: Option<Bytes>,
 }
 
-/// The least size of a shared buffer. A slice keeps its whole buffer alive, so buffers are small
-/// enough that a few long-lived rows cannot pin much.
+/// The most bytes of a shared buffer, but for a part that is longer. A slice keeps its whole buffer
+/// alive, so buffers are small enough that a few long-lived rows cannot pin much.
 const BUFFER_BYTES: usize = 16 * 1024;
+
+/// The bytes of a batch's first buffer; each further one has twice as many. What is written goes to
+/// memory as it is, so a batch of one row must not pin much more than that row: a table that may have
+/// 64 MiB in memory would take gigabytes.
+const FIRST_BUFFER_BYTES: usize = 128;
 
 impl WriteBatch {
     /// Gives the key made of `key`'s parts the value made of `value`'s parts.
@@ -65,7 +72,8 @@ impl WriteBatch {
     fn concat(&mut self, parts: &[&[u8]]) -> Bytes {
         let len = parts.iter().map(|part| part.len()).sum::<usize>();
         if self.buffer.capacity() < len {
-            self.buffer = BytesMut::with_capacity(len.max(BUFFER_BYTES));
+            self.buffer_bytes = (2 * self.buffer_bytes).clamp(FIRST_BUFFER_BYTES, BUFFER_BYTES);
+            self.buffer = BytesMut::with_capacity(len.max(self.buffer_bytes));
         }
         for part in parts {
             self.buffer.put_slice(part);
@@ -92,5 +100,27 @@ mod tests {
         assert_eq!(changes[1999].key, [b"k", &1999_u32.to_be_bytes()[..]].concat());
         assert_eq!(changes[2000].value.as_ref().map(Bytes::len), Some(3 * BUFFER_BYTES));
         assert!(changes[2001].value.is_none());
+    }
+
+    /// Rows of small batches stay in memory until the next flush, each with the whole buffer that it
+    /// lies in.
+    #[test]
+    fn a_row_pins_little_more_than_its_batch() {
+        for rows in [1, 10, 100_u32] {
+            let mut batch = WriteBatch::default();
+            (0..rows).for_each(|i| batch.put(&[b"key", &i.to_be_bytes()], &[b"value"]));
+            let bytes = batch.bytes();
+            let buffers = batch.into_changes().into_iter().flat_map(|change| {
+                let value = change.value.expect("it was put");
+                [change.key, value]
+            });
+            // Only the last slice of a buffer has it for itself; it can reclaim all of it then.
+            let mut last = buffers.last().and_then(|slice| slice.try_into_mut().ok()).unwrap();
+            let most = (3 * bytes).max(FIRST_BUFFER_BYTES);
+            assert!(
+                !last.try_reclaim(most + 1),
+                "{rows} rows of {bytes} bytes pin more than {most}"
+            );
+        }
     }
 }

@@ -27,6 +27,7 @@
 //! * **After a restart** the numbers go on above the highest one found on disk. A merge into the
 //!   last level writes 0 in place of numbers, which is below every later one, so that is enough.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -75,8 +76,11 @@ pub(crate) struct LsmEngine {
     /// Held while a batch is inserted and while a memtable is sealed.
     writer: Mutex<()>,
     /// Held for reading from the moment a reader takes its number until it has found its version
-    /// of the tree; taken for writing to wait for those who came before.
+    /// of the tree, or has recorded the number in `file_readers`; taken for writing to wait for those
+    /// who came before. Never held while a file is read.
     readers: RwLock<()>,
+    /// How many readers of files are under way below each number.
+    file_readers: Mutex<BTreeMap<SeqNo, usize>>,
     /// The tree's memtables.
     memtables: RwLock<Memtables>,
     strategy: Arc<Leveled>,
@@ -115,6 +119,7 @@ impl LsmEngine {
             visible: AtomicU64::new(next),
             writer: Mutex::new(()),
             readers: RwLock::new(()),
+            file_readers: Mutex::default(),
             strategy: Arc::new(Leveled::default()),
             active_bytes: AtomicU64::new(0),
             sealed_bytes: AtomicU64::new(0),
@@ -128,12 +133,21 @@ impl LsmEngine {
         read(self.visible.load(Ordering::Acquire))
     }
 
+    /// Calls `read` with the number below which it may see. No entry that it needs is forgotten
+    /// meanwhile, so it may read files, and nothing waits for it.
+    fn with_files<T>(&self, read: impl FnOnce(SeqNo) -> T) -> T {
+        let reader = self.with_visible(|visible| FileReader::new(&self.file_readers, visible));
+        read(reader.visible)
+    }
+
     /// Returns a number at or below that of every reader to come and of every reader still about.
     fn watermark(&self) -> SeqNo {
         let visible = self.visible.load(Ordering::Acquire);
-        // Readers that took an older number hold the lock; those after this hold a newer number.
+        // Readers that took an older number hold the lock, if they have not recorded it; those after
+        // this hold a newer number.
         drop(self.readers.write());
-        visible
+        let oldest = self.file_readers.lock().first_key_value().map(|(oldest, _)| *oldest);
+        oldest.map_or(visible, |oldest| oldest.min(visible))
     }
 
     /// Lets readers use the newest version of the tree: between batches every number that was
@@ -167,6 +181,31 @@ impl LsmEngine {
     }
 }
 
+/// A reader that may wait for files, recorded by its number until it is dropped.
+struct FileReader<'a> {
+    all: &'a Mutex<BTreeMap<SeqNo, usize>>,
+    visible: SeqNo,
+}
+
+impl<'a> FileReader<'a> {
+    fn new(all: &'a Mutex<BTreeMap<SeqNo, usize>>, visible: SeqNo) -> Self {
+        *all.lock().entry(visible).or_default() += 1;
+        Self { all, visible }
+    }
+}
+
+impl Drop for FileReader<'_> {
+    fn drop(&mut self) {
+        let mut all = self.all.lock();
+        if let Some(count) = all.get_mut(&self.visible) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.visible);
+            }
+        }
+    }
+}
+
 type RowResult = Result<(Bytes, Bytes), TableError>;
 
 impl TableEngine for LsmEngine {
@@ -190,11 +229,11 @@ impl TableEngine for LsmEngine {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-        self.with_visible(|visible| self.get_below(visible, key))
+        self.with_files(|visible| self.get_below(visible, key))
     }
 
     fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError> {
-        self.with_visible(|visible| {
+        self.with_files(|visible| {
             Ok([self.get_below(visible, keys[0])?, self.get_below(visible, keys[1])?])
         })
     }
@@ -226,7 +265,7 @@ impl TableEngine for LsmEngine {
             return Ok((self.get(key)?, Scanned::default()));
         }
         let (value, parts) =
-            self.with_visible(|visible| (self.get_below(visible, key), self.parts(span, visible)));
+            self.with_files(|visible| (self.get_below(visible, key), self.parts(span, visible)));
         let scanned = parts.scan(span.reverse, budget, visit);
         Ok((value?, scanned.map_err(|e| failed("read rows", e))?))
     }
@@ -315,4 +354,64 @@ fn value(entry: InternalValue) -> Option<Bytes> {
 
 fn failed(doing: &'static str, source: lsm_tree::Error) -> TableError {
     TableError::Engine { engine: Engine::Lsm, doing, source: Box::new(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// How long what must not wait may take on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn put(engine: &LsmEngine, value: &str) {
+        let mut batch = WriteBatch::default();
+        batch.put(&[b"key"], &[value.as_bytes()]);
+        engine.write(batch).unwrap();
+    }
+
+    /// A reader that waits for the disk holds up no flush, no compaction and no reader of memory, and
+    /// finds the state that it began with, however often its row is replaced meanwhile.
+    #[test]
+    fn a_slow_reader_of_files_holds_nothing_up_and_loses_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = &LsmEngine::open(folder.path(), 1024 * 1024, 16).unwrap();
+        put(engine, "first");
+        thread::scope(|scope| {
+            let (finish, is_finished) = mpsc::channel::<()>();
+            let (begin, has_begun) = mpsc::channel();
+            let reader = scope.spawn(move || {
+                engine.with_files(|visible| {
+                    begin.send(()).unwrap();
+                    // As if the disk took so long.
+                    let waited = is_finished.recv_timeout(PATIENCE);
+                    (waited, engine.get_below(visible, b"key"))
+                })
+            });
+            has_begun.recv().unwrap();
+            let (done, is_done) = mpsc::channel();
+            scope.spawn(move || {
+                for value in ["second", "third"] {
+                    engine.flush().unwrap();
+                    put(engine, value);
+                    engine.flush().unwrap();
+                    engine.compact().unwrap();
+                    engine.tree.major_compact(FILE_BYTES, engine.watermark()).unwrap();
+                }
+                put(engine, "fourth");
+                done.send(engine.get_resident(b"key").unwrap()).unwrap();
+            });
+            let resident =
+                is_done.recv_timeout(PATIENCE / 2).expect("nothing waits for the reader");
+            assert_eq!(resident, Some(Some(Bytes::from_static(b"fourth"))));
+            finish.send(()).unwrap();
+            let (waited, found) = reader.join().unwrap();
+            waited.unwrap();
+            assert_eq!(found.unwrap(), Some(Bytes::from_static(b"first")));
+        });
+        assert!(engine.file_readers.lock().is_empty());
+    }
 }

@@ -1,10 +1,10 @@
 //! One node's tables: a keyspace that all its cohorts share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use trireme_types::{CohortId, Engine, KeyRange, Lsn};
 
 use crate::cohort_table::CohortTable;
@@ -64,14 +64,42 @@ struct Shared {
     core: Arc<Core>,
     maintenance: Mutex<Option<Maintenance>>,
     cohorts: Mutex<Cohorts>,
+    /// Signalled when a cohort is not busy any more.
+    settled: Condvar,
 }
 
-/// The cohorts that have rows on disk or a handle. The lock is held while one is opened or
-/// dropped, so that nobody opens what is being removed.
+/// The cohorts that have rows on disk or a handle. The lock is never held over I/O.
 struct Cohorts {
     /// The meta rows found when the tables were opened, of cohorts without a handle yet.
     on_disk: BTreeMap<CohortId, Meta>,
     open: BTreeMap<CohortId, CohortTable>,
+    /// Those that are being opened or dropped. What comes for one of them waits, so that none opens
+    /// what is being removed; the others go on.
+    busy: BTreeSet<CohortId>,
+}
+
+/// Keeps a cohort busy until it is dropped.
+struct Busy<'a> {
+    shared: &'a Shared,
+    cohort: CohortId,
+}
+
+impl Shared {
+    /// Waits until the cohort is not busy, and has it be so.
+    fn occupy(&self, cohort: CohortId) -> Busy<'_> {
+        let mut cohorts = self.cohorts.lock();
+        while !cohorts.busy.insert(cohort) {
+            self.settled.wait(&mut cohorts);
+        }
+        Busy { shared: self, cohort }
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.shared.cohorts.lock().busy.remove(&self.cohort);
+        self.shared.settled.notify_all();
+    }
 }
 
 impl Tables {
@@ -107,20 +135,25 @@ impl Tables {
             disk_bytes = core.metrics().disk_bytes,
             "opened the tables"
         );
-        let cohorts = Mutex::new(Cohorts { on_disk, open: BTreeMap::new() });
+        let cohorts = Cohorts { on_disk, open: BTreeMap::new(), busy: BTreeSet::new() };
+        let (cohorts, settled) = (Mutex::new(cohorts), Condvar::new());
         let maintenance = Mutex::new(Some(maintenance));
-        Ok(Self { shared: Arc::new(Shared { core, maintenance, cohorts }) })
+        Ok(Self { shared: Arc::new(Shared { core, maintenance, cohorts, settled }) })
     }
 
     /// Returns the table of a cohort, which holds nothing if the cohort is not known here. Every
     /// call for the same cohort returns a handle of the same table; `range` counts for the first.
     pub fn cohort(&self, id: CohortId, range: KeyRange) -> Result<CohortTable, TableError> {
-        let mut cohorts = self.shared.cohorts.lock();
-        if let Some(table) = cohorts.open.get(&id) {
-            return Ok(table.clone());
-        }
-        let meta = cohorts.on_disk.get(&id).copied();
+        let _busy = self.shared.occupy(id);
+        let meta = {
+            let cohorts = self.shared.cohorts.lock();
+            if let Some(table) = cohorts.open.get(&id) {
+                return Ok(table.clone());
+            }
+            cohorts.on_disk.get(&id).copied()
+        };
         let table = CohortTable::open(Arc::clone(&self.shared.core), id, range, meta)?;
+        let mut cohorts = self.shared.cohorts.lock();
         cohorts.on_disk.remove(&id);
         cohorts.open.insert(id, table.clone());
         Ok(table)
@@ -139,11 +172,16 @@ impl Tables {
     /// [`TableError::Dropped`] from now on.
     pub fn drop_cohort(&self, id: CohortId) -> Result<(), TableError> {
         let core = &self.shared.core;
-        let mut cohorts = self.shared.cohorts.lock();
-        if let Some(table) = cohorts.open.get(&id) {
-            table.set_dropped();
-        } else if !cohorts.on_disk.contains_key(&id) {
-            return Ok(());
+        let _busy = self.shared.occupy(id);
+        let (open, is_on_disk) = {
+            let cohorts = self.shared.cohorts.lock();
+            (cohorts.open.get(&id).cloned(), cohorts.on_disk.contains_key(&id))
+        };
+        match open {
+            // Waits for the reads that are under way.
+            Some(table) => table.set_dropped(),
+            None if is_on_disk => {}
+            None => return Ok(()),
         }
         // Without its meta row the rest is rubbish, which the next start removes if this does not.
         let mut batch = WriteBatch::default();
@@ -152,6 +190,7 @@ impl Tables {
         core.remove_points(id);
         core.remove_span(&keys::cohort_span(id))?;
         core.flush()?;
+        let mut cohorts = self.shared.cohorts.lock();
         cohorts.open.remove(&id);
         cohorts.on_disk.remove(&id);
         Ok(())
@@ -197,7 +236,9 @@ impl Tables {
             Err(TableError::Closed) => Ok(()),
             result => result,
         };
-        drop(self.shared.maintenance.lock().take());
+        let maintenance = self.shared.maintenance.lock().take();
+        // Ends its threads, which may be at the disk.
+        drop(maintenance);
         self.shared.core.forget_listeners();
         flushed
     }

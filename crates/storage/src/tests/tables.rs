@@ -2,8 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::*;
 use crate::TableError;
@@ -16,6 +20,7 @@ for_each_engine!(
     writes_after_a_restart_win_over_those_before,
     cohorts_do_not_meet,
     a_dropped_cohort_is_gone,
+    a_cohort_that_takes_long_to_drop_holds_up_no_other,
     leftovers_of_other_generations_are_removed,
     closed_tables_take_nothing,
     enough_writes_start_a_flush,
@@ -169,7 +174,7 @@ fn closed_tables_take_nothing(engine: Engine) {
 
 fn enough_writes_start_a_flush(engine: Engine) {
     let fixture = Fixture::new(engine);
-    let (sender, flushed) = std::sync::mpsc::channel();
+    let (sender, flushed) = mpsc::channel();
     fixture.tables().on_flush(Box::new(move || {
         // Nobody listens any more once the test has seen enough.
         let _ignored = sender.send(());
@@ -179,7 +184,7 @@ fn enough_writes_start_a_flush(engine: Engine) {
         assert!(table.applied().seq < 10_000, "nothing is flushed");
         apply(&table, vec![put("k", &"x".repeat(1000))]);
     }
-    flushed.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+    flushed.recv_timeout(Duration::from_secs(20)).unwrap();
     let metrics = fixture.tables().metrics();
     assert!(metrics.flushes >= 1 && metrics.written_bytes > 64 * 1024, "{metrics:?}");
     assert!(metrics.disk_bytes > 0, "{metrics:?}");
@@ -243,4 +248,40 @@ fn damaged_rows_are_errors(engine: Engine) {
     drop(tables);
     let refused = Tables::open(dir.path(), options).map(drop).unwrap_err();
     assert!(matches!(refused, TableError::Corrupt { cohort: CohortId(3), .. }), "{refused}");
+}
+
+/// The removal of many rows and the flush after it take their time, and only what comes for that
+/// cohort waits for them.
+fn a_cohort_that_takes_long_to_drop_holds_up_no_other(engine: Engine) {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let fixture = Fixture::new(engine);
+    let tables = fixture.tables();
+    apply(&fixture.cohort(), vec![put("a", "1")]);
+    let (entered, has_entered) = mpsc::sync_channel(64);
+    let (release, is_released) = mpsc::channel::<()>();
+    let is_released = Mutex::new(is_released);
+    tables.on_flush(Box::new(move || {
+        // The flush at the end of the removal is the first.
+        let _full = entered.try_send(());
+        let _ended = is_released.lock().recv_timeout(PATIENCE);
+    }));
+    thread::scope(|scope| {
+        scope.spawn(|| tables.drop_cohort(COHORT).unwrap());
+        has_entered.recv_timeout(PATIENCE).unwrap();
+        let (opened, is_opened) = mpsc::channel();
+        scope.spawn(move || {
+            let other = tables.cohort(CohortId(2), KeyRange::all()).unwrap();
+            apply(&other, vec![put("b", "2")]);
+            opened.send((tables.cohorts(), get(&other, "b"))).unwrap();
+        });
+        let (again, is_again) = mpsc::channel();
+        let fixture = &fixture;
+        scope.spawn(move || again.send(get(&fixture.cohort(), "a")).unwrap());
+        let opened = is_opened.recv_timeout(PATIENCE / 2);
+        let waits = is_again.try_recv();
+        drop(release);
+        assert_eq!(opened.unwrap(), (vec![COHORT, CohortId(2)], Some(("2".into(), 1))));
+        assert_eq!(waits, Err(mpsc::TryRecvError::Empty), "it was opened while it was removed");
+        assert_eq!(is_again.recv_timeout(PATIENCE).unwrap(), None);
+    });
 }

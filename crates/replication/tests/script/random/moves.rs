@@ -1,7 +1,7 @@
-//! Moves of the network, of disks and of a late coordinator that need no crash; and faults that last
-//! while the rest must serve.
+//! Moves of the network, of disks and of a late coordinator that need no crash.
 
-use super::{KEYS, Numbers, Run, Trial};
+use super::steps::KEYS;
+use super::{Numbers, Run, Trial};
 use crate::script::Command;
 use crate::script::network::Way;
 
@@ -33,7 +33,7 @@ pub(super) enum Move {
     Isolate(u64),
     /// As many writes as several pieces of the log hold.
     Flood,
-    /// All give up the log that their tables hold: who comes back needs a snapshot.
+    /// All give up the log that their tables hold: one that comes back needs a snapshot.
     ReleaseAll,
 }
 
@@ -57,43 +57,6 @@ pub(super) fn pick(numbers: &mut Numbers, nodes: u64) -> Move {
         _ => Move::ReleaseAll,
     }
 }
-
-/// A fault of one node that lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lasting {
-    Crash,
-    Pause,
-    /// Nothing reaches it, or reaches others from it.
-    Partition,
-    /// It hears no other node, by all lanes or by the data lane.
-    Deaf(Option<Way>),
-    /// No other node hears it, by all lanes or by the data lane.
-    Mute(Option<Way>),
-    Disk,
-    Table,
-    Coordinator,
-}
-
-impl Lasting {
-    /// Returns one of them.
-    pub(super) fn any(numbers: &mut Numbers) -> Self {
-        match numbers.below(10) {
-            0 => Self::Crash,
-            1 => Self::Pause,
-            2 => Self::Partition,
-            3 => Self::Deaf(None),
-            4 => Self::Deaf(Some(Way::Data)),
-            5 => Self::Mute(None),
-            6 => Self::Mute(Some(Way::Data)),
-            7 => Self::Disk,
-            8 => Self::Table,
-            _ => Self::Coordinator,
-        }
-    }
-}
-
-/// How long a cluster has to get around a fault of one of its nodes, in milliseconds.
-const GETS_AROUND_IN: u64 = 8000;
 
 impl<S: Trial> Run<S> {
     pub(super) fn make(&mut self, step: Move) {
@@ -156,7 +119,7 @@ impl<S: Trial> Run<S> {
         self.execute(format!("sender {node} {what}"), &Command::Sender(node, what.into(), None));
     }
 
-    fn table(&mut self, node: u64, is_stalled: bool) {
+    pub(super) fn table(&mut self, node: u64, is_stalled: bool) {
         let what = if is_stalled { "stall" } else { "resume" };
         self.execute(format!("table {node} {what}"), &Command::Table(node, what.into()));
     }
@@ -177,50 +140,6 @@ impl<S: Trial> Run<S> {
             for other in (1..=self.nodes).filter(|other| *other != node) {
                 self.peer_alive(node, other);
             }
-        }
-    }
-
-    /// Has one node suffer from a fault, and sees the others serve.
-    pub(super) fn serve_in_spite_of(&mut self, fault: Lasting, node: Option<u64>) {
-        let node = node.unwrap_or_else(|| self.leader());
-        self.suffer(fault, node);
-        self.run(100);
-        // What waits at a leader shows that it does not get on.
-        self.put(self.leader(), "a");
-        self.run(GETS_AROUND_IN);
-        let acknowledged = self.runner.invariants().acknowledged;
-        let leader = self.leader();
-        self.put(leader, "b");
-        self.run(1000);
-        assert!(
-            self.runner.invariants().acknowledged > acknowledged,
-            "the rest does not serve: a put at n{leader} is not acknowledged, {fault:?} at n{node}"
-        );
-        let answered = self.runner.invariants().answered;
-        self.get(leader, "b");
-        self.run(500);
-        assert!(
-            self.runner.invariants().answered > answered,
-            "the rest does not serve: n{leader} does not read, {fault:?} at n{node}"
-        );
-        if fault == Lasting::Pause {
-            self.execute(format!("resume {node}"), &Command::Resume(node));
-        }
-    }
-
-    fn suffer(&mut self, fault: Lasting, node: u64) {
-        let others: Vec<u64> = (1..=self.nodes).filter(|other| *other != node).collect();
-        match fault {
-            Lasting::Crash => self.execute(format!("crash {node}"), &Command::Crash(node)),
-            Lasting::Pause => self.execute(format!("pause {node}"), &Command::Pause(node)),
-            Lasting::Partition => {
-                self.execute(format!("partition {node}"), &Command::Partition(vec![node]));
-            }
-            Lasting::Deaf(lane) => others.iter().for_each(|other| self.cut(*other, node, lane)),
-            Lasting::Mute(lane) => others.iter().for_each(|other| self.cut(node, *other, lane)),
-            Lasting::Disk => self.take(super::Step::Disk(node, true)),
-            Lasting::Table => self.table(node, true),
-            Lasting::Coordinator => self.take(super::Step::CutCoordinator(node)),
         }
     }
 }

@@ -8,9 +8,10 @@ use trireme_replication::core::{Effect, Event, Message, Reply, Ticket};
 use trireme_replication::{ErrorClass, Role};
 use trireme_types::{Lsn, NodeId};
 
-use super::super::invariants::{CORE_IS_VALID, LOGS_MATCH, POINTERS_ARE_ORDERED};
+use super::super::invariants::{Disks, cores, log_matching};
+use super::super::mistakes::Mistake;
 use super::super::network::{Content, Envelope, Way};
-use super::super::node::{Answer, Asked, Live, Node, Piece, SEND_LOG_ENTRIES_MAX};
+use super::super::node::{Asked, Live, Node, Piece, SEND_LOG_ENTRIES_MAX};
 use super::super::{ScriptCoordinator, Subject, format};
 use super::Runner;
 
@@ -37,8 +38,10 @@ impl<S: Subject> Runner<S> {
         let id = node.id;
         let Some(ticket) = node.ask(asked.clone(), event) else { return Ok(()) };
         match asked {
-            Asked::Write { changes } => self.invariants.write_asked((id, ticket), &changes),
-            Asked::Read { .. } => self.invariants.read_asked((id, ticket)),
+            Asked::Write { changes, request } => {
+                self.invariants.history.write_asked((id, ticket), request, &changes);
+            }
+            Asked::Read { .. } => self.invariants.history.read_asked((id, ticket)),
             Asked::Other | Asked::Snapshot { .. } => {}
         }
         self.settle(id);
@@ -70,15 +73,10 @@ impl<S: Subject> Runner<S> {
                 self.perform(id, effect, "leaves");
                 continue;
             }
-            let (worked, answer) = self.live_or_dead(id).work();
-            if let Some(Answer { ticket, lsn, text }) = answer {
-                self.print_effect(id, &text);
-                let replicas = self.coordinator.replicas();
-                self.invariants.acknowledged((id, ticket), lsn, self.now, &self.nodes, replicas);
-                if let Some(least) = self.cluster.options.get("min") {
-                    let least = least.parse().expect("a number");
-                    self.invariants.has_least((id, ticket), lsn, least, &self.nodes);
-                }
+            let (now, install) = (self.now, self.install);
+            let (worked, answer) = self.live_or_dead(id).work(now, install);
+            if let Some(answer) = answer {
+                self.acknowledged(id, &answer);
             }
             if !worked {
                 return;
@@ -91,11 +89,12 @@ impl<S: Subject> Runner<S> {
         let now = self.clocks.local(id, self.now);
         let Some(live) = &mut self.live_or_dead(id).live else { return false };
         let Some(event) = live.events.pop_front() else { return false };
-        let text = format::event(&event);
-        self.print(id, &text);
-        if let Some(live) = &mut self.live_or_dead(id).live {
-            live.core.handle(now, event);
+        if !self.is_quiet {
+            let text = format::event(&event);
+            self.print(id, &text);
         }
+        let Some(live) = &mut self.live_or_dead(id).live else { return false };
+        live.core.handle(now, event);
         true
     }
 
@@ -107,8 +106,10 @@ impl<S: Subject> Runner<S> {
         for effect in effects {
             match format::condition(&effect) {
                 Some(when) if !self.nodes[&id].holds(when) => {
-                    let text = format::effect(&effect, "send");
-                    self.print_effect(id, &format!("{text} when {when}"));
+                    if !self.is_quiet {
+                        let text = format::effect(&effect, "send");
+                        self.print_effect(id, &format!("{text} when {when}"));
+                    }
                     self.live_or_dead(id).keep(when, effect);
                 }
                 _ => self.perform(id, effect, "send"),
@@ -117,7 +118,7 @@ impl<S: Subject> Runner<S> {
     }
 
     pub(super) fn perform(&mut self, id: NodeId, effect: Effect<S>, verb: &str) {
-        let text = format::effect(&effect, verb);
+        let text = self.shown(|| format::effect(&effect, verb));
         match effect {
             Effect::Persist(write) => {
                 let io = self.live_or_dead(id).disk.write(write);
@@ -125,7 +126,8 @@ impl<S: Subject> Runner<S> {
             }
             Effect::Send { to, lane, message, .. } => {
                 let content = Content::Message(message.encode());
-                self.send_by(lane.into(), id, to, content, message.to_string(), verb);
+                let text = self.shown(|| message.to_string());
+                self.send_by(lane.into(), id, to, content, text, verb);
             }
             Effect::SendLog { to, previous, seqs, context, .. } => {
                 self.print_effect(id, &text);
@@ -137,7 +139,7 @@ impl<S: Subject> Runner<S> {
             }
             Effect::SendSnapshot { to, message, .. } => {
                 let table = self.nodes[&id].table.clone();
-                let shown = format!("snapshot at {}: {message}", table.applied);
+                let shown = self.shown(|| format!("snapshot at {}: {message}", table.applied));
                 let content = Content::Snapshot { message: message.encode(), table };
                 if !self.send(id, to, content, shown, verb) {
                     self.queue(id, Event::SnapshotSent { to, answer: None });
@@ -158,15 +160,26 @@ impl<S: Subject> Runner<S> {
                 assert!(node.table.applied.seq < lsn.seq, "{lsn} was applied before its reply");
                 let live = node.live.as_mut().expect("its core had an effect");
                 live.proposals.insert(lsn.seq, (lsn, ticket));
+                if let Some(least) = self.cluster.number("min") {
+                    let least = usize::try_from(least).expect("a small number");
+                    Disks::has_least(id, lsn, least, &self.nodes);
+                }
             }
-            Effect::Reply { ticket, reply, .. } => self.answer(id, ticket, &reply),
+            Effect::Reply { ticket, reply, .. } => {
+                self.answer(id, ticket, &reply);
+                if self.cluster.mistake() == Some(Mistake::AnswersTwice) {
+                    self.answer(id, ticket, &reply);
+                }
+            }
             Effect::Coordinate { request, .. } => {
                 self.print_effect(id, &text);
                 self.coordinator.request(id, request);
             }
             Effect::EndReads => {
                 self.print_effect(id, &text);
-                self.invariants.reads_no_more(id);
+                if self.cluster.mistake() != Some(Mistake::IgnoresEndOfReads) {
+                    self.invariants.rights.reads_no_more(id);
+                }
             }
         }
     }
@@ -176,12 +189,19 @@ impl<S: Subject> Runner<S> {
         let disk = &self.nodes[&id].disk;
         let is_preceded = disk.memory.lsn_at(previous.seq) == Some(previous);
         let entries_max = if is_preceded { SEND_LOG_ENTRIES_MAX } else { 0 };
-        let entries = disk.read(seqs.clone(), entries_max);
+        let mut entries = disk.read(seqs.clone(), entries_max);
+        if let ([first, second, ..], Some(Mistake::MixesEntries)) =
+            (&mut entries[..], self.cluster.mistake())
+        {
+            std::mem::swap(&mut first.payload, &mut second.payload);
+            std::mem::swap(&mut first.kind, &mut second.kind);
+        }
         let next = seqs.start + entries.len() as u64;
         if !entries.is_empty() {
             let message = S::entries_message(context, entries);
             let content = Content::Message(message.encode());
-            self.send(id, to, content, message.to_string(), verb);
+            let text = self.shown(|| message.to_string());
+            self.send(id, to, content, text, verb);
         }
         self.queue(id, Event::LogSent { to, seqs, next });
     }
@@ -206,13 +226,16 @@ impl<S: Subject> Runner<S> {
                 let value = self.nodes[&id].table.value(&key);
                 let value = value.map(|value| value.escape_ascii().to_string());
                 let until = until.map(|until| self.clocks.global(id, until));
-                self.invariants.may_read(id, until, self.now);
-                self.invariants.found(caller, &key, value.as_deref());
+                self.invariants.rights.may_read(id, until, self.now);
+                self.invariants.history.found(caller, &key, value.as_deref());
             }
-            (_, Reply::Error(error)) if error.class() == ErrorClass::Unknown => {
-                self.invariants.unanswered(caller);
+            (_, Reply::Error(error))
+                if error.class() == ErrorClass::Unknown
+                    && self.cluster.mistake() != Some(Mistake::UnknownIsRefused) =>
+            {
+                self.invariants.history.unanswered(caller);
             }
-            (_, Reply::Error(_)) => self.invariants.refused(caller),
+            (_, Reply::Error(_)) => self.invariants.history.refused(caller),
             _ => {}
         }
     }
@@ -224,35 +247,9 @@ impl<S: Subject> Runner<S> {
         for seq in live.committed.seq + 1..=upto.seq {
             let entry = node.disk.memory.entries.get(&seq);
             let entry = entry.unwrap_or_else(|| panic!("{id} commits {seq} and lacks it"));
-            self.invariants.commits(id, entry);
+            self.invariants.agreement.commits(id, entry);
         }
         live.committed = live.committed.max(upto);
-    }
-
-    /// Checks that two logs which hold the same entry hold the same before it, and that an address
-    /// names one entry.
-    fn check_logs(&self, id: NodeId) {
-        if !S::LOGS_MATCH {
-            return;
-        }
-        let mine = &self.nodes[&id].disk.memory;
-        for (other, node) in self.nodes.iter().filter(|(other, _)| **other != id) {
-            let theirs = &node.disk.memory;
-            let mut has_matched = false;
-            for (seq, entry) in mine.entries.iter().rev() {
-                let Some(their) = theirs.entries.get(seq) else { continue };
-                let (lsn, their_lsn) = (entry.lsn, their.lsn);
-                assert!(
-                    their == entry || lsn != their_lsn,
-                    "{LOGS_MATCH}: {id}, {other}: two {lsn}"
-                );
-                assert!(
-                    their == entry || !has_matched,
-                    "{LOGS_MATCH}: {id} has {lsn} and {other} {their_lsn} before what both have"
-                );
-                has_matched |= their == entry;
-            }
-        }
     }
 
     /// Checks what must hold of every replica whose core has been told everything.
@@ -260,20 +257,18 @@ impl<S: Subject> Runner<S> {
         let Some(status) = self.nodes[&id].status() else { return };
         self.live_or_dead(id).is_learner = status.role == Role::Learner;
         if status.role == Role::Leader {
-            self.invariants.leads(id, status.epoch);
+            self.invariants.leaders.leads(id, status.epoch);
         }
         if self.nodes[&id].live.as_ref().is_some_and(|live| !live.events.is_empty()) {
             return;
         }
-        self.check_logs(id);
-        let core = self.nodes[&id].live.as_ref().map(|live| &live.core);
-        if let Some(Err(rule)) = core.map(S::validate) {
-            panic!("{CORE_IS_VALID}: {id}: {rule}");
+        if self.live_or_dead(id).has_changed() {
+            log_matching::check(id, &self.nodes);
         }
-        let is_ordered = status.applied.seq <= status.committed.seq
-            && status.committed.seq <= status.last.seq
-            && status.last == self.nodes[&id].disk.memory.last();
-        assert!(is_ordered, "{POINTERS_ARE_ORDERED}: {status}");
+        let node = &self.nodes[&id];
+        if let Some(live) = &node.live {
+            cores::check(id, &live.core, &status, node.disk.memory.last());
+        }
     }
 
     pub(super) fn send(
@@ -297,15 +292,13 @@ impl<S: Subject> Runner<S> {
         text: String,
         verb: &str,
     ) -> bool {
-        let line = format!("{verb} {to}");
-        match self.network.send(Envelope { from, to, content, way, text: text.clone() }) {
-            Some(number) => self.print_effect(from, &format!("{line} #{number}: {text}")),
-            None => {
-                self.print_effect(from, &format!("{line} (lost): {text}"));
-                return false;
-            }
+        let shown = self.shown(|| text.clone());
+        let number = self.network.send(Envelope { from, to, content, way, text });
+        if !self.is_quiet {
+            let number = number.map_or("(lost)".into(), |number| format!("#{number}"));
+            self.print_effect(from, &format!("{verb} {to} {number}: {shown}"));
         }
-        true
+        number.is_some()
     }
 
     pub(super) fn deliver(&mut self, id: u64, envelope: Envelope) {
@@ -335,7 +328,7 @@ impl<S: Subject> Runner<S> {
 
     pub(super) fn lose(&mut self, id: u64, envelope: Envelope) {
         let Envelope { from, to, content, text, .. } = envelope;
-        self.print_line(&format!("#{id} {from} -> {to} is lost: {text}"));
+        self.print_line(&self.shown(|| format!("#{id} {from} -> {to} is lost: {text}")));
         // Snapshots go over connections of their own, so their senders learn of a loss.
         match content {
             Content::Message(_) => {}
@@ -389,11 +382,16 @@ impl<S: Subject> Runner<S> {
     }
 
     pub(super) fn print(&mut self, id: NodeId, text: &str) {
-        self.print_line(&format!("{id} {text}"));
+        self.print_line(&self.shown(|| format!("{id} {text}")));
     }
 
     pub(super) fn print_effect(&mut self, id: NodeId, text: &str) {
-        self.print_line(&format!("{id}   {text}"));
+        self.print_line(&self.shown(|| format!("{id}   {text}")));
+    }
+
+    /// Returns what is to be printed, or nothing if nothing is: most of a quiet run's time went there.
+    pub(super) fn shown(&self, text: impl FnOnce() -> String) -> String {
+        if self.is_quiet { String::new() } else { text() }
     }
 
     #[expect(clippy::print_stdout, reason = "it is what a loud runner is for")]
