@@ -6,15 +6,16 @@
 //! do not change, which says who they are as well as all would.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use trireme_coordinator::recipes::catalog::Catalog;
 use trireme_coordinator::recipes::election::Election;
-use trireme_coordinator::recipes::knowledge::{Knowledge, note_compared, restore_record};
-use trireme_coordinator::recipes::membership::NodeInfo;
+use trireme_coordinator::recipes::knowledge::{Knowledge, give_up, note_compared, restore_record};
+use trireme_coordinator::recipes::membership::{Membership, NodeInfo};
 use trireme_coordinator::{Coordinator, CoordinatorOptions};
 use trireme_server::{DataFolder, KnowsMore, NodeMemory, ask_at, knows_more};
 use trireme_types::{ClusterId, CohortConfig, CohortId, Epoch, NodeId};
@@ -23,12 +24,6 @@ use super::{UsageError, output};
 
 /// How long a node may take to say what it knows.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What the record of a node says whose folder is lost: no folder that comes is the one that was known.
-const LOST_FOLDER: &str = "lost";
-
-/// Its address, which leads nowhere.
-const LOST_ADDRESS: &str = "lost.invalid:1";
 
 /// Options of `trireme coordinator rebuild`.
 #[derive(Args)]
@@ -39,8 +34,8 @@ pub(crate) struct RebuildArgs {
     /// The coordinator's endpoints.
     #[arg(long, value_name = "URL", value_delimiter = ',', required = true)]
     coordinator: Vec<String>,
-    /// Nodes whose data are lost for good, so that what they knew cannot be had. Writes that only they
-    /// held are lost.
+    /// Nodes whose data is lost for good: what they knew is not waited for, and writes that only they
+    /// held are lost. Each comes back with an empty folder only.
     #[arg(long, value_name = "N", value_delimiter = ',')]
     without: Vec<NodeId>,
 }
@@ -60,6 +55,10 @@ impl RebuildArgs {
                 remembered.add_answer(from).await?;
             }
         }
+        if let Some(node) = self.without.iter().find(|node| remembered.records.contains_key(node)) {
+            let reason = format!("{node} is given by --from and by --without");
+            return Err(UsageError(reason).into());
+        }
         let endpoints = self.coordinator.join(",");
         let context = || format!("the coordinator at {endpoints}");
         let options = CoordinatorOptions::new(self.coordinator.clone());
@@ -67,6 +66,10 @@ impl RebuildArgs {
         let done =
             remembered.bring_back(&coordinator, &self.without).await.with_context(context)?;
         coordinator.close().await.with_context(context)?;
+        for warning in remembered.without_a_majority(&self.without)? {
+            // There is nowhere left to say that stderr cannot be written.
+            let _unwritten = writeln!(io::stderr(), "trireme: {warning}");
+        }
         let Knowledge { cluster, map, .. } = remembered.known()?;
         let ranges = map.ranges().len();
         Ok(output::line(format!("{} cluster={cluster} ranges={ranges}", done.name()))?)
@@ -210,25 +213,35 @@ impl Remembered {
         }
         let known = self.known()?;
         let missing = self.missing_for(known, without);
+        let members = Membership::new(coordinator).list().await?;
+        if let Some(member) = members.iter().find(|it| it.is_alive() && without.contains(&it.id)) {
+            let (id, address) = (member.id, &member.info.address);
+            bail!(
+                "{id} cannot be given up: it has a session, and runs at {address} or did so until a \
+                 moment ago"
+            );
+        }
         let done = if is_lost {
             if !missing.is_empty() {
                 bail!(
                     "it has lost the cluster, and what {} knows is missing to bring it back{}",
-                    names(&missing),
+                    names(missing.iter().copied()),
                     self.where_they_should_be(&missing),
                 );
             }
             // Before there is a cluster that nodes could come to: an empty folder must not pass for
             // that of a node that had something.
             self.restore_records(coordinator, known).await?;
+            Self::give_up(coordinator, known, without).await?;
             known.create(coordinator).await?;
             // Somebody may have been faster, with less.
             known.bring_forward(coordinator).await?;
             Brought::Created
-        } else if known.bring_forward(coordinator).await? {
-            Brought::Forward
         } else {
-            Brought::Unchanged
+            // Before somebody goes on without what they know.
+            Self::give_up(coordinator, known, without).await?;
+            let is_older = known.bring_forward(coordinator).await?;
+            if is_older { Brought::Forward } else { Brought::Unchanged }
         };
         for (&cohort, &epoch) in &self.promised {
             // The epoch alone is changed, for which no node has to stand.
@@ -247,7 +260,9 @@ impl Remembered {
             |node: &NodeId| !self.records.contains_key(node) && !without.contains(node);
         let missing = |config: &CohortConfig| -> Vec<NodeId> {
             let missing: Vec<_> = config.replicas.iter().copied().filter(is_missing).collect();
-            let has_majority = config.replicas.len() - missing.len() > config.replicas.len() / 2;
+            // Those that are given up count as silent, not as heard.
+            let heard = config.replicas.iter().filter(|node| self.records.contains_key(node));
+            let has_majority = heard.count() > config.replicas.len() / 2;
             let is_fixed = knows_more(config.protocol) != KnowsMore::All;
             if is_fixed && has_majority { Vec::new() } else { missing }
         };
@@ -274,14 +289,52 @@ impl Remembered {
         known: &Knowledge,
     ) -> anyhow::Result<()> {
         for node in known.members() {
-            let lost = NodeInfo { folder: LOST_FOLDER.to_owned(), ..NodeInfo::new(LOST_ADDRESS) };
-            let record = self.records.get(&node).cloned().unwrap_or(lost);
+            let record = self.records.get(&node).cloned();
+            let record = record.unwrap_or_else(NodeInfo::with_unknown_folder);
             restore_record(coordinator, node, &record).await?;
         }
         Ok(())
     }
+
+    /// Records that the data of nodes are given up. What such a node knows may be newer than what the
+    /// cluster goes on with, and would replace it if it came back as if nothing had happened.
+    async fn give_up(
+        coordinator: &Coordinator,
+        known: &Knowledge,
+        without: &[NodeId],
+    ) -> anyhow::Result<()> {
+        let records = Membership::new(coordinator).list().await?;
+        let is_done = |id: NodeId| records.iter().any(|it| it.id == id && it.info.is_given_up());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let info = NodeInfo::given_up(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        let is_recorded = |id: NodeId| records.iter().any(|it| it.id == id);
+        let members: BTreeSet<_> = known.members().collect();
+        let nodes = without.iter().copied();
+        // A node that nobody knows leaves nothing to be mistaken for.
+        for node in nodes.filter(|id| (members.contains(id) || is_recorded(*id)) && !is_done(*id)) {
+            give_up(coordinator, node, &info).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns what is to be known of the cohorts that keep too few replicas to serve.
+    fn without_a_majority(&self, without: &[NodeId]) -> anyhow::Result<Vec<String>> {
+        let warning = |config: &CohortConfig| {
+            let (all, cohort) = (config.replicas.len(), config.cohort);
+            let kept = config.replicas.iter().filter(|node| !without.contains(node)).count();
+            let is_stuck = knows_more(config.protocol) != KnowsMore::All && kept <= all / 2;
+            is_stuck.then(|| {
+                let protocol = config.protocol;
+                format!(
+                    "cohort {cohort} ({protocol}) keeps {kept} of its {all} replicas, fewer than a \
+                     majority: it serves only timeline reads until more of them are found"
+                )
+            })
+        };
+        Ok(self.known()?.configs.values().filter_map(warning).collect())
+    }
 }
 
-fn names(nodes: &BTreeSet<NodeId>) -> String {
-    nodes.iter().map(|node| format!("node {node}")).collect::<Vec<_>>().join(", ")
+fn names(nodes: impl IntoIterator<Item = NodeId>) -> String {
+    nodes.into_iter().map(|node| node.to_string()).collect::<Vec<_>>().join(", ")
 }

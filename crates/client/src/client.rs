@@ -10,12 +10,12 @@ use trireme_proto::v1::response;
 use trireme_proto::{convert, v1};
 use trireme_types::{CohortId, Condition, Consistency, Lsn, NodeId, Outcome, Version};
 
-use crate::drive::drive;
 use crate::node::NodeHandle;
+use crate::request::Request;
+use crate::retry_loop::perform;
 use crate::route_table::RouteTable;
 use crate::routes::{Preference, Routes};
 use crate::scan::{Scan, ScanRange};
-use crate::work::Work;
 use crate::{ClientError, ClientOptions, Place};
 
 /// How far ahead a deadline may lie: further is as good as never, and sums of times stay in range.
@@ -147,13 +147,13 @@ impl Client {
         key: impl Into<Bytes>,
         options: ReadOptions,
     ) -> Result<Read, ClientError> {
-        let work = Work::Get { key: key.into(), consistency: options.consistency };
-        match self.run(&work, options.deadline).await? {
+        let request = Request::Get { key: key.into(), consistency: options.consistency };
+        match self.run(&request, options.deadline).await? {
             response::Result::Get(got) => Ok(Read {
                 value: got.row.map(|row| Value { value: row.value, version: Version(row.version) }),
                 freshness: got.freshness.map(freshness),
             }),
-            _ => Err(self.stray_answer(&work)),
+            _ => Err(self.stray_answer(&request)),
         }
     }
 
@@ -167,8 +167,8 @@ impl Client {
         match self.put_if(key.clone(), value.into(), Condition::None).await? {
             Conditional::Done(version) => Ok(version),
             Conditional::Failed { .. } => {
-                let work = Work::Put { key, value: Bytes::new(), condition: Condition::None };
-                Err(self.stray_answer(&work))
+                let request = Request::Put { key, value: Bytes::new(), condition: Condition::None };
+                Err(self.stray_answer(&request))
             }
         }
     }
@@ -194,10 +194,10 @@ impl Client {
 
     /// Takes the value of `key` away and says whether it had one.
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<bool, ClientError> {
-        let work = Work::Delete { key: key.into(), condition: Condition::None };
-        match self.write(&work).await? {
+        let request = Request::Delete { key: key.into(), condition: Condition::None };
+        match self.write(&request).await? {
             Outcome::Deleted { existed } => Ok(existed),
-            _ => Err(self.stray_answer(&work)),
+            _ => Err(self.stray_answer(&request)),
         }
     }
 
@@ -207,11 +207,11 @@ impl Client {
         key: impl Into<Bytes>,
         version: Version,
     ) -> Result<Conditional<()>, ClientError> {
-        let work = Work::Delete { key: key.into(), condition: Condition::Version(version) };
-        match self.write(&work).await? {
+        let request = Request::Delete { key: key.into(), condition: Condition::Version(version) };
+        match self.write(&request).await? {
             Outcome::Deleted { .. } => Ok(Conditional::Done(())),
             Outcome::ConditionFailed { current } => Ok(Conditional::Failed { current }),
-            _ => Err(self.stray_answer(&work)),
+            _ => Err(self.stray_answer(&request)),
         }
     }
 
@@ -271,16 +271,17 @@ impl Client {
         &self.inner.options
     }
 
-    /// Does one piece of work within `deadline`, or the client's own.
+    /// Performs one request within `deadline`, or the client's own.
     pub(crate) async fn run(
         &self,
-        work: &Work,
+        request: &Request,
         deadline: Option<Duration>,
     ) -> Result<response::Result, ClientError> {
         let Inner { options, routes, turns } = &*self.inner;
-        let turn = if work.suits_any_replica() { turns.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let turn =
+            if request.suits_any_replica() { turns.fetch_add(1, Ordering::Relaxed) } else { 0 };
         let deadline = Instant::now() + deadline.unwrap_or(options.deadline).min(DEADLINE_MAX);
-        drive(routes, options, turn, work, deadline).await
+        perform(routes, options, turn, request, deadline).await
     }
 
     async fn put_if(
@@ -289,32 +290,32 @@ impl Client {
         value: Bytes,
         condition: Condition,
     ) -> Result<Conditional<Version>, ClientError> {
-        let work = Work::Put { key, value, condition };
-        match self.write(&work).await? {
+        let request = Request::Put { key, value, condition };
+        match self.write(&request).await? {
             Outcome::Put { version } => Ok(Conditional::Done(version)),
             Outcome::ConditionFailed { current } => Ok(Conditional::Failed { current }),
-            _ => Err(self.stray_answer(&work)),
+            _ => Err(self.stray_answer(&request)),
         }
     }
 
-    async fn write(&self, work: &Work) -> Result<Outcome, ClientError> {
-        let outcome = match self.run(work, None).await? {
+    async fn write(&self, request: &Request) -> Result<Outcome, ClientError> {
+        let outcome = match self.run(request, None).await? {
             response::Result::Put(put) => convert::put_outcome(put),
             response::Result::Delete(deleted) => convert::delete_outcome(deleted),
-            _ => return Err(self.stray_answer(work)),
+            _ => return Err(self.stray_answer(request)),
         };
-        outcome.map_err(|error| self.meaningless(work, error.to_string()))
+        outcome.map_err(|error| self.meaningless(request, error.to_string()))
     }
 
-    fn stray_answer(&self, work: &Work) -> ClientError {
-        self.meaningless(work, "it is one to another kind of request".to_owned())
+    fn stray_answer(&self, request: &Request) -> ClientError {
+        self.meaningless(request, "it is one to another kind of request".to_owned())
     }
 
     /// Returns what to tell the caller of an answer that the server should not have given.
-    pub(crate) fn meaningless(&self, work: &Work, reason: String) -> ClientError {
-        let (route, _) = self.inner.routes.find(work.position());
+    pub(crate) fn meaningless(&self, request: &Request, reason: String) -> ClientError {
+        let (route, _) = self.inner.routes.find(request.position());
         let place = Place { cohort: route.descriptor.cohort, node: route.leader() };
-        if work.is_write() {
+        if request.is_write() {
             ClientError::Ambiguous { place, reason: format!("a meaningless answer: {reason}") }
         } else {
             ClientError::Malformed { place, reason }

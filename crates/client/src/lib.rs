@@ -3,17 +3,17 @@
 mod backoff;
 mod call;
 mod client;
-mod drive;
 mod error;
 mod node;
 mod options;
+mod request;
+mod retry_loop;
 mod route_table;
 mod routes;
 mod scan;
 mod session;
 mod stream;
 mod unanswered;
-mod work;
 
 pub use bytes::Bytes;
 pub use trireme_proto::v1::{LogStatus, Measures, NodeStatus, ReplicaStatus};

@@ -24,7 +24,7 @@ pub struct ClientOptions {
     /// How long to wait for one answer before looking whether the cohort has moved and asking
     /// again; doubled each time, within the deadline. Shorter leaves a silent node sooner, longer
     /// asks a slow one less often. Default: 1 s.
-    pub patience: Duration,
+    pub attempt_timeout: Duration,
     /// How long opening a connection or asking for the routes may take. Default: 2 s.
     pub connect_timeout: Duration,
     /// The pause before the second try of an operation; it doubles with each further one. A third
@@ -66,7 +66,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             deadline: Duration::from_secs(10),
-            patience: Duration::from_secs(1),
+            attempt_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(2),
             backoff_min: Duration::from_millis(5),
             backoff_max: Duration::from_millis(200),
@@ -88,7 +88,7 @@ impl ClientOptions {
     pub fn validate(&self) -> Result<(), ClientError> {
         for (name, duration) in [
             ("deadline", self.deadline),
-            ("patience", self.patience),
+            ("attempt_timeout", self.attempt_timeout),
             ("connect_timeout", self.connect_timeout),
             ("backoff_min", self.backoff_min),
             ("keep_alive_interval", self.keep_alive_interval),

@@ -12,7 +12,7 @@ use trireme_types::{Consistency, KeyRange, Version};
 
 use crate::ClientError;
 use crate::client::{Client, Freshness, freshness};
-use crate::work::Work;
+use crate::request::Request;
 
 /// The keys that a scan reads: an interval of keys, of which any type that is one may be given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,18 +135,18 @@ impl Scan {
             return Ok(None);
         }
         let limit = self.rows_left.map_or(self.page_rows, |left| left.min(self.page_rows));
-        let work = Work::Scan {
+        let request = Request::Scan {
             start: self.left.start.clone(),
             end: self.left.end.clone(),
             limit: u32::try_from(limit).expect("at most SCAN_ROWS_MAX"),
             reverse: self.reverse,
             consistency: self.consistency,
         };
-        let response::Result::Scan(answer) = self.client.run(&work, self.deadline).await? else {
-            return Err(self.client.meaningless(&work, "it is none to a scan".to_owned()));
+        let response::Result::Scan(answer) = self.client.run(&request, self.deadline).await? else {
+            return Err(self.client.meaningless(&request, "it is none to a scan".to_owned()));
         };
         let page = self.page(answer, limit);
-        let page = page.map_err(|reason| self.client.meaningless(&work, reason.to_owned()))?;
+        let page = page.map_err(|reason| self.client.meaningless(&request, reason.to_owned()))?;
         self.advance(&page);
         Ok(Some(page))
     }

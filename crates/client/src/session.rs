@@ -40,7 +40,7 @@ impl Sessions {
 
     /// Begins a new session at `start` of the cohort's clock, unless that has happened since the
     /// write of `gone` was named.
-    pub(crate) fn renew(&self, gone: &Ticket, start: u64) {
+    pub(crate) fn renew(&self, gone: &WriteSlot, start: u64) {
         let mut current = self.current.lock();
         if Arc::ptr_eq(&current, &gone.session) {
             *current = Arc::new(Session::new(self.in_flight_max, start));
@@ -69,7 +69,7 @@ struct Window {
 }
 
 /// The number of one write, which counts as unfinished until this is dropped.
-pub(crate) struct Ticket {
+pub(crate) struct WriteSlot {
     session: Arc<Session>,
     sequence: u64,
 }
@@ -87,7 +87,7 @@ impl Session {
     }
 
     /// Returns the next number if there is room for one.
-    pub(crate) fn try_begin(self: &Arc<Self>) -> Option<Ticket> {
+    pub(crate) fn try_begin(self: &Arc<Self>) -> Option<WriteSlot> {
         match self.room.try_acquire() {
             Ok(permit) => permit.forget(),
             Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => return None,
@@ -96,16 +96,16 @@ impl Session {
     }
 
     /// Returns the next number, as soon as there is room for one.
-    pub(crate) async fn begin(self: &Arc<Self>) -> Ticket {
+    pub(crate) async fn begin(self: &Arc<Self>) -> WriteSlot {
         self.room.acquire().await.expect("the semaphore is never closed").forget();
         self.next()
     }
 
-    fn next(self: &Arc<Self>) -> Ticket {
+    fn next(self: &Arc<Self>) -> WriteSlot {
         let mut window = self.window.lock();
         let sequence = window.first_incomplete + window.finished.len() as u64;
         window.finished.push_back(false);
-        Ticket { session: Arc::clone(self), sequence }
+        WriteSlot { session: Arc::clone(self), sequence }
     }
 
     fn finish(&self, sequence: u64) {
@@ -124,7 +124,7 @@ impl Session {
     }
 }
 
-impl Ticket {
+impl WriteSlot {
     /// Returns the name of the write, as of now.
     pub(crate) fn write_id(&self) -> v1::WriteId {
         v1::WriteId {
@@ -136,7 +136,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for WriteSlot {
     fn drop(&mut self) {
         self.session.finish(self.sequence);
     }
@@ -146,8 +146,8 @@ impl Drop for Ticket {
 mod tests {
     use super::*;
 
-    fn numbers(ticket: &Ticket) -> (u64, u64) {
-        let id = ticket.write_id();
+    fn numbers(slot: &WriteSlot) -> (u64, u64) {
+        let id = slot.write_id();
         (id.sequence, id.first_incomplete)
     }
 

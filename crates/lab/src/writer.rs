@@ -33,7 +33,7 @@ const EXAMPLES_MAX: usize = 5;
 pub(crate) fn impatient() -> ClientOptions {
     ClientOptions {
         deadline: PUT_DEADLINE,
-        patience: Duration::from_millis(200),
+        attempt_timeout: Duration::from_millis(200),
         connect_timeout: Duration::from_millis(500),
         backoff_min: Duration::from_millis(1),
         backoff_max: Duration::from_millis(10),

@@ -13,7 +13,7 @@ use crate::fake::{Cluster, Fault, node};
 pub(crate) fn hasty() -> ClientOptions {
     ClientOptions {
         deadline: Duration::from_millis(400),
-        patience: Duration::from_millis(100),
+        attempt_timeout: Duration::from_millis(100),
         ..ClientOptions::default()
     }
 }
@@ -125,7 +125,7 @@ async fn a_node_that_died_is_left_and_found_again() {
 async fn a_leader_that_fell_silent_is_left_for_its_successor() {
     let cluster = Cluster::start(3, &[]).await;
     let options =
-        ClientOptions { patience: Duration::from_millis(100), ..ClientOptions::default() };
+        ClientOptions { attempt_timeout: Duration::from_millis(100), ..ClientOptions::default() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
     client.put("k", "1").await.unwrap();
     cluster.state().silent.push(1);

@@ -24,7 +24,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 async fn a_thousand_concurrent_puts_amid_moves_and_breaks_are_done_once_each() {
     let cluster = Cluster::start(3, &["3", "6"]).await;
     let options =
-        ClientOptions { patience: Duration::from_millis(200), ..ClientOptions::default() };
+        ClientOptions { attempt_timeout: Duration::from_millis(200), ..ClientOptions::default() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
     cluster.state().move_leaders_every = Some(150);
     for id in 1..=3 {
@@ -59,7 +59,8 @@ async fn a_thousand_concurrent_puts_amid_moves_and_breaks_are_done_once_each() {
 #[tokio::test]
 async fn a_write_that_is_sent_again_is_answered_as_the_first_time() {
     let cluster = Cluster::start(1, &[]).await;
-    let options = ClientOptions { patience: Duration::from_millis(50), ..ClientOptions::default() };
+    let options =
+        ClientOptions { attempt_timeout: Duration::from_millis(50), ..ClientOptions::default() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
     let troubles = [
         Fault::Break { apply: true },

@@ -260,12 +260,20 @@ struct ComparedNode {
 
 /// Notes that the catalog, in this line of the coordinator, was compared with what all nodes know.
 pub async fn note_compared(coordinator: &Coordinator, line: Line) -> Result<(), CoordinatorError> {
-    let value = encode(&ComparedNode { line });
+    write(coordinator, COMPARED, &encode(&ComparedNode { line })).await
+}
+
+/// Writes a value, whatever was there.
+async fn write(
+    coordinator: &Coordinator,
+    path: &str,
+    value: &[u8],
+) -> Result<(), CoordinatorError> {
     loop {
-        let path = COMPARED.to_owned();
-        let op = match coordinator.get(COMPARED).await? {
-            None => Op::Create { path, value: value.clone(), mode: CreateMode::Persistent },
-            Some(node) => Op::Set { path, value: value.clone(), expected: Some(node.version) },
+        let (to, value) = (path.to_owned(), value.to_vec());
+        let op = match coordinator.get(path).await? {
+            None => Op::Create { path: to, value, mode: CreateMode::Persistent },
+            Some(node) => Op::Set { path: to, value, expected: Some(node.version) },
         };
         if changed(coordinator.multi(vec![op]).await)? {
             return Ok(());
@@ -288,6 +296,15 @@ pub async fn restore_record(
 ) -> Result<bool, CoordinatorError> {
     let (path, value) = (record_path(node), encode(info));
     changed(coordinator.multi(vec![Op::Create { path, value, mode: CreateMode::Persistent }]).await)
+}
+
+/// Records that the data of a node are given up, whatever was recorded of it.
+pub async fn give_up(
+    coordinator: &Coordinator,
+    node: NodeId,
+    info: &NodeInfo,
+) -> Result<(), CoordinatorError> {
+    write(coordinator, &record_path(node), &encode(info)).await
 }
 
 #[cfg(test)]

@@ -27,6 +27,16 @@ use crate::{
 const NODES: &str = "/nodes";
 const LIVE: &str = "/live";
 
+/// The folder in the record of a node that has data, of which only the identity is not known.
+const UNKNOWN_FOLDER: &str = "unknown";
+
+/// The folder in the record of a node whose data are given up: no folder that comes is the one that was
+/// known.
+const GIVEN_UP_FOLDER: &str = "given-up";
+
+/// The address in a record that knows none: it leads nowhere.
+const UNKNOWN_ADDRESS: &str = "unknown.invalid:1";
+
 /// Who a node is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
@@ -62,6 +72,31 @@ impl NodeInfo {
             incarnation: 0,
             labels: BTreeMap::new(),
         }
+    }
+
+    /// Returns the information of a node that has data, in a folder that is not known: one that holds
+    /// data is taken for it, and an empty one is that of a node that lost what it had.
+    pub fn with_unknown_folder() -> Self {
+        Self { folder: UNKNOWN_FOLDER.to_owned(), ..Self::new(UNKNOWN_ADDRESS) }
+    }
+
+    /// Returns the information of a node whose data were given up at `time`, in milliseconds of Unix
+    /// time. The node comes back with an empty folder, and with no other: the cluster went on without
+    /// what that holds. The time is a higher incarnation than any that was counted one by one before,
+    /// and than that of an earlier time; a folder of a higher one would pass for the node's newest.
+    pub fn given_up(time: u64) -> Self {
+        let folder = GIVEN_UP_FOLDER.to_owned();
+        Self { folder, incarnation: time, ..Self::new(UNKNOWN_ADDRESS) }
+    }
+
+    /// Returns true if the node's folder is not known, so that any that holds data may be it.
+    pub fn has_unknown_folder(&self) -> bool {
+        self.folder == UNKNOWN_FOLDER
+    }
+
+    /// Returns true if the node's data were given up.
+    pub fn is_given_up(&self) -> bool {
+        self.folder == GIVEN_UP_FOLDER
     }
 }
 
@@ -265,7 +300,7 @@ impl Membership {
         let live = self.coordinator.get(&live_path).await?;
         if let Some(record) = &record {
             let recorded: NodeInfo = decode(record)?;
-            let is_ours = recorded.folder == info.folder;
+            let is_ours = recorded.folder == info.folder || recorded.has_unknown_folder();
             if (is_ours && recorded.starts > info.starts)
                 || (!is_ours
                     && registering == Registering::Again

@@ -14,7 +14,7 @@ use openraft::{ChangeMembers, EmptyNode, ServerState};
 use trireme_types::CohortId;
 
 use super::inbound::RaftHandle;
-use super::types::{RaftId, RaftMembership};
+use super::types::{LogId, RaftId, RaftMembership, StoredMembership};
 
 /// How far behind the commit point, in entries, a learner may be when it is made a voter. It has
 /// nearly everything then; to have all of it is a race that it need not win under load.
@@ -113,8 +113,20 @@ fn step(
     Step::Swap { voters: stay, abandoned }
 }
 
+/// Returns true if a replica that came back without its data does not count in its predecessor's place
+/// yet. As long as the membership is a joint one, or is not known to be committed, the predecessor still
+/// counts as a voter that is away, so that the cohort may not bear the loss of another.
+pub(super) fn is_newcomer(id: RaftId, stored: &StoredMembership, committed: Option<LogId>) -> bool {
+    let is_committed = (*stored.log_id()).is_some_and(|it| committed >= Some(it));
+    let mut configs = stored.membership().get_joint_config().iter();
+    id.incarnation != 0 && !(is_committed && configs.all(|voters| voters.contains(&id)))
+}
+
 #[cfg(test)]
 mod tests {
+    use trireme_types::Lsn;
+
+    use super::super::types::log_id;
     use super::*;
 
     fn id(node: u64, incarnation: u64) -> RaftId {
@@ -148,5 +160,27 @@ mod tests {
     fn a_node_that_is_no_member_is_not_let_in_by_asking() {
         let two = membership(&[id(1, 0), id(2, 0)], &[]);
         assert_eq!(step(&two, id(3, 9), None, 0), Step::Nothing);
+    }
+
+    /// A newcomer that the joint membership lists counts in one of its halves only.
+    #[test]
+    fn a_newcomer_is_one_until_the_membership_without_its_predecessor_is_committed() {
+        let (old, new) = ([id(1, 0), id(2, 0), id(3, 0)], [id(1, 0), id(2, 0), id(3, 9)]);
+        let membership = |halves: &[[RaftId; 3]]| {
+            let voters = halves.iter().map(|half| half.iter().copied().collect()).collect();
+            RaftMembership::new_with_defaults(voters, [])
+        };
+        let at = |seq| log_id(Lsn::new(1, seq)).unwrap();
+        let is_newcomer = |id, membership: &RaftMembership, committed| {
+            let stored = StoredMembership::new(Some(at(5)), membership.clone());
+            is_newcomer(id, &stored, committed)
+        };
+        let (joint, last) = (membership(&[old, new]), membership(&[new]));
+        for committed in [None, Some(at(4)), Some(at(5))] {
+            assert!(is_newcomer(id(3, 9), &joint, committed), "{committed:?}");
+            assert!(!is_newcomer(id(1, 0), &joint, committed), "{committed:?}");
+        }
+        assert!(is_newcomer(id(3, 9), &last, Some(at(4))));
+        assert!(!is_newcomer(id(3, 9), &last, Some(at(5))));
     }
 }

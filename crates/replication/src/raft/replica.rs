@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use trireme_storage::{CohortLog, CohortTable, StagedSnapshot, Tables};
 use trireme_types::{CohortConfig, CommandBatch, Lsn, NodeId, Outcome, Protocol};
 
-use super::admission::Admission;
+use super::admission::{Admission, is_newcomer};
 use super::calls::Calls;
 use super::heard::Heard;
 use super::inbound::{Event, Inbound, RaftHandle};
@@ -136,23 +136,6 @@ impl RaftReplica {
 
     fn running(&self) -> Arc<Running> {
         self.running.read().clone()
-    }
-
-    /// Returns the replica's present identity.
-    #[cfg(test)]
-    pub(super) fn id(&self) -> RaftId {
-        self.running().id
-    }
-
-    /// Returns true if the membership is no joint one, is committed, and has a voter by this identity.
-    #[cfg(test)]
-    pub(super) fn is_committed_voter(&self, id: RaftId) -> bool {
-        let metrics = self.running().raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let stored = &metrics.membership_config;
-        let is_committed = stored.log_id().is_some_and(|it| metrics.local_committed >= Some(it));
-        let voters = stored.membership().get_joint_config();
-        is_committed && matches!(&voters[..], [only] if only.contains(&id))
     }
 
     async fn take_event(&self, event: Event) {
@@ -391,6 +374,13 @@ impl Replica for RaftReplica {
         let metrics = running.raft.metrics().borrow_watched().clone();
         let bounds = self.kept.log.bounds();
         let durable = running.raft.watch_log_progress().get().and_then(|it| it.last_log_id);
+        let committed = metrics.local_committed;
+        let role = match role(metrics.state) {
+            Role::Follower if is_newcomer(running.id, &metrics.membership_config, committed) => {
+                Role::Learner
+            }
+            role => role,
+        };
         // While a replica is replaced by its next incarnation, both are members; a node is told once,
         // with what it really has.
         let mut progress = BTreeMap::new();
@@ -404,12 +394,12 @@ impl Replica for RaftReplica {
             node: self.kept.node,
             cohort: self.kept.config.cohort,
             protocol: Protocol::Raft,
-            role: role(metrics.state),
+            role,
             leader: metrics.current_leader.map(RaftId::node),
             epoch: metrics.current_term,
             last: bounds.last,
             durable: lsn_or_zero(durable).max(self.recovered.min(bounds.last)),
-            committed: lsn_or_zero(metrics.local_committed),
+            committed: lsn_or_zero(committed),
             applied: self.kept.table.applied(),
             purged: bounds.purged,
             replicas: voters.into_iter().collect(),

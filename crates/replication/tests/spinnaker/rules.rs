@@ -108,7 +108,7 @@ impl Replica {
     }
 
     fn doubt(&mut self, from: NodeId, epoch: Epoch) -> &mut Self {
-        self.hear(from, SpinnakerMessage::Doubt { epoch })
+        self.hear(from, SpinnakerMessage::SuspectLeader { epoch })
     }
 
     fn beacon(&mut self, from: NodeId, epoch: Epoch) -> &mut Self {
@@ -136,7 +136,7 @@ impl Replica {
 
     fn join(&mut self, from: NodeId, epoch: Epoch, last: Lsn, is_learner: bool) -> &mut Self {
         let position = Position { committed: Lsn::ZERO, last, is_learner };
-        self.hear(from, SpinnakerMessage::Join { epoch, position })
+        self.hear(from, SpinnakerMessage::ReportPosition { epoch, position })
     }
 
     fn ack(&mut self, from: NodeId, epoch: Epoch, upto: Lsn) -> &mut Self {
@@ -182,13 +182,14 @@ impl Replica {
     }
 
     fn joins(&self) -> Option<When> {
-        let join =
-            |(message, when)| matches!(message, &SpinnakerMessage::Join { .. }).then_some(when);
+        let join = |(message, when)| {
+            matches!(message, &SpinnakerMessage::ReportPosition { .. }).then_some(when)
+        };
         self.messages().find_map(join)
     }
 
     fn welcomes(&self) -> bool {
-        self.messages().any(|(message, _)| matches!(message, SpinnakerMessage::Welcome { .. }))
+        self.messages().any(|(message, _)| matches!(message, SpinnakerMessage::Readmit { .. }))
     }
 
     fn committed(&self) -> u64 {
@@ -225,7 +226,7 @@ impl Replica {
 }
 
 fn entry(lsn: Lsn) -> Entry {
-    Entry { lsn, kind: EntryKind::Barrier, payload: bytes::Bytes::new() }
+    Entry { lsn, kind: EntryKind::NoOp, payload: bytes::Bytes::new() }
 }
 
 fn lsns(epoch: Epoch, seqs: std::ops::RangeInclusive<u64>) -> Vec<Lsn> {
@@ -436,9 +437,9 @@ fn a_welcome_with_what_a_learner_lacks_changes_nothing() {
     replica.view(1, Some(N2), &[]).propose(N2, 1, Lsn::ZERO, &lsns(1, 1..=1)).force();
     let is_learner = |replica: &Replica| replica.core.status().role.to_string() == "learner";
     assert!(is_learner(&replica));
-    replica.hear(N2, SpinnakerMessage::Welcome { epoch: 1, upto: Lsn::new(1, 2) });
+    replica.hear(N2, SpinnakerMessage::Readmit { epoch: 1, upto: Lsn::new(1, 2) });
     assert!(is_learner(&replica), "it lacks 1.2");
-    replica.hear(N2, SpinnakerMessage::Welcome { epoch: 1, upto: Lsn::new(1, 1) });
+    replica.hear(N2, SpinnakerMessage::Readmit { epoch: 1, upto: Lsn::new(1, 1) });
     assert!(!is_learner(&replica));
 }
 
@@ -451,7 +452,8 @@ fn a_learner_goes_by_the_coordinators_word() {
     assert_eq!(replica.messages().count(), 0, "it follows no leader yet");
     replica.view(1, None, &[(N1, Lsn::new(1, 4))]);
     replica.beacon(N2, 1);
-    let refuses = |(m, _): (&SpinnakerMessage, _)| *m == SpinnakerMessage::Refuse { epoch: 2 };
+    let refuses =
+        |(m, _): (&SpinnakerMessage, _)| *m == SpinnakerMessage::RejectStaleEpoch { epoch: 2 };
     assert!(replica.messages().any(refuses), "it stands in round 2");
 }
 

@@ -50,12 +50,13 @@ pub(super) async fn register(
     let known = membership.list().await.map_err(refused)?;
     let member = known.iter().find(|member| member.id == file.node).map(|member| &member.info);
     if let Some(member) = member {
-        let is_known = member.folder == file.record().folder;
+        let has_data = file.has_log || folder.has_data()?;
+        let is_known =
+            member.folder == file.record().folder || (member.has_unknown_folder() && has_data);
         if !is_known && member.incarnation < file.incarnation {
             tracing::warn!("the coordinator is older than this folder, which has replaced another");
         } else if !is_known {
-            let is_empty = !file.has_log && !folder.has_data()?;
-            if !is_empty {
+            if has_data {
                 let (node, path) = (file.node, folder.path().to_owned());
                 return Err(NodeError::OtherData { node, path });
             }

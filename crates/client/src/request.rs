@@ -12,7 +12,7 @@ use crate::routes::Position;
 
 /// What a caller asks for, in the form that requests are made from, one for each try.
 #[derive(Clone, Debug)]
-pub(crate) enum Work {
+pub(crate) enum Request {
     /// Reads a key.
     Get { key: Bytes, consistency: Consistency },
     /// Gives a key a value.
@@ -23,7 +23,7 @@ pub(crate) enum Work {
     Scan { start: Bytes, end: Option<Bytes>, limit: u32, reverse: bool, consistency: Consistency },
 }
 
-impl Work {
+impl Request {
     /// Checks the limits that every server checks as well.
     pub(crate) fn validate(&self) -> Result<(), ClientError> {
         match self {
@@ -45,7 +45,7 @@ impl Work {
         }
     }
 
-    /// Says whether the work changes anything.
+    /// Says whether the request changes anything.
     pub(crate) const fn is_write(&self) -> bool {
         match self {
             Self::Put { .. } | Self::Delete { .. } => true,
@@ -63,7 +63,7 @@ impl Work {
         }
     }
 
-    /// Returns where the work belongs.
+    /// Returns where the request belongs.
     pub(crate) fn position(&self) -> Position<'_> {
         match self {
             Self::Get { key, .. } | Self::Put { key, .. } | Self::Delete { key, .. } => {
@@ -75,7 +75,7 @@ impl Work {
     }
 
     /// Returns the request for one try.
-    pub(crate) fn request(&self, route: v1::Route, write_id: Option<v1::WriteId>) -> Operation {
+    pub(crate) fn operation(&self, route: v1::Route, write_id: Option<v1::WriteId>) -> Operation {
         let route = Some(route);
         match self.clone() {
             Self::Get { key, consistency } => Operation::Get(v1::GetRequest {
@@ -109,7 +109,7 @@ impl Work {
         }
     }
 
-    /// Says whether an answer is one to this kind of work.
+    /// Says whether an answer is one to this kind of request.
     pub(crate) const fn is_answered_by(&self, answer: &response::Result) -> bool {
         matches!(
             (self, answer),

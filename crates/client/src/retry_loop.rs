@@ -3,7 +3,7 @@
 //! Each try goes to the leader of the key's cohort, or to any replica for a timeline read. What
 //! becomes of it decides the next:
 //!
-//! | a try ends with | the work | next |
+//! | a try ends with | the request | next |
 //! |---|---|---|
 //! | an answer | is done | |
 //! | NOT_LEADER | was not begun | the leader that is named; else new routes |
@@ -30,9 +30,9 @@ use trireme_types::{CohortId, Lsn, NodeId};
 
 use crate::call::CallError;
 use crate::node::NodeHandle;
+use crate::request::Request;
 use crate::routes::{CachedRoute, Preference, Routes};
-use crate::session::Ticket;
-use crate::work::Work;
+use crate::session::WriteSlot;
 use crate::{ClientError, ClientOptions, Place, backoff};
 
 /// How many redirects in a row are followed without a pause: two nodes with outdated knowledge
@@ -43,24 +43,24 @@ const REDIRECTS_AT_ONCE: u32 = 2;
 /// runs on far between two tries.
 const SESSIONS_AT_ONCE: u32 = 2;
 
-/// Does the work, or says why it could not be done before `deadline`.
-pub(crate) async fn drive(
+/// Performs the request, or returns why that could not be done before `deadline`.
+pub(crate) async fn perform(
     routes: &Routes,
     options: &ClientOptions,
     turn: usize,
-    work: &Work,
+    request: &Request,
     deadline: Instant,
 ) -> Result<response::Result, ClientError> {
-    work.validate()?;
-    let drive = Drive {
+    request.validate()?;
+    let retry_loop = RetryLoop {
         routes,
         options,
-        work,
+        request,
         deadline,
         turn,
-        ticket: None,
+        slot: None,
         in_doubt: false,
-        patience: options.patience,
+        attempt_timeout: options.attempt_timeout,
         failures: 0,
         redirects: 0,
         suspect: None,
@@ -69,22 +69,22 @@ pub(crate) async fn drive(
         sessions: 0,
         timeline: Timeline::default(),
     };
-    drive.run().await
+    retry_loop.run().await
 }
 
-struct Drive<'a> {
+struct RetryLoop<'a> {
     routes: &'a Routes,
     options: &'a ClientOptions,
-    work: &'a Work,
+    request: &'a Request,
     deadline: Instant,
     /// Which replica is asked where any will do; the next one with each try.
     turn: usize,
     /// The write's name, and the cohort that it is a name in.
-    ticket: Option<(CohortId, Ticket)>,
+    slot: Option<(CohortId, WriteSlot)>,
     /// Whether a copy of the write may have reached a server that did not refuse it.
     in_doubt: bool,
     /// How long to wait for the next answer.
-    patience: Duration,
+    attempt_timeout: Duration,
     /// Tries in a row that ended without an answer or a redirect.
     failures: u32,
     /// Redirects in a row.
@@ -118,7 +118,7 @@ struct Timeline {
 
 /// What to do after a try.
 enum Next {
-    /// Nothing: the work is done.
+    /// Nothing: the request is done.
     Done(response::Result),
     /// Give up: no further try can end better.
     GiveUp(ClientError),
@@ -130,10 +130,10 @@ enum Next {
     Reroute,
 }
 
-impl Drive<'_> {
+impl RetryLoop<'_> {
     async fn run(mut self) -> Result<response::Result, ClientError> {
         loop {
-            let (route, generation) = self.routes.find(self.work.position());
+            let (route, generation) = self.routes.find(self.request.position());
             self.begin_timeline(&route);
             let write_id = self.name(&route).await?;
             let next = match self.choose(&route) {
@@ -167,29 +167,29 @@ impl Drive<'_> {
     /// Returns the name that the write is to be sent under; `None` for a read. A write that is in
     /// doubt keeps its name; one that is not takes a new one in another cohort.
     async fn name(&mut self, route: &CachedRoute) -> Result<Option<v1::WriteId>, ClientError> {
-        if !self.work.is_write() {
+        if !self.request.is_write() {
             return Ok(None);
         }
         let cohort = route.descriptor.cohort;
-        if let Some((named, ticket)) = &self.ticket
+        if let Some((named, slot)) = &self.slot
             && (*named == cohort || self.in_doubt)
         {
-            return Ok(Some(ticket.write_id()));
+            return Ok(Some(slot.write_id()));
         }
-        self.ticket = None;
+        self.slot = None;
         let session = route.sessions.current();
-        let ticket = match session.try_begin() {
-            Some(ticket) => ticket,
+        let slot = match session.try_begin() {
+            Some(slot) => slot,
             None => match timeout_at(self.deadline, session.begin()).await {
-                Ok(ticket) => ticket,
+                Ok(slot) => slot,
                 Err(_elapsed) => {
                     self.last.get_or_insert((Place { cohort, node: None }, None));
                     return Err(self.out_of_time());
                 }
             },
         };
-        let id = ticket.write_id();
-        self.ticket = Some((cohort, ticket));
+        let id = slot.write_id();
+        self.slot = Some((cohort, slot));
         Ok(Some(id))
     }
 
@@ -198,7 +198,7 @@ impl Drive<'_> {
         let reachable = |id: NodeId| Some((id, self.routes.node(id)?));
         let suspect = self.suspect.take();
         let wants_leader =
-            !self.work.suits_any_replica() || std::mem::take(&mut self.timeline.wants_leader);
+            !self.request.suits_any_replica() || std::mem::take(&mut self.timeline.wants_leader);
         if wants_leader
             && let Some(leader) = route.leader()
             && (suspect != Some(leader) || route.replicas.len() < 2)
@@ -229,19 +229,19 @@ impl Drive<'_> {
         write_id: Option<v1::WriteId>,
     ) -> Next {
         let id = v1::Route { cohort: route.descriptor.cohort.0, epoch: route.descriptor.epoch };
-        let request = self.work.request(id, write_id);
-        let until = self.deadline.min(Instant::now() + self.patience);
-        match node.call(request, self.deadline, until).await {
+        let operation = self.request.operation(id, write_id);
+        let until = self.deadline.min(Instant::now() + self.attempt_timeout);
+        match node.call(operation, self.deadline, until).await {
             Ok(Some(response::Result::Error(error))) => self.refused(route, place, error),
-            Ok(Some(answer)) if self.work.is_answered_by(&answer) => {
+            Ok(Some(answer)) if self.request.is_answered_by(&answer) => {
                 self.answered(route, place, answer)
             }
             Ok(_) => self.malformed(place, "it does not belong to the request"),
             Err(CallError::NotSent(reason)) => self.failed(place, reason, false),
             Err(CallError::Lost(reason)) => self.failed(place, reason, true),
             Err(CallError::Late { sent }) => {
-                self.patience = self.patience.saturating_mul(2);
-                self.in_doubt |= sent && self.work.is_write();
+                self.attempt_timeout = self.attempt_timeout.saturating_mul(2);
+                self.in_doubt |= sent && self.request.is_write();
                 self.suspect = place.node;
                 self.last = Some((place, None));
                 Next::Reroute
@@ -315,7 +315,7 @@ impl Drive<'_> {
                 Next::GiveUp(ClientError::Ambiguous { place, reason: said(error) })
             }
             ErrorCode::SessionGone => {
-                if let Some((_, gone)) = self.ticket.take() {
+                if let Some((_, gone)) = self.slot.take() {
                     route.sessions.renew(&gone, error.session_start);
                 }
                 self.sessions += 1;
@@ -353,7 +353,7 @@ impl Drive<'_> {
     }
 
     fn failed(&mut self, place: Place, reason: String, sent: bool) -> Next {
-        self.in_doubt |= sent && self.work.is_write();
+        self.in_doubt |= sent && self.request.is_write();
         self.suspect = place.node;
         self.last = Some((place, Some(reason)));
         Next::Reroute
@@ -361,7 +361,7 @@ impl Drive<'_> {
 
     fn malformed(&mut self, place: Place, reason: &str) -> Next {
         let reason = reason.to_owned();
-        Next::GiveUp(if self.work.is_write() {
+        Next::GiveUp(if self.request.is_write() {
             ClientError::Ambiguous { place, reason: format!("a meaningless answer: {reason}") }
         } else {
             ClientError::Malformed { place, reason }
