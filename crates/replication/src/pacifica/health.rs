@@ -122,14 +122,14 @@ impl Pacifica {
         let listed = primary.leading.followers.iter().filter(|(node, _)| self.is_listed(**node));
         let mut ends = Vec::new();
         for (node, follower) in listed {
-            let is_heard = follower.supported.is_some_and(|sent| now < sent + lease);
-            let has_all = follower.match_lsn.seq >= self.journal.last().seq;
+            let is_heard = follower.supported().is_some_and(|sent| now < sent + lease);
+            let has_all = follower.match_lsn().seq >= self.journal.last().seq;
             // A snapshot takes its time; the transport judges whether it comes forward.
-            if !is_heard || has_all || follower.is_sending {
+            if !is_heard || has_all || follower.is_sending() {
                 return None;
             }
             let counted = primary.counted.get(node).copied().unwrap_or_default();
-            ends.push(follower.progressed.max(counted) + patience);
+            ends.push(follower.progressed().max(counted) + patience);
         }
         let is_enough = ends.len() >= SECONDARIES_TO_BLAME_ONESELF;
         ends.into_iter().max().filter(|_| is_enough)

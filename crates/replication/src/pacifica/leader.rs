@@ -204,7 +204,7 @@ impl Pacifica {
         // Whether it counts is for the configuration to say, not for the replica.
         let position = Position { is_learner: false, ..position };
         let matched =
-            |primary: &Primary| primary.leading.followers.get(&from).map(|f| f.match_lsn.seq);
+            |primary: &Primary| primary.leading.followers.get(&from).map(|f| f.match_lsn().seq);
         let before = matched(primary);
         //= PAC-41
         primary.leading.on_report_position(self.now, &mut self.journal, from, position);
@@ -212,7 +212,7 @@ impl Pacifica {
             && let Some(follower) = primary.leading.followers.get_mut(&from)
         {
             // A snapshot brings it forward without a single entry.
-            follower.progressed = self.now;
+            follower.note_progress(self.now);
         }
         self.advance();
         self.consider_adding(from);
@@ -443,7 +443,7 @@ impl Pacifica {
         if to == self.node {
             return self.journal.reply(ticket, Reply::Done, When::Now);
         }
-        let is_secondary = primary.leading.followers.get(&to).is_some_and(|f| f.is_voter);
+        let is_secondary = primary.leading.followers.get(&to).is_some_and(|f| f.is_voter());
         if !is_secondary || has_pending || primary.transfer.is_some() {
             let reason = format!("{to} cannot take over from {} now", self.node);
             return self.journal.refuse(ticket, ReplicaError::Unavailable(reason));

@@ -10,7 +10,7 @@ use super::leader::Primary;
 use super::{Pacifica, Proposal, RoleState};
 use crate::core::{Effect, Moment, When};
 use crate::streaming::wire::HardState;
-use crate::streaming::{Follower, Journal, Stage};
+use crate::streaming::{Journal, Progress};
 
 /// For how many leases a secondary may acknowledge nothing of what it was sent, before it counts as
 /// one that does not answer. More bears slower disks; fewer ends a stall sooner.
@@ -83,15 +83,15 @@ impl Removal {
 impl Primary {
     /// Returns when the lease of each replica that counts ends.
     pub(super) fn lease_ends(&self, lease: Duration) -> impl Iterator<Item = (NodeId, Moment)> {
-        let counting = self.leading.followers.iter().filter(|(_, follower)| follower.is_voter);
+        let counting = self.leading.followers.iter().filter(|(_, follower)| follower.is_voter());
         counting.map(move |(node, follower)| {
             let counted = self.counted.get(node).copied().unwrap_or_default();
             // Before its first acknowledgement a secondary gives no lease, and is given the time of
             // one to answer.
-            let supported = follower.supported.map_or(Moment::START, |sent| sent + lease);
+            let supported = follower.supported().map_or(Moment::START, |sent| sent + lease);
             // A lease of beacons alone would keep one whose disk hangs (P14).
             //= PAC-25
-            let hung = follower.progressed.max(counted) + PREPARE_LEASES * lease;
+            let hung = follower.progressed().max(counted) + PREPARE_LEASES * lease;
             (*node, supported.min(hung))
         })
     }
@@ -276,7 +276,7 @@ impl Pacifica {
             .leading
             .followers
             .iter()
-            .filter(|(node, follower)| follower.is_voter && !listed.contains(node))
+            .filter(|(node, follower)| follower.is_voter() && !listed.contains(node))
             .map(|(node, _)| *node)
             .collect();
         for node in gone {
@@ -284,13 +284,13 @@ impl Pacifica {
             primary.note_removal(now, node);
         }
         let is_new =
-            |node: &NodeId| primary.leading.followers.get(node).is_none_or(|f| !f.is_voter);
+            |node: &NodeId| primary.leading.followers.get(node).is_none_or(|f| !f.is_voter());
         if listed.iter().any(is_new) {
             self.journal.push(Effect::EndReads);
         }
         for &node in &listed {
-            let follower = primary.leading.followers.entry(node).or_insert(Follower::new(true));
-            follower.is_voter = true;
+            let follower = primary.leading.followers.entry(node).or_insert(Progress::probing(true));
+            follower.become_voter();
             primary.counted.entry(node).or_insert(now);
         }
         self.give_up_transfer_to_others_than(&listed);
@@ -389,7 +389,7 @@ impl Pacifica {
             return true;
         }
         match primary.leading.followers.get(&node) {
-            Some(follower) if follower.is_voter => {
+            Some(follower) if follower.is_voter() => {
                 // What the one acknowledged that counts, this one has not: it does not answer for it.
                 tracing::warn!(%node, %incarnation, "the replica lost what it acknowledged");
                 return false;
@@ -404,8 +404,8 @@ impl Pacifica {
         if !is_missing || has_candidate || is_kept_out || !serves {
             return false;
         }
-        let mut follower = Follower::new(false);
-        follower.last_sent_at = Some(now);
+        let mut follower = Progress::probing(false);
+        follower.send_empty(now);
         primary.leading.followers.insert(node, follower);
         primary.counted.insert(node, now);
         primary.incarnations.insert(node, incarnation);
@@ -434,14 +434,15 @@ impl Pacifica {
         }
         let lease_until = primary.lease_until;
         let Some(follower) = primary.leading.followers.get_mut(&node) else { return };
-        let has_all =
-            follower.stage == Stage::Replicating && follower.match_lsn.seq >= committed.seq;
-        let supports_until = follower.supported.map_or(Moment::START, |sent| sent + lease);
-        if follower.is_voter || !has_all || supports_until <= now {
+        let has_all = follower.is_replicating() && follower.match_lsn().seq >= committed.seq;
+        let supports_until = follower.supported().map_or(Moment::START, |sent| sent + lease);
+        if follower.is_voter() || !has_all || supports_until <= now {
             return;
         }
         //= PAC-37
-        follower.is_voter = !adds_without_waiting;
+        if !adds_without_waiting {
+            follower.become_voter();
+        }
         primary.counted.insert(node, now);
         if supports_until < lease_until {
             // What was given out with the leases of the others alone would outlast this one's.
@@ -477,16 +478,16 @@ impl Pacifica {
 impl Primary {
     /// Returns when each candidate counts as one that does not answer, or makes no progress.
     fn candidates(&self, timing: Timing) -> impl Iterator<Item = (NodeId, Moment)> {
-        let candidates = self.leading.followers.iter().filter(|(_, follower)| !follower.is_voter);
+        let candidates = self.leading.followers.iter().filter(|(_, follower)| !follower.is_voter());
         candidates.map(move |(node, follower)| {
             let begun = self.counted.get(node).copied();
-            let silent = follower.supported.max(begun).unwrap_or_default() + timing.grace;
+            let silent = follower.supported().max(begun).unwrap_or_default() + timing.grace;
             // A snapshot on its way brings no acknowledgement: the transport judges whether it comes
             // forward, and reports its end.
-            if follower.is_sending {
+            if follower.is_sending() {
                 return (*node, silent);
             }
-            let progressed = follower.progressed.max(begun.unwrap_or_default());
+            let progressed = follower.progressed().max(begun.unwrap_or_default());
             (*node, silent.min(progressed + PREPARE_LEASES * timing.lease))
         })
     }

@@ -53,15 +53,9 @@ impl Pacifica {
         })?;
         let mut counting = 1;
         for (node, follower) in &primary.leading.followers {
-            counting += usize::from(follower.is_voter);
-            let (acked, next) = (follower.match_lsn.seq, follower.next);
-            check(acked < next && next <= last + 1, || {
-                format!("{node} has {acked}, is sent {next}, and the log ends at {last}")
-            })?;
-            check(follower.supported.is_none_or(|sent| sent <= now), || {
-                format!("{node} supports what was sent at {:?}, after {now}", follower.supported)
-            })?;
-            let is_named = follower.is_voter && !config.replicas.contains(node);
+            counting += usize::from(follower.is_voter());
+            follower.validate(last, now).map_err(|rule| format!("follower {node}: {rule}"))?;
+            let is_named = follower.is_voter() && !config.replicas.contains(node);
             let is_added = self.is_adding(*node);
             check(!is_named || is_added, || format!("{node} counts, and is not in {config:?}"))?;
         }
@@ -157,13 +151,13 @@ mod tests {
         assert!(lease.contains("a lease until"), "{lease}");
         let counts = broken(|core| {
             let RoleState::Primary(primary) = &mut core.role else { return };
-            primary.leading.followers.insert(NodeId(2), crate::streaming::Follower::new(true));
+            primary.leading.followers.insert(NodeId(2), crate::streaming::Progress::probing(true));
         });
         assert!(counts.contains("n2 counts, and is not in"), "{counts}");
         let candidates = broken(|core| {
             let RoleState::Primary(primary) = &mut core.role else { return };
             for node in [2, 3].map(NodeId) {
-                let follower = crate::streaming::Follower::new(false);
+                let follower = crate::streaming::Progress::probing(false);
                 primary.leading.followers.insert(node, follower);
             }
         });

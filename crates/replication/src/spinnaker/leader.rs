@@ -12,7 +12,7 @@ use super::stall::Stall;
 use super::{ElectionRequest, RoleState, Spinnaker, SpinnakerMessage};
 use crate::core::{Effect, Moment, Reply, Ticket, When};
 use crate::replica::ReplicaError;
-use crate::streaming::{Follower, Journal, Leading, Position, Stage};
+use crate::streaming::{Journal, Leading, Position, Progress};
 
 /// How long a leader that is to hand over waits for its successor to have all that it has.
 const HAND_OVER_MAX: Duration = Duration::from_secs(1);
@@ -159,11 +159,10 @@ impl Spinnaker {
             // It owes no acknowledgement, so that none comes shows nothing.
             leader.leading.heard_data(from, self.now);
         }
-        let counts =
-            |follower: &&Follower| follower.is_voter && follower.stage == Stage::Replicating;
+        let counts = |follower: &&Progress| follower.is_voter() && follower.is_replicating();
         if let Some(follower) = leader.leading.followers.get(&from).filter(counts)
             && is_learner
-            && let Some(upto) = self.journal.log().lsn_at(follower.next - 1)
+            && let Some(upto) = self.journal.log().lsn_at(follower.next() - 1)
         {
             // The word that it counts again was lost; or it has lost its disk since, and the word
             // that it stands nowhere is on its way.
@@ -179,7 +178,7 @@ impl Spinnaker {
             //= SPIN-41
             let acked = |leader: &Leader| {
                 let follower = leader.leading.followers.get(&from);
-                follower.filter(|f| f.stage != Stage::Probing).map(|f| f.match_lsn.seq)
+                follower.filter(|f| !f.is_probing()).map(|f| f.match_lsn().seq)
             };
             let before = acked(leader);
             leader.leading.on_report_position(self.now, &mut self.journal, from, position);
@@ -215,12 +214,10 @@ impl Spinnaker {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let is_established = self.journal.committed().seq >= leader.no_op.seq;
         let Some(follower) = leader.leading.followers.get_mut(&node) else { return };
-        let has_all =
-            follower.stage == Stage::Replicating && follower.match_lsn.seq >= follower.votes_from;
-        if !follower.is_voter && has_all && is_established {
+        if follower.may_vote_again() && is_established {
             //= SPIN-44
-            follower.is_voter = true;
-            let (epoch, upto) = (leader.leading.epoch, follower.match_lsn);
+            follower.become_voter();
+            let (epoch, upto) = (leader.leading.epoch, follower.match_lsn());
             self.journal.send(node, SpinnakerMessage::Readmit { epoch, upto }, When::Now);
             // What it has acknowledged already counts from now on.
             self.advance();
@@ -313,7 +310,7 @@ impl Spinnaker {
         if to == self.node {
             return self.journal.reply(ticket, Reply::Done, When::Now);
         }
-        let counts = leader.leading.followers.get(&to).is_some_and(|follower| follower.is_voter);
+        let counts = leader.leading.followers.get(&to).is_some_and(|follower| follower.is_voter());
         if !counts || leader.hand_over.is_some() {
             let reason = format!("{to} cannot take over from {} now", self.node);
             return self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
@@ -329,7 +326,7 @@ impl Spinnaker {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let Some(HandOver { ticket, to, .. }) = leader.hand_over else { return };
         let successor = leader.leading.followers.get(&to);
-        if self.journal.committed() < last || successor.is_none_or(|f| f.match_lsn < last) {
+        if self.journal.committed() < last || successor.is_none_or(|f| f.match_lsn() < last) {
             return;
         }
         //= SPIN-46

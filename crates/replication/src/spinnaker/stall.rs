@@ -140,8 +140,8 @@ impl Spinnaker {
 
 /// Counts the followers whose data lanes work both ways, or who owe nothing.
 fn reachable(leading: &Leading, now: Moment, limit: Duration, last: u64) -> usize {
-    let followers = leading.followers.values().filter(|follower| follower.is_voter);
+    let followers = leading.followers.values().filter(|follower| follower.is_voter());
     followers
-        .filter(|follower| follower.match_lsn.seq >= last || follower.is_reached(now, limit))
+        .filter(|follower| follower.match_lsn().seq >= last || follower.is_reached(now, limit))
         .count()
 }

@@ -4,10 +4,7 @@ use std::ops::Range;
 
 use trireme_types::NodeId;
 
-use super::{
-    Journal, Leading, PROBE_AFTER, PROPOSAL_BYTES_MAX, Position, Stage, Streams, WRITE_STALL_MAX,
-    WRITE_STALL_PAUSE,
-};
+use super::{Journal, Leading, Position, Progress, Streams, WRITE_STALL_MAX, WRITE_STALL_PAUSE};
 use crate::core::{Effect, Moment, When};
 
 /// New writes wait while a follower is sent the last of what it lacks.
@@ -45,18 +42,14 @@ impl Leading {
             tracing::warn!(follower = %from, ?position, "knows a commit that is not here");
             return;
         }
-        follower.begin_after(matched);
-        if position.is_learner && follower.is_voter {
-            follower.is_voter = false;
-            follower.votes_from = journal.last().seq;
+        if position.is_learner && follower.is_voter() {
+            follower.become_learner(journal.last().seq);
         }
-        if follower.stage != Stage::CatchingUp {
-            follower.stage = Stage::CatchingUp;
+        if follower.on_position(matched) {
             tracing::info!(follower = %from, from = %matched, to = %journal.last(), "catching up");
         }
         self.send_next(now, journal, from);
-        let lacks_nothing =
-            self.followers.get(&from).is_some_and(|follower| follower.stage == Stage::Replicating);
+        let lacks_nothing = self.followers.get(&from).is_some_and(Progress::is_replicating);
         if lacks_nothing {
             // It waits for a word that continues its log.
             self.send_empty(now, journal, from);
@@ -72,29 +65,26 @@ impl Leading {
         to: NodeId,
     ) {
         let Some(follower) = self.followers.get_mut(&to) else { return };
-        let may_send = !follower.is_sending && follower.has_room();
-        if !may_send || follower.stage != Stage::CatchingUp {
+        if !follower.awaits_piece() {
             return;
         }
         journal.write_gathered();
         let (last, committed) = (journal.last().seq, journal.committed());
-        if follower.next > last {
-            follower.stage = Stage::Replicating;
-            follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
+        if follower.next() > last {
+            follower.become_replicating(now);
             self.caught_up(now, journal, to);
             return;
         }
-        let Some(previous) = journal.log().lsn_at(follower.next - 1) else {
-            (follower.is_sending, follower.is_sent_snapshot) = (true, true);
+        let Some(previous) = journal.log().lsn_at(follower.next() - 1) else {
+            follower.become_sending_snapshot();
             let message = C::snapshot_message(self.epoch);
             journal.push(Effect::SendSnapshot { to, message, when: When::Now });
             return;
         };
         // Committed writes first (M21); what may yet be dropped follows when nothing else is left.
-        let end = if follower.next <= committed.seq { committed.seq } else { last } + 1;
-        let seqs = follower.next..end;
-        follower.is_sending = true;
-        follower.last_sent_at = Some(now);
+        let end = if follower.next() <= committed.seq { committed.seq } else { last } + 1;
+        let seqs = follower.next()..end;
+        follower.send_piece(now);
         if end > committed.seq + 1 {
             self.begin_write_stall(now, to);
         }
@@ -114,28 +104,22 @@ impl Leading {
         next: u64,
     ) {
         let Some(follower) = self.followers.get_mut(&to) else { return };
-        follower.is_sending = false;
-        // Unless the follower has said meanwhile what it wants.
-        if follower.next == seqs.start && next > seqs.start {
-            // How many bytes it was, only the driver knows: as many as one piece has at the most.
-            follower.sent(next - 1, PROPOSAL_BYTES_MAX);
-            follower.probe_at.get_or_insert(now + PROBE_AFTER);
-        }
+        follower.on_piece_sent(now, seqs, next);
         self.send_next(now, journal, to);
     }
 
     /// Takes in that a snapshot did not get there; the follower is asked again later.
     pub(crate) fn on_snapshot_lost(&mut self, now: Moment, to: NodeId) {
         if let Some(follower) = self.followers.get_mut(&to) {
-            (follower.is_sending, follower.is_sent_snapshot) = (false, false);
-            follower.probe_at = Some(now + PROBE_AFTER);
+            follower.on_snapshot_end();
+            follower.probe_later(now);
         }
     }
 
     /// Takes in that a snapshot got there; what the follower answered comes as a message.
     pub(crate) fn on_snapshot_sent(&mut self, to: NodeId) {
         if let Some(follower) = self.followers.get_mut(&to) {
-            (follower.is_sending, follower.is_sent_snapshot) = (false, false);
+            follower.on_snapshot_end();
         }
     }
 

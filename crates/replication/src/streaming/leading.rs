@@ -7,9 +7,7 @@ use bytes::Bytes;
 use trireme_types::{Entry, EntryKind, Epoch, Lsn, NodeId, Timing};
 
 use super::catch_up::WriteStall;
-use super::{
-    Beacon, Follower, Journal, PROBE_AFTER, PROPOSAL_BYTES_MAX, Preceding, Stage, Streams,
-};
+use super::{Beacon, Journal, PROPOSAL_BYTES_MAX, Preceding, Progress, Streams};
 use crate::core::{Effect, Moment, Ticket, When};
 use crate::replica::{Measures, ReplicaError};
 
@@ -19,7 +17,7 @@ pub(crate) struct Leading {
     /// The epoch of what it sends and proposes.
     pub(crate) epoch: Epoch,
     pub(crate) timing: Timing,
-    pub(crate) followers: BTreeMap<NodeId, Follower>,
+    pub(crate) followers: BTreeMap<NodeId, Progress>,
     pub(crate) measures: Measures,
     /// Whether new writes are taken into the log, or held.
     is_open: bool,
@@ -55,7 +53,7 @@ impl Leading {
         Self {
             epoch,
             timing,
-            followers: followers.into_iter().map(|node| (node, Follower::new(true))).collect(),
+            followers: followers.into_iter().map(|node| (node, Progress::probing(true))).collect(),
             measures,
             is_open: false,
             waiting: VecDeque::new(),
@@ -139,15 +137,13 @@ impl Leading {
             let next = first + piece.len() as u64;
             let bytes = piece.iter().map(|entry| entry.payload.len()).sum();
             for (&to, follower) in &mut self.followers {
-                if follower.stage == Stage::Replicating && follower.next == first {
+                if follower.is_replicating() && follower.next() == first {
                     if !follower.has_room() {
                         tracing::debug!(follower = %to, "does not keep up");
-                        follower.stage = Stage::CatchingUp;
+                        follower.become_catching_up();
                         continue;
                     }
-                    follower.sent(next - 1, bytes);
-                    follower.last_sent_at = Some(now);
-                    follower.probe_at.get_or_insert(now + PROBE_AFTER);
+                    follower.send_entries(now, next - 1, bytes);
                     let message = C::entries_message(preceding, piece.to_vec());
                     journal.send(to, message, When::Now);
                 }
@@ -169,13 +165,10 @@ impl Leading {
         // said where it stands is an acknowledgement from before that, perhaps of a disk that it has
         // lost since: it is sent again.
         let is_held = journal.log().holds(upto) || upto.seq <= journal.committed().seq;
-        if !is_held || upto.seq >= follower.next {
+        if !is_held || upto.seq >= follower.next() {
             return;
         }
-        if upto.seq > follower.match_lsn.seq && follower.stage != Stage::Probing {
-            follower.progressed = now;
-            follower.on_ack(upto);
-            follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
+        if follower.on_ack(now, upto) {
             // There may be room again for the next piece.
             self.send_next(now, journal, from);
         }
@@ -184,14 +177,14 @@ impl Leading {
     /// Takes in that the follower supports this leader, by acknowledging a message of `sent`.
     pub(crate) fn on_support(&mut self, now: Moment, from: NodeId, sent: Moment) {
         if let Some(follower) = self.followers.get_mut(&from) {
-            follower.support(sent, now);
+            follower.on_support(now, sent);
         }
     }
 
     /// Records that a follower said something on the data lane, or why it does not.
     pub(crate) fn heard_data(&mut self, from: NodeId, now: Moment) {
         if let Some(follower) = self.followers.get_mut(&from) {
-            follower.heard_data(now);
+            follower.on_data(now);
         }
     }
 
@@ -313,14 +306,14 @@ impl Leading {
         self.end_write_stall_if_due(now, journal);
         self.note_who_owes_nothing(now, journal);
         if self.advertise_commit(now, journal) {
-            let is_due = |follower: &Follower| {
-                follower.stage == Stage::Replicating && follower.next > journal.last().seq
+            let is_due = |follower: &Progress| {
+                follower.is_replicating() && follower.next() > journal.last().seq
             };
             let due: Vec<_> =
                 self.followers.iter().filter(|(_, f)| is_due(f)).map(|(node, _)| *node).collect();
             due.into_iter().for_each(|to| self.send_empty(now, journal, to));
         }
-        let overdue = |follower: &Follower| follower.probe_at.is_some_and(|at| at <= now);
+        let overdue = |follower: &Progress| follower.probe_at().is_some_and(|at| at <= now);
         let due: Vec<_> =
             self.followers.iter().filter(|(_, f)| overdue(f)).map(|(node, _)| *node).collect();
         due.into_iter().for_each(|to| self.probe(now, journal, to));
@@ -331,9 +324,9 @@ impl Leading {
     fn note_who_owes_nothing<C: Streams>(&mut self, now: Moment, journal: &Journal<C>) {
         let last = journal.last().seq;
         for follower in
-            self.followers.values_mut().filter(|follower| follower.match_lsn.seq >= last)
+            self.followers.values_mut().filter(|follower| follower.match_lsn().seq >= last)
         {
-            follower.progressed = now;
+            follower.note_progress(now);
         }
     }
 
@@ -346,8 +339,8 @@ impl Leading {
         to: NodeId,
     ) {
         let Some(follower) = self.followers.get_mut(&to) else { return };
-        let Some(previous) = journal.log().lsn_at(follower.next - 1) else { return };
-        follower.last_sent_at = Some(now);
+        let Some(previous) = journal.log().lsn_at(follower.next() - 1) else { return };
+        follower.send_empty(now);
         let preceding = self.preceding(now, journal, previous);
         let message = C::entries_message(preceding, Vec::new());
         journal.send(to, message, When::Now);
@@ -356,12 +349,11 @@ impl Leading {
     /// Asks a follower whether something was lost.
     pub(crate) fn probe<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>, to: NodeId) {
         let Some(follower) = self.followers.get_mut(&to) else { return };
-        follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
-        match follower.stage {
-            Stage::Replicating => self.send_empty(now, journal, to),
-            Stage::CatchingUp if follower.has_room() => self.send_next(now, journal, to),
-            Stage::CatchingUp => self.send_empty(now, journal, to),
-            Stage::Probing => {}
+        follower.restart_probe_timer(now);
+        if follower.is_replicating() || !(follower.is_probing() || follower.has_room()) {
+            self.send_empty(now, journal, to);
+        } else {
+            self.send_next(now, journal, to);
         }
     }
 
@@ -374,7 +366,7 @@ impl Leading {
         let interval = self.timing.beacon_interval;
         for (&to, follower) in &mut self.followers {
             if follower.beacon_at(interval) <= now {
-                follower.sent_beacon(now);
+                follower.send_beacon(now);
                 self.measures.beacons += 1;
                 journal.signal(to, C::beacon_message(beacon));
             }
@@ -385,7 +377,7 @@ impl Leading {
     pub(crate) fn next_timeout<C: Streams>(&self, journal: &Journal<C>) -> Option<Moment> {
         let interval = self.timing.beacon_interval;
         let of_followers = self.followers.values().flat_map(|follower| {
-            [Some(follower.beacon_at(interval)), follower.probe_at].into_iter().flatten()
+            [Some(follower.beacon_at(interval)), follower.probe_at()].into_iter().flatten()
         });
         let tell = (journal.committed() > self.advertised_commit).then(|| self.advertise_at());
         let write_stall = self.write_stall.as_ref().map(WriteStall::until);
@@ -394,7 +386,7 @@ impl Leading {
 
     /// Returns how many followers count.
     pub(crate) fn counting(&self) -> usize {
-        self.followers.values().filter(|follower| follower.is_voter).count()
+        self.followers.values().filter(|follower| follower.is_voter()).count()
     }
 
     /// Says whether writes are held.
@@ -423,8 +415,8 @@ impl Leading {
     /// Returns until when the leader has the support of `needed` of its followers that count.
     pub(crate) fn lease_until(&self, needed: usize) -> Option<Moment> {
         let Some(nth) = needed.checked_sub(1) else { return Some(Moment::FAR) };
-        let counting = self.followers.values().filter(|follower| follower.is_voter);
-        let mut supported: Vec<_> = counting.filter_map(|follower| follower.supported).collect();
+        let counting = self.followers.values().filter(|follower| follower.is_voter());
+        let mut supported: Vec<_> = counting.filter_map(|follower| follower.supported()).collect();
         supported.sort_unstable_by(|a, b| b.cmp(a));
         supported.get(nth).map(|&sent| sent + self.timing.lease)
     }
@@ -432,8 +424,8 @@ impl Leading {
     /// Returns the sequence that `needed` of the followers that count have on disk.
     pub(crate) fn matched_by(&self, needed: usize) -> Option<u64> {
         let Some(nth) = needed.checked_sub(1) else { return Some(u64::MAX) };
-        let counting = self.followers.values().filter(|follower| follower.is_voter);
-        let mut acked: Vec<_> = counting.map(|follower| follower.match_lsn.seq).collect();
+        let counting = self.followers.values().filter(|follower| follower.is_voter());
+        let mut acked: Vec<_> = counting.map(|follower| follower.match_lsn().seq).collect();
         acked.sort_unstable_by(|a, b| b.cmp(a));
         acked.get(nth).copied()
     }
@@ -445,7 +437,7 @@ impl Leading {
     }
 
     pub(crate) fn progress(&self) -> Vec<(NodeId, Lsn)> {
-        self.followers.iter().map(|(node, follower)| (*node, follower.match_lsn)).collect()
+        self.followers.iter().map(|(node, follower)| (*node, follower.match_lsn())).collect()
     }
 }
 

@@ -61,9 +61,9 @@
 //! No clock, no I/O, no order by chance in here: it is part of the cores.
 
 mod catch_up;
-mod follower;
 mod journal;
 mod leading;
+mod progress;
 mod support;
 pub(crate) mod wire;
 
@@ -78,9 +78,9 @@ use std::time::Duration;
 
 use trireme_types::{Epoch, Lsn};
 
-pub(crate) use self::follower::{Follower, Stage};
 pub(crate) use self::journal::{Journal, Offer, Taken};
 pub(crate) use self::leading::Leading;
+pub(crate) use self::progress::Progress;
 pub(crate) use self::support::Support;
 
 use crate::core::{Core, Moment};
