@@ -18,7 +18,7 @@ use trireme_types::{ClusterId, Durability, Engine, NodeId, Timing};
 /// The format of `node.json` that this build writes, and the newest that it reads.
 const FORMAT: u32 = 1;
 
-/// How many replicas a PacificA cohort must have to take writes, unless somebody asks for more.
+/// How many replicas a PacificA cohort must have to take writes, unless more is asked for.
 pub const MIN_REPLICAS_FOR_WRITE: usize = 1;
 
 const DESCRIPTION_FILE: &str = "node.json";
@@ -204,7 +204,7 @@ impl DataFolder {
         self.path.join("incoming")
     }
 
-    /// Says whether there is a log or a table in the folder, whosever it may be.
+    /// Returns true if there is a log or a table in the folder, of whichever node.
     pub fn has_data(&self) -> Result<bool, DataFolderError> {
         for path in [self.log(), self.tables()] {
             match fs::read_dir(&path).map(Iterator::count) {
@@ -239,7 +239,7 @@ impl DataFolder {
     }
 
     /// Returns what the folder at `path` says of itself, without holding or making it; `None` if it
-    /// is new or not there. Somebody who holds it may be changing it.
+    /// is new or not there. A process that holds it may be changing it.
     pub fn describe(path: &Path) -> Result<Option<NodeFile>, DataFolderError> {
         let path = path.join(DESCRIPTION_FILE);
         let bytes = match fs::read(&path) {
@@ -268,7 +268,7 @@ impl DataFolder {
     }
 
     /// Moves the log and the tables to a folder beside them, out of the way of new ones, where they
-    /// stay until somebody removes them. To be repeated where it was interrupted.
+    /// stay until an operator removes them. To be repeated where it was interrupted.
     pub fn set_data_aside(&self) -> Result<PathBuf, DataFolderError> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let mut seconds = now.map_or(0, |now| now.as_secs());

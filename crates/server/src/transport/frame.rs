@@ -60,7 +60,7 @@ pub(super) enum LinkError {
 }
 
 impl LinkError {
-    /// Says whether the other end broke the rules of the conversation, rather than went away.
+    /// Returns true if the other end broke the rules of the conversation, rather than went away.
     pub(super) fn is_violation(&self) -> bool {
         match self {
             Self::Frame(_) | Self::Malformed(_) | Self::Unexpected(_) | Self::Hello(_) => true,
@@ -89,7 +89,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Frames a socket on which only hellos are read until [`FrameReader::set_bytes_max`] is told
+    /// Frames a socket on which only hellos are read until [`FrameReader::set_bytes_max`] is given
     /// otherwise.
     pub(super) fn new(socket: TcpStream) -> Self {
         let (read_half, write_half) = socket.into_split();

@@ -32,7 +32,7 @@ const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// One peer.
 pub(super) struct Peer {
     pub(super) node: NodeId,
-    /// Where the node is; `None` once nobody says so any more.
+    /// Where the node is; `None` once it is listed no more.
     address: watch::Sender<Option<String>>,
     /// Changes when the heartbeat connection ends, for the data connection to end with it.
     heartbeat_ends: watch::Sender<()>,
@@ -81,7 +81,7 @@ impl Peer {
         }
     }
 
-    /// Tells where the node is from now on. Connections to another address end.
+    /// Sets where the node is from now on. Connections to another address end.
     pub(super) fn set_address(&self, address: Option<&String>) {
         self.address.send_if_modified(|current| {
             let is_other = current.as_ref() != address;
@@ -336,7 +336,7 @@ impl Drop for Up<'_> {
         let link = self.peer.link(self.lane);
         link.is_connected.store(false, Ordering::Relaxed);
         link.round_trip.store(0, Ordering::Relaxed);
-        // Whoever hears that the peer is gone must not be able to send to it any more.
+        // When the handler hears that the peer is gone, nothing can be sent to it any more.
         link.queue.close();
         if self.lane == Lane::Heartbeat {
             self.peer.data.queue.close();
