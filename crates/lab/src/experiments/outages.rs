@@ -14,11 +14,11 @@ use trireme_client::ClientOptions;
 use trireme_types::{NodeId, Protocol};
 
 use super::{GAP_TIMEOUT, WHOLE_TIMEOUT, no_loss};
-use crate::cluster::{ALLOW_FAULTS, Cluster, ClusterArgs, Lost, Suffering};
 use crate::measure::{Summary, longest_pause};
 use crate::parse;
 use crate::report::{Report, milliseconds, progress};
 use crate::writer::{Writer, impatient, lost};
+use trireme_testbed::{ALLOW_FAULTS, Cluster, ClusterArgs, Lost, Suffering};
 
 /// How soon a killed leader is back in [`Fault::KillAndBack`]: before anybody misses it.
 const BACK_AFTER: Duration = Duration::from_millis(300);
