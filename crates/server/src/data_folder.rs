@@ -204,7 +204,7 @@ impl DataFolder {
         self.path.join("incoming")
     }
 
-    /// Says whether there is a log or a table in the folder, whosever it may be.
+    /// Returns true if there is a log or a table in the folder, of whatever node.
     pub fn has_data(&self) -> Result<bool, DataFolderError> {
         for path in [self.log(), self.tables()] {
             match fs::read_dir(&path).map(Iterator::count) {

@@ -137,7 +137,8 @@ impl OutagesArgs {
     ) -> anyhow::Result<()> {
         let mut cluster = Cluster::start(&self.cluster, protocol, &[ALLOW_FAULTS]).await?;
         report.conditions(cluster.conditions().await?);
-        let client = cluster.client(ClientOptions { patience: PATIENCE, ..impatient() }).await?;
+        let client =
+            cluster.client(ClientOptions { attempt_timeout: PATIENCE, ..impatient() }).await?;
         let writer = Writer::start(client.clone(), 0, self.value_bytes);
         for round in 1..=self.rounds {
             let whole = cluster.wait_until_whole(WHOLE_TIMEOUT).await?;

@@ -22,7 +22,7 @@ pub(super) struct Plan {
     pub(super) open: BTreeSet<CohortId>,
     /// The cohorts whose replica is to be closed, and then what is left of it discarded.
     pub(super) close: BTreeSet<CohortId>,
-    /// The cohorts of which something is left here that nobody needs.
+    /// The cohorts of which data is left here that is not needed.
     pub(super) discard: BTreeSet<CohortId>,
 }
 
@@ -48,15 +48,15 @@ pub(super) fn plan(
     plan
 }
 
-/// Says whether a node is to hold a replica: if it is in the cohort, or if the cohort lacks one
+/// Returns true if a node is to hold a replica: if it is in the cohort, or if the cohort lacks one
 /// and the node is invited to be it or was in the cohort before and can come back by itself.
 fn is_to_hold(node: NodeId, config: &CohortConfig, is_invited: bool, has_data: bool) -> bool {
     let is_member = config.replicas.contains(&node);
     is_member || (config.replicas_missing() > 0 && (is_invited || has_data))
 }
 
-/// Takes in what the coordinator told. A configuration or map that is older than what is known is
-/// passed over, since a coordinator's member that lags behind may be the one that tells.
+/// Applies what the coordinator sent. A configuration or map that is older than what is known is
+/// passed over, since a coordinator's member that lags behind may be the one that answers.
 pub(super) fn take_in(known: &mut CatalogState, told: CatalogState) {
     for (cohort, config) in told.configs {
         let is_older = known.configs.get(&cohort).is_some_and(|it| it.version > config.version);

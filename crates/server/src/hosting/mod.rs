@@ -39,7 +39,7 @@ pub(crate) struct Hosting {
     opener: Opener,
     router: Arc<Router>,
     peers: Arc<Peers>,
-    /// The newest of everything that the coordinator has told.
+    /// The newest of everything that the coordinator has sent.
     catalog: CatalogState,
     invitations: AllInvitations,
     /// What the coordinator has sent last, until the node remembers it.
@@ -108,7 +108,7 @@ impl Hosting {
         }
     }
 
-    /// Takes in the next watches. Returns whether there can be more. Can be cancelled.
+    /// Applies the next events of the watches. Returns whether there can be more. Can be cancelled.
     async fn hear(&mut self, watches: &mut CatalogWatches) -> bool {
         let error = tokio::select! {
             told = watches.catalog.next() => match told {
@@ -128,7 +128,7 @@ impl Hosting {
                 None => return false,
             },
         };
-        tracing::error!(%error, "what the coordinator told is passed over");
+        tracing::error!(%error, "a change at the coordinator cannot be read and is ignored");
         true
     }
 

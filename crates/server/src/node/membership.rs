@@ -66,7 +66,8 @@ pub(super) async fn register(
                 "the node's disk is lost; it comes back with nothing, as a newcomer"
             );
             // Durable before the coordinator knows the node by this folder: after a crash between
-            // the two, this happens again; in the other order, nobody would know that data was lost.
+            // the two, this happens again; in the other order, it would not be known that data was
+            // lost.
             (file.rejoins, file.incarnation) = (true, member.incarnation + 1);
             folder.write(file)?;
         } else if member.starts > file.starts {
@@ -182,7 +183,7 @@ impl DirectoryUpdates {
     pub(super) async fn first(&mut self) -> Result<(), CoordinatorError> {
         match self.members.next().await {
             Some(members) => self.take(&members?),
-            None => tracing::warn!("the coordinator told of no nodes"),
+            None => tracing::warn!("the watch of the nodes has ended"),
         }
         Ok(())
     }
