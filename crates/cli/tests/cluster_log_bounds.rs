@@ -37,6 +37,9 @@ const SAMPLED_EVERY: Duration = Duration::from_millis(5);
 /// How long the nodes may take to serve again before the test gives up.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The oldest segment of a node's log, in the node's folder, until it is given up.
+const FIRST_SEGMENT: &str = "log/00000000000000000001.log";
+
 /// The letters that decide to which range one of the benchmark's keys belongs.
 const PLACES: u32 = 3;
 
@@ -113,12 +116,8 @@ fn run(protocol: Protocol, engine: &str, cohorts: usize, plan: &Plan) {
     let mut load = cluster.load(&format!("{}s", plan.seconds), &value);
     let ran = load.output().unwrap();
     let largest = watch.end();
-    assert!(ran.status.success(), "{ran:?}");
-    for node in cluster.nodes() {
-        let first = cluster.node_folder(node).join("log/00000000000000000001.log");
-        assert!(!first.exists(), "node {node} wrote too little to have to give up anything");
-    }
-
+    let firsts = cluster.nodes().map(|node| cluster.node_folder(node).join(FIRST_SEGMENT));
+    let has_given_up = firsts.map(|first| first.exists()).all(|is_there| !is_there);
     cluster.kill_all();
     let began = Instant::now();
     cluster.start_coordinator();
@@ -140,6 +139,8 @@ fn run(protocol: Protocol, engine: &str, cohorts: usize, plan: &Plan) {
         plan.seconds,
         largest.iter().map(|bytes| bytes / 1024).collect::<Vec<_>>(),
     );
+    assert!(ran.status.success(), "{ran:?}");
+    assert!(has_given_up, "too little was written for every node to have to give up anything");
     for (node, bytes) in (1..).zip(largest) {
         // One is begun meanwhile, and one file is kept ready for the next.
         let most = plan.limit + 2 * plan.segment;

@@ -417,7 +417,7 @@ fn a_secondary_that_missed_ten_thousand_writes_catches_up_from_the_log() {
     let (_, leader) = statuses.leader(COHORT).unwrap();
     let measures = leader.measures.unwrap();
     assert!(measures.catch_ups >= 1, "{measures:?}");
-    let block = measures.longest_block_us;
+    let block = measures.longest_write_stall_us;
     // The promise is 50 ms; a machine that is busy may wake the primary later.
     assert!(block.is_none_or(|block| block < 150_000), "{measures:?}");
     cluster.assert_has_the_same_rows(3, KEY[0]);

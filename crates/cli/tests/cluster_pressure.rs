@@ -2,7 +2,7 @@
 //! scans over what was deleted. Its memory stays bounded, and other clients are served meanwhile.
 //!
 //! Each case prints the latency of another client and by how much the node's memory grew. The
-//! defaults suit a busy machine and a debug build; those of docs/performance.md are stricter:
+//! defaults suit a busy machine and a debug build. The figures of docs/performance.md were taken with:
 //!
 //! ```text
 //! TRIREME_TEST_DELETED=1000000 TRIREME_TEST_LATENCY_MS=50 \

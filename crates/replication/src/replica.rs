@@ -23,7 +23,7 @@ pub trait Replica: Send + Sync + 'static {
 
     /// Returns when the table holds every write that was acknowledged before the call, by whatever
     /// node. The state read after it may be given to a client only if the permit still holds when
-    /// the state has been read ([`ReadPermit::confirm`]; S5).
+    /// the state has been read ([`ReadPermit::validate`]; S5).
     async fn read_barrier(&self) -> Result<ReadPermit, ReplicaError>;
 
     /// Returns how old a state of the table was that was read, from `at` on, for a timeline read;
@@ -85,11 +85,11 @@ struct Right {
 
 /// Gives out permits and can end all of them at once, as when a leader gives up its lead.
 #[derive(Debug, Default)]
-pub(crate) struct ReadRights {
+pub(crate) struct ReadLeases {
     has_ended: Arc<AtomicBool>,
 }
 
-impl ReadRights {
+impl ReadLeases {
     /// Returns a permit that holds until `instant`, unless it is ended before.
     pub(crate) fn permit(&self, instant: Instant) -> ReadPermit {
         let has_ended = Arc::clone(&self.has_ended);
@@ -98,7 +98,7 @@ impl ReadRights {
 
     /// Ends every permit that was given out.
     pub(crate) fn end(&mut self) {
-        // Pairs with the load in `confirm`: whoever confirms after this sees it.
+        // Pairs with the load in `validate`: a permit that is validated after this sees it.
         std::mem::take(&mut self.has_ended).store(true, Ordering::SeqCst);
     }
 }
@@ -112,11 +112,11 @@ impl ReadPermit {
 
     /// Returns a permit that holds until `instant` on the local monotonic clock.
     pub fn until(instant: Instant) -> Self {
-        ReadRights::default().permit(instant)
+        ReadLeases::default().permit(instant)
     }
 
     /// Says, after the state has been read, whether it may be given to a client.
-    pub fn confirm(&self) -> Result<(), ReplicaError> {
+    pub fn validate(&self) -> Result<(), ReplicaError> {
         //= SPIN-10
         match &self.valid {
             Some(right)
@@ -283,7 +283,7 @@ pub struct Measures {
     /// How many followers it has brought up to date.
     pub catch_ups: u64,
     /// The longest time for which a follower's catch-up held up writes (M22).
-    pub longest_block: Option<Duration>,
+    pub longest_write_stall: Option<Duration>,
     /// Beacons that it sent by themselves, on no other message (M40).
     pub beacons: u64,
 }
@@ -306,22 +306,22 @@ mod tests {
     /// The second look at the lease, after the state was read. [SPIN-10]
     #[test]
     fn a_permit_that_ran_out_is_not_confirmed() {
-        assert!(ReadPermit::lasting().confirm().is_ok());
-        assert!(ReadPermit::until(Instant::now() + Duration::from_secs(60)).confirm().is_ok());
-        let lapsed = ReadPermit::until(Instant::now()).confirm();
+        assert!(ReadPermit::lasting().validate().is_ok());
+        assert!(ReadPermit::until(Instant::now() + Duration::from_secs(60)).validate().is_ok());
+        let lapsed = ReadPermit::until(Instant::now()).validate();
         assert_eq!(lapsed.unwrap_err().class(), ErrorClass::Retry);
     }
 
     /// [SPIN-12]
     #[test]
     fn permits_that_were_ended_are_not_confirmed_and_later_ones_are() {
-        let mut rights = ReadRights::default();
+        let mut leases = ReadLeases::default();
         let later = Instant::now() + Duration::from_secs(60);
-        let before = rights.permit(later);
-        assert!(before.confirm().is_ok());
-        rights.end();
-        assert_eq!(before.confirm().unwrap_err().class(), ErrorClass::Retry);
-        assert!(rights.permit(later).confirm().is_ok());
+        let before = leases.permit(later);
+        assert!(before.validate().is_ok());
+        leases.end();
+        assert_eq!(before.validate().unwrap_err().class(), ErrorClass::Retry);
+        assert!(leases.permit(later).validate().is_ok());
     }
 
     #[test]

@@ -105,7 +105,7 @@ async fn a_stalled_disk_stops_acknowledgements_and_nothing_else() {
     assert!(!waiting.is_finished());
     assert_eq!(cluster.nodes[1].replica.status().durable.seq, 1);
     // Reads of what was committed go on.
-    primary.read_barrier().await.expect("reads go on").confirm().expect("the permit holds");
+    primary.read_barrier().await.expect("reads go on").validate().expect("the permit holds");
     cluster.nodes[1].gate.open();
     waiting.await.expect("no panic").expect("the disk goes on");
     cluster.converge().await;

@@ -12,17 +12,18 @@
 //! 3. **Move.** What is held still, by cohorts without a quorum or without a replica here, is written
 //!    again at the head of the log, and its segments go. That pays as long as enough of the log is of
 //!    no use any more.
-//! 4. **Backpressure.** While the log is at its limit, new batches wait. A cohort that fills more
-//!    than its share with writes that are not applied has its new writes refused, and is named in a
-//!    warning, so that it cannot hold up the others.
+//! 4. **Backpressure.** While the log is at its limit, new batches wait. A cohort that applies nothing
+//!    any more, and fills more than its share with writes that are not applied, has its new writes
+//!    refused, and is named in a warning, so that it cannot hold up the others.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use trireme_storage::{LogHolder, SharedLog, Tables};
 use trireme_types::CohortId;
@@ -48,6 +49,11 @@ const PASSES_MAX: usize = 4;
 /// The bytes of entries that are moved with one write: few enough that other writes, which share the
 /// disk with it, wait for a few milliseconds more.
 const MOVE_BYTES: u64 = 1024 * 1024;
+
+/// How long a cohort must have applied nothing before what it has not applied counts against it. A
+/// write that a quorum has is applied far sooner, also while tables are flushed; until then a cohort
+/// has no more under way than its batches.
+const STUCK_AFTER: Duration = Duration::from_secs(3);
 
 /// How long the node's log may be, and what is done at which length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +168,37 @@ pub(crate) struct Maintenance {
     pub(crate) router: Arc<Router>,
     pub(crate) backpressure: Arc<Backpressure>,
     pub(crate) limits: LogLimits,
+    pub(crate) progress: Progress,
+}
+
+/// Since when each cohort has applied nothing.
+pub(crate) struct Progress {
+    stuck_after: Duration,
+    /// The applied point of each cohort with entries that are not applied, and when it was first seen.
+    seen: Mutex<BTreeMap<CohortId, (u64, Instant)>>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { stuck_after: STUCK_AFTER, seen: Mutex::default() }
+    }
+}
+
+impl Progress {
+    /// Keeps those of `held` that have applied nothing for too long. `applied` returns their points.
+    fn retain_stuck(&self, held: &mut BTreeMap<CohortId, u64>, applied: impl Fn(CohortId) -> u64) {
+        let now = Instant::now();
+        let mut seen = self.seen.lock();
+        seen.retain(|cohort, _| held.contains_key(cohort));
+        held.retain(|&cohort, _| {
+            let applied = applied(cohort);
+            let (point, since) = seen.entry(cohort).or_insert((applied, now));
+            if *point != applied {
+                (*point, *since) = (applied, now);
+            }
+            now.saturating_duration_since(*since) >= self.stuck_after
+        });
+    }
 }
 
 impl Maintenance {
@@ -350,14 +387,18 @@ impl Maintenance {
         unapplied.filter(|(_, bytes)| *bytes > 0).collect()
     }
 
-    /// Refuses new writes of the cohorts that fill more than their share of the log with what is not
-    /// applied, if all together fill too much.
+    /// Refuses new writes of the cohorts that apply nothing any more and fill more than their share of
+    /// the log with what is not applied, if all of them together fill too much.
     fn hold_up(&self) {
         if self.log.size() <= self.limits.flush_above() {
             return self.backpressure.hold_up(BTreeMap::new());
         }
         let routes = self.router.routes();
-        let mut held_up = past_their_share(self.unapplied(), self.limits.unapplied_max());
+        let mut stuck = self.unapplied();
+        let hosted = |cohort| routes.hosted.get(&cohort);
+        let applied = |cohort| hosted(cohort).map_or(0, |hosted| hosted.table.applied().seq);
+        self.progress.retain_stuck(&mut stuck, applied);
+        let mut held_up = past_their_share(stuck, self.limits.unapplied_max());
         held_up.retain(|cohort, _| routes.hosted.contains_key(cohort));
         for (cohort, bytes) in &held_up {
             if !self.backpressure.is_held_up(*cohort) {

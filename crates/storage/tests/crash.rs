@@ -172,7 +172,7 @@ fn draw(random: &mut Random, state: &State) -> LogWrite {
         let bound = if random.below(20) == 0 { 3000 } else { 200 };
         let len = random.below(bound);
         let payload = Bytes::from(vec![u8::try_from(random.below(256)).unwrap(); len as usize]);
-        let kinds = [EntryKind::Commands, EntryKind::Barrier, EntryKind::Protocol];
+        let kinds = [EntryKind::Commands, EntryKind::NoOp, EntryKind::Protocol];
         Entry { lsn: Lsn::new(epoch, seq), kind: kinds[random.below(3) as usize], payload }
     };
     let epoch = last.epoch + random.below(2);

@@ -21,7 +21,7 @@ fn options() -> LogOptions {
 fn write_all_there_is(fs: &MemFs) {
     let log = open_stepped(fs, options()).unwrap();
     let mut barrier = entry(1, 4, "");
-    barrier.kind = EntryKind::Barrier;
+    barrier.kind = EntryKind::NoOp;
     let mut members = entry(1, 5, "members");
     members.kind = EntryKind::Protocol;
     step(&log, 1, append(1..=3, 40));
@@ -70,7 +70,7 @@ fn format_1_is_read() {
         .collect();
     let expected = [
         (EntryKind::Commands, Lsn::new(2, 3), "replaced".into()),
-        (EntryKind::Barrier, Lsn::new(1, 4), "".into()),
+        (EntryKind::NoOp, Lsn::new(1, 4), "".into()),
         (EntryKind::Protocol, Lsn::new(1, 5), "members".into()),
     ];
     assert_eq!(entries, expected);

@@ -10,7 +10,7 @@ pub enum EntryKind {
     /// The payload is an encoded [`crate::CommandBatch`].
     Commands,
     /// Changes nothing: a leader's first entry, which commits those of its predecessors.
-    Barrier,
+    NoOp,
     /// The payload is the protocol's own, such as a membership: applying it keeps the newest one
     /// beside the data.
     Protocol,

@@ -220,7 +220,7 @@ fn measures_json(measures: &Measures) -> Value {
         "takeovers": measures.takeovers,
         "last_takeover_us": measures.last_takeover_us,
         "catch_ups": measures.catch_ups,
-        "longest_block_us": measures.longest_block_us,
+        "longest_write_stall_us": measures.longest_write_stall_us,
         "beacons": measures.beacons,
     })
 }

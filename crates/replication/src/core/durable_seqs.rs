@@ -72,11 +72,8 @@ mod tests {
     use super::*;
 
     fn append(epoch: u64, seqs: std::ops::RangeInclusive<u64>) -> LogWrite {
-        let entry = |seq| Entry {
-            lsn: Lsn::new(epoch, seq),
-            kind: EntryKind::Barrier,
-            payload: Bytes::new(),
-        };
+        let entry =
+            |seq| Entry { lsn: Lsn::new(epoch, seq), kind: EntryKind::NoOp, payload: Bytes::new() };
         LogWrite::Append(seqs.map(entry).collect())
     }
 

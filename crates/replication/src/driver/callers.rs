@@ -9,7 +9,7 @@ use super::clock::Clock;
 use super::mailbox::{Admitted, Answer};
 use super::storage::{Applied, StagedSnapshot};
 use crate::core::{Core, Message, Reply, Ticket};
-use crate::replica::{ReadPermit, ReadRights, ReplicaError};
+use crate::replica::{ReadLeases, ReadPermit, ReplicaError};
 
 /// One caller, or several who share an answer.
 pub(super) enum Caller {
@@ -35,7 +35,7 @@ pub(super) struct Callers {
     /// Proposals that get the outcome of an entry, by its sequence.
     promised: BTreeMap<u64, (Lsn, Ticket)>,
     /// What the permits that were given out rest on.
-    rights: ReadRights,
+    leases: ReadLeases,
 }
 
 impl Callers {
@@ -110,7 +110,7 @@ impl Callers {
             (Caller::Control(answer), Reply::Done) => give(answer, Ok(())),
             (Caller::Reads(answers), Reply::Read { until }) => {
                 let permit = until.map_or(ReadPermit::lasting(), |until| {
-                    self.rights.permit(clock.instant(until).into_std())
+                    self.leases.permit(clock.instant(until).into_std())
                 });
                 answers.into_iter().for_each(|answer| give(answer, Ok(permit.clone())));
             }
@@ -126,7 +126,7 @@ impl Callers {
 
     /// Ends the permits that were given out.
     pub(super) fn end_reads(&mut self) {
-        self.rights.end();
+        self.leases.end();
     }
 
     /// Answers everybody. A proposal that the core has may have been sent, so nobody knows what

@@ -2,7 +2,7 @@
 
 use trireme_types::{Entry, Epoch, Lsn, NodeId};
 
-use super::{Pacifica, PacificaMessage, Part};
+use super::{Pacifica, PacificaMessage, RoleState};
 use crate::core::{Moment, Reply, Ticket, When};
 use crate::replica::ReplicaError;
 use crate::streaming::{Beacon, Offer, Preceding, Taken};
@@ -31,7 +31,7 @@ impl Pacifica {
             self.report_position(from, preceding.epoch);
             return;
         };
-        if let Part::Follower(following) = &mut self.part {
+        if let RoleState::Follower(following) = &mut self.role {
             following.is_streaming = true;
         }
         //= PAC-4
@@ -57,20 +57,20 @@ impl Pacifica {
             self.take_committed_point(committed.seq);
         }
         // Where it stands may have been lost on the way.
-        if matches!(&self.part, Part::Follower(following) if !following.is_streaming) {
+        if matches!(&self.role, RoleState::Follower(following) if !following.is_streaming) {
             self.report_position(from, epoch);
         }
     }
 
     /// Says whether a message of a primary may be taken, and takes in who that is (PAC-12).
     fn accepts(&mut self, from: NodeId, version: Epoch) -> bool {
-        if matches!(self.part, Part::Idle) {
+        if matches!(self.role, RoleState::Idle) {
             return false;
         }
         //= PAC-12
         if version < self.state.promised && !self.options.faults.takes_old_versions {
             let epoch = self.state.promised;
-            self.journal.signal(from, PacificaMessage::Refuse { epoch });
+            self.journal.signal(from, PacificaMessage::RejectStaleEpoch { epoch });
             return false;
         }
         // A version has one primary. Of one that is newer than what the manager has told, whoever
@@ -82,12 +82,12 @@ impl Pacifica {
         self.promise(version);
         // Another primary acts in the version that this replica asked for: it will not be its own.
         self.pending.take_if(|pending| pending.config.version <= version);
-        match &mut self.part {
-            Part::Follower(following) if following.leader == Some(from) => {
+        match &mut self.role {
+            RoleState::Follower(following) if following.leader == Some(from) => {
                 following.heard = Some(self.now);
             }
             // Without the check an old primary can still write at the new one (P5).
-            Part::Primary(_) if self.options.faults.takes_old_versions => {}
+            RoleState::Primary(_) if self.options.faults.takes_old_versions => {}
             _ => self.follow(from),
         }
         true
@@ -99,7 +99,7 @@ impl Pacifica {
         // A new primary is given its time to be heard.
         self.support.hold(self.now + self.options.timing.grace);
         let (leader, heard) = (Some(primary), Some(self.now));
-        self.set_part(Part::Follower(Following { leader, heard, ..Following::default() }));
+        self.set_role(RoleState::Follower(Following { leader, heard, ..Following::default() }));
     }
 
     /// Returns what to acknowledge a message of this time with, and keeps what that promises: the
@@ -107,7 +107,7 @@ impl Pacifica {
     fn supporting(&mut self, sent: Moment) -> Option<Moment> {
         //= PAC-21
         let asks = self.pending.is_some() || self.named.is_some();
-        if asks || !matches!(self.part, Part::Follower(_)) {
+        if asks || !matches!(self.role, RoleState::Follower(_)) {
             return None;
         }
         //= PAC-22
@@ -120,7 +120,7 @@ impl Pacifica {
     pub(super) fn report_position(&mut self, primary: NodeId, version: Epoch) {
         let (now, interval) = (self.now, self.options.timing.beacon_interval);
         let is_durable = self.journal.is_durable();
-        let Part::Follower(following) = &mut self.part else { return };
+        let RoleState::Follower(following) = &mut self.role else { return };
         if following.joined.is_some_and(|joined| now < joined + interval) {
             return;
         }
@@ -136,13 +136,13 @@ impl Pacifica {
     /// Returns the message that says where this incarnation stands.
     fn join(&self, epoch: Epoch) -> PacificaMessage {
         let (position, incarnation) = (self.position(), self.incarnation);
-        PacificaMessage::Join { epoch, position, incarnation }
+        PacificaMessage::ReportPosition { epoch, position, incarnation }
     }
 
     //= PAC-6
     fn take_committed_point(&mut self, seq: u64) {
         if self.journal.commit(seq) {
-            self.journal.note_commit_point();
+            self.journal.record_commit_point();
         }
     }
 
@@ -150,8 +150,8 @@ impl Pacifica {
     /// it (PAC-40).
     pub(super) fn on_timeout_of_follower(&mut self) {
         let version = self.state.promised;
-        match &self.part {
-            Part::Follower(following) if self.now >= self.asks_from(following) => {
+        match &self.role {
+            RoleState::Follower(following) if self.now >= self.asks_from(following) => {
                 let Some(primary) = following.leader else { return };
                 //= PAC-40
                 self.report_position(primary, version);
@@ -181,14 +181,14 @@ impl Pacifica {
         let PacificaMessage::Snapshot { epoch } = message else {
             return self.answer_snapshot(ticket);
         };
-        if matches!(self.part, Part::Idle) {
+        if matches!(self.role, RoleState::Idle) {
             // Said at once, where it stands would have the same snapshot sent again at once.
             let reason = "the replica does not know its part yet".into();
             return self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
         }
-        let is_following = matches!(self.part, Part::Follower(_));
+        let is_following = matches!(self.role, RoleState::Follower(_));
         if epoch < self.state.promised {
-            let refuse = PacificaMessage::Refuse { epoch: self.state.promised };
+            let refuse = PacificaMessage::RejectStaleEpoch { epoch: self.state.promised };
             self.journal.reply(ticket, Reply::Message(refuse), When::Now);
         } else if upto.seq > self.journal.committed().seq && is_following {
             //= PAC-42
@@ -217,12 +217,12 @@ impl Pacifica {
     }
 
     pub(super) fn on_peer_alive(&mut self, node: NodeId) {
-        match &mut self.part {
-            Part::Follower(following) if following.leader == Some(node) => {
+        match &mut self.role {
+            RoleState::Follower(following) if following.leader == Some(node) => {
                 // Whoever was away may not know that this replica waits for it.
                 following.joined = None;
             }
-            Part::Primary(primary) => {
+            RoleState::Primary(primary) => {
                 primary.leading.probe(self.now, &mut self.journal, node);
             }
             _ => {}
@@ -233,10 +233,10 @@ impl Pacifica {
         self.retry_pending();
         self.act_if_free();
         self.ask_to_go_on();
-        match &self.part {
-            Part::Idle => {}
-            Part::Follower(_) => self.on_timeout_of_follower(),
-            Part::Primary(_) => self.on_timeout_of_primary(),
+        match &self.role {
+            RoleState::Idle => {}
+            RoleState::Follower(_) => self.on_timeout_of_follower(),
+            RoleState::Primary(_) => self.on_timeout_of_primary(),
         }
     }
 }

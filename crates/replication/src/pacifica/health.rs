@@ -5,7 +5,7 @@ use std::time::Duration;
 use trireme_types::{Lsn, NodeId};
 
 use super::reconfiguration::REMOVALS_FORGOTTEN_AFTER;
-use super::{Pacifica, Part};
+use super::{Pacifica, RoleState};
 use crate::core::Moment;
 
 /// For how many leases a primary may have made no progress with what it has to do, before it steps
@@ -68,6 +68,12 @@ impl Health {
         HANG_LEASES * lease * 2_u32.pow(doublings)
     }
 
+    /// Records that another replica is the primary: what was found while none took its place is over.
+    pub(super) const fn was_replaced(&mut self) {
+        //= PAC-29
+        self.may_go_alone = false;
+    }
+
     fn note_hang(&mut self, now: Moment) {
         let before = self.hung.filter(|(at, _)| now < *at + REMOVALS_FORGOTTEN_AFTER);
         self.hung = Some((now, before.map_or(0, |(_, times)| times) + 1));
@@ -106,7 +112,7 @@ impl Pacifica {
     /// Returns when a primary counts as one whose data reaches nobody: every secondary acknowledges
     /// beacons, and none of them entries.
     fn reaches_nobody_at(&self) -> Option<Moment> {
-        let Part::Primary(primary) = &self.part else { return None };
+        let RoleState::Primary(primary) = &self.role else { return None };
         let (now, lease) = (self.now, self.options.timing.lease);
         let unreplaced = self.health.unreplaced_at;
         if unreplaced.is_some_and(|at| now < at + REMOVALS_FORGOTTEN_AFTER) {
@@ -117,7 +123,7 @@ impl Pacifica {
         let mut ends = Vec::new();
         for (node, follower) in listed {
             let is_heard = follower.supported.is_some_and(|sent| now < sent + lease);
-            let has_all = follower.acked.seq >= self.journal.last().seq;
+            let has_all = follower.match_lsn.seq >= self.journal.last().seq;
             // A snapshot takes its time; the transport judges whether it comes forward.
             if !is_heard || has_all || follower.is_sending {
                 return None;
@@ -132,7 +138,7 @@ impl Pacifica {
     /// Returns when a primary steps down, if nothing happens before.
     pub(super) fn steps_down_at(&self) -> Option<Moment> {
         let is_alone = self.config.as_ref().is_none_or(|config| config.replicas.len() <= 1);
-        if is_alone || !matches!(self.part, Part::Primary(_)) {
+        if is_alone || !matches!(self.role, RoleState::Primary(_)) {
             return None;
         }
         self.hangs_at().into_iter().chain(self.reaches_nobody_at()).min()
@@ -148,14 +154,14 @@ impl Pacifica {
         tracing::warn!("the primary's disk, applier or network makes no progress: it steps down");
         self.health.note_hang(self.now);
         self.stepped_down = Some(self.now);
-        self.set_part(Part::Follower(super::Following::default()));
+        self.set_role(RoleState::Follower(super::Following::default()));
     }
 
     /// Returns true if a primary without these secondaries, whose leases have ended, would be alone and
     /// take no writes, while it may be the one that is cut off from the others, and they could go on
     /// without it.
     pub(super) fn would_be_useless_without(&self, lapsed: &[NodeId]) -> bool {
-        let (Some(config), Part::Primary(primary)) = (&self.config, &self.part) else {
+        let (Some(config), RoleState::Primary(primary)) = (&self.config, &self.role) else {
             return false;
         };
         let is_alone = config.replicas.iter().all(|id| *id == self.node || lapsed.contains(id));
@@ -177,7 +183,7 @@ impl Pacifica {
             "all leases have ended, and alone the primary takes no writes: it steps down"
         );
         self.stepped_down = Some(self.now);
-        self.set_part(Part::Follower(super::Following::default()));
+        self.set_role(RoleState::Follower(super::Following::default()));
     }
 
     /// Notes that a primary holds its leases.

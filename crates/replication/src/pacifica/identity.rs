@@ -8,7 +8,7 @@
 
 use trireme_types::{CohortConfig, Incarnation, NodeId};
 
-use super::{Pacifica, Part};
+use super::{Pacifica, RoleState};
 use crate::streaming::wire::HardState;
 
 /// The version of a cohort's first configuration, whose replicas have nothing to lose.
@@ -37,13 +37,13 @@ impl Pacifica {
             self.keep(HardState { is_learner: true, ..self.state });
         }
         self.pending = None;
-        self.set_part(Part::Idle);
+        self.set_role(RoleState::Idle);
     }
 
     /// Returns true if a follower that says something is the incarnation that the primary counts or
     /// brings up to date. The first that is heard is, where the configuration names none.
     pub(super) fn is_known_as(&mut self, from: NodeId, incarnation: Incarnation) -> bool {
-        let Part::Primary(primary) = &mut self.part else { return false };
+        let RoleState::Primary(primary) = &mut self.role else { return false };
         if !primary.leading.followers.contains_key(&from) {
             return false;
         }

@@ -44,7 +44,7 @@ pub enum PacificaMessage {
         incarnation: Incarnation,
     },
     /// Secondary or candidate to primary: this is where I stand; send what I lack.
-    Join {
+    ReportPosition {
         /// The newest version that the sender knows.
         epoch: Epoch,
         /// Where it stands.
@@ -53,7 +53,7 @@ pub enum PacificaMessage {
         incarnation: Incarnation,
     },
     /// To a primary of the past: this version has been installed.
-    Refuse {
+    RejectStaleEpoch {
         /// The version.
         epoch: Epoch,
     },
@@ -81,11 +81,11 @@ impl Message for PacificaMessage {
                 let writer = Writer::new(4).number(*epoch).supports(*supports);
                 writer.incarnation(*incarnation).finish()
             }
-            Self::Join { epoch, position, incarnation } => {
+            Self::ReportPosition { epoch, position, incarnation } => {
                 let writer = Writer::new(5).number(*epoch).position(position);
                 writer.incarnation(*incarnation).finish()
             }
-            Self::Refuse { epoch } => Writer::new(6).number(*epoch).finish(),
+            Self::RejectStaleEpoch { epoch } => Writer::new(6).number(*epoch).finish(),
             Self::Snapshot { epoch } => Writer::new(7).number(*epoch).finish(),
         }
     }
@@ -110,9 +110,9 @@ impl Message for PacificaMessage {
             }
             5 => {
                 let (epoch, position) = (reader.number()?, reader.position()?);
-                Self::Join { epoch, position, incarnation: reader.incarnation()? }
+                Self::ReportPosition { epoch, position, incarnation: reader.incarnation()? }
             }
-            6 => Self::Refuse { epoch: reader.number()? },
+            6 => Self::RejectStaleEpoch { epoch: reader.number()? },
             7 => Self::Snapshot { epoch: reader.number()? },
             kind => return Err(DecodeError::Kind(kind)),
         };
@@ -143,15 +143,15 @@ impl fmt::Display for PacificaMessage {
             Self::BeaconAck { epoch, supports, .. } => {
                 write!(f, "beacon ack e{epoch}{}", without(supports))
             }
-            Self::Join { epoch, position, incarnation } => {
+            Self::ReportPosition { epoch, position, incarnation } => {
                 let Position { committed, last, is_learner } = position;
                 let candidate = if *is_learner { " candidate" } else { "" };
                 write!(
                     f,
-                    "join committed={committed} last={last}{candidate} {incarnation} e{epoch}"
+                    "report position committed={committed} last={last}{candidate} {incarnation} e{epoch}"
                 )
             }
-            Self::Refuse { epoch } => write!(f, "refuse e{epoch}"),
+            Self::RejectStaleEpoch { epoch } => write!(f, "reject stale epoch e{epoch}"),
             Self::Snapshot { epoch } => write!(f, "snapshot e{epoch}"),
         }
     }
@@ -185,8 +185,8 @@ mod tests {
             PacificaMessage::Prepared { epoch, upto: previous, supports: None, incarnation },
             PacificaMessage::Beacon(Beacon { epoch, committed, sent, current_at: None }),
             PacificaMessage::BeaconAck { epoch, supports: Some(sent), incarnation },
-            PacificaMessage::Join { epoch, position, incarnation },
-            PacificaMessage::Refuse { epoch },
+            PacificaMessage::ReportPosition { epoch, position, incarnation },
+            PacificaMessage::RejectStaleEpoch { epoch },
             PacificaMessage::Snapshot { epoch },
         ]
     }

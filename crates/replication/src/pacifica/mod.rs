@@ -110,7 +110,7 @@ pub struct Pacifica {
     /// Whether it has been told the time.
     has_started: bool,
     support: Support,
-    part: Part,
+    role: RoleState,
     /// What it asked the manager for and has not seen decided.
     pending: Option<Pending>,
     /// It becomes primary when this write, by which it will know that it acted, is on disk.
@@ -126,7 +126,7 @@ pub struct Pacifica {
 
 /// What the replica does in the cohort.
 #[derive(Debug)]
-enum Part {
+enum RoleState {
     /// It does not know yet what it is, or has nothing that it could be.
     Idle,
     /// A secondary, or a candidate: the configuration tells which.
@@ -154,7 +154,7 @@ impl Pacifica {
             config: None,
             has_started: false,
             support: Support::starting(Moment::START, grace, true),
-            part: Part::Idle,
+            role: RoleState::Idle,
             pending: None,
             becomes_primary_at: None,
             named: None,
@@ -186,7 +186,7 @@ impl Pacifica {
             self.keep(HardState { promised: version, ..self.state });
             self.stepped_down = None;
             // The same primary may have begun anew, and not know where anybody stands.
-            if let Part::Follower(following) = &mut self.part {
+            if let RoleState::Follower(following) = &mut self.role {
                 following.is_streaming = false;
                 following.joined = None;
             }
@@ -205,11 +205,11 @@ impl Pacifica {
 
     /// Returns who leads, as far as the replica knows.
     fn leader(&self) -> Option<NodeId> {
-        match &self.part {
-            Part::Idle => None,
+        match &self.role {
+            RoleState::Idle => None,
             // One that was only named, and has not been heard, may not be up to it yet.
-            Part::Follower(following) => following.leader.filter(|_| following.is_streaming),
-            Part::Primary(primary) => primary.serves(self.now).then_some(self.node),
+            RoleState::Follower(following) => following.leader.filter(|_| following.is_streaming),
+            RoleState::Primary(primary) => primary.serves(self.now).then_some(self.node),
         }
     }
 
@@ -238,10 +238,10 @@ impl Pacifica {
                     self.on_beacon_ack(from, epoch, supports);
                 }
             }
-            PacificaMessage::Join { epoch, position, incarnation } => {
-                self.on_join(from, epoch, position, incarnation);
+            PacificaMessage::ReportPosition { epoch, position, incarnation } => {
+                self.on_report_position(from, epoch, position, incarnation);
             }
-            PacificaMessage::Refuse { epoch } => self.on_refuse(epoch),
+            PacificaMessage::RejectStaleEpoch { epoch } => self.on_reject_stale_epoch(epoch),
             // It comes with a snapshot only.
             PacificaMessage::Snapshot { .. } => {}
         }
@@ -313,7 +313,7 @@ impl Core for Pacifica {
     }
 
     fn drain_effects(&mut self, effects: &mut Vec<Effect<Self>>) {
-        if let Part::Primary(primary) = &mut self.part {
+        if let RoleState::Primary(primary) = &mut self.role {
             primary.leading.send_gathered(self.now, &mut self.journal);
         }
         self.journal.drain_into(effects);
@@ -323,10 +323,10 @@ impl Core for Pacifica {
     }
 
     fn next_timeout(&self) -> Option<Moment> {
-        let part = match &self.part {
-            Part::Idle => None,
-            Part::Follower(following) => self.next_of_follower(following),
-            Part::Primary(primary) => self.next_of_primary(primary),
+        let part = match &self.role {
+            RoleState::Idle => None,
+            RoleState::Follower(following) => self.next_of_follower(following),
+            RoleState::Primary(primary) => self.next_of_primary(primary),
         };
         let pending = self.pending.as_ref().map(|pending| pending.retry_at);
         let named = self.named.map(|_| self.support.until());
@@ -334,23 +334,23 @@ impl Core for Pacifica {
     }
 
     fn status(&self) -> CoreStatus {
-        let (role, progress) = match &self.part {
-            Part::Idle if self.state.is_learner => (Role::Learner, Vec::new()),
-            Part::Idle => (Role::Follower, Vec::new()),
-            Part::Follower(_) if !self.is_listed(self.node) => (Role::Learner, Vec::new()),
-            Part::Follower(_) if self.pending.is_some() => (Role::Candidate, Vec::new()),
-            Part::Follower(_) => (Role::Follower, Vec::new()),
-            Part::Primary(primary) if primary.serves(self.now) => {
+        let (role, progress) = match &self.role {
+            RoleState::Idle if self.state.is_learner => (Role::Learner, Vec::new()),
+            RoleState::Idle => (Role::Follower, Vec::new()),
+            RoleState::Follower(_) if !self.is_listed(self.node) => (Role::Learner, Vec::new()),
+            RoleState::Follower(_) if self.pending.is_some() => (Role::Candidate, Vec::new()),
+            RoleState::Follower(_) => (Role::Follower, Vec::new()),
+            RoleState::Primary(primary) if primary.serves(self.now) => {
                 (Role::Leader, primary.leading.progress())
             }
-            Part::Primary(primary) => (Role::Candidate, primary.leading.progress()),
+            RoleState::Primary(primary) => (Role::Candidate, primary.leading.progress()),
         };
-        let current = match &self.part {
-            Part::Primary(primary) => primary.current(),
+        let current = match &self.role {
+            RoleState::Primary(primary) => primary.current(),
             _ => self.journal.current(),
         };
-        let measures = match &self.part {
-            Part::Primary(primary) => primary.leading.measures,
+        let measures = match &self.role {
+            RoleState::Primary(primary) => primary.leading.measures,
             _ => self.measures,
         };
         CoreStatus {

@@ -7,7 +7,7 @@ use trireme_types::{CohortConfig, Incarnation, NodeId, Timing};
 
 use super::follower::Following;
 use super::leader::Primary;
-use super::{Pacifica, Part, Proposal};
+use super::{Pacifica, Proposal, RoleState};
 use crate::core::{Effect, Moment, When};
 use crate::streaming::wire::HardState;
 use crate::streaming::{Follower, Journal, Stage};
@@ -83,7 +83,7 @@ impl Removal {
 impl Primary {
     /// Returns when the lease of each replica that counts ends.
     pub(super) fn lease_ends(&self, lease: Duration) -> impl Iterator<Item = (NodeId, Moment)> {
-        let counting = self.leading.followers.iter().filter(|(_, follower)| follower.counts);
+        let counting = self.leading.followers.iter().filter(|(_, follower)| follower.is_voter);
         counting.map(move |(node, follower)| {
             let counted = self.counted.get(node).copied().unwrap_or_default();
             // Before its first acknowledgement a secondary gives no lease, and is given the time of
@@ -137,8 +137,8 @@ impl Pacifica {
         known: &CohortConfig,
     ) -> BTreeMap<NodeId, Incarnation> {
         //= PAC-45
-        let heard = match &self.part {
-            Part::Primary(primary) => Some(&primary.incarnations),
+        let heard = match &self.role {
+            RoleState::Primary(primary) => Some(&primary.incarnations),
             _ => None,
         };
         let of = |node: &NodeId| {
@@ -187,6 +187,9 @@ impl Pacifica {
         self.named = None;
         self.stepped_down = None;
         let Some(config) = self.config.clone() else { return };
+        if config.replicas.first() != Some(&self.node) {
+            self.health.was_replaced();
+        }
         let is_listed = config.replicas.contains(&self.node);
         if is_listed && !self.is_the_listed_one(&config) {
             return self.wait_until_taken_out();
@@ -218,7 +221,7 @@ impl Pacifica {
     /// asked for then may be installed at any time. Who has acted as the primary of this version
     /// before was free when it began.
     fn is_bound(&self, config: &CohortConfig) -> bool {
-        let is_primary = matches!(self.part, Part::Primary(_));
+        let is_primary = matches!(self.role, RoleState::Primary(_));
         let has_acted = config.version <= self.promised_at_start;
         !self.is_new && !is_primary && !has_acted && self.now < self.support.until()
     }
@@ -239,7 +242,7 @@ impl Pacifica {
     }
 
     fn adopt_as_primary(&mut self, Named { is_mine, is_first }: Named) {
-        if matches!(self.part, Part::Primary(_)) {
+        if matches!(self.role, RoleState::Primary(_)) {
             return self.go_on_as_primary();
         }
         // What an earlier run of it prepared in this version may be at the secondaries, under the
@@ -262,44 +265,45 @@ impl Pacifica {
         let (now, node) = (self.now, self.node);
         let Some(config) = &self.config else { return };
         let listed: Vec<_> = config.replicas.iter().copied().filter(|n| *n != node).collect();
-        let Part::Primary(primary) = &mut self.part else { return };
+        let RoleState::Primary(primary) = &mut self.role else { return };
         primary.leading.epoch = config.version;
-        primary.is_fenced = None;
+        primary.suspended_since = None;
         let named = config.incarnations.iter().filter(|(node, _)| listed.contains(node));
         primary.incarnations.extend(named);
         self.refuse_held_if_too_few();
-        let Part::Primary(primary) = &mut self.part else { return };
+        let RoleState::Primary(primary) = &mut self.role else { return };
         let gone: Vec<_> = primary
             .leading
             .followers
             .iter()
-            .filter(|(node, follower)| follower.counts && !listed.contains(node))
+            .filter(|(node, follower)| follower.is_voter && !listed.contains(node))
             .map(|(node, _)| *node)
             .collect();
         for node in gone {
             primary.forget(now, &mut self.journal, node);
             primary.note_removal(now, node);
         }
-        let is_new = |node: &NodeId| primary.leading.followers.get(node).is_none_or(|f| !f.counts);
+        let is_new =
+            |node: &NodeId| primary.leading.followers.get(node).is_none_or(|f| !f.is_voter);
         if listed.iter().any(is_new) {
             self.journal.push(Effect::EndReads);
         }
         for &node in &listed {
             let follower = primary.leading.followers.entry(node).or_insert(Follower::new(true));
-            follower.counts = true;
+            follower.is_voter = true;
             primary.counted.entry(node).or_insert(now);
         }
         self.give_up_transfer_to_others_than(&listed);
-        let Part::Primary(primary) = &mut self.part else { return };
+        let RoleState::Primary(primary) = &mut self.role else { return };
         // What is under way in the old version may be refused by now: who lacks it says so.
         primary.leading.probe_all(now, &mut self.journal);
-        self.look_at_leases();
+        self.check_leases();
         self.advance();
     }
 
     fn adopt_as_secondary(&mut self, config: &CohortConfig) {
         let primary = config.replicas.first().copied();
-        let follows = matches!(&self.part, Part::Follower(f) if f.leader == primary);
+        let follows = matches!(&self.role, RoleState::Follower(f) if f.leader == primary);
         if let Some(primary) = primary.filter(|_| !follows) {
             self.follow(primary);
         }
@@ -310,11 +314,11 @@ impl Pacifica {
     /// dropped where that orders something else (PAC-43; P8).
     fn adopt_as_candidate(&mut self, config: &CohortConfig, was_listed: bool) {
         let primary = config.replicas.first().copied();
-        let follows = matches!(&self.part, Part::Follower(f) if f.leader == primary);
+        let follows = matches!(&self.role, RoleState::Follower(f) if f.leader == primary);
         if follows && !was_listed {
             return;
         }
-        self.set_part(Part::Follower(Following::default()));
+        self.set_role(RoleState::Follower(Following::default()));
         //= PAC-43
         if self.options.faults.drops_its_tail {
             self.journal.truncate_after(self.journal.committed().seq);
@@ -350,7 +354,7 @@ impl Pacifica {
     pub(super) fn remove(&mut self, lapsed: &[NodeId]) {
         let now = self.now;
         let lease = self.options.timing.lease;
-        let Part::Primary(primary) = &mut self.part else { return };
+        let RoleState::Primary(primary) = &mut self.role else { return };
         // One that has not answered yet is given a lease's time to.
         let due: Vec<_> = lapsed
             .iter()
@@ -366,9 +370,9 @@ impl Pacifica {
         if self.would_be_useless_without(&due) {
             return self.step_down_for_others();
         }
-        let Part::Primary(primary) = &mut self.part else { return };
+        let RoleState::Primary(primary) = &mut self.role else { return };
         //= PAC-33
-        primary.is_fenced.get_or_insert(now);
+        primary.suspended_since.get_or_insert(now);
         self.propose(Purpose::Remove(&due));
     }
 
@@ -379,13 +383,13 @@ impl Pacifica {
         let is_known = self.is_known_as(node, incarnation);
         let Some(config) = &self.config else { return false };
         let is_missing = config.replicas_missing() > 0;
-        let Part::Primary(primary) = &mut self.part else { return false };
+        let RoleState::Primary(primary) = &mut self.role else { return false };
         let serves = primary.serves(now);
         if is_known {
             return true;
         }
         match primary.leading.followers.get(&node) {
-            Some(follower) if follower.counts => {
+            Some(follower) if follower.is_voter => {
                 // What the one acknowledged that counts, this one has not: it does not answer for it.
                 tracing::warn!(%node, %incarnation, "the replica lost what it acknowledged");
                 return false;
@@ -401,7 +405,7 @@ impl Pacifica {
             return false;
         }
         let mut follower = Follower::new(false);
-        follower.asked = Some(now);
+        follower.last_sent_at = Some(now);
         primary.leading.followers.insert(node, follower);
         primary.counted.insert(node, now);
         primary.incarnations.insert(node, incarnation);
@@ -424,33 +428,34 @@ impl Pacifica {
         if self.pending.is_some() || !is_missing {
             return;
         }
-        let Part::Primary(primary) = &mut self.part else { return };
+        let RoleState::Primary(primary) = &mut self.role else { return };
         if !primary.serves(now) || primary.transfer.is_some() {
             return;
         }
         let lease_until = primary.lease_until;
         let Some(follower) = primary.leading.followers.get_mut(&node) else { return };
-        let has_all = follower.stage == Stage::InStep && follower.acked.seq >= committed.seq;
+        let has_all =
+            follower.stage == Stage::Replicating && follower.match_lsn.seq >= committed.seq;
         let supports_until = follower.supported.map_or(Moment::START, |sent| sent + lease);
-        if follower.counts || !has_all || supports_until <= now {
+        if follower.is_voter || !has_all || supports_until <= now {
             return;
         }
         //= PAC-37
-        follower.counts = !adds_without_waiting;
+        follower.is_voter = !adds_without_waiting;
         primary.counted.insert(node, now);
         if supports_until < lease_until {
             // What was given out with the leases of the others alone would outlast this one's.
             self.journal.push(Effect::EndReads);
         }
         self.propose(Purpose::Add(node));
-        self.look_at_leases();
+        self.check_leases();
     }
 
     /// Forgets candidates that do not answer, or acknowledge nothing of what they are sent: their
     /// candidacy is over, and others may have their turn (PAC-38).
     pub(super) fn forget_silent_candidates(&mut self) {
         let (now, timing) = (self.now, self.options.timing);
-        let Part::Primary(primary) = &mut self.part else { return };
+        let RoleState::Primary(primary) = &mut self.role else { return };
         let silent: Vec<_> = primary
             .candidates(timing)
             .filter(|(_, end)| *end <= now)
@@ -472,7 +477,7 @@ impl Pacifica {
 impl Primary {
     /// Returns when each candidate counts as one that does not answer, or makes no progress.
     fn candidates(&self, timing: Timing) -> impl Iterator<Item = (NodeId, Moment)> {
-        let candidates = self.leading.followers.iter().filter(|(_, follower)| !follower.counts);
+        let candidates = self.leading.followers.iter().filter(|(_, follower)| !follower.is_voter);
         candidates.map(move |(node, follower)| {
             let begun = self.counted.get(node).copied();
             let silent = follower.supported.max(begun).unwrap_or_default() + timing.grace;

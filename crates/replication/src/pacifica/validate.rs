@@ -1,6 +1,6 @@
 //! What always holds of a replica, whatever it was sent: a violation is a fault of this code.
 
-use super::{Pacifica, Part};
+use super::{Pacifica, RoleState};
 use crate::core::Moment;
 
 impl Pacifica {
@@ -23,14 +23,14 @@ impl Pacifica {
             });
             check(is_proposal_sound, || format!("{:?} does not follow {config:?}", self.pending))?;
         }
-        match &self.part {
-            Part::Primary(_) => self.validate_primary(),
-            Part::Follower(_) | Part::Idle => Ok(()),
+        match &self.role {
+            RoleState::Primary(_) => self.validate_primary(),
+            RoleState::Follower(_) | RoleState::Idle => Ok(()),
         }
     }
 
     fn validate_primary(&self) -> Result<(), String> {
-        let Part::Primary(primary) = &self.part else { return Ok(()) };
+        let RoleState::Primary(primary) = &self.role else { return Ok(()) };
         if self.options.faults.takes_old_versions {
             // It is the mistake that a primary goes on whatever it hears.
             return Ok(());
@@ -53,15 +53,15 @@ impl Pacifica {
         })?;
         let mut counting = 1;
         for (node, follower) in &primary.leading.followers {
-            counting += usize::from(follower.counts);
-            let (acked, next) = (follower.acked.seq, follower.next);
+            counting += usize::from(follower.is_voter);
+            let (acked, next) = (follower.match_lsn.seq, follower.next);
             check(acked < next && next <= last + 1, || {
                 format!("{node} has {acked}, is sent {next}, and the log ends at {last}")
             })?;
             check(follower.supported.is_none_or(|sent| sent <= now), || {
                 format!("{node} supports what was sent at {:?}, after {now}", follower.supported)
             })?;
-            let is_named = follower.counts && !config.replicas.contains(node);
+            let is_named = follower.is_voter && !config.replicas.contains(node);
             let is_added = self.is_adding(*node);
             check(!is_named || is_added, || format!("{node} counts, and is not in {config:?}"))?;
         }
@@ -115,7 +115,7 @@ mod tests {
         core.drain_effects(&mut Vec::new());
         core.handle(Moment::START, Event::Durable { upto: trireme_storage::IoId(1) });
         core.drain_effects(&mut Vec::new());
-        assert!(matches!(core.part, Part::Primary(_)), "{core:?}");
+        assert!(matches!(core.role, RoleState::Primary(_)), "{core:?}");
         core
     }
 
@@ -151,17 +151,17 @@ mod tests {
         let epoch = broken(|core| core.state.promised = 9);
         assert!(epoch.contains("9 is promised"), "{epoch}");
         let lease = broken(|core| {
-            let Part::Primary(primary) = &mut core.part else { return };
+            let RoleState::Primary(primary) = &mut core.role else { return };
             primary.lease_until = core.now + Duration::from_secs(3600);
         });
         assert!(lease.contains("a lease until"), "{lease}");
         let counts = broken(|core| {
-            let Part::Primary(primary) = &mut core.part else { return };
+            let RoleState::Primary(primary) = &mut core.role else { return };
             primary.leading.followers.insert(NodeId(2), crate::streaming::Follower::new(true));
         });
         assert!(counts.contains("n2 counts, and is not in"), "{counts}");
         let candidates = broken(|core| {
-            let Part::Primary(primary) = &mut core.part else { return };
+            let RoleState::Primary(primary) = &mut core.role else { return };
             for node in [2, 3].map(NodeId) {
                 let follower = crate::streaming::Follower::new(false);
                 primary.leading.followers.insert(node, follower);

@@ -179,7 +179,7 @@ impl Cohort {
         for member in self.members.iter().cycle() {
             if let Ok(permit) = member.replica.read_barrier().await {
                 let found = member.table.get(key.as_bytes()).unwrap().is_some();
-                permit.confirm().unwrap();
+                permit.validate().unwrap();
                 return found;
             }
             tokio::time::sleep(PAUSE).await;

@@ -126,7 +126,7 @@ pub(super) fn vote(message: v1::RaftVote) -> Vote {
 /// Returns a Raft entry as the cohort's log stores it.
 pub(super) fn to_log(entry: RaftEntry) -> Entry {
     let (kind, payload) = match entry.payload {
-        EntryPayload::Blank => (EntryKind::Barrier, Bytes::new()),
+        EntryPayload::Blank => (EntryKind::NoOp, Bytes::new()),
         EntryPayload::Normal(Proposal(payload)) => (EntryKind::Commands, payload),
         EntryPayload::Membership(membership) => {
             (EntryKind::Protocol, encode_membership(&membership))
@@ -138,7 +138,7 @@ pub(super) fn to_log(entry: RaftEntry) -> Entry {
 /// Returns a Raft entry from what the cohort's log stored or another replica sent.
 pub(super) fn from_log(entry: Entry) -> io::Result<RaftEntry> {
     let payload = match entry.kind {
-        EntryKind::Barrier => EntryPayload::Blank,
+        EntryKind::NoOp => EntryPayload::Blank,
         EntryKind::Commands => EntryPayload::Normal(Proposal(entry.payload)),
         EntryKind::Protocol => EntryPayload::Membership(decode_membership(&entry.payload)?),
     };

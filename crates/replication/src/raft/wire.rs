@@ -154,7 +154,7 @@ fn entry_message(entry: RaftEntry) -> v1::RaftEntry {
     let Entry { lsn, kind, payload } = to_log(entry);
     let kind = match kind {
         EntryKind::Commands => 1,
-        EntryKind::Barrier => 2,
+        EntryKind::NoOp => 2,
         EntryKind::Protocol => 3,
     };
     v1::RaftEntry { lsn: Some(lsn.into()), kind, payload }
@@ -163,7 +163,7 @@ fn entry_message(entry: RaftEntry) -> v1::RaftEntry {
 fn entry(message: v1::RaftEntry) -> io::Result<RaftEntry> {
     let kind = match message.kind {
         1 => EntryKind::Commands,
-        2 => EntryKind::Barrier,
+        2 => EntryKind::NoOp,
         3 => EntryKind::Protocol,
         other => return Err(malformed(format_args!("an entry of kind {other}"))),
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use trireme_types::{Epoch, NodeId};
 
 use super::follower::Following;
-use super::{Candidate, ElectionRequest, ElectionView, Part, Spinnaker, SpinnakerMessage};
+use super::{Candidate, ElectionRequest, ElectionView, RoleState, Spinnaker, SpinnakerMessage};
 use crate::core::{Effect, Moment, When};
 
 /// After how long a replica asks the coordinator again for what it does not see yet.
@@ -43,13 +43,13 @@ impl Spinnaker {
         self.view = Some(view);
         // Whoever leads the newest epoch was elected by a majority that has promised the same.
         self.promise(epoch);
-        let is_leading = matches!(&self.part, Part::Leader(_));
+        let is_leading = matches!(&self.role, RoleState::Leader(_));
         if is_leading && epoch == self.epoch {
             return self.on_view_of_leader(leader.is_some());
         }
-        match &self.part {
-            Part::Candidate(candidacy) if epoch < candidacy.round => {}
-            Part::Candidate(candidacy) => {
+        match &self.role {
+            RoleState::Candidate(candidacy) if epoch < candidacy.round => {}
+            RoleState::Candidate(candidacy) => {
                 let round = candidacy.round;
                 return self.on_decided(round, epoch, leader);
             }
@@ -71,11 +71,11 @@ impl Spinnaker {
             return;
         };
         let until = self.now + HEAD_START;
-        match &mut self.part {
-            Part::Follower(following) if following.successor.is_none() => {
+        match &mut self.role {
+            RoleState::Follower(following) if following.successor.is_none() => {
                 following.successor = Some((base, until));
                 // The base node needs to know that it is not alone.
-                self.tell_doubt();
+                self.send_suspicion();
             }
             _ => {}
         }
@@ -120,7 +120,7 @@ impl Spinnaker {
     /// Takes in that `epoch` has, or had, a leader that cannot be followed.
     fn without_leader(&mut self, epoch: Epoch) {
         self.epoch = epoch;
-        self.set_part(Part::Follower(Following::default()));
+        self.set_role(RoleState::Follower(Following::default()));
     }
 
     /// Takes in whether the coordinator knows the leader that the replica follows (SPIN-27).
@@ -140,7 +140,7 @@ impl Spinnaker {
     }
 
     /// Returns when a follower has reason to seek another leader.
-    fn doubtful_from(&self, following: &Following) -> Moment {
+    fn suspects_from(&self, following: &Following) -> Moment {
         let grace = self.options.timing.grace;
         let (Some(_), Some(heard)) = (following.leader, following.heard) else {
             return Moment::START;
@@ -153,7 +153,7 @@ impl Spinnaker {
     /// Returns when a follower has no leader that it supports: it has reason to seek another, and is
     /// free of its promise.
     fn free_from(&self, following: &Following) -> Moment {
-        self.doubtful_from(following).max(self.support.until())
+        self.suspects_from(following).max(self.support.until())
     }
 
     /// Returns when such a follower may stand: those who are to be first have had their time.
@@ -180,55 +180,55 @@ impl Spinnaker {
         if self.state.is_learner || self.view.is_none() {
             return;
         }
-        match &self.part {
-            Part::Follower(following) if self.now >= self.free_from(following) => {
+        match &self.role {
+            RoleState::Follower(following) if self.now >= self.free_from(following) => {
                 let may_stand = self.now >= self.stands_from(following);
-                self.tell_doubt();
+                self.send_suspicion();
                 //= SPIN-20
-                if may_stand && self.doubters() > self.options.replicas.len() / 2 {
+                if may_stand && self.suspecting() > self.options.replicas.len() / 2 {
                     self.stand();
                 }
             }
-            Part::Candidate(_) => self.pursue(false),
+            RoleState::Candidate(_) => self.pursue(false),
             _ => {}
         }
     }
 
     /// Counts the replicas, this one among them, that have no leader which they support.
-    fn doubters(&self) -> usize {
+    fn suspecting(&self) -> usize {
         let recent = |node: &NodeId| {
-            let doubted = self.doubts.get(node);
-            doubted.is_some_and(|at| self.now < *at + self.options.timing.grace)
+            let suspected_at = self.suspicions.get(node);
+            suspected_at.is_some_and(|at| self.now < *at + self.options.timing.grace)
         };
         let stands = |node: &NodeId| self.candidates().any(|candidate| candidate.node == *node);
         1 + self.others().filter(|other| recent(other) || stands(other)).count()
     }
 
     /// Tells the others that this replica has no leader, once in a beacon interval.
-    fn tell_doubt(&mut self) {
+    fn send_suspicion(&mut self) {
         let (now, interval) = (self.now, self.options.timing.beacon_interval);
-        let Part::Follower(following) = &mut self.part else { return };
-        if following.doubted.is_some_and(|doubted| now < doubted + interval) {
+        let RoleState::Follower(following) = &mut self.role else { return };
+        if following.suspected_at.is_some_and(|suspected_at| now < suspected_at + interval) {
             return;
         }
-        following.doubted = Some(now);
+        following.suspected_at = Some(now);
         for other in self.others() {
-            self.journal.signal(other, SpinnakerMessage::Doubt { epoch: self.epoch });
+            self.journal.signal(other, SpinnakerMessage::SuspectLeader { epoch: self.epoch });
         }
     }
 
-    pub(super) fn on_doubt(&mut self, from: NodeId, epoch: Epoch) {
+    pub(super) fn on_suspect_leader(&mut self, from: NodeId, epoch: Epoch) {
         if epoch < self.epoch {
             // It was under way when its sender began to follow, or does not know the leader yet.
             return;
         }
-        if let Part::Follower(following) = &mut self.part
+        if let RoleState::Follower(following) = &mut self.role
             && following.leader == Some(from)
         {
             // Who leads has no doubt: it was started again, and knows nothing of its lead.
             following.is_lost = true;
         }
-        self.doubts.insert(from, self.now);
+        self.suspicions.insert(from, self.now);
         self.consider_standing();
     }
 
@@ -244,7 +244,7 @@ impl Spinnaker {
         if !self.options.faults.publishes_without_fence {
             self.promise(round);
         }
-        self.set_part(Part::Candidate(Candidacy { round, retry_at: self.now + RETRY }));
+        self.set_role(RoleState::Candidate(Candidacy { round, retry_at: self.now + RETRY }));
         self.publish(round);
         self.pursue(false);
     }
@@ -260,7 +260,7 @@ impl Spinnaker {
 
     /// Goes on with a candidacy: asks for the lead once the replica has won.
     fn pursue(&mut self, again: bool) {
-        let Part::Candidate(Candidacy { round, .. }) = self.part else { return };
+        let RoleState::Candidate(Candidacy { round, .. }) = self.role else { return };
         let Some(view) = &self.view else { return };
         if view.round() != round {
             return;
@@ -292,7 +292,7 @@ impl Spinnaker {
     /// Stands at once if it is the successor that its leader has named; otherwise lets that one be
     /// the first.
     pub(super) fn await_successor(&mut self, successor: Option<NodeId>) {
-        if let Part::Follower(following) = &mut self.part {
+        if let RoleState::Follower(following) = &mut self.role {
             let until = self.now + HEAD_START;
             following.successor = successor.map(|successor| (successor, until));
         }
@@ -304,25 +304,25 @@ impl Spinnaker {
     }
 
     pub(super) fn on_peer_alive(&mut self, node: NodeId) {
-        match &mut self.part {
-            Part::Follower(following) => {
+        match &mut self.role {
+            RoleState::Follower(following) => {
                 // A leader that is back sends a beacon at once. One that was killed and started again
                 // is there too, and leads no more: only its word counts (`accepts`).
                 // Whoever is there now has not heard that there is no leader.
-                following.doubted = None;
+                following.suspected_at = None;
                 if following.successor.is_some() {
-                    self.tell_doubt();
+                    self.send_suspicion();
                 }
                 self.consider_standing();
             }
-            Part::Leader(leader) => leader.leading.probe(self.now, &mut self.journal, node),
-            Part::Candidate(_) => {}
+            RoleState::Leader(leader) => leader.leading.probe(self.now, &mut self.journal, node),
+            RoleState::Candidate(_) => {}
         }
     }
 
     pub(super) fn on_peer_lost(&mut self, node: NodeId) {
-        self.doubts.remove(&node);
-        if let Part::Follower(following) = &mut self.part
+        self.suspicions.remove(&node);
+        if let RoleState::Follower(following) = &mut self.role
             && following.leader == Some(node)
         {
             following.is_lost = true;
@@ -331,26 +331,26 @@ impl Spinnaker {
     }
 
     pub(super) fn on_timeout(&mut self) {
-        match &mut self.part {
-            Part::Follower(_) => self.consider_standing(),
-            Part::Candidate(candidacy) => {
+        match &mut self.role {
+            RoleState::Follower(_) => self.consider_standing(),
+            RoleState::Candidate(candidacy) => {
                 candidacy.retry_at = self.now + RETRY;
                 self.pursue(true);
             }
-            Part::Leader(_) => self.on_timeout_of_leader(),
+            RoleState::Leader(_) => self.on_timeout_of_leader(),
         }
     }
 
     /// Returns when a follower has something to do about its leader.
-    pub(super) fn next_doubt(&self) -> Option<Moment> {
-        let Part::Follower(following) = &self.part else { return None };
+    pub(super) fn next_suspicion(&self) -> Option<Moment> {
+        let RoleState::Follower(following) = &self.role else { return None };
         if self.state.is_learner || self.view.is_none() {
             return None;
         }
         let free = self.free_from(following);
-        match following.doubted {
-            Some(doubted) if free <= self.now => {
-                let again = doubted + self.options.timing.beacon_interval;
+        match following.suspected_at {
+            Some(suspected_at) if free <= self.now => {
+                let again = suspected_at + self.options.timing.beacon_interval;
                 let stands = Some(self.stands_from(following)).filter(|at| *at > self.now);
                 Some(stands.map_or(again, |stands| stands.min(again)))
             }

@@ -2,7 +2,7 @@
 
 use trireme_types::{Entry, Epoch, Lsn, NodeId};
 
-use super::{Part, Spinnaker, SpinnakerMessage};
+use super::{RoleState, Spinnaker, SpinnakerMessage};
 use crate::core::{Moment, Reply, Ticket, When};
 use crate::streaming::wire::HardState;
 use crate::streaming::{Beacon, Offer, Preceding, Taken};
@@ -24,7 +24,7 @@ pub(super) struct Following {
     /// when.
     pub(super) successor: Option<(NodeId, Moment)>,
     /// When it last told the others that it has no leader.
-    pub(super) doubted: Option<Moment>,
+    pub(super) suspected_at: Option<Moment>,
 }
 
 impl Following {
@@ -52,7 +52,7 @@ impl Spinnaker {
             self.report_position(from, preceding.epoch);
             return;
         };
-        if let Part::Follower(following) = &mut self.part {
+        if let RoleState::Follower(following) = &mut self.role {
             following.is_streaming = true;
         }
         //= SPIN-4
@@ -77,7 +77,7 @@ impl Spinnaker {
             self.take_commit_point(committed.seq);
         }
         // Where it stands may have been lost on the way.
-        if matches!(&self.part, Part::Follower(following) if !following.is_streaming) {
+        if matches!(&self.role, RoleState::Follower(following) if !following.is_streaming) {
             self.report_position(from, epoch);
         }
     }
@@ -93,7 +93,7 @@ impl Spinnaker {
         //= SPIN-22
         if epoch < self.state.promised || epoch < self.epoch {
             let promised = self.state.promised.max(self.epoch);
-            self.journal.signal(from, SpinnakerMessage::Refuse { epoch: promised });
+            self.journal.signal(from, SpinnakerMessage::RejectStaleEpoch { epoch: promised });
             return false;
         }
         //= SPIN-12
@@ -102,8 +102,8 @@ impl Spinnaker {
             return false;
         }
         let leader = self.leader();
-        match &mut self.part {
-            Part::Follower(following) if leader == Some(from) && epoch == self.epoch => {
+        match &mut self.role {
+            RoleState::Follower(following) if leader == Some(from) && epoch == self.epoch => {
                 following.heard = Some(self.now);
                 following.is_lost = false;
                 true
@@ -111,7 +111,7 @@ impl Spinnaker {
             // An epoch has one leader, and it is another.
             _ if epoch == self.epoch && leader.is_some_and(|leader| leader != from) => false,
             // Without the fence a candidate goes on serving its old leader (S2).
-            Part::Candidate(_) if self.options.faults.publishes_without_fence => true,
+            RoleState::Candidate(_) if self.options.faults.publishes_without_fence => true,
             _ => {
                 self.follow(from, epoch);
                 true
@@ -124,17 +124,17 @@ impl Spinnaker {
         self.promise(epoch);
         self.epoch = self.epoch.max(epoch);
         self.leaderless_since = None;
-        self.doubts.clear();
+        self.suspicions.clear();
         tracing::info!(%leader, epoch, "following");
         let heard = Some(self.now);
         let following = Following { leader: Some(leader), heard, ..Following::default() };
-        self.set_part(Part::Follower(following));
+        self.set_role(RoleState::Follower(following));
     }
 
     /// Returns what to acknowledge a message of this time with, and keeps what that promises: the
     /// grace counts from now (SPIN-11).
     fn supporting(&mut self, sent: Moment) -> Option<Moment> {
-        let is_following = matches!(&self.part, Part::Follower(f) if f.leader.is_some());
+        let is_following = matches!(&self.role, RoleState::Follower(f) if f.leader.is_some());
         if !is_following || self.is_leaderless_for_long() {
             return None;
         }
@@ -148,12 +148,12 @@ impl Spinnaker {
     fn report_position(&mut self, leader: NodeId, epoch: Epoch) {
         let (now, interval) = (self.now, self.options.timing.beacon_interval);
         let is_durable = self.journal.is_durable();
-        let Part::Follower(following) = &mut self.part else { return };
+        let RoleState::Follower(following) = &mut self.role else { return };
         if following.joined.is_some_and(|joined| now < joined + interval || !is_durable) {
             return;
         }
         following.joined = Some(now);
-        let join = SpinnakerMessage::Join { epoch, position: self.position() };
+        let join = SpinnakerMessage::ReportPosition { epoch, position: self.position() };
         let when = self.journal.when_durable();
         self.journal.send(leader, join, when);
     }
@@ -161,11 +161,11 @@ impl Spinnaker {
     //= SPIN-8
     fn take_commit_point(&mut self, seq: u64) {
         if self.journal.commit(seq) {
-            self.journal.note_commit_point();
+            self.journal.record_commit_point();
         }
     }
 
-    pub(super) fn on_welcome(&mut self, from: NodeId, epoch: Epoch, upto: Lsn) {
+    pub(super) fn on_readmit(&mut self, from: NodeId, epoch: Epoch, upto: Lsn) {
         let is_from_leader = self.leader() == Some(from) && epoch == self.epoch;
         //= SPIN-44
         // A leader that does not know yet that the disk was lost welcomes whoever had caught up.
@@ -177,7 +177,7 @@ impl Spinnaker {
     }
 
     pub(super) fn on_resign(&mut self, from: NodeId, epoch: Epoch, successor: Option<NodeId>) {
-        let Part::Follower(following) = &mut self.part else { return };
+        let RoleState::Follower(following) = &mut self.role else { return };
         if following.leader != Some(from) || epoch != self.epoch {
             return;
         }
@@ -193,7 +193,7 @@ impl Spinnaker {
             return self.answer_snapshot(ticket);
         };
         if epoch < self.state.promised {
-            let refuse = SpinnakerMessage::Refuse { epoch: self.state.promised };
+            let refuse = SpinnakerMessage::RejectStaleEpoch { epoch: self.state.promised };
             self.journal.reply(ticket, Reply::Message(refuse), When::Now);
         } else if upto.seq > self.journal.committed().seq {
             //= SPIN-42
@@ -219,7 +219,8 @@ impl Spinnaker {
     }
 
     fn answer_snapshot(&mut self, ticket: Ticket) {
-        let join = SpinnakerMessage::Join { epoch: self.epoch, position: self.position() };
+        let join =
+            SpinnakerMessage::ReportPosition { epoch: self.epoch, position: self.position() };
         let when = self.journal.when_durable();
         self.journal.reply(ticket, Reply::Message(join), when);
     }

@@ -9,7 +9,7 @@ use trireme_types::{EntryKind, Epoch, Lsn, NodeId, Timing};
 use super::election::{RETRY, SLACK_DIVISOR};
 use super::follower::Following;
 use super::stall::Stall;
-use super::{ElectionRequest, Part, Spinnaker, SpinnakerMessage};
+use super::{ElectionRequest, RoleState, Spinnaker, SpinnakerMessage};
 use crate::core::{Effect, Moment, Reply, Ticket, When};
 use crate::replica::ReplicaError;
 use crate::streaming::{Follower, Journal, Leading, Position, Stage};
@@ -24,7 +24,7 @@ pub(super) struct Leader {
     /// When it was elected.
     since: Moment,
     /// Its first entry: older ones are committed with it, and not before (S1).
-    barrier: Lsn,
+    no_op: Lsn,
     /// Its table holds all that its predecessors acknowledged.
     serves: bool,
     pub(super) stall: Stall,
@@ -51,12 +51,12 @@ impl Leader {
         now: Moment,
     ) -> Result<(), String> {
         let own = self.leading.epoch;
-        if own != epoch || self.barrier.epoch != own {
-            let barrier = self.barrier;
-            return Err(format!("it leads epoch {own} behind {barrier} and knows epoch {epoch}"));
+        if own != epoch || self.no_op.epoch != own {
+            let no_op = self.no_op;
+            return Err(format!("it leads epoch {own} behind {no_op} and knows epoch {epoch}"));
         }
-        if self.serves && journal.committed() < self.barrier {
-            return Err(format!("it serves, and {} is not committed", self.barrier));
+        if self.serves && journal.committed() < self.no_op {
+            return Err(format!("it serves, and {} is not committed", self.no_op));
         }
         self.leading.validate(journal, now)
     }
@@ -68,35 +68,35 @@ impl Spinnaker {
     pub(super) fn take_over(&mut self, epoch: Epoch) {
         self.epoch = epoch;
         self.leaderless_since = None;
-        self.doubts.clear();
+        self.suspicions.clear();
         let (now, timing) = (self.now, self.options.timing);
         let mut leading = Leading::new(now, epoch, timing, self.others(), self.measures);
         //= SPIN-30
-        let barrier = leading.append(&mut self.journal, EntryKind::Barrier, Bytes::new());
-        tracing::info!(epoch, %barrier, "elected: taking over");
+        let no_op = leading.append(&mut self.journal, EntryKind::NoOp, Bytes::new());
+        tracing::info!(epoch, %no_op, "elected: taking over");
         // The first word to everybody, who answers with where he stands.
         leading.on_timeout(now, &mut self.journal);
         let leader = Leader {
             leading,
             since: now,
-            barrier,
+            no_op,
             serves: false,
             stall: Stall::default(),
             reads: Vec::new(),
             hand_over: None,
             reclaim_at: None,
         };
-        self.set_part(Part::Leader(Box::new(leader)));
+        self.set_role(RoleState::Leader(Box::new(leader)));
     }
 
     /// Takes another part. A leader that stops leading ends what it gave out first (SPIN-12).
-    pub(super) fn set_part(&mut self, part: Part) {
-        let new_leader = match &part {
-            Part::Follower(following) => following.leader,
+    pub(super) fn set_role(&mut self, role: RoleState) {
+        let new_leader = match &role {
+            RoleState::Follower(following) => following.leader,
             _ => None,
         };
-        let old = std::mem::replace(&mut self.part, part);
-        let Part::Leader(leader) = old else { return };
+        let old = std::mem::replace(&mut self.role, role);
+        let RoleState::Leader(leader) = old else { return };
         tracing::info!(epoch = self.epoch, "leads no more");
         self.measures = leader.leading.measures;
         //= SPIN-12
@@ -104,11 +104,11 @@ impl Spinnaker {
         self.journal.write_gathered();
         // What was gathered and not sent is in the log, where whoever leads next finds it.
         drop(self.journal.take_unsent());
-        let barrier = leader.barrier;
-        if self.journal.last() == barrier && self.journal.committed() < barrier {
+        let no_op = leader.no_op;
+        if self.journal.last() == no_op && self.journal.committed() < no_op {
             //= SPIN-34
             // Its leader alone could have committed it, and leads no more.
-            self.journal.truncate_after(barrier.seq - 1);
+            self.journal.truncate_after(no_op.seq - 1);
         }
         leader.leading.end(&mut self.journal, new_leader);
         for ticket in leader.reads {
@@ -127,7 +127,7 @@ impl Spinnaker {
         upto: Lsn,
         supports: Option<Moment>,
     ) {
-        let Part::Leader(leader) = &mut self.part else { return };
+        let RoleState::Leader(leader) = &mut self.role else { return };
         if epoch != leader.leading.epoch {
             return;
         }
@@ -148,7 +148,7 @@ impl Spinnaker {
         supports: Option<Moment>,
         (is_learner, awaits_disk): (bool, bool),
     ) {
-        let Part::Leader(leader) = &mut self.part else { return };
+        let RoleState::Leader(leader) = &mut self.role else { return };
         if epoch != leader.leading.epoch {
             return;
         }
@@ -159,29 +159,30 @@ impl Spinnaker {
             // It owes no acknowledgement, so that none comes shows nothing.
             leader.leading.heard_data(from, self.now);
         }
-        let counts = |follower: &&Follower| follower.counts && follower.stage == Stage::InStep;
+        let counts =
+            |follower: &&Follower| follower.is_voter && follower.stage == Stage::Replicating;
         if let Some(follower) = leader.leading.followers.get(&from).filter(counts)
             && is_learner
             && let Some(upto) = self.journal.log().lsn_at(follower.next - 1)
         {
             // The word that it counts again was lost; or it has lost its disk since, and the word
             // that it stands nowhere is on its way.
-            self.journal.send(from, SpinnakerMessage::Welcome { epoch, upto }, When::Now);
+            self.journal.send(from, SpinnakerMessage::Readmit { epoch, upto }, When::Now);
         }
         self.answer_reads();
     }
 
-    pub(super) fn on_join(&mut self, from: NodeId, epoch: Epoch, position: Position) {
-        let Part::Leader(leader) = &mut self.part else { return };
+    pub(super) fn on_report_position(&mut self, from: NodeId, epoch: Epoch, position: Position) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
         if epoch == leader.leading.epoch {
             //= SPIN-32
             //= SPIN-41
             let acked = |leader: &Leader| {
                 let follower = leader.leading.followers.get(&from);
-                follower.filter(|f| f.stage != Stage::Unheard).map(|f| f.acked.seq)
+                follower.filter(|f| f.stage != Stage::Probing).map(|f| f.match_lsn.seq)
             };
             let before = acked(leader);
-            leader.leading.on_join(self.now, &mut self.journal, from, position);
+            leader.leading.on_report_position(self.now, &mut self.journal, from, position);
             // One that says the same again has received nothing of what it was sent.
             if acked(leader) > before {
                 leader.leading.heard_data(from, self.now);
@@ -192,13 +193,13 @@ impl Spinnaker {
     }
 
     pub(super) fn on_log_sent(&mut self, to: NodeId, seqs: &Range<u64>, next: u64) {
-        if let Part::Leader(leader) = &mut self.part {
+        if let RoleState::Leader(leader) = &mut self.role {
             leader.leading.on_log_sent(self.now, &mut self.journal, to, seqs, next);
         }
     }
 
     pub(super) fn on_snapshot_sent(&mut self, to: NodeId, answer: Option<SpinnakerMessage>) {
-        let Part::Leader(leader) = &mut self.part else { return };
+        let RoleState::Leader(leader) = &mut self.role else { return };
         match answer {
             Some(answer) => {
                 leader.leading.on_snapshot_sent(to);
@@ -211,15 +212,16 @@ impl Spinnaker {
     /// Takes back a follower that had lost its disk, once it has all that it may ever have
     /// acknowledged and this leader has all that was ever committed (SPIN-44; S14).
     fn welcome(&mut self, node: NodeId) {
-        let Part::Leader(leader) = &mut self.part else { return };
-        let is_established = self.journal.committed().seq >= leader.barrier.seq;
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let is_established = self.journal.committed().seq >= leader.no_op.seq;
         let Some(follower) = leader.leading.followers.get_mut(&node) else { return };
-        let has_all = follower.stage == Stage::InStep && follower.acked.seq >= follower.counts_from;
-        if !follower.counts && has_all && is_established {
+        let has_all =
+            follower.stage == Stage::Replicating && follower.match_lsn.seq >= follower.votes_from;
+        if !follower.is_voter && has_all && is_established {
             //= SPIN-44
-            follower.counts = true;
-            let (epoch, upto) = (leader.leading.epoch, follower.acked);
-            self.journal.send(node, SpinnakerMessage::Welcome { epoch, upto }, When::Now);
+            follower.is_voter = true;
+            let (epoch, upto) = (leader.leading.epoch, follower.match_lsn);
+            self.journal.send(node, SpinnakerMessage::Readmit { epoch, upto }, When::Now);
             // What it has acknowledged already counts from now on.
             self.advance();
         }
@@ -228,21 +230,21 @@ impl Spinnaker {
     /// Commits what is on the leader's own disk and on those of a majority (SPIN-5).
     pub(super) fn advance(&mut self) {
         let needed = self.followers_needed();
-        let Part::Leader(leader) = &mut self.part else { return };
-        let Some(acked) = leader.leading.acked_by(needed) else { return };
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let Some(acked) = leader.leading.matched_by(needed) else { return };
         //= SPIN-5
         let seq = acked.min(self.journal.durable().seq);
         //= SPIN-31
-        if seq < leader.barrier.seq && !self.options.faults.commits_older_epochs {
+        if seq < leader.no_op.seq && !self.options.faults.commits_older_epochs {
             return;
         }
-        let barrier = leader.barrier;
+        let no_op = leader.no_op;
         leader.leading.commit(&mut self.journal, seq);
-        if self.options.faults.commits_older_epochs && seq + 1 >= barrier.seq {
-            self.begin_serving(barrier);
+        if self.options.faults.commits_older_epochs && seq + 1 >= no_op.seq {
+            self.begin_serving(no_op);
         }
-        let Part::Leader(leader) = &mut self.part else { return };
-        if self.journal.committed().seq >= leader.barrier.seq
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        if self.journal.committed().seq >= leader.no_op.seq
             && !leader.leading.is_open()
             && leader.hand_over.is_none()
         {
@@ -252,10 +254,10 @@ impl Spinnaker {
         self.try_hand_over();
     }
 
-    /// Serves strong reads once the table holds the barrier, and so all before it (C4).
+    /// Serves strong reads once the table holds the no-op, and so all before it (C4).
     pub(super) fn begin_serving(&mut self, applied: Lsn) {
-        let Part::Leader(leader) = &mut self.part else { return };
-        if !leader.serves && applied.seq >= leader.barrier.seq {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        if !leader.serves && applied.seq >= leader.no_op.seq {
             //= SPIN-33
             leader.serves = true;
             self.step_back.has_served();
@@ -271,11 +273,11 @@ impl Spinnaker {
     pub(super) fn current_of_leader(&self, leader: &Leader) -> Option<(Lsn, Moment)> {
         //= SPIN-70
         let lease = leader.leading.lease_until(self.followers_needed()).filter(|_| leader.serves);
-        lease.map(|until| (leader.barrier, until))
+        lease.map(|until| (leader.no_op, until))
     }
 
     pub(super) fn on_read(&mut self, ticket: Ticket) {
-        let Part::Leader(leader) = &mut self.part else {
+        let RoleState::Leader(leader) = &mut self.role else {
             return self.refuse_to_lead(ticket);
         };
         leader.reads.push(ticket);
@@ -285,7 +287,7 @@ impl Spinnaker {
     /// Answers the reads that wait, if the leader may: they hold until its lease ends (SPIN-10).
     fn answer_reads(&mut self) {
         let needed = self.followers_needed();
-        let Part::Leader(leader) = &mut self.part else { return };
+        let RoleState::Leader(leader) = &mut self.role else { return };
         let lease = leader.leading.lease_until(needed);
         leader.leading.set_lease(lease);
         if !leader.serves {
@@ -305,13 +307,13 @@ impl Spinnaker {
 
     pub(super) fn on_transfer(&mut self, ticket: Ticket, to: NodeId) {
         let until = self.now + HAND_OVER_MAX;
-        let Part::Leader(leader) = &mut self.part else {
+        let RoleState::Leader(leader) = &mut self.role else {
             return self.refuse_to_lead(ticket);
         };
         if to == self.node {
             return self.journal.reply(ticket, Reply::Done, When::Now);
         }
-        let counts = leader.leading.followers.get(&to).is_some_and(|follower| follower.counts);
+        let counts = leader.leading.followers.get(&to).is_some_and(|follower| follower.is_voter);
         if !counts || leader.hand_over.is_some() {
             let reason = format!("{to} cannot take over from {} now", self.node);
             return self.journal.refuse(ticket, ReplicaError::Unavailable(reason));
@@ -324,10 +326,10 @@ impl Spinnaker {
     /// Hands over once the successor has everything and everything is committed (SPIN-46).
     fn try_hand_over(&mut self) {
         let last = self.journal.last();
-        let Part::Leader(leader) = &mut self.part else { return };
+        let RoleState::Leader(leader) = &mut self.role else { return };
         let Some(HandOver { ticket, to, .. }) = leader.hand_over else { return };
         let successor = leader.leading.followers.get(&to);
-        if self.journal.committed() < last || successor.is_none_or(|f| f.acked < last) {
+        if self.journal.committed() < last || successor.is_none_or(|f| f.match_lsn < last) {
             return;
         }
         //= SPIN-46
@@ -340,7 +342,7 @@ impl Spinnaker {
     /// rests on it has ended (SPIN-12).
     fn resign(&mut self, successor: Option<NodeId>) {
         let epoch = self.epoch;
-        self.set_part(Part::Follower(Following::default()));
+        self.set_role(RoleState::Follower(Following::default()));
         self.support.release(self.now);
         self.resigned = self.resigned.max(epoch);
         let mut others: Vec<_> = self.others().collect();
@@ -365,9 +367,9 @@ impl Spinnaker {
         self.resign(None);
     }
 
-    pub(super) fn on_refuse(&mut self, epoch: Epoch) {
+    pub(super) fn on_reject_stale_epoch(&mut self, epoch: Epoch) {
         //= SPIN-22
-        if matches!(&self.part, Part::Leader(leader) if epoch > leader.leading.epoch) {
+        if matches!(&self.role, RoleState::Leader(leader) if epoch > leader.leading.epoch) {
             tracing::info!(epoch, "a follower has promised itself to a newer epoch");
             self.resign(None);
         }
@@ -387,7 +389,7 @@ impl Spinnaker {
         }
         self.advance();
         // It may have handed over.
-        let Part::Leader(leader) = &mut self.part else { return };
+        let RoleState::Leader(leader) = &mut self.role else { return };
         leader.leading.on_timeout(now, &mut self.journal);
         if let Some(hand_over) = leader.hand_over.take_if(|hand_over| hand_over.until <= now) {
             let reason = format!("{} did not catch up in time", hand_over.to);
@@ -395,7 +397,7 @@ impl Spinnaker {
             // Writes go on, unless the cohort did not take any yet.
             self.advance();
         }
-        let Part::Leader(leader) = &self.part else { return };
+        let RoleState::Leader(leader) = &self.role else { return };
         if leader.reclaim_at.is_some_and(|at| at <= now) {
             self.reclaim();
         }
@@ -404,7 +406,7 @@ impl Spinnaker {
 
     /// Returns when a leader gives up that a majority does not support (SPIN-45).
     fn end_of_support(&self) -> Moment {
-        let Part::Leader(leader) = &self.part else { return Moment::FAR };
+        let RoleState::Leader(leader) = &self.role else { return Moment::FAR };
         let lease = leader.leading.lease_until(self.followers_needed());
         let Timing { lease: length, grace, .. } = self.options.timing;
         lease.unwrap_or(leader.since + length) + grace / SLACK_DIVISOR
@@ -420,7 +422,7 @@ impl Spinnaker {
 
     /// Takes in whether the coordinator still knows that it leads, in the epoch that it does.
     pub(super) fn on_view_of_leader(&mut self, is_known: bool) {
-        if let Part::Leader(leader) = &mut self.part {
+        if let RoleState::Leader(leader) = &mut self.role {
             leader.reclaim_at = None;
         }
         if !is_known {
@@ -431,7 +433,7 @@ impl Spinnaker {
     /// Asks for the leader's node again, whose session has ended, until the coordinator knows it
     /// (SPIN-27).
     fn reclaim(&mut self) {
-        let Part::Leader(leader) = &mut self.part else { return };
+        let RoleState::Leader(leader) = &mut self.role else { return };
         leader.reclaim_at = Some(self.now + RETRY);
         //= SPIN-27
         let request = ElectionRequest::Reclaim { epoch: self.epoch };

@@ -43,7 +43,7 @@ pub enum SpinnakerMessage {
         awaits_disk: bool,
     },
     /// Follower to leader: this is where I stand; send what I lack.
-    Join {
+    ReportPosition {
         /// The leader's epoch.
         epoch: Epoch,
         /// Where it stands.
@@ -51,14 +51,14 @@ pub enum SpinnakerMessage {
     },
     /// Leader to follower: you count again if your log reaches up to here, since then you have all
     /// that you may ever have acknowledged (S14).
-    Welcome {
+    Readmit {
         /// The leader's epoch.
         epoch: Epoch,
         /// An entry of the leader's log.
         upto: Lsn,
     },
     /// To a leader of the past: I have promised myself to this epoch (S2).
-    Refuse {
+    RejectStaleEpoch {
         /// The epoch.
         epoch: Epoch,
     },
@@ -68,7 +68,7 @@ pub enum SpinnakerMessage {
         epoch: Epoch,
     },
     /// To everybody: I have no leader that I would support.
-    Doubt {
+    SuspectLeader {
         /// The newest epoch of which the sender knows a leader.
         epoch: Epoch,
     },
@@ -97,13 +97,13 @@ impl Message for SpinnakerMessage {
                 let bits = u8::from(*is_learner) | (u8::from(*awaits_disk) << 1);
                 Writer::new(4).number(*epoch).byte(bits).supports(*supports).finish()
             }
-            Self::Join { epoch, position } => {
+            Self::ReportPosition { epoch, position } => {
                 Writer::new(5).number(*epoch).position(position).finish()
             }
-            Self::Welcome { epoch, upto } => Writer::new(6).number(*epoch).lsn(*upto).finish(),
-            Self::Refuse { epoch } => Writer::new(7).number(*epoch).finish(),
+            Self::Readmit { epoch, upto } => Writer::new(6).number(*epoch).lsn(*upto).finish(),
+            Self::RejectStaleEpoch { epoch } => Writer::new(7).number(*epoch).finish(),
             Self::Snapshot { epoch } => Writer::new(8).number(*epoch).finish(),
-            Self::Doubt { epoch } => Writer::new(9).number(*epoch).finish(),
+            Self::SuspectLeader { epoch } => Writer::new(9).number(*epoch).finish(),
             Self::Resign { epoch, successor } => {
                 Writer::new(10).number(*epoch).node(*successor).finish()
             }
@@ -129,11 +129,11 @@ impl Message for SpinnakerMessage {
                 let (is_learner, awaits_disk) = (bits & 1 != 0, bits & 2 != 0);
                 Self::BeaconAck { epoch, is_learner, awaits_disk, supports: reader.supports()? }
             }
-            5 => Self::Join { epoch: reader.number()?, position: reader.position()? },
-            6 => Self::Welcome { epoch: reader.number()?, upto: reader.lsn()? },
-            7 => Self::Refuse { epoch: reader.number()? },
+            5 => Self::ReportPosition { epoch: reader.number()?, position: reader.position()? },
+            6 => Self::Readmit { epoch: reader.number()?, upto: reader.lsn()? },
+            7 => Self::RejectStaleEpoch { epoch: reader.number()? },
             8 => Self::Snapshot { epoch: reader.number()? },
-            9 => Self::Doubt { epoch: reader.number()? },
+            9 => Self::SuspectLeader { epoch: reader.number()? },
             10 => Self::Resign { epoch: reader.number()?, successor: reader.node()? },
             kind => return Err(DecodeError::Kind(kind)),
         };
@@ -162,15 +162,15 @@ impl fmt::Display for SpinnakerMessage {
                 let disk = if *awaits_disk { " awaits disk" } else { "" };
                 write!(f, "beacon ack e{epoch}{learner}{disk}{}", without_support(*supports))
             }
-            Self::Join { epoch, position } => {
+            Self::ReportPosition { epoch, position } => {
                 let Position { committed, last, is_learner } = position;
                 let learner = if *is_learner { " learner" } else { "" };
-                write!(f, "join committed={committed} last={last}{learner} e{epoch}")
+                write!(f, "report position committed={committed} last={last}{learner} e{epoch}")
             }
-            Self::Welcome { epoch, upto } => write!(f, "welcome with {upto} e{epoch}"),
-            Self::Refuse { epoch } => write!(f, "refuse e{epoch}"),
+            Self::Readmit { epoch, upto } => write!(f, "readmit with {upto} e{epoch}"),
+            Self::RejectStaleEpoch { epoch } => write!(f, "reject stale epoch e{epoch}"),
             Self::Snapshot { epoch } => write!(f, "snapshot e{epoch}"),
-            Self::Doubt { epoch } => write!(f, "doubt e{epoch}"),
+            Self::SuspectLeader { epoch } => write!(f, "suspect leader e{epoch}"),
             Self::Resign { epoch, successor: Some(successor) } => {
                 write!(f, "resign to {successor} e{epoch}")
             }
@@ -215,11 +215,11 @@ mod tests {
                 is_learner: true,
                 awaits_disk: true,
             },
-            SpinnakerMessage::Join { epoch, position },
-            SpinnakerMessage::Welcome { epoch, upto: previous },
-            SpinnakerMessage::Refuse { epoch },
+            SpinnakerMessage::ReportPosition { epoch, position },
+            SpinnakerMessage::Readmit { epoch, upto: previous },
+            SpinnakerMessage::RejectStaleEpoch { epoch },
             SpinnakerMessage::Snapshot { epoch },
-            SpinnakerMessage::Doubt { epoch },
+            SpinnakerMessage::SuspectLeader { epoch },
             SpinnakerMessage::Resign { epoch, successor: Some(NodeId(2)) },
             SpinnakerMessage::Resign { epoch, successor: None },
         ]

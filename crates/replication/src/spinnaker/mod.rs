@@ -45,16 +45,16 @@
 //!
 //! 1. A follower that has lost its connection to the leader, or has not heard from it for long, or
 //!    sees that its session at the coordinator has ended, says so to the others once it is free of its
-//!    promise (`Doubt`). When a majority has no leader that it supports, it stands.
+//!    promise (`SuspectLeader`). When a majority has no leader that it supports, it stands.
 //! 2. To stand, it first *fences*: it promises, on disk, to accept nothing from a leader of an epoch
 //!    below the round, and only then publishes the end of its log. What it says stays true: nobody can
 //!    make it acknowledge more for an earlier leader (S2).
 //! 3. When a majority stands in the round, the longest log wins, of equals the first to have stood.
 //!    The winner makes itself the leader and the round the epoch in one atomic change.
-//! 4. The new leader appends a *barrier* of its epoch and sends every follower what it lacks. Entries of
-//!    older epochs count as committed only when the barrier is on a majority: until then a longer log
+//! 4. The new leader appends a *no-op* of its epoch and sends every follower what it lacks. Entries of
+//!    older epochs count as committed only when the no-op is on a majority: until then a longer log
 //!    of another old epoch could still win an election and undo them (S1).
-//! 5. When the barrier is committed, it takes writes; when it is applied, strong reads.
+//! 5. When the no-op is committed, it takes writes; when it is applied, strong reads.
 //!
 //! A leader that is supported and makes no progress, because its disk, its table or its data lane
 //! hangs, resigns, and lets the others be first (`stall`, P14).
@@ -111,7 +111,7 @@ pub struct Spinnaker {
     /// When it was first told the time.
     started: Option<Moment>,
     support: Support,
-    part: Part,
+    role: RoleState,
     /// The election, as the coordinator last told it.
     view: Option<ElectionView>,
     /// The newest epoch whose leader has said that it leads no more.
@@ -122,14 +122,14 @@ pub struct Spinnaker {
     /// When the coordinator was first seen to know no leader of the newest epoch.
     leaderless_since: Option<Moment>,
     /// Who else has no leader that it supports, as of when.
-    doubts: BTreeMap<NodeId, Moment>,
+    suspicions: BTreeMap<NodeId, Moment>,
     /// What it measured when it led before.
     measures: Measures,
 }
 
 /// What the replica does in the cohort.
 #[derive(Debug)]
-enum Part {
+enum RoleState {
     Follower(Following),
     Candidate(Candidacy),
     Leader(Box<Leader>),
@@ -154,13 +154,13 @@ impl Spinnaker {
             epoch: recovered.log.last().epoch,
             started: None,
             support: Support::starting(now, grace, state.promised > 0),
-            part: Part::Follower(Following::default()),
+            role: RoleState::Follower(Following::default()),
             view: None,
             resigned: 0,
             applied: recovered.applied,
             step_back: StepBack::default(),
             leaderless_since: None,
-            doubts: BTreeMap::new(),
+            suspicions: BTreeMap::new(),
             measures: Measures::default(),
             options,
         };
@@ -197,10 +197,10 @@ impl Spinnaker {
 
     /// Returns who leads, as far as the replica knows.
     const fn leader(&self) -> Option<NodeId> {
-        match &self.part {
-            Part::Follower(following) => following.leader,
-            Part::Candidate(_) => None,
-            Part::Leader(_) => Some(self.node),
+        match &self.role {
+            RoleState::Follower(following) => following.leader,
+            RoleState::Candidate(_) => None,
+            RoleState::Leader(_) => Some(self.node),
         }
     }
 
@@ -216,12 +216,14 @@ impl Spinnaker {
             SpinnakerMessage::BeaconAck { epoch, supports, is_learner, awaits_disk } => {
                 self.on_beacon_ack(from, epoch, supports, (is_learner, awaits_disk));
             }
-            SpinnakerMessage::Join { epoch, position } => self.on_join(from, epoch, position),
-            SpinnakerMessage::Welcome { epoch, upto } => self.on_welcome(from, epoch, upto),
-            SpinnakerMessage::Refuse { epoch } => self.on_refuse(epoch),
+            SpinnakerMessage::ReportPosition { epoch, position } => {
+                self.on_report_position(from, epoch, position)
+            }
+            SpinnakerMessage::Readmit { epoch, upto } => self.on_readmit(from, epoch, upto),
+            SpinnakerMessage::RejectStaleEpoch { epoch } => self.on_reject_stale_epoch(epoch),
             // It comes with a snapshot only.
             SpinnakerMessage::Snapshot { .. } => {}
-            SpinnakerMessage::Doubt { epoch } => self.on_doubt(from, epoch),
+            SpinnakerMessage::SuspectLeader { epoch } => self.on_suspect_leader(from, epoch),
             SpinnakerMessage::Resign { epoch, successor } => self.on_resign(from, epoch, successor),
         }
     }
@@ -250,8 +252,10 @@ impl Core for Spinnaker {
         }
         match event {
             Event::Message { from, message } => self.on_message(from, message),
-            Event::Propose { ticket, payload } => match &mut self.part {
-                Part::Leader(leader) => leader.leading.propose(&mut self.journal, ticket, payload),
+            Event::Propose { ticket, payload } => match &mut self.role {
+                RoleState::Leader(leader) => {
+                    leader.leading.propose(&mut self.journal, ticket, payload)
+                }
                 _ => self.refuse_to_lead(ticket),
             },
             Event::Read { ticket } => self.on_read(ticket),
@@ -285,7 +289,7 @@ impl Core for Spinnaker {
 
     fn drain_effects(&mut self, effects: &mut Vec<Effect<Self>>) {
         self.note_progress();
-        if let Part::Leader(leader) = &mut self.part {
+        if let RoleState::Leader(leader) = &mut self.role {
             leader.leading.send_gathered(self.now, &mut self.journal);
         }
         self.journal.drain_into(effects);
@@ -298,42 +302,42 @@ impl Core for Spinnaker {
         if last > epoch.max(promised) {
             return Err(format!("the log ends in epoch {last}, and {promised} is promised"));
         }
-        match &self.part {
-            Part::Follower(following) => following.validate(self.node),
-            Part::Candidate(candidacy) if candidacy.round <= epoch => {
+        match &self.role {
+            RoleState::Follower(following) => following.validate(self.node),
+            RoleState::Candidate(candidacy) if candidacy.round <= epoch => {
                 Err(format!("it stands in round {} and knows epoch {epoch}", candidacy.round))
             }
-            Part::Candidate(_) => Ok(()),
-            Part::Leader(leader) if self.state.is_learner => {
+            RoleState::Candidate(_) => Ok(()),
+            RoleState::Leader(leader) if self.state.is_learner => {
                 Err(format!("it leads epoch {} and counts in no majority", leader.leading.epoch))
             }
-            // That mistake is to serve before the barrier is committed.
-            Part::Leader(_) if self.options.faults.commits_older_epochs => Ok(()),
-            Part::Leader(leader) => leader.validate(epoch, &self.journal, self.now),
+            // That mistake is to serve before the no-op is committed.
+            RoleState::Leader(_) if self.options.faults.commits_older_epochs => Ok(()),
+            RoleState::Leader(leader) => leader.validate(epoch, &self.journal, self.now),
         }
     }
 
     fn next_timeout(&self) -> Option<Moment> {
-        match &self.part {
-            Part::Follower(_) => self.next_doubt(),
-            Part::Candidate(candidacy) => Some(candidacy.retry_at),
-            Part::Leader(leader) => self.next_of_leader(leader),
+        match &self.role {
+            RoleState::Follower(_) => self.next_suspicion(),
+            RoleState::Candidate(candidacy) => Some(candidacy.retry_at),
+            RoleState::Leader(leader) => self.next_of_leader(leader),
         }
     }
 
     fn status(&self) -> CoreStatus {
-        let (role, progress) = match &self.part {
-            Part::Follower(_) if self.state.is_learner => (Role::Learner, Vec::new()),
-            Part::Follower(_) => (Role::Follower, Vec::new()),
-            Part::Candidate(_) => (Role::Candidate, Vec::new()),
-            Part::Leader(leader) => (Role::Leader, leader.leading.progress()),
+        let (role, progress) = match &self.role {
+            RoleState::Follower(_) if self.state.is_learner => (Role::Learner, Vec::new()),
+            RoleState::Follower(_) => (Role::Follower, Vec::new()),
+            RoleState::Candidate(_) => (Role::Candidate, Vec::new()),
+            RoleState::Leader(leader) => (Role::Leader, leader.leading.progress()),
         };
-        let current = match &self.part {
-            Part::Leader(leader) => self.current_of_leader(leader),
+        let current = match &self.role {
+            RoleState::Leader(leader) => self.current_of_leader(leader),
             _ => self.journal.current(),
         };
-        let measures = match &self.part {
-            Part::Leader(leader) => leader.leading.measures,
+        let measures = match &self.role {
+            RoleState::Leader(leader) => leader.leading.measures,
             _ => self.measures,
         };
         CoreStatus {

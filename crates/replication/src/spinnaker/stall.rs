@@ -19,7 +19,7 @@
 
 use std::time::Duration;
 
-use super::{Part, Spinnaker};
+use super::{RoleState, Spinnaker};
 use crate::core::Moment;
 use crate::streaming::Leading;
 
@@ -106,8 +106,8 @@ impl Spinnaker {
         let (now, needed) = (self.now, self.followers_needed());
         let (last, committed) = (self.journal.last().seq, self.journal.committed().seq);
         let durable = self.journal.durable().seq;
-        let Part::Leader(leader) = &mut self.part else { return };
-        let acknowledged = leader.leading.acked_by(needed).unwrap_or_default();
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let acknowledged = leader.leading.matched_by(needed).unwrap_or_default();
         leader.stall.committed.note(now, committed, last);
         leader.stall.applied.note(now, self.applied.seq, committed);
         leader.stall.durable.note(now, durable, acknowledged.min(last));
@@ -118,7 +118,7 @@ impl Spinnaker {
         self.note_progress();
         let (now, needed) = (self.now, self.followers_needed());
         let limit = self.options.timing.grace;
-        let Part::Leader(leader) = &self.part else { return None };
+        let RoleState::Leader(leader) = &self.role else { return None };
         // Without followers there is no replica that could do better.
         if needed == 0 {
             return None;
@@ -140,8 +140,8 @@ impl Spinnaker {
 
 /// Counts the followers whose data lanes work both ways, or who owe nothing.
 fn reachable(leading: &Leading, now: Moment, limit: Duration, last: u64) -> usize {
-    let followers = leading.followers.values().filter(|follower| follower.counts);
+    let followers = leading.followers.values().filter(|follower| follower.is_voter);
     followers
-        .filter(|follower| follower.acked.seq >= last || follower.is_reached(now, limit))
+        .filter(|follower| follower.match_lsn.seq >= last || follower.is_reached(now, limit))
         .count()
 }

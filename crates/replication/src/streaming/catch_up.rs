@@ -5,29 +5,29 @@ use std::ops::Range;
 use trireme_types::NodeId;
 
 use super::{
-    BLOCK_MAX, BLOCK_PAUSE, Journal, Leading, PROBE_AFTER, PROPOSAL_BYTES_MAX, Position, Stage,
-    Streams,
+    Journal, Leading, PROBE_AFTER, PROPOSAL_BYTES_MAX, Position, Stage, Streams, WRITE_STALL_MAX,
+    WRITE_STALL_PAUSE,
 };
 use crate::core::{Effect, Moment, When};
 
 /// New writes wait while a follower is sent the last of what it lacks.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Block {
+pub(crate) struct WriteStall {
     /// The follower.
     node: NodeId,
     since: Moment,
 }
 
-impl Block {
+impl WriteStall {
     /// Returns when writes go on in any case.
     pub(super) fn until(&self) -> Moment {
-        self.since + BLOCK_MAX
+        self.since + WRITE_STALL_MAX
     }
 }
 
 impl Leading {
     /// Takes in where a follower stands, and sends it what it lacks.
-    pub(crate) fn on_join<C: Streams>(
+    pub(crate) fn on_report_position<C: Streams>(
         &mut self,
         now: Moment,
         journal: &mut Journal<C>,
@@ -46,9 +46,9 @@ impl Leading {
             return;
         }
         follower.begin_after(matched);
-        if position.is_learner && follower.counts {
-            follower.counts = false;
-            follower.counts_from = journal.last().seq;
+        if position.is_learner && follower.is_voter {
+            follower.is_voter = false;
+            follower.votes_from = journal.last().seq;
         }
         if follower.stage != Stage::CatchingUp {
             follower.stage = Stage::CatchingUp;
@@ -56,7 +56,7 @@ impl Leading {
         }
         self.send_next(now, journal, from);
         let lacks_nothing =
-            self.followers.get(&from).is_some_and(|follower| follower.stage == Stage::InStep);
+            self.followers.get(&from).is_some_and(|follower| follower.stage == Stage::Replicating);
         if lacks_nothing {
             // It waits for a word that continues its log.
             self.send_empty(now, journal, from);
@@ -79,7 +79,7 @@ impl Leading {
         journal.write_gathered();
         let (last, committed) = (journal.last().seq, journal.committed());
         if follower.next > last {
-            follower.stage = Stage::InStep;
+            follower.stage = Stage::Replicating;
             follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
             self.caught_up(now, journal, to);
             return;
@@ -94,9 +94,9 @@ impl Leading {
         let end = if follower.next <= committed.seq { committed.seq } else { last } + 1;
         let seqs = follower.next..end;
         follower.is_sending = true;
-        follower.asked = Some(now);
+        follower.last_sent_at = Some(now);
         if end > committed.seq + 1 {
-            self.begin_block(now, to);
+            self.begin_write_stall(now, to);
         }
         let current_at = self.current_at(now, committed);
         let preceding = self.preceding(now, journal, previous);
@@ -141,31 +141,35 @@ impl Leading {
 
     /// Has new writes wait, so that the follower comes to an end (M22). A catch-up that had to let
     /// go lets writes flow for a while before it tries again.
-    fn begin_block(&mut self, now: Moment, node: NodeId) {
-        if self.block.is_none() && self.is_open() && now >= self.block_after {
-            self.block = Some(Block { node, since: now });
+    fn begin_write_stall(&mut self, now: Moment, node: NodeId) {
+        if self.write_stall.is_none() && self.is_open() && now >= self.write_stall_after {
+            self.write_stall = Some(WriteStall { node, since: now });
         }
     }
 
     fn caught_up<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>, node: NodeId) {
         self.measures.catch_ups += 1;
         tracing::debug!(follower = %node, "in step");
-        if self.block.is_some_and(|block| block.node == node) {
-            self.end_block(now, journal);
+        if self.write_stall.is_some_and(|write_stall| write_stall.node == node) {
+            self.end_write_stall(now, journal);
         }
     }
 
-    pub(super) fn end_block_if_due<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
-        if self.block.is_some_and(|block| block.until() <= now) {
-            self.block_after = now + BLOCK_PAUSE;
-            self.end_block(now, journal);
+    pub(super) fn end_write_stall_if_due<C: Streams>(
+        &mut self,
+        now: Moment,
+        journal: &mut Journal<C>,
+    ) {
+        if self.write_stall.is_some_and(|write_stall| write_stall.until() <= now) {
+            self.write_stall_after = now + WRITE_STALL_PAUSE;
+            self.end_write_stall(now, journal);
         }
     }
 
-    fn end_block<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
-        if let Some(block) = self.block.take() {
-            let length = now.since(block.since);
-            self.measures.longest_block = self.measures.longest_block.max(Some(length));
+    fn end_write_stall<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
+        if let Some(write_stall) = self.write_stall.take() {
+            let length = now.since(write_stall.since);
+            self.measures.longest_write_stall = self.measures.longest_write_stall.max(Some(length));
         }
         self.take_held(journal);
     }
@@ -178,8 +182,8 @@ impl Leading {
         node: NodeId,
     ) {
         self.followers.remove(&node);
-        if self.block.is_some_and(|block| block.node == node) {
-            self.end_block(now, journal);
+        if self.write_stall.is_some_and(|write_stall| write_stall.node == node) {
+            self.end_write_stall(now, journal);
         }
     }
 }

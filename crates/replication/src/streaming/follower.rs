@@ -12,11 +12,11 @@ use crate::core::Moment;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// It has not said yet where it stands.
-    Unheard,
+    Probing,
     /// It is sent what it lacks.
     CatchingUp,
     /// It is sent every entry as it is proposed.
-    InStep,
+    Replicating,
 }
 
 /// What a leader knows of a follower.
@@ -24,7 +24,7 @@ pub(crate) enum Stage {
 pub(crate) struct Follower {
     pub(crate) stage: Stage,
     /// The follower's log is the leader's up to here, on the follower's disk.
-    pub(crate) acked: Lsn,
+    pub(crate) match_lsn: Lsn,
     /// The first entry that was not sent.
     pub(crate) next: u64,
     /// A piece of the log, or a snapshot, is on its way out.
@@ -33,11 +33,11 @@ pub(crate) struct Follower {
     in_flight: VecDeque<(u64, usize)>,
     in_flight_bytes: usize,
     /// Its acknowledgements count towards committing, and its support towards the lease.
-    pub(crate) counts: bool,
+    pub(crate) is_voter: bool,
     /// The time in the newest message that it acknowledged with its support.
     pub(crate) supported: Option<Moment>,
     /// When the newest message left whose acknowledgement gives support.
-    pub(crate) asked: Option<Moment>,
+    pub(crate) last_sent_at: Option<Moment>,
     /// When the newest beacon left.
     beaconed: Option<Moment>,
     /// When its acknowledgement is overdue.
@@ -51,27 +51,27 @@ pub(crate) struct Follower {
     pub(crate) is_sent_snapshot: bool,
     /// The end of the leader's log when a follower that does not count said where it stands: all
     /// that it may once have acknowledged lies before (S14).
-    pub(crate) counts_from: u64,
+    pub(crate) votes_from: u64,
 }
 
 impl Follower {
-    pub(crate) const fn new(counts: bool) -> Self {
+    pub(crate) const fn new(is_voter: bool) -> Self {
         Self {
-            stage: Stage::Unheard,
-            acked: Lsn::ZERO,
+            stage: Stage::Probing,
+            match_lsn: Lsn::ZERO,
             next: 1,
             is_sending: false,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
-            counts,
+            is_voter,
             supported: None,
-            asked: None,
+            last_sent_at: None,
             beaconed: None,
             probe_at: None,
             progressed: Moment::START,
             heard_data: Moment::START,
             is_sent_snapshot: false,
-            counts_from: 0,
+            votes_from: 0,
         }
     }
 
@@ -83,8 +83,8 @@ impl Follower {
     }
 
     /// Takes in that the follower's log is the leader's up to `upto`, on its disk.
-    pub(crate) fn acked(&mut self, upto: Lsn) {
-        self.acked = upto;
+    pub(crate) fn on_ack(&mut self, upto: Lsn) {
+        self.match_lsn = upto;
         // What it has need not be sent, wherever it said before that it stands.
         self.next = self.next.max(upto.seq + 1);
         while let Some(&(last, bytes)) = self.in_flight.front()
@@ -99,7 +99,7 @@ impl Follower {
     pub(crate) fn begin_after(&mut self, matched: Lsn) {
         self.in_flight.clear();
         self.in_flight_bytes = 0;
-        self.acked = matched;
+        self.match_lsn = matched;
         self.next = matched.seq + 1;
         self.probe_at = None;
     }
@@ -122,12 +122,12 @@ impl Follower {
     pub(crate) fn beacon_at(&self, interval: Duration) -> Moment {
         let after = |moment: Option<Moment>, time| moment.map_or(Moment::START, |at| at + time);
         let unsupported = after(self.supported, 2 * interval).max(after(self.beaconed, interval));
-        after(self.asked, interval).min(unsupported)
+        after(self.last_sent_at, interval).min(unsupported)
     }
 
     /// Records that a beacon was sent.
     pub(crate) const fn sent_beacon(&mut self, now: Moment) {
-        (self.asked, self.beaconed) = (Some(now), Some(now));
+        (self.last_sent_at, self.beaconed) = (Some(now), Some(now));
     }
 
     /// Records that the follower said something on the data lane, or why it does not.
@@ -143,11 +143,11 @@ impl Follower {
 
     /// Checks what must hold of a follower whose leader's log ends at `last`.
     pub(crate) fn validate(&self, last: u64, now: Moment) -> Result<(), String> {
-        let Self { acked, next, .. } = self;
-        if acked.seq >= *next {
-            return Err(format!("{acked} is acknowledged, and {next} is the next to be sent"));
+        let Self { match_lsn, next, .. } = self;
+        if match_lsn.seq >= *next {
+            return Err(format!("{match_lsn} is acknowledged, and {next} is the next to be sent"));
         }
-        if *next > last + 1 && self.stage != Stage::Unheard {
+        if *next > last + 1 && self.stage != Stage::Probing {
             return Err(format!("{next} is the next to be sent, and the log ends at {last}"));
         }
         let newest = self.in_flight.back();
@@ -165,6 +165,6 @@ impl Follower {
 
     /// Says whether something was sent that is not acknowledged yet.
     pub(crate) const fn is_owing(&self) -> bool {
-        self.acked.seq + 1 < self.next
+        self.match_lsn.seq + 1 < self.next
     }
 }

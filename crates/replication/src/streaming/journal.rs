@@ -23,7 +23,7 @@ pub(crate) struct Journal<C: Core> {
     /// Never ahead of the log.
     committed: Lsn,
     /// The newest commit point that was written down.
-    noted: Lsn,
+    recorded_commit: Lsn,
     /// Entries of `log` that are still to be written: a leader gathers what one batch proposes.
     gathered: Vec<Entry>,
     /// Entries that were gathered and not sent yet.
@@ -88,7 +88,7 @@ impl<C: Core> Journal<C> {
             durable: DurableSeqs::starting_at(log.last().seq),
             log,
             committed,
-            noted: recovered.commit_point,
+            recorded_commit: recovered.commit_point,
             gathered: Vec::new(),
             unsent: Vec::new(),
             last_forced: IoId(0),
@@ -284,7 +284,7 @@ impl<C: Core> Journal<C> {
         }
         self.log.purge(upto);
         self.committed = self.committed.max(upto);
-        self.noted = self.noted.max(upto);
+        self.recorded_commit = self.recorded_commit.max(upto);
         self.force(LogWrite::Purge { upto });
     }
 
@@ -310,10 +310,10 @@ impl<C: Core> Journal<C> {
     }
 
     /// Writes down how far the log is committed, without forcing it (Spinnaker §5).
-    pub(crate) fn note_commit_point(&mut self) {
-        if self.committed > self.noted {
+    pub(crate) fn record_commit_point(&mut self) {
+        if self.committed > self.recorded_commit {
             self.write_gathered();
-            self.noted = self.committed;
+            self.recorded_commit = self.committed;
             self.outbox.persist(LogWrite::CommitPoint(self.committed));
         }
     }
@@ -347,8 +347,11 @@ impl<C: Core> Journal<C> {
         if committed.seq >= purged.seq && !self.log.holds(committed) {
             return Err(format!("{committed} is committed, and the log holds another there"));
         }
-        if self.noted > committed {
-            return Err(format!("{} was recorded as committed, not {committed}", self.noted));
+        if self.recorded_commit > committed {
+            return Err(format!(
+                "{} was recorded as committed, not {committed}",
+                self.recorded_commit
+            ));
         }
         if !self.log.is_rising() {
             return Err(format!("the log's epochs fall: {:?}", self.log));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use trireme_types::{Entry, EntryKind, Epoch, Lsn, NodeId, Timing};
 
-use super::catch_up::Block;
+use super::catch_up::WriteStall;
 use super::{
     Beacon, Follower, Journal, PROBE_AFTER, PROPOSAL_BYTES_MAX, Preceding, Stage, Streams,
 };
@@ -27,11 +27,11 @@ pub(crate) struct Leading {
     waiting: VecDeque<(Lsn, Ticket)>,
     /// Writes that wait until the cohort is open and nothing holds them up.
     held: VecDeque<(Ticket, Bytes)>,
-    pub(super) block: Option<Block>,
+    pub(super) write_stall: Option<WriteStall>,
     /// When a catch-up may hold up writes again.
-    pub(super) block_after: Moment,
+    pub(super) write_stall_after: Moment,
     /// How far the followers were told that the log is committed, and when.
-    told: Lsn,
+    advertised_commit: Lsn,
     told_at: Moment,
     /// The epoch in which it began to lead: what it has committed of that epoch or a later one
     /// includes all that its predecessors had.
@@ -60,9 +60,9 @@ impl Leading {
             is_open: false,
             waiting: VecDeque::new(),
             held: VecDeque::new(),
-            block: None,
-            block_after: now,
-            told: Lsn::ZERO,
+            write_stall: None,
+            write_stall_after: now,
+            advertised_commit: Lsn::ZERO,
             told_at: now,
             first: epoch,
             lease: None,
@@ -77,7 +77,7 @@ impl Leading {
         ticket: Ticket,
         payload: Bytes,
     ) {
-        if !self.is_open || self.block.is_some() {
+        if !self.is_open || self.write_stall.is_some() {
             self.held.push_back((ticket, payload));
             return;
         }
@@ -115,7 +115,7 @@ impl Leading {
     }
 
     pub(super) fn take_held<C: Streams>(&mut self, journal: &mut Journal<C>) {
-        if !self.is_open || self.block.is_some() {
+        if !self.is_open || self.write_stall.is_some() {
             return;
         }
         for (ticket, payload) in std::mem::take(&mut self.held) {
@@ -130,7 +130,7 @@ impl Leading {
         // The write to the log has been submitted, and nothing here waits for it.
         let entries = journal.take_unsent();
         let Some(first) = entries.first().map(|entry| entry.lsn.seq) else { return };
-        self.tell_if_due(now, journal);
+        self.advertise_commit(now, journal);
         let mut previous =
             journal.log().lsn_at(first - 1).unwrap_or_else(|| journal.log().purged());
         for piece in pieces(&entries) {
@@ -139,14 +139,14 @@ impl Leading {
             let next = first + piece.len() as u64;
             let bytes = piece.iter().map(|entry| entry.payload.len()).sum();
             for (&to, follower) in &mut self.followers {
-                if follower.stage == Stage::InStep && follower.next == first {
+                if follower.stage == Stage::Replicating && follower.next == first {
                     if !follower.has_room() {
                         tracing::debug!(follower = %to, "does not keep up");
                         follower.stage = Stage::CatchingUp;
                         continue;
                     }
                     follower.sent(next - 1, bytes);
-                    follower.asked = Some(now);
+                    follower.last_sent_at = Some(now);
                     follower.probe_at.get_or_insert(now + PROBE_AFTER);
                     let message = C::entries_message(preceding, piece.to_vec());
                     journal.send(to, message, When::Now);
@@ -172,9 +172,9 @@ impl Leading {
         if !is_held || upto.seq >= follower.next {
             return;
         }
-        if upto.seq > follower.acked.seq && follower.stage != Stage::Unheard {
+        if upto.seq > follower.match_lsn.seq && follower.stage != Stage::Probing {
             follower.progressed = now;
-            follower.acked(upto);
+            follower.on_ack(upto);
             follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
             // There may be room again for the next piece.
             self.send_next(now, journal, from);
@@ -205,9 +205,12 @@ impl Leading {
         if last.epoch > self.epoch {
             return Err(format!("it leads epoch {}, and its log ends with {last}", self.epoch));
         }
-        if self.told > journal.committed() {
+        if self.advertised_commit > journal.committed() {
             let committed = journal.committed();
-            return Err(format!("{committed} is committed, and {} was advertised", self.told));
+            return Err(format!(
+                "{committed} is committed, and {} was advertised",
+                self.advertised_commit
+            ));
         }
         if self.waiting.back().is_some_and(|(lsn, _)| *lsn > last) {
             return Err(format!("a caller waits for an entry behind {last}"));
@@ -247,19 +250,19 @@ impl Leading {
 
     /// Notes how far the log is committed and tells it from now on, once in a commit period
     /// (SPIN-7).
-    fn tell_if_due<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) -> bool {
-        if journal.committed() <= self.told || now < self.tell_at() {
+    fn advertise_commit<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) -> bool {
+        if journal.committed() <= self.advertised_commit || now < self.advertise_at() {
             return false;
         }
         //= SPIN-7
-        self.told = journal.committed();
+        self.advertised_commit = journal.committed();
         self.told_at = now;
-        self.current_at = self.current_at(now, self.told);
-        journal.note_commit_point();
+        self.current_at = self.current_at(now, self.advertised_commit);
+        journal.record_commit_point();
         true
     }
 
-    fn tell_at(&self) -> Moment {
+    fn advertise_at(&self) -> Moment {
         self.told_at + self.timing.commit_period
     }
 
@@ -269,7 +272,8 @@ impl Leading {
         journal: &Journal<C>,
         previous: Lsn,
     ) -> Preceding {
-        let (committed, current_at) = (self.told, self.told_current_at(now, journal));
+        let (committed, current_at) =
+            (self.advertised_commit, self.advertised_current_at(now, journal));
         Preceding { epoch: self.epoch, previous, committed, sent: now, current_at }
     }
 
@@ -293,23 +297,27 @@ impl Leading {
     }
 
     /// Returns as of when what the followers are told was the newest commit point.
-    fn told_current_at<C: Streams>(&mut self, now: Moment, journal: &Journal<C>) -> Option<Moment> {
-        if journal.committed() == self.told {
-            self.current_at = self.current_at.max(self.current_at(now, self.told));
+    fn advertised_current_at<C: Streams>(
+        &mut self,
+        now: Moment,
+        journal: &Journal<C>,
+    ) -> Option<Moment> {
+        if journal.committed() == self.advertised_commit {
+            self.current_at = self.current_at.max(self.current_at(now, self.advertised_commit));
         }
         self.current_at
     }
 
     /// Does what is due at `now`.
     pub(crate) fn on_timeout<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
-        self.end_block_if_due(now, journal);
+        self.end_write_stall_if_due(now, journal);
         self.note_who_owes_nothing(now, journal);
-        if self.tell_if_due(now, journal) {
-            let told = |follower: &Follower| {
-                follower.stage == Stage::InStep && follower.next > journal.last().seq
+        if self.advertise_commit(now, journal) {
+            let is_due = |follower: &Follower| {
+                follower.stage == Stage::Replicating && follower.next > journal.last().seq
             };
             let due: Vec<_> =
-                self.followers.iter().filter(|(_, f)| told(f)).map(|(node, _)| *node).collect();
+                self.followers.iter().filter(|(_, f)| is_due(f)).map(|(node, _)| *node).collect();
             due.into_iter().for_each(|to| self.send_empty(now, journal, to));
         }
         let overdue = |follower: &Follower| follower.probe_at.is_some_and(|at| at <= now);
@@ -322,7 +330,9 @@ impl Leading {
     /// Notes who has everything: his time to acknowledge counts from what comes next.
     fn note_who_owes_nothing<C: Streams>(&mut self, now: Moment, journal: &Journal<C>) {
         let last = journal.last().seq;
-        for follower in self.followers.values_mut().filter(|follower| follower.acked.seq >= last) {
+        for follower in
+            self.followers.values_mut().filter(|follower| follower.match_lsn.seq >= last)
+        {
             follower.progressed = now;
         }
     }
@@ -337,7 +347,7 @@ impl Leading {
     ) {
         let Some(follower) = self.followers.get_mut(&to) else { return };
         let Some(previous) = journal.log().lsn_at(follower.next - 1) else { return };
-        follower.asked = Some(now);
+        follower.last_sent_at = Some(now);
         let preceding = self.preceding(now, journal, previous);
         let message = C::entries_message(preceding, Vec::new());
         journal.send(to, message, When::Now);
@@ -348,18 +358,19 @@ impl Leading {
         let Some(follower) = self.followers.get_mut(&to) else { return };
         follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
         match follower.stage {
-            Stage::InStep => self.send_empty(now, journal, to),
+            Stage::Replicating => self.send_empty(now, journal, to),
             Stage::CatchingUp if follower.has_room() => self.send_next(now, journal, to),
             Stage::CatchingUp => self.send_empty(now, journal, to),
-            Stage::Unheard => {}
+            Stage::Probing => {}
         }
     }
 
     /// Sends a beacon to every follower that was sent nothing for a beacon interval (M40), or whose
     /// support what was sent does not bring.
     fn send_beacons<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
-        let current_at = self.told_current_at(now, journal);
-        let beacon = Beacon { epoch: self.epoch, committed: self.told, sent: now, current_at };
+        let current_at = self.advertised_current_at(now, journal);
+        let beacon =
+            Beacon { epoch: self.epoch, committed: self.advertised_commit, sent: now, current_at };
         let interval = self.timing.beacon_interval;
         for (&to, follower) in &mut self.followers {
             if follower.beacon_at(interval) <= now {
@@ -376,14 +387,14 @@ impl Leading {
         let of_followers = self.followers.values().flat_map(|follower| {
             [Some(follower.beacon_at(interval)), follower.probe_at].into_iter().flatten()
         });
-        let tell = (journal.committed() > self.told).then(|| self.tell_at());
-        let block = self.block.as_ref().map(Block::until);
-        of_followers.chain(tell).chain(block).min()
+        let tell = (journal.committed() > self.advertised_commit).then(|| self.advertise_at());
+        let write_stall = self.write_stall.as_ref().map(WriteStall::until);
+        of_followers.chain(tell).chain(write_stall).min()
     }
 
     /// Returns how many followers count.
     pub(crate) fn counting(&self) -> usize {
-        self.followers.values().filter(|follower| follower.counts).count()
+        self.followers.values().filter(|follower| follower.is_voter).count()
     }
 
     /// Says whether writes are held.
@@ -412,17 +423,17 @@ impl Leading {
     /// Returns until when the leader has the support of `needed` of its followers that count.
     pub(crate) fn lease_until(&self, needed: usize) -> Option<Moment> {
         let Some(nth) = needed.checked_sub(1) else { return Some(Moment::FAR) };
-        let counting = self.followers.values().filter(|follower| follower.counts);
+        let counting = self.followers.values().filter(|follower| follower.is_voter);
         let mut supported: Vec<_> = counting.filter_map(|follower| follower.supported).collect();
         supported.sort_unstable_by(|a, b| b.cmp(a));
         supported.get(nth).map(|&sent| sent + self.timing.lease)
     }
 
     /// Returns the sequence that `needed` of the followers that count have on disk.
-    pub(crate) fn acked_by(&self, needed: usize) -> Option<u64> {
+    pub(crate) fn matched_by(&self, needed: usize) -> Option<u64> {
         let Some(nth) = needed.checked_sub(1) else { return Some(u64::MAX) };
-        let counting = self.followers.values().filter(|follower| follower.counts);
-        let mut acked: Vec<_> = counting.map(|follower| follower.acked.seq).collect();
+        let counting = self.followers.values().filter(|follower| follower.is_voter);
+        let mut acked: Vec<_> = counting.map(|follower| follower.match_lsn.seq).collect();
         acked.sort_unstable_by(|a, b| b.cmp(a));
         acked.get(nth).copied()
     }
@@ -434,7 +445,7 @@ impl Leading {
     }
 
     pub(crate) fn progress(&self) -> Vec<(NodeId, Lsn)> {
-        self.followers.iter().map(|(node, follower)| (*node, follower.acked)).collect()
+        self.followers.iter().map(|(node, follower)| (*node, follower.match_lsn)).collect()
     }
 }
 

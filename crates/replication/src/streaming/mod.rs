@@ -12,11 +12,11 @@
 //! # One follower, as its leader sees it
 //!
 //! ```text
-//!              Join                      everything sent
-//!   Unheard ──────────► CatchingUp ───────────────────────► InStep
+//!          ReportPosition                everything sent
+//!   Probing ──────────► CatchingUp ───────────────────────► Replicating
 //!      ▲                    ▲   pieces of the log, or a       │  every entry as it is proposed
 //!      │                    │   snapshot and then pieces      │
-//!      │                    └───────────── Join ──────────────┘  (it found a gap)
+//!      │                    └──────── ReportPosition ────────┘  (it found a gap)
 //!      └── a new leader knows nobody
 //! ```
 //!
@@ -29,7 +29,7 @@
 //!   commit point.
 //! * Catching up is by committed entries alone, one piece at a time, while writes go on; the
 //!   uncommitted rest follows last, and while that is on its way new writes wait
-//!   (Spinnaker §6.1, S15). The wait is bounded by [`BLOCK_MAX`] and measured.
+//!   (Spinnaker §6.1, S15). The wait is bounded by [`WRITE_STALL_MAX`] and measured.
 //! * At most `WINDOW_BYTES` are sent ahead of a follower's acknowledgements. One that does not keep
 //!   up with that falls back to catching up.
 //! * What is lost on the way is noticed by the follower as a gap, or by the leader when an
@@ -86,10 +86,10 @@ pub(crate) use self::support::Support;
 use crate::core::{Core, Moment};
 
 /// The longest time for which a follower's catch-up may hold up new writes (M22, S15).
-pub const BLOCK_MAX: Duration = Duration::from_millis(50);
+pub const WRITE_STALL_MAX: Duration = Duration::from_millis(50);
 
 /// How long writes flow freely after a catch-up had to give up holding them up.
-const BLOCK_PAUSE: Duration = Duration::from_secs(1);
+const WRITE_STALL_PAUSE: Duration = Duration::from_secs(1);
 
 /// After how long without an acknowledgement a leader asks a follower whether something was lost.
 /// Longer than most forced writes take, much shorter than anybody's patience.

@@ -196,7 +196,7 @@ impl Reader {
             }
             let kind = match self.byte()? {
                 1 => EntryKind::Commands,
-                2 => EntryKind::Barrier,
+                2 => EntryKind::NoOp,
                 3 => EntryKind::Protocol,
                 kind => return Err(DecodeError::EntryKind(kind)),
             };
@@ -222,7 +222,7 @@ impl Reader {
 const fn kind_number(kind: EntryKind) -> u8 {
     match kind {
         EntryKind::Commands => 1,
-        EntryKind::Barrier => 2,
+        EntryKind::NoOp => 2,
         EntryKind::Protocol => 3,
     }
 }
@@ -313,7 +313,7 @@ mod tests {
     fn entries_with_a_hole_are_refused() {
         let entry = |seq| Entry {
             lsn: Lsn::new(1, seq),
-            kind: EntryKind::Barrier,
+            kind: EntryKind::NoOp,
             payload: Bytes::from_static(b"x"),
         };
         let read = |entries: &[Entry]| {

@@ -148,7 +148,7 @@ fn get_entry(bytes: &mut Bytes) -> Result<Entry, PbDecodeError> {
     let lsn = get_lsn(bytes)?;
     let kind = match bytes.try_get_u8().map_err(|_| PbDecodeError::Short)? {
         1 => EntryKind::Commands,
-        2 => EntryKind::Barrier,
+        2 => EntryKind::NoOp,
         3 => EntryKind::Protocol,
         kind => return Err(PbDecodeError::EntryKind(kind)),
     };
@@ -162,7 +162,7 @@ fn get_entry(bytes: &mut Bytes) -> Result<Entry, PbDecodeError> {
 fn kind_number(kind: EntryKind) -> u8 {
     match kind {
         EntryKind::Commands => 1,
-        EntryKind::Barrier => 2,
+        EntryKind::NoOp => 2,
         EntryKind::Protocol => 3,
     }
 }

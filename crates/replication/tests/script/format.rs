@@ -55,7 +55,7 @@ pub(crate) fn entry(entry: &Entry) -> String {
     let Entry { lsn, kind, payload } = entry;
     match kind {
         EntryKind::Commands => format!("{lsn} {}", commands(payload)),
-        EntryKind::Barrier => format!("{lsn} barrier"),
+        EntryKind::NoOp => format!("{lsn} barrier"),
         EntryKind::Protocol => format!("{lsn} protocol"),
     }
 }

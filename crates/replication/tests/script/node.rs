@@ -329,7 +329,7 @@ impl<S: Subject> Node<S> {
         if !self.disk.has_forced(entry) {
             return (false, None);
         }
-        if entry.kind == EntryKind::Barrier && self.mistake == Some(Mistake::ForgetsRequests) {
+        if entry.kind == EntryKind::NoOp && self.mistake == Some(Mistake::ForgetsRequests) {
             self.table.forget_requests();
         }
         let Applied { outcomes, .. } = self.table.apply(entry);

@@ -36,7 +36,7 @@ impl Table {
         self.applied = entry.lsn;
         let mut applied = Applied::default();
         match entry.kind {
-            EntryKind::Barrier => {}
+            EntryKind::NoOp => {}
             EntryKind::Protocol => {
                 self.protocol_state = Some((entry.lsn, entry.payload.clone()));
             }

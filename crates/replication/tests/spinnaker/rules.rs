@@ -12,7 +12,7 @@ use trireme_replication::spinnaker::{
 };
 use trireme_replication::streaming::{Beacon, Position, Preceding};
 use trireme_storage::{IoId, LogWrite};
-use trireme_types::{CohortId, Entry, EntryKind, Epoch, Lsn, NodeId};
+use trireme_types::{CohortId, CommandBatch, Entry, EntryKind, Epoch, Lsn, NodeId};
 
 const N1: NodeId = NodeId(1);
 const N2: NodeId = NodeId(2);
@@ -108,7 +108,7 @@ impl Replica {
     }
 
     fn doubt(&mut self, from: NodeId, epoch: Epoch) -> &mut Self {
-        self.hear(from, SpinnakerMessage::Doubt { epoch })
+        self.hear(from, SpinnakerMessage::SuspectLeader { epoch })
     }
 
     fn beacon(&mut self, from: NodeId, epoch: Epoch) -> &mut Self {
@@ -136,11 +136,25 @@ impl Replica {
 
     fn join(&mut self, from: NodeId, epoch: Epoch, last: Lsn, is_learner: bool) -> &mut Self {
         let position = Position { committed: Lsn::ZERO, last, is_learner };
-        self.hear(from, SpinnakerMessage::Join { epoch, position })
+        self.hear(from, SpinnakerMessage::ReportPosition { epoch, position })
     }
 
     fn ack(&mut self, from: NodeId, epoch: Epoch, upto: Lsn) -> &mut Self {
         self.hear(from, SpinnakerMessage::Ack { epoch, upto, supports: None })
+    }
+
+    fn write(&mut self, ticket: u64) -> &mut Self {
+        let payload = CommandBatch::default().encode();
+        self.tell(Event::Propose { ticket: Ticket(ticket), payload })
+    }
+
+    /// Returns true if it asks a follower whether something was lost.
+    fn asks(&self, follower: NodeId) -> bool {
+        let asks = |effect: &Effect<_>| {
+            matches!(effect, Effect::Send { to, message: SpinnakerMessage::Propose { entries, .. }, .. }
+                if *to == follower && entries.is_empty())
+        };
+        self.effects.iter().any(asks)
     }
 
     /// Sends what it was asked to from the log, up to the end.
@@ -168,13 +182,14 @@ impl Replica {
     }
 
     fn joins(&self) -> Option<When> {
-        let join =
-            |(message, when)| matches!(message, &SpinnakerMessage::Join { .. }).then_some(when);
+        let join = |(message, when)| {
+            matches!(message, &SpinnakerMessage::ReportPosition { .. }).then_some(when)
+        };
         self.messages().find_map(join)
     }
 
     fn welcomes(&self) -> bool {
-        self.messages().any(|(message, _)| matches!(message, SpinnakerMessage::Welcome { .. }))
+        self.messages().any(|(message, _)| matches!(message, SpinnakerMessage::Readmit { .. }))
     }
 
     fn committed(&self) -> u64 {
@@ -211,7 +226,7 @@ impl Replica {
 }
 
 fn entry(lsn: Lsn) -> Entry {
-    Entry { lsn, kind: EntryKind::Barrier, payload: bytes::Bytes::new() }
+    Entry { lsn, kind: EntryKind::NoOp, payload: bytes::Bytes::new() }
 }
 
 fn lsns(epoch: Epoch, seqs: std::ops::RangeInclusive<u64>) -> Vec<Lsn> {
@@ -367,6 +382,25 @@ fn a_leader_reads_nothing_before_its_barrier_is_applied() {
     assert!(reads(&replica));
 }
 
+/// [SPIN-4] [SPIN-5] A follower is asked for an acknowledgement when it has acknowledged nothing new for
+/// 300 ms. That it says again what it said before does not count.
+#[test]
+fn an_acknowledgement_that_is_repeated_puts_off_no_question() {
+    let mut replica = Replica::start(&lsns(1, 1..=2), 1, false);
+    replica.lead(2).join(N2, 2, Lsn::new(1, 2), false).sent(N2).ack(N2, 2, Lsn::new(2, 3));
+    replica.wait(30).wait(30);
+    replica.write(1).write(2);
+    replica.wait(100).ack(N2, 2, Lsn::new(2, 4)).wait(1);
+    assert!(!replica.asks(N2), "it has just acknowledged something");
+    replica.wait(198).ack(N2, 2, Lsn::new(2, 4));
+    assert!(!replica.asks(N2));
+    replica.wait(102);
+    assert!(replica.asks(N2), "it owes the second write for 300 ms");
+    let acknowledged = |replica: &Replica| replica.core.status().progress[0];
+    replica.ack(N2, 2, Lsn::new(2, 3));
+    assert_eq!(acknowledged(&replica), (N2, Lsn::new(2, 4)), "what is on a disk stays there");
+}
+
 /// [SPIN-44] A learner counts again when it has all that there was when it came, and the leader all
 /// that was ever committed.
 #[test]
@@ -383,6 +417,18 @@ fn a_learner_is_not_welcomed_before_it_has_caught_up() {
     assert!(replica.welcomes());
 }
 
+/// [SPIN-44] That everything was sent to a learner does not show that it has it.
+#[test]
+fn a_learner_that_was_sent_everything_is_not_welcomed_before_it_has_it() {
+    let mut replica = Replica::start(&lsns(1, 1..=2), 1, false);
+    replica.lead(2).join(N3, 2, Lsn::new(1, 2), false).sent(N3).ack(N3, 2, Lsn::new(2, 3));
+    assert_eq!(replica.committed(), 3, "the leader's own barrier is committed");
+    replica.join(N2, 2, Lsn::ZERO, true).sent(N2).ack(N2, 2, Lsn::new(1, 2));
+    assert!(!replica.welcomes(), "it lacks the barrier");
+    replica.ack(N2, 2, Lsn::new(2, 3));
+    assert!(replica.welcomes());
+}
+
 /// [SPIN-44] A learner that is welcomed too early, by a leader that does not know that it lost its
 /// disk, stays one.
 #[test]
@@ -391,9 +437,9 @@ fn a_welcome_with_what_a_learner_lacks_changes_nothing() {
     replica.view(1, Some(N2), &[]).propose(N2, 1, Lsn::ZERO, &lsns(1, 1..=1)).force();
     let is_learner = |replica: &Replica| replica.core.status().role.to_string() == "learner";
     assert!(is_learner(&replica));
-    replica.hear(N2, SpinnakerMessage::Welcome { epoch: 1, upto: Lsn::new(1, 2) });
+    replica.hear(N2, SpinnakerMessage::Readmit { epoch: 1, upto: Lsn::new(1, 2) });
     assert!(is_learner(&replica), "it lacks 1.2");
-    replica.hear(N2, SpinnakerMessage::Welcome { epoch: 1, upto: Lsn::new(1, 1) });
+    replica.hear(N2, SpinnakerMessage::Readmit { epoch: 1, upto: Lsn::new(1, 1) });
     assert!(!is_learner(&replica));
 }
 
@@ -406,7 +452,8 @@ fn a_learner_goes_by_the_coordinators_word() {
     assert_eq!(replica.messages().count(), 0, "it follows no leader yet");
     replica.view(1, None, &[(N1, Lsn::new(1, 4))]);
     replica.beacon(N2, 1);
-    let refuses = |(m, _): (&SpinnakerMessage, _)| *m == SpinnakerMessage::Refuse { epoch: 2 };
+    let refuses =
+        |(m, _): (&SpinnakerMessage, _)| *m == SpinnakerMessage::RejectStaleEpoch { epoch: 2 };
     assert!(replica.messages().any(refuses), "it stands in round 2");
 }
 

@@ -161,7 +161,7 @@ impl Reader {
     /// Sends what was read. S5: it may be given away only if the right to read it still holds now.
     fn send(&self, ready: &mut Ready, permit: &ReadPermit) {
         let Ready { answers, .. } = std::mem::take(ready);
-        match permit.confirm() {
+        match permit.validate() {
             Ok(()) => answers.into_iter().for_each(|(reply, answer)| reply.send(answer)),
             Err(error) => {
                 let error = refusal::of_replica(&error, |node| self.directory.node(node));

@@ -64,7 +64,8 @@ impl Fixture {
         };
         let router = Arc::new(Router::new(ClusterId(7), directory.clone(), routes));
         let limits = LogLimits::new(MAX, SEGMENT).unwrap();
-        let maintenance = Maintenance { log, tables, router, backpressure, limits };
+        let progress = Progress { stuck_after: Duration::ZERO, ..Progress::default() };
+        let maintenance = Maintenance { log, tables, router, backpressure, limits, progress };
         Self { maintenance, _folder: folder }
     }
 
@@ -174,6 +175,36 @@ async fn a_cohort_that_fills_its_share_is_held_up_until_it_is_applied() {
     fixture.fill(1..=1).await;
     fixture.maintenance.shorten().await;
     assert_eq!(backpressure.refusal(CohortId(2)), None);
+}
+
+/// Large writes fill more than a share of a short log while they are on their way. They are about to
+/// be applied, and nothing is refused because of them; nor while what is applied moves on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_under_way_are_not_taken_for_those_of_a_cohort_that_is_stuck() {
+    let mut fixture = Fixture::new(2);
+    fixture.maintenance.progress.stuck_after = Duration::from_secs(3600);
+    let limits = fixture.maintenance.limits;
+    let mut under_way = Vec::new();
+    while fixture.maintenance.log.bytes_after(CohortId(2), 0) <= limits.unapplied_max() {
+        under_way.push(fixture.append(2, 64 * 1024));
+        fixture.maintenance.written().await;
+    }
+    for entry in under_way {
+        fixture.fill(1..=1).await;
+        fixture.maintenance.shorten().await;
+        assert_eq!(fixture.maintenance.backpressure.refusal(CohortId(2)), None);
+        fixture.table(2).apply(&[entry]).unwrap();
+    }
+    let held = |bytes| BTreeMap::from([(CohortId(1), bytes)]);
+    let progress = Progress { stuck_after: Duration::from_millis(1), ..Progress::default() };
+    let (mut first, mut second, mut third) = (held(5), held(6), held(7));
+    progress.retain_stuck(&mut first, |_| 1);
+    std::thread::sleep(Duration::from_millis(2));
+    progress.retain_stuck(&mut second, |_| 2);
+    assert!(first.is_empty() && second.is_empty(), "it has applied something");
+    std::thread::sleep(Duration::from_millis(2));
+    progress.retain_stuck(&mut third, |_| 2);
+    assert_eq!(third, held(7));
 }
 
 /// Batches wait while the log is at its limit, and not for ever if it cannot be shortened.

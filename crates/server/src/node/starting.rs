@@ -29,7 +29,7 @@ use crate::descriptors::Descriptors;
 use crate::faults::Faults;
 use crate::hosting::{Hosting, Opener};
 use crate::listener::{Accepting, ClientSocket};
-use crate::maintenance::{LogLimits, Maintenance};
+use crate::maintenance::{LogLimits, Maintenance, Progress};
 use crate::peers::Peers;
 use crate::readers::Readers;
 use crate::replacement::Replacement;
@@ -151,6 +151,7 @@ impl Starting {
             router: router.clone(),
             backpressure,
             limits: LogLimits::new(options.log_bytes_max, options.segment_bytes)?,
+            progress: Progress::default(),
         };
         let replacement = Replacement {
             node: self.file.node,

@@ -157,7 +157,7 @@ fn measures(measures: Measures) -> v1::Measures {
         takeovers: measures.takeovers,
         last_takeover_us: measures.last_takeover.map(micros),
         catch_ups: measures.catch_ups,
-        longest_block_us: measures.longest_block.map(micros),
+        longest_write_stall_us: measures.longest_write_stall.map(micros),
         beacons: measures.beacons,
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Decoded {
 
 enum Content {
     Commands(CommandBatch),
-    Barrier,
+    NoOp,
     Protocol(Bytes),
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn decode(
                 Ok(batch) => Content::Commands(batch),
                 Err(source) => return Err(TableError::Batch { cohort, lsn, source }),
             },
-            EntryKind::Barrier => Content::Barrier,
+            EntryKind::NoOp => Content::NoOp,
             EntryKind::Protocol => Content::Protocol(entry.payload.clone()),
         };
         decoded.push(Decoded { lsn, content });
@@ -88,7 +88,7 @@ impl<'a> Apply<'a> {
         for Decoded { lsn, content } in entries {
             let outcomes = match content {
                 Content::Commands(batch) => self.commands(batch)?,
-                Content::Barrier => Vec::new(),
+                Content::NoOp => Vec::new(),
                 Content::Protocol(payload) => {
                     self.writer.protocol = Some((lsn, payload));
                     self.writer.protocol_changed = true;

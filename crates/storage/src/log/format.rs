@@ -315,7 +315,7 @@ fn decode_restatement(purged: Lsn, payload: &[u8]) -> Result<Restatement, &'stat
 pub(super) fn entry_kind_code(kind: EntryKind) -> u8 {
     match kind {
         EntryKind::Commands => 0,
-        EntryKind::Barrier => 1,
+        EntryKind::NoOp => 1,
         EntryKind::Protocol => 2,
     }
 }
@@ -323,7 +323,7 @@ pub(super) fn entry_kind_code(kind: EntryKind) -> u8 {
 fn entry_kind(code: u8) -> Option<EntryKind> {
     match code {
         0 => Some(EntryKind::Commands),
-        1 => Some(EntryKind::Barrier),
+        1 => Some(EntryKind::NoOp),
         2 => Some(EntryKind::Protocol),
         _ => None,
     }
@@ -363,7 +363,7 @@ mod tests {
         };
         vec![
             (RecordBody::Entry(EntryKind::Commands, lsn), b"commands"),
-            (RecordBody::Entry(EntryKind::Barrier, lsn), b""),
+            (RecordBody::Entry(EntryKind::NoOp, lsn), b""),
             (RecordBody::Entry(EntryKind::Protocol, lsn), b"members"),
             (RecordBody::HardState, b"vote"),
             (RecordBody::TruncateAfter(lsn), b""),

@@ -325,7 +325,7 @@ fn protocol_entries_are_kept(engine: Engine) {
     assert_eq!(table.protocol_state(), None);
     let protocol =
         |seq, text| Entry { kind: EntryKind::Protocol, payload: key(text), ..entry(seq, vec![]) };
-    let barrier = Entry { kind: EntryKind::Barrier, payload: key("?"), ..entry(3, vec![]) };
+    let barrier = Entry { kind: EntryKind::NoOp, payload: key("?"), ..entry(3, vec![]) };
     let applied = table.apply(&[protocol(1, "a"), protocol(2, "b"), barrier]).unwrap();
     assert!(applied.iter().all(|applied| applied.outcomes.is_empty()));
     assert_eq!(applied[2].lsn, Lsn::new(1, 3));

@@ -21,7 +21,7 @@ impl Model {
     pub(super) fn apply(&mut self, entry: &Entry) -> Vec<Outcome> {
         self.applied = entry.lsn;
         match entry.kind {
-            EntryKind::Barrier => vec![],
+            EntryKind::NoOp => vec![],
             EntryKind::Protocol => {
                 self.protocol = Some((entry.lsn, entry.payload.clone()));
                 vec![]
@@ -125,7 +125,7 @@ impl Script {
         self.epoch += u64::from(self.random.below(50) == 0);
         let lsn = Lsn::new(self.epoch, self.model.applied.seq + 1);
         let next = match self.random.below(20) {
-            0 => Entry { lsn, kind: EntryKind::Barrier, payload: Bytes::new() },
+            0 => Entry { lsn, kind: EntryKind::NoOp, payload: Bytes::new() },
             1 => {
                 let payload = Bytes::from(lsn.to_string());
                 Entry { lsn, kind: EntryKind::Protocol, payload }
