@@ -147,14 +147,19 @@ impl Remembered {
     }
 
     fn known(&self) -> anyhow::Result<&Knowledge> {
-        if let Some(path) = self.forgetful.first() {
-            bail!(
-                "{} was written by a version that did not remember the ranges: the coordinator's own \
-                 data are needed",
-                path.display()
-            );
-        }
         self.known.as_ref().context("no node knows the cluster")
+    }
+
+    /// Fails if a node has served and does not remember what, so that it might know more.
+    fn check_memories(&self) -> anyhow::Result<()> {
+        match self.forgetful.first() {
+            Some(path) => bail!(
+                "{} has a log, and no memory.json that names its ranges: it was written by \
+                 version 0.1.0, or the file is lost. The coordinator's own data is needed",
+                path.display()
+            ),
+            None => Ok(()),
+        }
     }
 
     /// Reads what a folder knows, and returns its node; `None` if it holds none that has served.
@@ -212,6 +217,9 @@ impl Remembered {
         let is_lost = Catalog::new(coordinator).load().await?.is_none();
         if !is_lost && self.known.is_none() {
             return Ok(Brought::Unchanged);
+        }
+        if is_lost {
+            self.check_memories()?;
         }
         let known = self.known()?;
         let missing = self.missing_for(known, without);

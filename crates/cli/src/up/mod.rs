@@ -189,7 +189,12 @@ impl UpArgs {
     /// Starts everything and watches over it; returns why it has ended by itself.
     async fn start_and_watch(&self, plan: &Plan, running: &mut Running) -> anyhow::Result<()> {
         let folder = running.folder.insert(DataFolder::open(&self.data)?);
-        let existing = ClusterFile::read(folder.path())?;
+        let is_missing = ClusterFile::read(folder.path())?.is_none();
+        let existing = ClusterFile::read_or_recover(folder.path())?;
+        if let Some(recovered) = existing.as_ref().filter(|_| is_missing) {
+            tracing::warn!("cluster.json is missing: it is made again from the nodes' folders");
+            recovered.write(folder.path())?;
+        }
         let file = self.cluster_file(existing.as_ref())?;
         wait_for_predecessors(&self.data, file.nodes).await?;
         let addresses = addresses(&file)?;
@@ -336,7 +341,7 @@ impl UpArgs {
     /// Checks the ports and periods that were asked for, with what the folder remembers, before
     /// anything is made or held.
     fn check_existing(&self) -> anyhow::Result<()> {
-        let existing = ClusterFile::read(&self.data)?;
+        let existing = ClusterFile::read_or_recover(&self.data)?;
         let port = existing.as_ref().map_or(PORT_DEFAULT, |file| file.port);
         let nodes = existing.as_ref().map_or(self.unchecked_plan().nodes, |file| file.nodes);
         node_ports(self.port.unwrap_or(port), nodes).map_err(UsageError)?;
