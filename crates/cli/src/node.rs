@@ -1,15 +1,15 @@
 //! `trireme node`: runs one node.
 
 use std::panic::resume_unwind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
 use tokio::runtime::{Builder, Runtime};
 use trireme_server::{
-    DISCARD_AFTER_DEFAULT, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics,
+    DISCARD_AFTER_DEFAULT, DataFolder, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics,
 };
 use trireme_types::{Durability, Engine, NodeId};
 
@@ -20,6 +20,13 @@ use super::{UsageError, address, duration, logging};
 /// The threads of the runtime that carries consensus: few, since its work is short, and apart from
 /// those of the clients, so that their load cannot hold up a heartbeat.
 const CONSENSUS_THREADS: usize = 2;
+
+/// How long a process that holds the folder may take to let go of it. A killed one with much memory takes
+/// some tenths of a second on a busy machine.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether it has.
+const PREDECESSOR_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Options of `trireme node`. On an existing data folder, the folder alone is enough.
 #[derive(Args)]
@@ -98,7 +105,10 @@ impl NodeArgs {
             // A task of its own, since a start reads a log for as long as that takes, and a signal
             // must be heard meanwhile.
             let handle = consensus.handle().clone();
-            let start = tokio::spawn(async move { Node::start(options, &handle).await });
+            let start = tokio::spawn(async move {
+                wait_for_predecessor(&options.data).await?;
+                Node::start(options, &handle).await
+            });
             let started = tokio::select! {
                 biased;
                 () = &mut stop => {
@@ -145,4 +155,18 @@ impl NodeArgs {
             allow_faults: self.allow_faults,
         }
     }
+}
+
+/// Waits for a process that is still ending to let go of the folder: one that was killed holds it, and
+/// its port, until the system has taken it apart.
+async fn wait_for_predecessor(data: &Path) -> Result<(), NodeError> {
+    let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
+    let mut is_said = false;
+    while Instant::now() < deadline && DataFolder::is_in_use(data)? {
+        if !std::mem::replace(&mut is_said, true) {
+            tracing::info!(data = %data.display(), "waiting for another process to leave the folder");
+        }
+        tokio::time::sleep(PREDECESSOR_INTERVAL).await;
+    }
+    Ok(())
 }

@@ -4,10 +4,12 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
 use std::time::Duration;
 
-use common::{Cluster, Rows, sorted, start_fails, tsv};
+use rustix::fs::{FlockOperation, flock};
+
+use common::{Cluster, Rows, sorted, start_fails, tsv, until};
 
 /// How long a cluster may take to be as it should.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -76,6 +78,22 @@ fn a_node_without_its_memory_starts_as_long_as_the_coordinator_knows_the_cluster
         cluster.up_again();
         assert_eq!(cluster.rows(), rows);
     }
+}
+
+/// A process that was killed holds its folder until the system has taken it apart, which a restart right
+/// after the kill must not fail on.
+#[test]
+fn a_node_waits_for_its_killed_predecessor_to_leave_the_folder() {
+    let cluster = &mut Cluster::start(&["--ranges", "1"]);
+    cluster.kill(3);
+    let lock = File::open(cluster.node_folder(3).join("LOCK")).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    cluster.restart_node(3);
+    until("the node waits", PATIENCE, || {
+        cluster.has_said("waiting for another process to leave the folder").then_some(())
+    });
+    drop(lock);
+    until("the node serves", PATIENCE, || cluster.statuses_of(&[3]).ok());
 }
 
 /// What a node acknowledged was in the log: it does not start without it, and the way out that it names
