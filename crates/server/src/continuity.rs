@@ -49,19 +49,19 @@ use crate::node::NodeError;
 use crate::protocols::{KnowsMore, knows_more};
 use crate::routes::NodeDirectory;
 
-/// How long a node may take to say what it knows.
+/// How long a node may take to answer what it knows.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long to wait before those are asked again who have not answered.
 const ASK_PAUSE: Duration = Duration::from_millis(300);
 
-/// How often the log says whose answer is missing.
+/// How often the log names the nodes whose answers are missing.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The most bytes of what a node knows.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// What a node says of what it knows.
+/// A node's answer on what it knows.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct NodeKnowledge {
     /// The node.

@@ -35,7 +35,7 @@ const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 pub struct NodeFile {
     pub(crate) format: u32,
     /// The cluster that the data belongs to, as 16 hexadecimal digits.
-    pub(crate) cluster: String,
+    pub cluster: String,
     /// The node that the data belongs to.
     pub node: NodeId,
     /// Drawn when the folder was made: the coordinator knows a node by it, so that a node whose
@@ -131,7 +131,10 @@ pub enum DataFolderError {
         source: serde_json::Error,
     },
     /// The folder is a node's and its log is gone: what the node acknowledged is lost with it (S14).
-    #[error("{0} has lost its log: the node must be replaced, not started again")]
+    #[error(
+        "{0} has lost its log, and with it what the node acknowledged: put the log back, or move the \
+         whole folder away, so that the node begins with an empty one and is rebuilt from its peers"
+    )]
     LostLog(PathBuf),
     /// The file system refused.
     #[error("{path}: {source}")]

@@ -121,7 +121,7 @@ impl Load {
         measured
     }
 
-    /// Does one operation and says whether it found what it must find.
+    /// Does one operation. Returns true if it found what it must find.
     async fn operate(&self, random: &mut StdRng) -> Result<bool, ClientError> {
         let key = self.keys.key(random.random_range(0..self.keys.count()));
         let puts = match self.workload {

@@ -119,7 +119,7 @@ impl Report {
         })
     }
 
-    /// Says what went wrong, if anything did.
+    /// Describes what went wrong, if anything did.
     pub(super) fn failures(&self) -> Option<String> {
         let errors: u64 = self.runs.iter().map(|run| run.measured.errors).sum();
         let missing: u64 = self.runs.iter().map(|run| run.measured.missing).sum();

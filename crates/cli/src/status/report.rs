@@ -80,7 +80,7 @@ fn node_table(nodes: &[NodeReport]) -> String {
     table::text(listed)
 }
 
-/// Says whether a node answers, and whether the coordinator agrees.
+/// Returns how a node is: whether it answers, and whether the coordinator agrees.
 fn alive(report: &NodeReport) -> &'static str {
     match (&report.status, report.node.alive) {
         (Ok(_), true) => "yes",
