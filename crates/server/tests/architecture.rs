@@ -59,6 +59,7 @@ fn crates_import_only_what_the_table_allows() {
         ("crates/checker", &[]),
         ("crates/server", &["types", "proto", "storage", "replication", "coordinator"]),
         ("crates/testbed", &["types", "client"]),
+        ("crates/compare", &["types", "client", "checker", "testbed"]),
         ("crates/lab", &["types", "proto", "client", "checker", "testbed"]),
     ]);
     for (krate, allowed) in allowed {

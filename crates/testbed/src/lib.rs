@@ -25,7 +25,7 @@ use trireme_types::{Durability, Engine, NodeId, Protocol};
 use self::ports::{PORTS_MAX, Ports};
 use self::ready::Ready;
 
-pub use self::faults::{ALLOW as ALLOW_FAULTS, Lost, Suffering};
+pub use self::faults::{ALLOW as ALLOW_FAULTS, Frozen, Lost, Suffering};
 pub use self::health::{Conditions, Statuses};
 
 /// How long a cluster may take until it serves.
