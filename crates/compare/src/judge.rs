@@ -119,6 +119,7 @@ mod tests {
             caller: 1,
             key: 7,
             asked: Asked::Put(value.into()),
+            due: called,
             called,
             returned,
             found: None,
@@ -128,7 +129,7 @@ mod tests {
     fn get(consistency: Consistency, value: &str, version: u64, called: u64) -> Recorded {
         let found = Some(Found { value: value.into(), version });
         let (asked, returned) = (Asked::Get(consistency), Some(called + 1));
-        Recorded { caller: 2, key: 7, asked, called, returned, found }
+        Recorded { caller: 2, key: 7, asked, due: called, called, returned, found }
     }
 
     fn judged(operations: &[Recorded], last: &[Recorded]) -> Checks {

@@ -6,7 +6,7 @@
 //! needs nothing but a browser.
 //!
 //! - [`suite`] says what is run: workloads, faults, and how long each takes.
-//! - [`load`] is the closed loop of callers that records every operation.
+//! - [`load`] has callers at work and records every operation; [`pace`] is the open loop.
 //! - [`run`](mod@run) starts clusters, takes turns among them, and fills the [`report`].
 //! - [`judge`] decides whether a history can be explained and whether anything was lost.
 //! - [`claims`] holds what papers and seeds claim against what was measured.
@@ -24,6 +24,7 @@ pub mod expectation;
 pub mod judge;
 pub mod load;
 mod machine;
+pub mod pace;
 pub mod page;
 mod predictions;
 pub mod report;

@@ -1,4 +1,5 @@
-//! Callers in a closed loop, each with one operation under way, who record every operation.
+//! Callers, each with one operation under way, who record every operation: in a closed loop, or at
+//! the rate of an open one.
 //!
 //! What a caller does depends on the seed, the workload and its own number alone: every system is
 //! asked the same, in the same order by each caller, for as far as it gets in the time.
@@ -15,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use trireme_client::{Client, ClientError, Consistency, ReadOptions};
 
+use crate::pace::Pace;
 use crate::suite::Workload;
 
 /// The exponent of the zipfian choice, as YCSB has it.
@@ -36,7 +38,9 @@ pub struct Recorded {
     pub key: u64,
     /// What was asked.
     pub asked: Asked,
-    /// When it was asked, in nanoseconds of the run's clock.
+    /// When it was due, in nanoseconds of the run's clock: in a closed loop, when it was asked.
+    pub due: u64,
+    /// When it was asked.
     pub called: u64,
     /// When the answer came; `None` if it never did, or said that the outcome is unknown.
     pub returned: Option<u64>,
@@ -107,7 +111,7 @@ impl Load {
                 let mut done = Done::default();
                 for key in (caller..load.keys).step_by(usize::try_from(callers).unwrap_or(1)) {
                     let name = format!("{}-fill-{key}", load.tag);
-                    load.put(caller, key, name, &mut done).await;
+                    load.put((caller, load.now()), key, name, &mut done).await;
                 }
                 done
             });
@@ -121,21 +125,23 @@ impl Load {
 
     /// Has the callers at work until `end`.
     pub async fn run_until(&self, end: Instant) -> anyhow::Result<Done> {
-        self.run(move || Instant::now() >= end).await
+        let pace = self.workload.rate.map(|rate| Pace::start(rate, end)).transpose()?;
+        self.run(move || Instant::now() >= end, pace).await
     }
 
     /// Has the callers at work until they are stopped.
     pub async fn run_until_stopped(&self, stop: CancellationToken) -> anyhow::Result<Done> {
-        self.run(move || stop.is_cancelled()).await
+        self.run(move || stop.is_cancelled(), None).await
     }
 
     async fn run(
         &self,
         is_over: impl Fn() -> bool + Clone + Send + 'static,
+        pace: Option<Pace>,
     ) -> anyhow::Result<Done> {
         let mut running = JoinSet::new();
         for caller in 0..self.workload.callers {
-            running.spawn(self.clone().call_until(caller, is_over.clone()));
+            running.spawn(self.clone().call_until(caller, is_over.clone(), pace.clone()));
         }
         collect(running).await
     }
@@ -144,12 +150,12 @@ impl Load {
     pub async fn read_all(&self) -> anyhow::Result<Done> {
         let mut done = Done::default();
         for key in 0..self.keys {
-            self.get(0, key, Consistency::Strong, &mut done).await;
+            self.get((0, self.now()), key, Consistency::Strong, &mut done).await;
         }
         Ok(done)
     }
 
-    async fn call_until(self, caller: u64, is_over: impl Fn() -> bool) -> Done {
+    async fn call_until(self, caller: u64, is_over: impl Fn() -> bool, pace: Option<Pace>) -> Done {
         let mut random = StdRng::seed_from_u64(self.seed ^ (caller + 1).wrapping_mul(0x9e37_79b9));
         let keys = u32::try_from(self.keys).map_or(f64::from(u32::MAX), f64::from);
         let zipf = Zipf::new(keys, ZIPF_EXPONENT).expect("there is at least one key");
@@ -157,6 +163,13 @@ impl Load {
         let mut number = 0_u64;
         let mut owed = Duration::ZERO;
         while !is_over() {
+            let due = match &pace {
+                None => self.now(),
+                Some(pace) => match pace.next().await {
+                    Some(due) => nanoseconds(due.saturating_duration_since(self.epoch)),
+                    None => break,
+                },
+            };
             let key = if self.workload.zipfian {
                 spread(zipf.sample(&mut random), self.keys)
             } else {
@@ -164,11 +177,11 @@ impl Load {
             };
             let begun = Instant::now();
             if random.random_bool(self.workload.reads) {
-                self.get(caller, key, self.workload.consistency, &mut done).await;
+                self.get((caller, due), key, self.workload.consistency, &mut done).await;
             } else {
                 number += 1;
                 let name = format!("{}-{caller}-{number}", self.tag);
-                self.put(caller, key, name, &mut done).await;
+                self.put((caller, due), key, name, &mut done).await;
             }
             owed += begun.elapsed() * self.handicap_percent / 100;
             if owed >= HANDICAP_MIN {
@@ -180,7 +193,7 @@ impl Load {
         done
     }
 
-    async fn put(&self, caller: u64, key: u64, name: String, done: &mut Done) {
+    async fn put(&self, (caller, due): (u64, u64), key: u64, name: String, done: &mut Done) {
         assert!(!name.as_bytes().contains(&FILLER), "{name} would be read as less");
         let value = filled(&name, self.value_bytes);
         let called = self.now();
@@ -190,6 +203,7 @@ impl Load {
             caller,
             key,
             asked: Asked::Put(name.as_str().into()),
+            due,
             called,
             returned,
             found: None,
@@ -207,7 +221,13 @@ impl Load {
         }
     }
 
-    async fn get(&self, caller: u64, key: u64, consistency: Consistency, done: &mut Done) {
+    async fn get(
+        &self,
+        (caller, due): (u64, u64),
+        key: u64,
+        consistency: Consistency,
+        done: &mut Done,
+    ) {
         let called = self.now();
         let options = ReadOptions { consistency, deadline: None };
         match self.client.get_with(key_of(key), options).await {
@@ -216,7 +236,7 @@ impl Load {
                     .value
                     .map(|value| Found { value: name_of(&value.value), version: value.version.0 });
                 let (returned, asked) = (Some(self.now()), Asked::Get(consistency));
-                done.operations.push(Recorded { caller, key, asked, called, returned, found });
+                done.operations.push(Recorded { caller, key, asked, due, called, returned, found });
             }
             Err(error) => {
                 done.failed += 1;

@@ -114,6 +114,9 @@ pub struct WorkloadReport {
     pub description: String,
     /// How many callers there were.
     pub callers: u64,
+    /// How many operations were due in a second, with latencies from when they were due; absent if
+    /// a caller asked again when it was answered.
+    pub rate: Option<u32>,
     /// Bytes of a value.
     pub value_bytes: usize,
     /// How many keys there were.

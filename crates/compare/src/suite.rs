@@ -55,6 +55,9 @@ pub struct Workload {
     /// Whether a few keys are asked for most of the time (YCSB's zipfian choice), rather than all
     /// alike.
     pub zipfian: bool,
+    /// How many operations are due in a second, however fast the answers come; `None` for a closed
+    /// loop, in which a caller asks again when it was answered.
+    pub rate: Option<u32>,
 }
 
 /// What a cluster suffers.
@@ -132,7 +135,7 @@ pub const SLOW_BY: Duration = Duration::from_millis(40);
 pub const FAULT_CALLERS: u64 = 8;
 
 /// Every workload. The first of them is the one that is driven at the control too.
-pub const WORKLOADS: [Workload; 9] = [
+pub const WORKLOADS: [Workload; 10] = [
     Workload {
         name: "write",
         description: "only writes, all keys alike",
@@ -140,6 +143,7 @@ pub const WORKLOADS: [Workload; 9] = [
         reads: 0.0,
         consistency: Consistency::Strong,
         zipfian: false,
+        rate: None,
     },
     Workload {
         name: "write-1",
@@ -148,6 +152,17 @@ pub const WORKLOADS: [Workload; 9] = [
         reads: 0.0,
         consistency: Consistency::Strong,
         zipfian: false,
+        rate: None,
+    },
+    Workload {
+        name: "mixed-paced",
+        description: "half reads and half writes, 1,000 due in each second however fast the \
+                      answers come; latency from when they were due",
+        callers: 64,
+        reads: 0.5,
+        consistency: Consistency::Strong,
+        zipfian: true,
+        rate: Some(1000),
     },
     Workload {
         name: "ycsb-a",
@@ -156,6 +171,7 @@ pub const WORKLOADS: [Workload; 9] = [
         reads: 0.5,
         consistency: Consistency::Strong,
         zipfian: true,
+        rate: None,
     },
     Workload {
         name: "read-strong",
@@ -164,6 +180,7 @@ pub const WORKLOADS: [Workload; 9] = [
         reads: 1.0,
         consistency: Consistency::Strong,
         zipfian: false,
+        rate: None,
     },
     Workload {
         name: "read-timeline",
@@ -172,6 +189,7 @@ pub const WORKLOADS: [Workload; 9] = [
         reads: 1.0,
         consistency: Consistency::Timeline,
         zipfian: false,
+        rate: None,
     },
     Workload {
         name: "write-64",
@@ -180,6 +198,7 @@ pub const WORKLOADS: [Workload; 9] = [
         reads: 0.0,
         consistency: Consistency::Strong,
         zipfian: false,
+        rate: None,
     },
     Workload {
         name: "write-256",
@@ -188,6 +207,7 @@ pub const WORKLOADS: [Workload; 9] = [
         reads: 0.0,
         consistency: Consistency::Strong,
         zipfian: false,
+        rate: None,
     },
     Workload {
         name: "ycsb-b",
@@ -196,6 +216,7 @@ pub const WORKLOADS: [Workload; 9] = [
         reads: 0.95,
         consistency: Consistency::Strong,
         zipfian: true,
+        rate: None,
     },
     Workload {
         name: "ycsb-c",
@@ -204,11 +225,12 @@ pub const WORKLOADS: [Workload; 9] = [
         reads: 1.0,
         consistency: Consistency::Strong,
         zipfian: true,
+        rate: None,
     },
 ];
 
 /// How many of [`WORKLOADS`] the quick suite has.
-const QUICK_WORKLOADS: usize = 5;
+const QUICK_WORKLOADS: usize = 6;
 
 /// Every fault.
 pub const FAULTS: [Fault; 11] = [

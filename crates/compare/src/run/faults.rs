@@ -90,6 +90,7 @@ async fn suffer(
         reads: 0.5,
         consistency: Consistency::Strong,
         zipfian: false,
+        rate: None,
     };
     let (keys, value_bytes, seed) = (KEYS, sizes.value_bytes, run.options.seed);
     let (tag, epoch) = (fault.name.to_owned(), Instant::now());

@@ -102,6 +102,7 @@ pub(super) async fn run(
             name: workload.name.to_owned(),
             description: workload.description.to_owned(),
             callers: workload.callers,
+            rate: workload.rate,
             value_bytes: sizes.value_bytes,
             keys: sizes.keys,
             systems,
@@ -213,6 +214,10 @@ async fn usage(cluster: &Cluster) -> anyhow::Result<Usage> {
 /// Returns what can be said of the protocols' throughput: only differences that chance does not
 /// explain.
 fn finding(run: &Run, report: &WorkloadReport) -> String {
+    if report.rate.is_some() {
+        // All did as many as were due.
+        return String::new();
+    }
     let is_protocol = |name: &str| run.options.protocols.iter().any(|it| it.name() == name);
     let mut systems: Vec<_> = report.systems.iter().filter(|it| is_protocol(&it.system)).collect();
     systems.sort_by(|a, b| b.throughput.mean.total_cmp(&a.throughput.mean));
@@ -284,7 +289,7 @@ impl Rounds {
         for operation in operations {
             match operation.returned {
                 Some(returned) if window.contains(&returned) => {
-                    let microseconds = (returned - operation.called) / 1000;
+                    let microseconds = (returned - operation.due) / 1000;
                     latencies.record(microseconds).expect("the histogram grows as needed");
                 }
                 Some(_) => {}
