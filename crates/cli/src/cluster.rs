@@ -17,8 +17,8 @@ const ENDPOINT_DEFAULT: &str = "127.0.0.1:7101";
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Cluster")]
 pub(crate) struct ClusterArgs {
-    /// Nodes of the cluster, any of them, as HOST:PORT. One that answers is enough. [default: those
-    /// of the environment variable TRIREME_ENDPOINTS, else 127.0.0.1:7101]
+    /// Addresses of any nodes of the cluster; one that answers is enough. [default: the environment
+    /// variable TRIREME_ENDPOINTS, else 127.0.0.1:7101]
     #[arg(
         long,
         global = true,
@@ -27,8 +27,8 @@ pub(crate) struct ClusterArgs {
         value_parser = endpoint
     )]
     endpoints: Option<Vec<String>>,
-    /// How long one operation may take, all its retries included, such as 500ms, 10s or 2m.
-    /// [default: 10s; 60s for import and export, 3s for status]
+    /// Time limit of one operation including its retries, such as 500ms, 10s or 2m. [default: 10s;
+    /// 60s for import and export, 3s for status]
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration::positive)]
     deadline: Option<Duration>,
 }

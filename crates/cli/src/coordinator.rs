@@ -14,15 +14,15 @@ use super::{address, logging};
 /// Options of `trireme coordinator`.
 #[derive(Args)]
 pub(crate) struct CoordinatorArgs {
-    /// The folder that holds its state; made if it is not there.
+    /// Data folder; created if missing.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// The address to listen on.
+    /// Address to listen on.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7100",
         value_parser = address::host_and_any_port)]
     listen: String,
-    /// Begins with what this backup holds, which `etcdctl snapshot save` wrote. The folder must hold
-    /// no state yet.
+    /// Restore this backup, written by `etcdctl snapshot save`, into the data folder, which must be
+    /// empty.
     #[arg(long, value_name = "FILE")]
     restore: Option<PathBuf>,
 }

@@ -15,14 +15,14 @@ use super::{output, put};
 /// Arguments of `trireme delete`.
 #[derive(Args)]
 pub(crate) struct DeleteArgs {
-    /// The key.
+    /// Key.
     key: OsString,
-    /// Deletes only if the key has a value of this version.
+    /// Delete only if the key's current version is this one.
     #[arg(long, value_name = "VERSION")]
     if_version: Option<u64>,
     #[command(flatten)]
     escapes: EscapeArgs,
-    /// Prints a JSON object.
+    /// Print a JSON object.
     #[arg(long)]
     json: bool,
 }

@@ -15,7 +15,7 @@ use super::UsageError;
 /// How keys and values on the command line are to be read.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct EscapeArgs {
-    /// Reads \t, \n, \r, \\ and \xNN in keys and values as the bytes that they stand for.
+    /// Interpret \t, \n, \r, \\ and \xNN in keys and values.
     #[arg(long)]
     escaped: bool,
 }

@@ -24,7 +24,7 @@ use super::progress::{self, Progress};
 use super::rows::{self, Format};
 use super::scan;
 
-/// How long a page of rows may take, unless told otherwise: longer than any failure that a cluster
+/// How long a page of rows may take, by default: longer than any failure that a cluster
 /// survives.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -40,18 +40,18 @@ const LINKS_MAX: usize = 40;
 /// Arguments of `trireme export`.
 #[derive(Args)]
 pub(crate) struct ExportArgs {
-    /// The file, which is replaced if it exists, or a pipe or a device; '-' is standard output.
+    /// File to write, replaced if it exists; a pipe or a device; '-' is standard output.
     file: PathBuf,
-    /// The form of its lines.
+    /// Format of the lines.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-    /// The lowest key. [default: the lowest there is]
+    /// First key. [default: the first of all keys]
     #[arg(long, value_name = "KEY")]
     start: Option<OsString>,
-    /// The first key that is not exported any more. [default: none]
+    /// End of the range, exclusive. [default: none]
     #[arg(long, value_name = "KEY")]
     end: Option<OsString>,
-    /// Exports the keys that begin with this.
+    /// Only keys with this prefix.
     #[arg(long, conflicts_with_all = ["start", "end"])]
     prefix: Option<OsString>,
     #[command(flatten)]

@@ -21,33 +21,33 @@ use super::duration;
     group = ArgGroup::new("fate").args(["drop", "delay"]),
 )]
 pub(crate) struct FaultArgs {
-    /// The node that is to suffer.
+    /// Node to inject the faults into.
     #[arg(long, value_name = "N")]
     node: NodeId,
-    /// Another node, to which what this one sends is lost or late; may be given more than once. For
-    /// a cut in both directions, ask the other node, too.
+    /// Node whose messages from --node are dropped or delayed; may be given more than once. For a
+    /// cut in both directions, run the command for the other node as well.
     #[arg(long, value_name = "N", requires = "fate")]
     to: Vec<NodeId>,
-    /// Only what is sent on this lane. [default: all]
+    /// Affect only this lane. [default: all]
     #[arg(long, requires = "to")]
     lane: Option<LaneChoice>,
-    /// What is sent to the other nodes is lost.
+    /// Drop messages to the nodes of --to.
     #[arg(long, requires = "to")]
     drop: bool,
-    /// What is sent to the other nodes leaves so much later, at most a minute.
+    /// Delay messages to the nodes of --to, by at most a minute.
     #[arg(long, value_name = "DURATION", requires = "to", value_parser = duration::positive)]
     delay: Option<Duration>,
-    /// Nothing reaches the coordinator or comes from it, and nobody is told.
+    /// Drop everything to and from the coordinator, without an error at either end.
     #[arg(long)]
     coordinator: Option<CoordinatorFault>,
-    /// What becomes of each force of the log: stall (it waits until healed), slow:50ms (it takes so
-    /// much longer) or fail (it fails, and the node stops).
+    /// Fault of each sync of the log: stall (it waits until healed), slow:50ms (it takes that much
+    /// longer) or fail (it fails, and the node stops).
     #[arg(long, value_name = "stall|slow:DURATION|fail", value_parser = read_disk_fault)]
     disk: Option<DiskFault>,
-    /// A task of the node panics, which ends the node's process.
+    /// Panic in a task of the node, which ends its process.
     #[arg(long)]
     panic: bool,
-    /// Heals all faults of the node.
+    /// End all faults of the node.
     #[arg(long, conflicts_with_all = ["to", "coordinator", "disk", "panic"])]
     heal: bool,
 }
@@ -64,7 +64,7 @@ enum LaneChoice {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum CoordinatorFault {
-    /// The way to it is cut.
+    /// Cut the connection to it.
     Cut,
 }
 

@@ -16,16 +16,16 @@ use super::output::{self, Output};
 /// Arguments of `trireme get`.
 #[derive(Args)]
 pub(crate) struct GetArgs {
-    /// The key.
+    /// Key.
     key: OsString,
     #[command(flatten)]
     read: ReadArgs,
     #[command(flatten)]
     escapes: EscapeArgs,
-    /// Prints the value alone, without a line end.
+    /// Print the value without a trailing newline.
     #[arg(long, conflicts_with = "json")]
     raw: bool,
-    /// Prints a JSON object with the value and its version.
+    /// Print a JSON object with the value and its version.
     #[arg(long)]
     json: bool,
 }
@@ -33,8 +33,8 @@ pub(crate) struct GetArgs {
 /// Which state a command reads.
 #[derive(Args, Clone, Copy)]
 pub(crate) struct ReadArgs {
-    /// Whether to read the latest acknowledged write (strong), or what any replica holds, which
-    /// may be older (timeline).
+    /// strong (linearizable): the latest acknowledged write; timeline: the state of any replica,
+    /// which may be older.
     #[arg(long, value_name = "strong|timeline", default_value_t)]
     pub(crate) consistency: Consistency,
 }

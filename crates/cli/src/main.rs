@@ -8,6 +8,7 @@
 mod address;
 mod bench;
 mod cluster;
+mod compare;
 mod coordinator;
 mod delete;
 mod duration;
@@ -46,7 +47,7 @@ const FAILED: u8 = 1;
 /// The status of a command that was called wrongly; clap ends with the same.
 const MISUSED: u8 = 2;
 
-/// A range-sharded, replicated key-value store whose ranges each choose their replication protocol.
+/// A range-sharded, replicated key-value store with a replication protocol per key range.
 #[derive(Parser)]
 #[command(name = "trireme", version, max_term_width = 100)]
 struct Cli {
@@ -58,36 +59,39 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Starts a cluster on this machine, one process per node.
+    /// Start a cluster on this machine, one process per node.
     Up(up::UpArgs),
-    /// Runs one node, or lists the nodes of a running cluster.
+    /// Run one node, or list the nodes of a running cluster.
     Node(NodeCommand),
-    /// Runs the embedded coordinator by itself, or brings back what a coordinator has lost.
+    /// Run the embedded coordinator as a process of its own, or rebuild a coordinator that lost its
+    /// data.
     Coordinator(CoordinatorCommand),
-    /// Gives a key a value and prints the value's version.
+    /// Set a key and print the new version.
     Put(put::PutArgs),
-    /// Prints the value of a key.
+    /// Print the value of a key.
     Get(get::GetArgs),
-    /// Takes the value of a key away.
+    /// Delete a key.
     Delete(delete::DeleteArgs),
-    /// Prints the rows in an interval of keys, in key order.
+    /// Print the rows in a range of keys, in key order.
     Scan(scan::ScanArgs),
-    /// Puts every row of a file; safe to run again.
+    /// Put every row of a file; safe to repeat.
     Import(import::ImportArgs),
-    /// Writes the rows in an interval of keys to a file, in key order.
+    /// Write the rows in a range of keys to a file, in key order.
     Export(export::ExportArgs),
-    /// Shows every node, and every cohort with its replicas.
+    /// Show every node, and every cohort with its replicas.
     Status(status::StatusArgs),
-    /// Shows the ranges.
+    /// Show the ranges.
     #[command(subcommand)]
     Range(RangeCommand),
-    /// Has a node suffer faults, for tests; the node must have been started with --allow-faults.
+    /// Inject faults into a node, for tests; the node must have been started with --allow-faults.
     ///
-    /// One call states all faults of a node: those that earlier calls asked for and that it does not
-    /// name again end.
+    /// Each call replaces all faults of the node: a fault that it does not name ends.
     Fault(fault::FaultArgs),
-    /// Loads a running cluster and reports how fast it answers.
+    /// Load a running cluster and report its throughput and latency.
     Bench(bench::BenchArgs),
+    /// Compares the protocols: the same load and the same faults on a cluster of each on this
+    /// machine, with every answer judged, as one HTML page.
+    Compare(compare::CompareArgs),
 }
 
 /// `trireme node` runs a node, unless a subcommand follows.
@@ -96,7 +100,7 @@ enum Command {
 struct NodeCommand {
     #[command(flatten)]
     run: Option<node::NodeArgs>,
-    // Beside the rest, since clap cannot tell of options within options whether any was given.
+    // Beside the rest, since clap does not report whether any of nested options was given.
     #[command(flatten)]
     timing: timing::TimingArgs,
     #[command(subcommand)]
@@ -105,7 +109,7 @@ struct NodeCommand {
 
 #[derive(Subcommand)]
 enum NodeSubcommand {
-    /// Lists the nodes and where they listen.
+    /// List the nodes and their addresses.
     List(node_list::NodeListArgs),
 }
 
@@ -121,13 +125,13 @@ struct CoordinatorCommand {
 
 #[derive(Subcommand)]
 enum CoordinatorSubcommand {
-    /// Brings back at a coordinator what it has lost, from what the nodes know.
+    /// Rebuild a coordinator that lost its data, from what the nodes know.
     Rebuild(rebuild::RebuildArgs),
 }
 
 #[derive(Subcommand)]
 enum RangeCommand {
-    /// Lists the ranges, their cohorts and where their replicas are.
+    /// List the ranges, their cohorts and their replicas.
     List(range_list::RangeListArgs),
 }
 
@@ -181,6 +185,7 @@ impl Cli {
             Command::Range(RangeCommand::List(args)) => block_on(args.run(&cluster)),
             Command::Fault(args) => block_on(args.run(&cluster)),
             Command::Bench(args) => block_on(args.run(&cluster)),
+            Command::Compare(args) => block_on(args.run()),
         }
     }
 }
@@ -194,10 +199,10 @@ fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result
     done
 }
 
-/// Says on stderr why a command failed, and returns the status to end with.
+/// Reports on stderr why a command failed, and returns the exit status.
 fn report(error: &anyhow::Error) -> ExitCode {
     if is_broken_pipe(error) {
-        // Whoever reads the output has read enough of it, as `head` does.
+        // The reader of the output has read enough of it, as `head` does.
         return ExitCode::SUCCESS;
     }
     // There is nowhere left to say that stderr cannot be written.
@@ -205,9 +210,14 @@ fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if error.is::<UsageError>() { MISUSED } else { FAILED })
 }
 
-/// Returns an error and its causes as one line.
+/// Returns an error and its causes as one line. A cause that stands in the text of what it caused
+/// is not repeated.
 fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
+    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    causes.iter().rev().fold(String::new(), |rest, cause| {
+        let cause = cause.split_whitespace().collect::<Vec<_>>().join(" ");
+        if cause.ends_with(&rest) { cause } else { format!("{cause}: {rest}") }
+    })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -231,6 +241,8 @@ mod tests {
         let error =
             Err::<(), _>(io::Error::other("line 1\n  line 2")).context("reading 'f'").unwrap_err();
         assert_eq!(one_line(&error), "reading 'f': line 1 line 2");
+        let repeated = error.context("the folder: reading 'f': line 1 line 2").context("failed");
+        assert_eq!(one_line(&repeated), "failed: the folder: reading 'f': line 1 line 2");
     }
 
     #[test]

@@ -1,15 +1,15 @@
 //! `trireme node`: runs one node.
 
 use std::panic::resume_unwind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
 use tokio::runtime::{Builder, Runtime};
 use trireme_server::{
-    DISCARD_AFTER_DEFAULT, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics,
+    DISCARD_AFTER_DEFAULT, DataFolder, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics,
 };
 use trireme_types::{Durability, Engine, NodeId};
 
@@ -21,51 +21,58 @@ use super::{UsageError, address, duration, logging};
 /// those of the clients, so that their load cannot hold up a heartbeat.
 const CONSENSUS_THREADS: usize = 2;
 
+/// How long a process that holds the folder may take to let go of it. A killed one with much memory takes
+/// some tenths of a second on a busy machine.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether it has.
+const PREDECESSOR_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Options of `trireme node`. On an existing data folder, the folder alone is enough.
 #[derive(Args)]
 pub(crate) struct NodeArgs {
-    /// The data folder; made if it is not there.
+    /// Data folder; created if missing.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// The node's number, from 1. Needed for a new data folder.
+    /// Number of the node, from 1. Required for a new data folder.
     #[arg(long, value_name = "N")]
     id: Option<NodeId>,
-    /// The address to listen on. Needed for a new data folder.
+    /// Address to listen on. Required for a new data folder.
     #[arg(long, value_name = "HOST:PORT", value_parser = address::host_and_any_port)]
     listen: Option<String>,
-    /// The address at which clients and other nodes reach this one; remembered. Needed where the
-    /// node listens on every address of its machine. [default: where it listens]
+    /// Address at which clients and other nodes reach this one; remembered. Required if --listen is
+    /// a wildcard address. [default: the address of --listen]
     #[arg(long, value_name = "HOST:PORT", value_parser = address::host_port)]
     advertise: Option<String>,
-    /// The coordinator's endpoints, all of one cluster. Needed for a new data folder.
+    /// Endpoints of the coordinator, all of one cluster. Required for a new data folder.
     #[arg(long, value_name = "URL", value_delimiter = ',', value_parser = address::coordinator_endpoint)]
     coordinator: Option<Vec<String>>,
-    /// The storage engine of a new data folder: lsm (default) or sled.
+    /// Storage engine of a new data folder: lsm or sled. [default: lsm]
     #[arg(long)]
     engine: Option<Engine>,
-    /// What an acknowledged write has survived: fsync (default), os or memory.
+    /// What an acknowledged write survives: fsync (power loss on all nodes), os (the death of all
+    /// processes) or memory (as long as enough of its replicas run). [default: fsync]
     #[arg(long)]
     durability: Option<Durability>,
-    /// The bytes of log past which the node lets the oldest segments go. More let a node that was
-    /// away longer catch up from the log rather than by snapshots.
+    /// Size of the log in bytes past which the oldest segments are deleted. Larger lets a node that
+    /// was down for longer catch up from the log instead of a snapshot.
     #[arg(long, value_name = "BYTES", default_value_t = 1024 * 1024 * 1024)]
     log_bytes_max: u64,
-    /// The bytes of one segment of the log.
+    /// Size of a log segment in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
     segment_bytes: u64,
-    /// Bytes written to the tables after which they are flushed to files. More means fewer and
-    /// larger files, more memory, and more of the log to apply again after a crash.
+    /// Size of the memtables in bytes at which they are flushed to files. Larger means fewer and
+    /// larger files, more memory, and more log to replay after a crash.
     #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024, value_parser = memtable_bytes)]
     memtable_bytes: usize,
-    /// Lets `trireme fault` cut, delay and stall the node. For tests; not remembered.
+    /// Allow `trireme fault` on the node. For tests; not remembered.
     #[arg(long)]
     allow_faults: bool,
-    /// How long a replica must be missing from a range before its leader asks another node to hold
-    /// one, for protocols that replace replicas. [default: 10s]
+    /// How long a range lacks a replica before its leader asks another node to hold one, for
+    /// protocols that replace replicas. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
-    /// How long what is left of a replica is kept that the node is not to hold any more.
-    /// [default: 1d]
+    /// How long the node keeps the data of a replica that it no longer holds. [default: 1d]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     discard_after: Option<Duration>,
     /// Stop when standard input ends, as it does when the process that started this one is gone.
@@ -98,7 +105,10 @@ impl NodeArgs {
             // A task of its own, since a start reads a log for as long as that takes, and a signal
             // must be heard meanwhile.
             let handle = consensus.handle().clone();
-            let start = tokio::spawn(async move { Node::start(options, &handle).await });
+            let start = tokio::spawn(async move {
+                wait_for_predecessor(&options.data).await?;
+                Node::start(options, &handle).await
+            });
             let started = tokio::select! {
                 biased;
                 () = &mut stop => {
@@ -145,4 +155,18 @@ impl NodeArgs {
             allow_faults: self.allow_faults,
         }
     }
+}
+
+/// Waits for a process that is still ending to let go of the folder: one that was killed holds it, and
+/// its port, until the system has taken it apart.
+async fn wait_for_predecessor(data: &Path) -> Result<(), NodeError> {
+    let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
+    let mut is_said = false;
+    while Instant::now() < deadline && DataFolder::is_in_use(data)? {
+        if !std::mem::replace(&mut is_said, true) {
+            tracing::info!(data = %data.display(), "waiting for another process to leave the folder");
+        }
+        tokio::time::sleep(PREDECESSOR_INTERVAL).await;
+    }
+    Ok(())
 }

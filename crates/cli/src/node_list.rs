@@ -9,7 +9,7 @@ use super::{output, table};
 /// Arguments of `trireme node list`.
 #[derive(Args)]
 pub(crate) struct NodeListArgs {
-    /// Prints a JSON array.
+    /// Print a JSON array.
     #[arg(long)]
     json: bool,
 }

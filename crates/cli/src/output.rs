@@ -16,7 +16,7 @@ pub(crate) struct Output(BufWriter<StdoutLock<'static>>);
 pub(crate) struct OutputError(#[from] io::Error);
 
 impl OutputError {
-    /// Says whether the reader at the other end of a pipe has gone.
+    /// Returns true if the reader at the other end of a pipe has gone.
     pub(crate) fn is_broken_pipe(&self) -> bool {
         self.0.kind() == io::ErrorKind::BrokenPipe
     }

@@ -15,19 +15,19 @@ use super::output;
 /// Arguments of `trireme put`.
 #[derive(Args)]
 pub(crate) struct PutArgs {
-    /// The key.
+    /// Key.
     key: OsString,
-    /// Its value.
+    /// Value.
     value: OsString,
-    /// Puts only if the key has a value of this version.
+    /// Put only if the key's current version is this one.
     #[arg(long, value_name = "VERSION", conflicts_with = "if_absent")]
     if_version: Option<u64>,
-    /// Puts only if the key has no value.
+    /// Put only if the key does not exist.
     #[arg(long)]
     if_absent: bool,
     #[command(flatten)]
     escapes: EscapeArgs,
-    /// Prints a JSON object.
+    /// Print a JSON object.
     #[arg(long)]
     json: bool,
 }

@@ -10,7 +10,7 @@ use super::{json, output, table};
 /// Arguments of `trireme range list`.
 #[derive(Args)]
 pub(crate) struct RangeListArgs {
-    /// Prints a JSON array.
+    /// Print a JSON array.
     #[arg(long)]
     json: bool,
 }

@@ -22,20 +22,21 @@ use trireme_types::{ClusterId, CohortConfig, CohortId, Epoch, NodeId};
 
 use super::{UsageError, output};
 
-/// How long a node may take to say what it knows.
+/// How long a node may take to answer what it knows.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Options of `trireme coordinator rebuild`.
 #[derive(Args)]
 pub(crate) struct RebuildArgs {
-    /// The nodes' data folders, or the addresses (HOST:PORT) of nodes that run; all of the cluster.
+    /// Data folders of stopped nodes and addresses (HOST:PORT) of running ones; every node of the
+    /// cluster.
     #[arg(long, value_name = "FOLDER|HOST:PORT", value_delimiter = ',', required = true)]
     from: Vec<String>,
-    /// The coordinator's endpoints.
+    /// Endpoints of the coordinator.
     #[arg(long, value_name = "URL", value_delimiter = ',', required = true)]
     coordinator: Vec<String>,
-    /// Nodes whose data is lost for good: what they knew is not waited for, and writes that only they
-    /// held are lost. Each comes back with an empty folder only.
+    /// Nodes whose data is lost for good. Writes that only they held are lost; they can rejoin with
+    /// an empty data folder only.
     #[arg(long, value_name = "N", value_delimiter = ',')]
     without: Vec<NodeId>,
 }
@@ -146,14 +147,19 @@ impl Remembered {
     }
 
     fn known(&self) -> anyhow::Result<&Knowledge> {
-        if let Some(path) = self.forgetful.first() {
-            bail!(
-                "{} was written by a version that did not remember the ranges: the coordinator's own \
-                 data are needed",
-                path.display()
-            );
-        }
         self.known.as_ref().context("no node knows the cluster")
+    }
+
+    /// Fails if a node has served and does not remember what, so that it might know more.
+    fn check_memories(&self) -> anyhow::Result<()> {
+        match self.forgetful.first() {
+            Some(path) => bail!(
+                "{} has a log, and no memory.json that names its ranges: it was written by \
+                 version 0.1.0, or the file is lost. The coordinator's own data is needed",
+                path.display()
+            ),
+            None => Ok(()),
+        }
     }
 
     /// Reads what a folder knows, and returns its node; `None` if it holds none that has served.
@@ -201,7 +207,8 @@ impl Remembered {
     }
 
     /// Brings the catalog to what the nodes know: creates it if the coordinator knows no cluster, and
-    /// else replaces what is older. Where a node is missing who might know more, nothing is created.
+    /// else replaces what is older. Where a node is missing that might know more, nothing is
+    /// created.
     pub(crate) async fn bring_back(
         &self,
         coordinator: &Coordinator,
@@ -210,6 +217,9 @@ impl Remembered {
         let is_lost = Catalog::new(coordinator).load().await?.is_none();
         if !is_lost && self.known.is_none() {
             return Ok(Brought::Unchanged);
+        }
+        if is_lost {
+            self.check_memories()?;
         }
         let known = self.known()?;
         let missing = self.missing_for(known, without);
@@ -234,7 +244,7 @@ impl Remembered {
             self.restore_records(coordinator, known).await?;
             Self::give_up(coordinator, known, without).await?;
             known.create(coordinator).await?;
-            // Somebody may have been faster, with less.
+            // Another process may have been faster, with less.
             known.bring_forward(coordinator).await?;
             Brought::Created
         } else {
@@ -310,7 +320,7 @@ impl Remembered {
         let is_recorded = |id: NodeId| records.iter().any(|it| it.id == id);
         let members: BTreeSet<_> = known.members().collect();
         let nodes = without.iter().copied();
-        // A node that nobody knows leaves nothing to be mistaken for.
+        // An unknown node leaves nothing to be mistaken for.
         for node in nodes.filter(|id| (members.contains(id) || is_recorded(*id)) && !is_done(*id)) {
             give_up(coordinator, node, &info).await?;
         }

@@ -24,9 +24,9 @@ pub(crate) enum Format {
 /// One row of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileRow {
-    /// The key.
+    /// Key.
     pub(crate) key: Bytes,
-    /// Its value.
+    /// Value.
     pub(crate) value: Bytes,
 }
 

@@ -14,27 +14,27 @@ use super::rows;
 /// Arguments of `trireme scan`.
 #[derive(Args)]
 pub(crate) struct ScanArgs {
-    /// The lowest key. [default: the lowest there is]
+    /// First key. [default: the first of all keys]
     start: Option<OsString>,
-    /// The first key that is not printed any more. [default: none]
+    /// End of the range, exclusive. [default: none]
     end: Option<OsString>,
-    /// Prints the keys that begin with this.
+    /// Only keys with this prefix.
     #[arg(long, conflicts_with_all = ["start", "end"])]
     prefix: Option<OsString>,
-    /// Ends after this many rows.
+    /// Stop after this number of rows.
     #[arg(long, value_name = "ROWS")]
     limit: Option<usize>,
-    /// Begins with the highest key.
+    /// Print rows in descending key order.
     #[arg(long)]
     reverse: bool,
-    /// Prints no values.
+    /// Print keys without values.
     #[arg(long)]
     keys_only: bool,
     #[command(flatten)]
     read: ReadArgs,
     #[command(flatten)]
     escapes: EscapeArgs,
-    /// Prints one JSON object per row, with its version.
+    /// Print one JSON object per row, including its version.
     #[arg(long)]
     json: bool,
 }

@@ -12,23 +12,23 @@ use super::{UsageError, duration};
 /// remembered.
 #[derive(Args, Clone, Copy)]
 pub(crate) struct TimingArgs {
-    /// How long a leader waits before it tells its followers how far the log is committed (spinnaker,
-    /// pacifica). [default: 20ms]
+    /// How often a leader advertises its commit point to its followers (spinnaker, pacifica).
+    /// [default: 20ms]
     #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
     commit_period: Option<Duration>,
-    /// How often a leader asks its followers for their support (spinnaker, pacifica). [default:
+    /// Interval of the beacons by which a leader renews its lease (spinnaker, pacifica). [default:
     /// 100ms]
     #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
     beacon_interval: Option<Duration>,
-    /// How long a leader may serve after the last beacon that was answered; more than two beacon
+    /// How long a leader may serve after the last acknowledged beacon; more than two beacon
     /// intervals (spinnaker, pacifica). [default: 800ms]
     #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
     lease: Option<Duration>,
-    /// How long a follower supports no other leader after a beacon; longer than the lease by at
-    /// least a tenth of it (spinnaker, pacifica). [default: 1s]
+    /// How long a follower accepts no other leader after a beacon; at least 1.1 times the lease
+    /// (spinnaker, pacifica). [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
     grace: Option<Duration>,
-    /// How many replicas a cohort must have to take writes (pacifica). [default: 1]
+    /// Minimum number of replicas for a cohort to accept writes (pacifica). [default: 1]
     #[arg(long, value_name = "N")]
     min_replicas_for_write: Option<NonZeroUsize>,
 }
@@ -63,7 +63,7 @@ pub(crate) fn arguments(timing: &Timing, min_replicas_for_write: usize) -> [Stri
     ]
 }
 
-/// Periods that cannot work together are a wrong call, whoever finds them.
+/// Periods that cannot work together are wrong usage, wherever they are found.
 impl From<InvalidTiming> for UsageError {
     fn from(error: InvalidTiming) -> Self {
         Self(error.to_string())

@@ -327,13 +327,15 @@ fn a_cohort_that_lost_the_disks_of_a_majority_serves_nothing() {
         cluster.kill(node);
         cluster.wipe(node);
     }
+    // A leader that still holds its lease has every acknowledged write, and may rightly take them
+    // back one by one. So they come when it has given up.
+    until("the leader has given up", PATIENCE, || {
+        cluster.statuses().ok()?.leader(COHORT).is_none().then_some(())
+    });
     for node in [2, 3] {
         cluster.start_new_node(node, &[]);
         cluster.wait_for_role(COHORT, node, "learner", PATIENCE);
     }
-    until("the leader has given up", PATIENCE, || {
-        cluster.statuses().ok()?.leader(COHORT).is_none().then_some(())
-    });
     history.hold(Duration::from_secs(1));
     let answered = || [1, 2, 3].map(|node| history.answered_by(node));
     let (writes, before) = (history.acknowledged(), answered());

@@ -10,7 +10,7 @@ pub(crate) fn pause(failures: u32, min: Duration, max: Duration) -> Duration {
     min.saturating_mul(factor).min(max).mul_f64(rand::random_range(2.0 / 3.0..=1.0))
 }
 
-/// Returns `pause` lengthened by a random part of up to a half, so that callers who were all told
+/// Returns `pause` lengthened by a random part of up to a half, so that callers who were all asked
 /// to wait the same time spread out.
 pub(crate) fn lengthened(pause: Duration) -> Duration {
     pause.saturating_add(pause.mul_f64(rand::random_range(0.0..=0.5)))

@@ -71,7 +71,7 @@ impl Waiter {
         self.claim.decide(SENT)
     }
 
-    /// Says whether nobody waits for the answer.
+    /// Returns true if no caller waits for the answer.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.reply.is_closed()
     }

@@ -18,7 +18,7 @@ use crate::routes::{Preference, Routes};
 use crate::scan::{Scan, ScanRange};
 use crate::{ClientError, ClientOptions, Place};
 
-/// How far ahead a deadline may lie: further is as good as never, and sums of times stay in range.
+/// How far ahead a deadline may lie: further is never in practice, and sums of times stay in range.
 const DEADLINE_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A client of one cluster. Clones share everything: the connections, the route cache and the
@@ -91,7 +91,7 @@ pub enum Conditional<T> {
 }
 
 impl<T> Conditional<T> {
-    /// Says whether the write was done.
+    /// Returns true if the write was done.
     pub const fn is_done(&self) -> bool {
         matches!(self, Self::Done(_))
     }
@@ -192,7 +192,7 @@ impl Client {
         self.put_if(key.into(), value.into(), Condition::Absent).await
     }
 
-    /// Takes the value of `key` away and says whether it had one.
+    /// Deletes `key`. Returns true if it had a value.
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<bool, ClientError> {
         let request = Request::Delete { key: key.into(), condition: Condition::None };
         match self.write(&request).await? {
@@ -311,7 +311,7 @@ impl Client {
         self.meaningless(request, "it is one to another kind of request".to_owned())
     }
 
-    /// Returns what to tell the caller of an answer that the server should not have given.
+    /// Returns the error for an answer that the server should not have given.
     pub(crate) fn meaningless(&self, request: &Request, reason: String) -> ClientError {
         let (route, _) = self.inner.routes.find(request.position());
         let place = Place { cohort: route.descriptor.cohort, node: route.leader() };

@@ -18,7 +18,7 @@ pub enum ClientError {
     /// The deadline passed, and every answer until then was a refusal. Nothing was done.
     #[error("{place} is unavailable: {reason}")]
     Unavailable {
-        /// Who last said why the cohort does not serve; if nobody did, where the last try went.
+        /// The replica that last gave a reason; if none did, the one that was last tried.
         place: Place,
         /// What was said; if nothing was, what the last try met.
         reason: String,
@@ -35,7 +35,7 @@ pub enum ClientError {
     /// be, or never will; a read can tell, later.
     #[error("the outcome of the write is unknown: {place}: {reason}")]
     Ambiguous {
-        /// Who last said why the cohort does not serve; if nobody did, where the last try went.
+        /// The replica that last gave a reason; if none did, the one that was last tried.
         place: Place,
         /// What was said; if nothing was, what the last try met.
         reason: String,
@@ -63,8 +63,8 @@ pub enum ClientError {
 pub enum ErrorClass {
     /// Nothing was done, and the same call may succeed later.
     Retry,
-    /// A write was applied once, will be applied once, or never will: nobody can tell. A call that
-    /// repeats it is another write.
+    /// A write was applied once, will be applied once, or never will: it is not known which. A call
+    /// that repeats it is another write.
     Unknown,
     /// Nothing was done, and the same call can never succeed.
     Invalid,

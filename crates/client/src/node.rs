@@ -51,7 +51,7 @@ impl NodeHandle {
         &self.address
     }
 
-    /// Says whether the node could not be reached of late.
+    /// Returns true if the node could not be reached of late.
     pub(crate) fn is_closed(&self) -> bool {
         self.streams.iter().any(|stream| stream.get().is_some_and(StreamHandle::is_closed))
     }
@@ -118,15 +118,23 @@ pub(crate) fn bare(address: &str) -> &str {
     address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/')
 }
 
-/// Returns what a failed call says, with its cause where it names one.
+/// Returns why a call failed: what the server answered, or the first cause of a broken connection.
+/// The causes between repeat each other.
 pub(crate) fn reason(status: &Status) -> String {
-    let mut reason = format!("{:?}: {}", status.code(), status.message());
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        reason = format!("{reason}: {error}");
-        cause = error.source();
+    let Some(mut root) = std::error::Error::source(status) else {
+        return format!("{:?}: {}", status.code(), status.message());
+    };
+    while let Some(cause) = root.source() {
+        root = cause;
     }
-    reason
+    let (message, root) = (status.message(), root.to_string());
+    if message.is_empty() || root.ends_with(message) {
+        root
+    } else if message.ends_with(&root) {
+        message.to_owned()
+    } else {
+        format!("{message}: {root}")
+    }
 }
 
 async fn within<T>(

@@ -49,7 +49,7 @@ pub struct ClientOptions {
     /// The most calls in one frame. Default: 1024, which is past where larger frames gain speed.
     pub frame_calls_max: usize,
     /// The bytes past which a frame takes no further call. At least [`FRAME_BYTES_LEAST`].
-    /// Default: 2 MiB, half of what gRPC servers take unless told otherwise.
+    /// Default: 2 MiB, half of what gRPC servers accept by default.
     pub frame_bytes_max: usize,
     /// The most bytes accepted in one message of a server; a larger one breaks the stream. At
     /// least [`FRAME_BYTES_LEAST`]. Default: 16 MiB.
@@ -84,7 +84,7 @@ impl Default for ClientOptions {
 }
 
 impl ClientOptions {
-    /// Says what is wrong with the options, if anything is, as [`ClientError::Invalid`].
+    /// Returns what is wrong with the options, if anything is, as [`ClientError::Invalid`].
     pub fn validate(&self) -> Result<(), ClientError> {
         for (name, duration) in [
             ("deadline", self.deadline),

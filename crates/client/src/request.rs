@@ -15,9 +15,9 @@ use crate::routes::Position;
 pub(crate) enum Request {
     /// Reads a key.
     Get { key: Bytes, consistency: Consistency },
-    /// Gives a key a value.
+    /// Sets a key.
     Put { key: Bytes, value: Bytes, condition: Condition },
-    /// Takes a key's value away.
+    /// Deletes a key.
     Delete { key: Bytes, condition: Condition },
     /// Reads one page of rows.
     Scan { start: Bytes, end: Option<Bytes>, limit: u32, reverse: bool, consistency: Consistency },
@@ -45,7 +45,7 @@ impl Request {
         }
     }
 
-    /// Says whether the request changes anything.
+    /// Returns true if the request changes anything.
     pub(crate) const fn is_write(&self) -> bool {
         match self {
             Self::Put { .. } | Self::Delete { .. } => true,
@@ -53,7 +53,7 @@ impl Request {
         }
     }
 
-    /// Says whether any replica may answer.
+    /// Returns true if any replica may answer.
     pub(crate) fn suits_any_replica(&self) -> bool {
         match self {
             Self::Get { consistency, .. } | Self::Scan { consistency, .. } => {
@@ -109,7 +109,7 @@ impl Request {
         }
     }
 
-    /// Says whether an answer is one to this kind of request.
+    /// Returns true if an answer is one to this kind of request.
     pub(crate) const fn is_answered_by(&self, answer: &response::Result) -> bool {
         matches!(
             (self, answer),

@@ -18,7 +18,7 @@
 //! A write that is in doubt stays so until it is answered, whatever is refused later: an earlier
 //! copy may still be under way. It is sent again under its first name, so that the cohort applies
 //! it once and answers every copy alike (C1). If the deadline passes first, the caller
-//! is told that the outcome is unknown.
+//! gets an error that the outcome is unknown.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,7 +89,7 @@ struct RetryLoop<'a> {
     failures: u32,
     /// Redirects in a row.
     redirects: u32,
-    /// The leader that the last try failed at. Another replica is asked next if nobody knows a
+    /// The leader that the last try failed at. Another replica is asked next if no one knows a
     /// newer leader.
     suspect: Option<NodeId>,
     /// Where the last try went, and how it ended if it was not by silence.
@@ -381,7 +381,7 @@ impl RetryLoop<'_> {
         match timeout_at(self.deadline, self.routes.refresh(generation, preference)).await {
             Ok(Ok(())) => {}
             // The next try says what is wrong, with the routes that there are.
-            Ok(Err(reason)) => tracing::debug!(reason, "no node tells the routes"),
+            Ok(Err(reason)) => tracing::debug!(reason, "no node answers with its routes"),
             Err(_elapsed) => return Err(self.out_of_time()),
         }
         self.check_deadline()

@@ -1,6 +1,6 @@
 //! The route cache: which node to ask for which key.
 //!
-//! Any node tells the whole table. Lookups take the current table without a lock; who leads a
+//! Any node sends the whole table. Lookups take the current table without a lock; who leads a
 //! cohort is an atomic number in its route, so that a redirect costs no new table. A table of an
 //! older version than the one in use changes no route; what it says of leaders is taken as a hint,
 //! as every word about leaders is: the node that is asked knows better (C5).
@@ -26,7 +26,7 @@ use crate::route_table::{Node, Route, RouteTable};
 use crate::session::Sessions;
 use crate::{ClientError, ClientOptions, backoff};
 
-/// How long one node has to tell the routes before the next is asked as well.
+/// How long one node has to send the routes before the next is asked as well.
 const STAGGER: Duration = Duration::from_millis(100);
 
 /// The most nodes that a client keeps addresses of: a bound on what servers can make it remember.
@@ -46,7 +46,7 @@ pub(crate) struct Routes {
 struct Table {
     cluster: ClusterId,
     version: u64,
-    /// Rises whenever an answer to a question for the routes was taken in.
+    /// Rises whenever an answer to a request for the routes was applied.
     generation: u64,
     ranges: Vec<Arc<CachedRoute>>,
     nodes: Vec<Node>,
@@ -103,12 +103,12 @@ impl CachedRoute {
         convert::node_id(self.leader.load(Ordering::Relaxed))
     }
 
-    /// Takes in that a node leads the cohort.
+    /// Records that a node leads the cohort.
     pub(crate) fn set_leader(&self, leader: NodeId) {
         self.leader.store(leader.0, Ordering::Relaxed);
     }
 
-    /// Takes in that a node does not lead the cohort.
+    /// Records that a node does not lead the cohort.
     pub(crate) fn unset_leader(&self, former: NodeId) {
         // Failing means that somebody else is known to lead already.
         let _known =
@@ -166,7 +166,7 @@ impl Routes {
         self.nodes.read().get(&id).cloned()
     }
 
-    /// Takes in where a node is.
+    /// Records the address of a node.
     pub(crate) fn learn(&self, id: NodeId, address: &str) {
         let known = |node: &Arc<NodeHandle>| node.address() == crate::node::bare(address);
         let nodes = self.nodes.read();
@@ -192,7 +192,7 @@ impl Routes {
         }
     }
 
-    /// Returns how often the routes were taken in so far.
+    /// Returns how often the routes were updated so far.
     pub(crate) fn generation(&self) -> u64 {
         self.table.load().generation
     }
@@ -229,7 +229,7 @@ impl Routes {
         known.into_iter().map(|(_, node)| node).collect()
     }
 
-    /// Takes in a table that a node told. Called by one caller at a time.
+    /// Applies a table that a node sent. Called by one caller at a time.
     fn install(&self, told: v1::RouteTable) -> Result<(), String> {
         let old = self.table.load_full();
         if told.cluster != old.cluster.0 {
@@ -249,7 +249,7 @@ impl Routes {
             nodes: told.nodes.iter().filter_map(node).collect(),
         };
         if outdated {
-            debug!(told = told.version, known = old.version, "a node told outdated routes");
+            debug!(received = told.version, known = old.version, "a node has outdated routes");
             hint_leaders(&old, &told);
         } else {
             let mut routes: HashMap<u64, v1::RangeRoute> =

@@ -110,7 +110,7 @@ impl StreamHandle {
         pending.wait(until).await
     }
 
-    /// Says whether calls would be turned away now, since the node could not be reached of late.
+    /// Returns true if calls would be turned away now, since the node could not be reached of late.
     pub(crate) fn is_closed(&self) -> bool {
         self.health.is_closed()
     }
@@ -258,7 +258,7 @@ impl StreamTask {
         }
     }
 
-    /// Tells every waiting caller that the stream is gone, and closes it for a while.
+    /// Fails every waiting call, since the stream is gone, and closes it for a while.
     fn fail(&mut self, reason: &str) {
         let pause =
             backoff::pause(self.failures, self.options.backoff_min, self.options.backoff_max);

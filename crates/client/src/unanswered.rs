@@ -35,7 +35,7 @@ impl Unanswered {
         u64::from(slot.uses) << 32 | u64::from(index)
     }
 
-    /// Returns the waiter that an answer with this id belongs to; `None` if nobody waits for it.
+    /// Returns the waiter that an answer with this id belongs to; `None` if no caller waits for it.
     pub(crate) fn take(&mut self, id: u64) -> Option<Waiter> {
         let index = u32::try_from(id & u64::from(u32::MAX)).expect("masked to 32 bits");
         let slot = self.slots.get_mut(index as usize)?;

@@ -103,7 +103,7 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// Sends the change until its fate is known, as `marks` tells.
+    /// Sends the change until its fate is known, as described in `marks`.
     async fn run_marked(&self, slot: &mut Slot) -> Result<Verdict, CoordinatorError> {
         let mut lost: Option<String> = None;
         loop {

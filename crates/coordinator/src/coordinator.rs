@@ -141,7 +141,7 @@ impl Coordinator {
         Ok(found.nodes.into_iter().next())
     }
 
-    /// Says whether there is such a node.
+    /// Returns true if there is such a node.
     pub async fn exists(&self, path: &str) -> Result<bool, CoordinatorError> {
         Ok(self.get(path).await?.is_some())
     }
@@ -195,7 +195,7 @@ impl Coordinator {
         Change::new(&self.shared.links, self.current(), ops)?.run().await
     }
 
-    /// Watches nodes for as long as the watch is kept: tells the state, then every change.
+    /// Watches nodes for as long as the watch is kept: delivers the state, then every change.
     pub fn watch(&self, path: &str, scope: Scope) -> Result<Watch, CoordinatorError> {
         match scope {
             Scope::Node => path::check(path)?,
@@ -214,7 +214,7 @@ impl Coordinator {
     }
 
     /// Ends the session at the server, and with it the session's ephemeral nodes. The session is
-    /// over for all clones even if the server cannot be told, which is then an error.
+    /// over for all clones even if the server cannot be reached, which is then an error.
     pub async fn close(self) -> Result<(), CoordinatorError> {
         self.shared.keeper.lock().abort();
         let session = self.current();

@@ -9,8 +9,8 @@
 //!   on versions, and is carried out once: when its answer is lost it is sent again until it is
 //!   known what became of it, or it fails as [`CoordinatorError::Ambiguous`], which is the one
 //!   error after which the change may still happen.
-//! - A **watch** tells the state and then every change in order, across broken connections,
-//!   servers that come back, and compactions, after which it tells the state anew.
+//! - A **watch** delivers the state and then every change in order, across broken connections,
+//!   servers that come back, and compactions, after which it delivers the state again.
 //! - An idle process sends one keep-alive in a third of its session's time and nothing else,
 //!   however much it watches (M19, M33).
 //!
@@ -23,9 +23,9 @@
 //! | ephemeral             | key attached to the lease                                   |
 //! | version of a node     | mod revision: unique and rising over all nodes              |
 //! | sequence of a node    | create revision                                             |
-//! | sequential node       | a name that nobody else takes, in the order of sequences    |
+//! | sequential node       | a name that no one else gets, in the order of sequences    |
 //! | multi                 | transaction on compares of mod and create revisions         |
-//! | watch                 | watch from the revision after the state that was told       |
+//! | watch                 | watch from the revision after the delivered state            |
 //!
 //! A node needs no parent, and its children are found by their common beginning: reading or
 //! watching children costs as much as there are nodes anywhere below, so folders are kept flat.
@@ -35,7 +35,7 @@
 //! Access lists, quotas, and containers. Time spent with the whole machine suspended does not
 //! count on its monotonic clock: a machine that may be suspended is no place for a node.
 //!
-//! `docs/coordinator.md` tells how each part works, and what is kept where.
+//! `docs/coordinator.md` describes how each part works, and what is kept where.
 
 mod change;
 mod coordinator;

@@ -1,9 +1,9 @@
 //! The connection to one of the endpoints, and the passing on to the next one when it fails.
 //!
-//! All requests, watches and the session share one connection. Whoever finds it broken says so,
-//! once, and all go over to the next endpoint together. The session's keep-alives find a silent
-//! connection within a third of the session's time, so that watches need no traffic of their own
-//! to notice that they have been cut off.
+//! All requests, watches and the session share one connection. The first user that finds it broken
+//! reports that, once, and all go over to the next endpoint together. The session's keep-alives
+//! find a silent connection within a third of the session's time, so that watches need no traffic
+//! of their own to notice that they have been cut off.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -184,7 +184,7 @@ impl Link {
 
 /// Sorts an error by what can be done about it.
 pub(crate) fn classify(error: &EtcdError) -> Failure {
-    let reason = error.to_string();
+    let reason = reason(error);
     let EtcdError::GRpcStatus(status) = error else {
         return match error {
             EtcdError::InvalidArgs(_) | EtcdError::InvalidUri(_) => Failure::Refused(reason),
@@ -208,6 +208,24 @@ pub(crate) fn classify(error: &EtcdError) -> Failure {
             Failure::Attempt(reason)
         }
         _ => Failure::Refused(reason),
+    }
+}
+
+/// Returns what an operator has to know of an error: what the server said, or why there is no
+/// connection.
+fn reason(error: &EtcdError) -> String {
+    let EtcdError::GRpcStatus(status) = error else { return error.to_string() };
+    let mut root: &dyn std::error::Error = status;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    let (message, root) = (status.message(), root.to_string());
+    match message {
+        "" => format!("{:?}", status.code()),
+        message if std::error::Error::source(status).is_none() || message.ends_with(&root) => {
+            message.to_owned()
+        }
+        message => format!("{message}: {root}"),
     }
 }
 

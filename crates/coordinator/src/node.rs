@@ -194,7 +194,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Says whether a watch of `root` in this scope is about `path`.
+    /// Returns true if a watch of `root` in this scope is about `path`.
     pub(crate) fn covers(self, root: &str, path: &str) -> bool {
         match self {
             Self::Node => path == root,

@@ -54,7 +54,7 @@ impl Session {
     pub(crate) async fn open(links: &Links) -> Result<Arc<Self>, CoordinatorError> {
         let ttl = links.options().session_ttl();
         links.counters.leases.fetch_add(1, Ordering::Relaxed);
-        // A grant whose answer is lost leaves a lease that nobody keeps alive and that ends by
+        // A grant whose answer is lost leaves a lease that is not kept alive and that ends by
         // itself, so that asking again is harmless.
         let granted = links.read(|client| grant(client, ttl)).await;
         let (sent, id, ttl) = granted?;

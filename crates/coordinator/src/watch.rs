@@ -1,12 +1,12 @@
 //! Watches that lose no change.
 //!
-//! A watch first tells the state, then every change, in order, those of one transaction together.
-//! When its stream breaks, it goes on from the next revision; when that has been compacted away,
-//! it tells the whole state anew. So whoever replaces what he knows with each state, and applies
-//! the changes between, always knows what the coordinator held at some moment, and no later
-//! moment is ever left out for good.
+//! A watch first delivers the state, then every change, in order, those of one transaction
+//! together. When its stream breaks, it goes on from the next revision; when that has been
+//! compacted away, it delivers the whole state again. So a reader that replaces what it knows with
+//! each state, and applies the changes between, always knows what the coordinator held at some
+//! moment, and no later moment is ever left out for good.
 //!
-//! What is told waits in a bounded queue. A reader who does not keep up makes the watch pause,
+//! Events wait in a bounded queue. A reader who does not keep up makes the watch pause,
 //! not the connection: the stream is closed, and opened again where it stopped once there is
 //! room.
 
@@ -35,11 +35,11 @@ const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long a watch that was refused waits before it asks again.
 const REFUSED_DELAY: Duration = Duration::from_millis(500);
 
-/// What a watch tells.
+/// What a watch delivers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WatchEvent {
-    /// The whole state: at first, and again wherever the changes up to it can no longer be told
-    /// one by one. It replaces everything told before.
+    /// The whole state: at first, and again wherever the changes up to it can no longer be
+    /// delivered one by one. It replaces everything delivered before.
     State(Nodes),
     /// What one transaction changed.
     Changes {
@@ -92,7 +92,7 @@ impl Drop for Watch {
     }
 }
 
-/// A watch that tells of one change.
+/// A watch that delivers one change.
 #[derive(Debug)]
 pub struct OneShotWatch {
     /// The state that the watch was set on.
@@ -127,7 +127,7 @@ struct Watcher {
     root: String,
     scope: Scope,
     sender: mpsc::Sender<WatchEvent>,
-    /// The first revision that has not been told; `None` if the state is to be read.
+    /// The first revision that has not been delivered; `None` if the state is to be read.
     next: Option<i64>,
     /// The line that `next` is a revision of.
     line: Option<Line>,
@@ -143,7 +143,7 @@ enum Ended {
     Refused(String),
     /// The reader has not kept up; this is what there was no room for.
     Full(WatchEvent),
-    /// Nobody reads any more.
+    /// The reader is gone.
     Unread,
 }
 
@@ -188,7 +188,7 @@ impl Watcher {
         }
     }
 
-    /// Reads the state, however long it takes, tells it, and returns the revision after it.
+    /// Reads the state, however long it takes, delivers it, and returns the revision after it.
     async fn tell_state(&mut self) -> Result<i64, Ended> {
         match read::nodes(&self.links, &self.root, self.scope).await {
             Ok(nodes) => {
@@ -300,7 +300,7 @@ impl Watcher {
 
     fn tell(&self, event: WatchEvent) -> Result<(), Ended> {
         self.sender.try_send(event).map_err(|error| match error {
-            // The stream is left: what follows this event is told from the revision after it.
+            // The stream is left: what follows this event is delivered from the revision after it.
             TrySendError::Full(event) => Ended::Full(event),
             TrySendError::Closed(_) => Ended::Unread,
         })

@@ -6,7 +6,6 @@
 //! running behind. README.md says what each one is for.
 
 mod check;
-mod cluster;
 mod experiments;
 mod load;
 mod measure;

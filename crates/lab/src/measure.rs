@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::cluster::Killed;
+use trireme_testbed::Killed;
 
 /// The order statistics of some durations, each of them one that was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use anyhow::Context;
 use comfy_table::{ContentArrangement, Table};
 use serde_json::{Map, Value};
 
-use crate::cluster::Conditions;
+use trireme_testbed::Conditions;
 
 /// Spaces between columns.
 const GAP: u16 = 2;

@@ -49,19 +49,19 @@ use crate::node::NodeError;
 use crate::protocols::{KnowsMore, knows_more};
 use crate::routes::NodeDirectory;
 
-/// How long a node may take to say what it knows.
+/// How long a node may take to answer what it knows.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long to wait before those are asked again who have not answered.
 const ASK_PAUSE: Duration = Duration::from_millis(300);
 
-/// How often the log says whose answer is missing.
+/// How often the log names the nodes whose answers are missing.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The most bytes of what a node knows.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// What a node says of what it knows.
+/// A node's answer on what it knows.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct NodeKnowledge {
     /// The node.
@@ -91,11 +91,11 @@ struct Trust {
 struct Asking {
     /// Whether this process was started since a line was trusted.
     has_restarted: bool,
-    /// Whether somebody has compared the catalog with all nodes in this line.
+    /// Whether the catalog has been compared with all nodes in this line.
     is_compared: bool,
     /// Who has said what it knows, the catalog being no older than that now.
     answered: BTreeSet<NodeId>,
-    /// The newest epoch that anybody who answered has promised, of each cohort of Spinnaker.
+    /// The newest epoch that any node that answered has promised, of each Spinnaker cohort.
     promised: BTreeMap<CohortId, Epoch>,
     /// The cohorts of Spinnaker whose epoch is no older than a majority has promised.
     raised: BTreeSet<CohortId>,
@@ -200,20 +200,20 @@ impl Continuity {
 
     /// Remembers what the coordinator says: it is on the disk when this returns. What is older than
     /// what is remembered is brought forward at the coordinator, in time.
-    pub(crate) async fn remember(&self, told: &CatalogState) -> Result<(), MemoryError> {
-        let is_trusted = self.note(told.line, Some(told.creation));
-        let said = Knowledge::from(told);
+    pub(crate) async fn remember(&self, seen: &CatalogState) -> Result<(), MemoryError> {
+        let is_trusted = self.note(seen.line, Some(seen.creation));
+        let said = Knowledge::from(seen);
         self.memory
             .update(|memory| {
                 let is_new = memory.known.merge(&said)?;
-                if is_trusted && (is_new || memory.line != told.line) {
-                    (memory.line, memory.revision) = (told.line, told.revision);
-                    memory.creation = told.creation;
+                if is_trusted && (is_new || memory.line != seen.line) {
+                    (memory.line, memory.revision) = (seen.line, seen.revision);
+                    memory.creation = seen.creation;
                 }
                 Ok(())
             })
             .await?;
-        if self.memory.get().known.is_ahead_of(told) {
+        if self.memory.get().known.is_ahead_of(seen) {
             self.changed.notify_one();
         }
         Ok(())

@@ -18,7 +18,7 @@ use trireme_types::{ClusterId, Durability, Engine, NodeId, Timing};
 /// The format of `node.json` that this build writes, and the newest that it reads.
 const FORMAT: u32 = 1;
 
-/// How many replicas a PacificA cohort must have to take writes, unless somebody asks for more.
+/// How many replicas a PacificA cohort must have to take writes, unless more is asked for.
 pub const MIN_REPLICAS_FOR_WRITE: usize = 1;
 
 const DESCRIPTION_FILE: &str = "node.json";
@@ -35,7 +35,7 @@ const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 pub struct NodeFile {
     pub(crate) format: u32,
     /// The cluster that the data belongs to, as 16 hexadecimal digits.
-    pub(crate) cluster: String,
+    pub cluster: String,
     /// The node that the data belongs to.
     pub node: NodeId,
     /// Drawn when the folder was made: the coordinator knows a node by it, so that a node whose
@@ -131,7 +131,10 @@ pub enum DataFolderError {
         source: serde_json::Error,
     },
     /// The folder is a node's and its log is gone: what the node acknowledged is lost with it (S14).
-    #[error("{0} has lost its log: the node must be replaced, not started again")]
+    #[error(
+        "{0} has lost its log, and with it what the node acknowledged: put the log back, or move the \
+         whole folder away, so that the node begins with an empty one and is rebuilt from its peers"
+    )]
     LostLog(PathBuf),
     /// The file system refused.
     #[error("{path}: {source}")]
@@ -204,7 +207,7 @@ impl DataFolder {
         self.path.join("incoming")
     }
 
-    /// Says whether there is a log or a table in the folder, whosever it may be.
+    /// Returns true if there is a log or a table in the folder, of whichever node.
     pub fn has_data(&self) -> Result<bool, DataFolderError> {
         for path in [self.log(), self.tables()] {
             match fs::read_dir(&path).map(Iterator::count) {
@@ -239,7 +242,7 @@ impl DataFolder {
     }
 
     /// Returns what the folder at `path` says of itself, without holding or making it; `None` if it
-    /// is new or not there. Somebody who holds it may be changing it.
+    /// is new or not there. A process that holds it may be changing it.
     pub fn describe(path: &Path) -> Result<Option<NodeFile>, DataFolderError> {
         let path = path.join(DESCRIPTION_FILE);
         let bytes = match fs::read(&path) {
@@ -268,7 +271,7 @@ impl DataFolder {
     }
 
     /// Moves the log and the tables to a folder beside them, out of the way of new ones, where they
-    /// stay until somebody removes them. To be repeated where it was interrupted.
+    /// stay until an operator removes them. To be repeated where it was interrupted.
     pub fn set_data_aside(&self) -> Result<PathBuf, DataFolderError> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let mut seconds = now.map_or(0, |now| now.as_secs());

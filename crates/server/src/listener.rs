@@ -160,7 +160,7 @@ async fn preface(socket: &TcpStream) -> io::Result<()> {
 
 async fn hand_over(socket: TcpStream, seat: Seat, clients: &mpsc::Sender<ClientSocket>) {
     match socket.into_std() {
-        // Nobody takes clients any more once the node stops.
+        // No client is accepted any more once the node stops.
         Ok(socket) => drop(clients.send((socket, seat)).await),
         Err(error) => tracing::warn!(%error, "a client's connection could not be handed over"),
     }

@@ -20,7 +20,7 @@ pub(crate) type Replicas = BTreeMap<CohortId, Arc<dyn Replica>>;
 /// The node's replicas, as the transport reaches them.
 pub(crate) struct Peers {
     replicas: ArcSwap<Replicas>,
-    /// The nodes that answer. Held while replicas are told of them or replaced, so that each
+    /// The nodes that answer. Held while replicas are notified of them or replaced, so that each
     /// replica hears every up and down, in order.
     up: Mutex<BTreeSet<NodeId>>,
     incoming: PathBuf,

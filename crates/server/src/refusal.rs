@@ -1,4 +1,4 @@
-//! The errors that clients are told.
+//! The errors that clients get.
 
 use trireme_proto::v1::{Error, ErrorCode, Node, RangeRoute};
 use trireme_replication::ReplicaError;
@@ -48,7 +48,7 @@ pub(crate) fn internal(message: impl ToString) -> Error {
     error(ErrorCode::Internal, message)
 }
 
-/// Returns what a client is told of a replica's error; `node` describes a node that leads.
+/// Returns what a client gets for a replica's error; `node` describes a node that leads.
 pub(crate) fn of_replica(
     refused: &ReplicaError,
     node: impl Fn(trireme_types::NodeId) -> Option<Node>,

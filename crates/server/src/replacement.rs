@@ -86,7 +86,7 @@ impl Replacement {
         for config in led {
             let seen = seen.entry(config.cohort).or_default();
             seen.take_in(now, config, routes.invitations.get(&config.cohort).copied());
-            // Nearly always there is nothing to do, and nobody to be counted.
+            // Nearly always there is nothing to do, and no node to be counted.
             if !seen.may_need_a_step() {
                 continue;
             }
@@ -98,7 +98,7 @@ impl Replacement {
         }
     }
 
-    /// Returns the newest configuration of a cohort that is led here, if it can take in replicas.
+    /// Returns the newest configuration of a cohort that is led here, if it can admit replicas.
     fn led<'a>(&self, routes: &'a Routes, hosted: &HostedCohort) -> Option<&'a CohortConfig> {
         let config = routes.configs.get(&hosted.descriptor.cohort)?;
         let leads = admits_replicas(config.protocol)

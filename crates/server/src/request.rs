@@ -16,7 +16,7 @@ pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// The longest that any request may take, whatever its client says.
 pub(crate) const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
-/// Returns the moment after which nobody waits for an answer any more.
+/// Returns the moment after which no caller waits for an answer any more.
 pub(crate) fn deadline(timeout_ms: u64) -> Instant {
     let timeout = match timeout_ms {
         0 => TIMEOUT_DEFAULT,

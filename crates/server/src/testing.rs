@@ -40,7 +40,7 @@ impl EmbeddedCoordinator {
     }
 }
 
-/// A replica that replicates nothing: it notes what it hears, and says what it was told to say.
+/// A replica that replicates nothing: it records what it hears, and gives the prepared answers.
 pub(crate) struct FakeReplica {
     status: Mutex<ReplicaStatus>,
     heard: Mutex<Vec<(u64, bool)>>,

@@ -58,7 +58,9 @@ fn crates_import_only_what_the_table_allows() {
         ("crates/client", &["types", "proto"]),
         ("crates/checker", &[]),
         ("crates/server", &["types", "proto", "storage", "replication", "coordinator"]),
-        ("crates/lab", &["types", "proto", "client", "checker"]),
+        ("crates/testbed", &["types", "client"]),
+        ("crates/compare", &["types", "client", "checker", "testbed"]),
+        ("crates/lab", &["types", "proto", "client", "checker", "testbed"]),
     ]);
     for (krate, allowed) in allowed {
         let found = dependencies(&format!("{krate}/Cargo.toml"));

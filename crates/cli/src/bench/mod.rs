@@ -1,8 +1,9 @@
 //! `trireme bench`.
 //!
 //! A caller is a task with one operation outstanding on a client that all callers share: a closed
-//! loop, in which a slow cluster is asked less often. An operation counts to the rate if it ends
-//! within the measured time. Latencies are the caller's, from the call to the answer, retries
+//! loop, in which a slow cluster is asked less often. With `--rate` the loop is open: operations are
+//! due at that rate, and their latencies count from when they were due. An operation counts to the
+//! throughput if it ends within the measured time. Latencies are the caller's, to the answer, retries
 //! included; those of operations that are outstanding when the measured time ends count, too.
 
 mod callers;
@@ -40,39 +41,43 @@ const RUN_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Arguments of `trireme bench`.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
-    /// Different keys, spread evenly over the letters from a to z.
+    /// Number of distinct keys, spread evenly over first letters from a to z.
     #[arg(long, default_value_t = 100_000, value_parser = value_parser!(u64).range(1..))]
     keys: u64,
-    /// Bytes of a key.
+    /// Size of a key in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 16,
         value_parser = value_parser!(u64).range(1..=KEY_BYTES_MAX as u64))]
     key_bytes: u64,
-    /// Bytes of a value.
+    /// Size of a value in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 256,
         value_parser = value_parser!(u64).range(0..=VALUE_BYTES_MAX as u64))]
     value_bytes: u64,
-    /// Callers, each with one operation outstanding; one run for each number.
+    /// Number of callers, each with one operation outstanding; one run per number.
     #[arg(long, value_delimiter = ',', default_value = "1,64,256",
         value_parser = value_parser!(u64).range(1..=CALLERS_MAX))]
     callers: Vec<u64>,
-    /// How long each run is measured.
+    /// Operations that are due in each second, of all callers together: their latencies count from
+    /// when they were due. Without it a caller asks again when it was answered.
+    #[arg(long, value_name = "PER-SECOND", value_parser = value_parser!(u32).range(1..=1_000_000))]
+    rate: Option<u32>,
+    /// Duration of each measurement.
     #[arg(long, default_value = "10s", value_parser = run_duration)]
     duration: Duration,
-    /// How long each run goes before it is measured.
+    /// Warm-up before each measurement.
     #[arg(long, default_value = "2s", value_parser = warm_up)]
     warm_up: Duration,
-    /// What the callers do; one run for each, with each number of callers.
+    /// Operations of the callers; one run per workload and number of callers.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "put,get")]
     workload: Vec<Workload>,
     #[command(flatten)]
     read: ReadArgs,
-    /// Streams that the client keeps to each node.
+    /// Number of streams to each node.
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=64))]
     streams: u64,
-    /// Where the pseudo-random choices begin; the same seed makes the same keys and values.
+    /// Seed of the keys and values.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Prints a JSON object.
+    /// Print a JSON object.
     #[arg(long)]
     json: bool,
 }
@@ -96,7 +101,7 @@ fn at_most_the_longest(asked: Duration) -> Result<Duration, String> {
 pub(crate) enum Workload {
     /// Puts.
     Put,
-    /// Gets, of keys that are put before.
+    /// Gets of keys that were put before.
     Get,
     /// Half puts, half gets.
     Mixed,
@@ -164,6 +169,7 @@ impl BenchArgs {
             workload,
             consistency: self.read.consistency,
             seed: self.seed,
+            rate: self.rate,
         };
         if self.workload.iter().any(|workload| workload.reads()) {
             progress.note(&format!("trireme: putting {} keys", self.keys));
@@ -176,7 +182,7 @@ impl BenchArgs {
             for callers in &self.callers {
                 let text = format!("{} with {callers} callers", workload.name());
                 let running = load(*workload).run(*callers, self.warm_up, self.duration);
-                let measured: Measured = watched(running, &text, progress).await;
+                let measured: Measured = watched(running, &text, progress).await?;
                 report.add(*workload, *callers, measured);
             }
         }

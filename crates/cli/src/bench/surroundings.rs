@@ -1,4 +1,4 @@
-//! What a benchmark's figures depend on, as the cluster tells it.
+//! What a benchmark's figures depend on, as the cluster reports it.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -24,7 +24,7 @@ pub(super) struct Surroundings {
 }
 
 impl Surroundings {
-    /// Asks the cluster. Fails if no node tells its durability, without which no figure means
+    /// Asks the cluster. Fails if no node reports its durability, without which no figure means
     /// anything.
     pub(super) async fn of(client: &Client, endpoints: &[String]) -> anyhow::Result<Self> {
         let routes = client.routes();
@@ -48,7 +48,7 @@ impl Surroundings {
     }
 }
 
-/// Says whether an address, `host:port`, is one that a machine reaches itself by.
+/// Returns true if an address, `host:port`, is one that a machine reaches itself by.
 fn is_loopback(address: &str) -> bool {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');

@@ -30,7 +30,7 @@ pub(super) enum Input {
     Broken(io::Error),
 }
 
-/// Sends every line of the input on, until it ends or nobody takes them any more.
+/// Sends every line of the input on, until it ends or its receiver is gone.
 pub(super) fn read_all(input: impl Read, reader: LineReader, lines: &mpsc::Sender<Input>) {
     let mut input = BufReader::with_capacity(BUFFER_BYTES, input);
     let mut line = Vec::new();

@@ -29,7 +29,7 @@ use super::rows::{Format, LineReader};
 use acknowledged::AcknowledgedLog;
 use puts::{Counts, Puts};
 
-/// How long a row may take, unless told otherwise: longer than any failure that a cluster survives.
+/// How long a row may take, by default: longer than any failure that a cluster survives.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Lines that are read ahead of the puts.
@@ -41,25 +41,24 @@ const JOBS_MAX: u64 = 16 * 1024;
 /// Arguments of `trireme import`.
 #[derive(Args)]
 pub(crate) struct ImportArgs {
-    /// The file; '-' is standard input.
+    /// File to import; '-' is standard input.
     file: PathBuf,
-    /// The form of its lines.
+    /// Format of the lines.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-    /// The character between key and value in tab-separated lines. [default: tab]
+    /// Character between key and value in tsv lines. [default: tab]
     #[arg(long, value_name = "CHARACTER", value_parser = separator)]
     separator: Option<u8>,
-    /// Takes a line as a key, with an empty value.
+    /// Read each line as a key with an empty value.
     #[arg(long)]
     key_only: bool,
-    /// Puts under way at once.
+    /// Number of concurrent puts.
     #[arg(long, default_value_t = 256, value_parser = value_parser!(u64).range(1..=JOBS_MAX))]
     jobs: u64,
-    /// Appends the key of each acknowledged row to this file as soon as it is acknowledged, one per
-    /// line, escaped.
+    /// Append the key of each row to this file once the row is acknowledged, one per line, escaped.
     #[arg(long, value_name = "FILE")]
     ack_log: Option<PathBuf>,
-    /// Prints the summary as a JSON object.
+    /// Print the summary as a JSON object.
     #[arg(long)]
     json: bool,
 }

@@ -18,8 +18,8 @@ use super::lines::Input;
 use crate::progress::{self, Progress};
 use crate::rows::FileRow;
 
-/// Failures that are told one by one; the rest are counted.
-const FAILURES_TOLD: u64 = 20;
+/// Failures that are reported one by one; the rest are counted.
+const FAILURES_REPORTED: u64 = 20;
 
 /// What became of the rows so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,7 +28,7 @@ pub(super) struct Counts {
     pub(super) rows: u64,
     /// Lines that are no rows, and rows that were not acknowledged.
     pub(super) errors: u64,
-    /// Bytes of the input that were taken in.
+    /// Bytes of the input that were read.
     bytes: u64,
 }
 
@@ -61,8 +61,8 @@ pub(super) struct Puts {
     /// each, the row that waits for the end of its put, if one has come meanwhile.
     keys: HashMap<Bytes, Option<Row>>,
     counts: Counts,
-    /// How many failures there were to tell of.
-    failures_told: u64,
+    /// Number of failures so far.
+    failures_reported: u64,
 }
 
 impl Puts {
@@ -75,7 +75,7 @@ impl Puts {
             under_way: FuturesUnordered::new(),
             keys: HashMap::new(),
             counts: Counts::default(),
-            failures_told: 0,
+            failures_reported: 0,
         }
     }
 
@@ -185,11 +185,11 @@ impl Puts {
 
     fn fail(&mut self, line: u64, reason: &str, progress: &Progress) {
         self.counts.errors += 1;
-        self.failures_told += 1;
-        if self.failures_told <= FAILURES_TOLD {
+        self.failures_reported += 1;
+        if self.failures_reported <= FAILURES_REPORTED {
             progress.note(&format!("trireme: line {line}: {reason}"));
         }
-        if self.failures_told == FAILURES_TOLD {
+        if self.failures_reported == FAILURES_REPORTED {
             progress.note("trireme: further failures are only counted");
         }
     }

@@ -20,13 +20,13 @@ use super::output;
 
 use cohorts::Cohort;
 
-/// How long a node may take to say how it is, unless told otherwise.
+/// How long a node may take to report its status, by default.
 const DEADLINE: Duration = Duration::from_secs(3);
 
 /// Arguments of `trireme status`.
 #[derive(Args)]
 pub(crate) struct StatusArgs {
-    /// Prints a JSON object.
+    /// Print a JSON object.
     #[arg(long)]
     json: bool,
 }

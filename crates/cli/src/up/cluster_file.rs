@@ -1,13 +1,16 @@
 //! What a local cluster's folder says of the cluster.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use trireme_server::MIN_REPLICAS_FOR_WRITE;
+use trireme_server::{DataFolder, MIN_REPLICAS_FOR_WRITE, NodeFile, NodeMemory};
 use trireme_types::{ClusterId, Durability, Engine, Protocol, Timing};
+
+use super::HOST;
 
 /// The format that this build writes, and the newest that it reads.
 const FORMAT: u32 = 1;
@@ -59,6 +62,47 @@ impl ClusterFile {
         }
     }
 
+    /// Reads the description in `folder`; if it is missing, makes it again from what the folders of the
+    /// nodes say. `None` if there are none.
+    pub(super) fn read_or_recover(folder: &Path) -> anyhow::Result<Option<Self>> {
+        match Self::read(folder)? {
+            Some(file) => Ok(Some(file)),
+            None => Self::recover(folder),
+        }
+    }
+
+    fn recover(folder: &Path) -> anyhow::Result<Option<Self>> {
+        let nodes = node_files(folder)?;
+        let Some((&number, (path, node))) = nodes.first_key_value() else { return Ok(None) };
+        let known = NodeMemory::read(path)?.map(|memory| memory.known);
+        let members = known.iter().flat_map(|known| known.members());
+        let members = members.filter_map(|node| usize::try_from(node.0).ok());
+        // Which protocol `up` was asked for is not known where ranges have several: that of the most.
+        let mut ranges = BTreeMap::<Protocol, usize>::new();
+        for config in known.iter().flat_map(|known| known.configs.values()) {
+            *ranges.entry(config.protocol).or_default() += 1;
+        }
+        let most = ranges.into_iter().max_by_key(|(_, count)| *count);
+        let listens_at = node.listen.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        let port = |(port, number): (u16, u16)| port.checked_sub(number);
+        let Some(port) = listens_at.zip(u16::try_from(number).ok()).and_then(port) else {
+            return Ok(None);
+        };
+        let is_embedded = node.coordinator == [format!("http://{HOST}:{port}")];
+        Ok(Some(Self {
+            format: FORMAT,
+            cluster: node.cluster.clone(),
+            nodes: members.chain(nodes.keys().copied()).max().unwrap_or(number),
+            replication: most.map_or(Protocol::Raft, |(protocol, _)| protocol),
+            engine: node.engine,
+            durability: node.durability,
+            port,
+            coordinator: (!is_embedded).then(|| node.coordinator.clone()),
+            timing: node.timing,
+            min_replicas_for_write: node.min_replicas_for_write,
+        }))
+    }
+
     pub(super) fn cluster(&self) -> anyhow::Result<ClusterId> {
         self.cluster.parse().context("reading cluster.json")
     }
@@ -95,6 +139,26 @@ impl ClusterFile {
         };
         save().with_context(|| format!("writing {}", path.display()))
     }
+}
+
+/// Returns the folders of nodes that are in `folder`, and what they say of themselves.
+fn node_files(folder: &Path) -> anyhow::Result<BTreeMap<usize, (PathBuf, NodeFile)>> {
+    let mut nodes = BTreeMap::new();
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(nodes),
+        entries => entries.with_context(|| format!("reading {}", folder.display()))?,
+    };
+    for entry in entries {
+        let entry = entry.with_context(|| format!("reading {}", folder.display()))?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("node-")?.parse().ok());
+        if let Some(number) = number
+            && let Some(file) = DataFolder::describe(&entry.path())?
+        {
+            nodes.insert(number, (entry.path(), file));
+        }
+    }
+    Ok(nodes)
 }
 
 /// Returns where the description of a cluster is.

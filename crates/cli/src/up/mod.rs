@@ -73,54 +73,55 @@ const PORT_DEFAULT: u16 = 7100;
 /// Options of `trireme up`. Started again on the same data folder, the cluster is as it was.
 #[derive(Args)]
 pub(crate) struct UpArgs {
-    /// How ranges replicate: spinnaker, raft or pacifica. [default: raft]
+    /// Replication protocol of the ranges: spinnaker, raft or pacifica. [default: raft]
     #[arg(long, value_name = "PROTOCOL")]
     replication: Option<Protocol>,
-    /// How many nodes. [default: 3]
+    /// Number of nodes. [default: 3]
     #[arg(long, value_name = "N", value_parser = nodes)]
     nodes: Option<usize>,
-    /// How many replicas each range has. [default: 3, or as many as there are nodes]
+    /// Number of replicas of each range. [default: 3, or the number of nodes if that is less]
     #[arg(long, value_name = "N")]
     replicas: Option<usize>,
-    /// How many ranges, split evenly by first letters from a to z. [default: 4]
+    /// Number of ranges, split evenly by first letter from a to z. [default: 4]
     #[arg(long, value_name = "N", conflicts_with = "split_at")]
     ranges: Option<usize>,
-    /// The keys at which ranges begin, in rising order.
+    /// Keys at which ranges begin, in ascending order.
     #[arg(long, value_name = "KEY", value_delimiter = ',')]
     split_at: Option<Vec<String>>,
-    /// A range with a protocol of its own; may be given more than once.
+    /// A range with its own protocol; may be given more than once.
     #[arg(long = "range", value_name = "START..END=PROTOCOL", value_parser = range_protocol)]
     protocols: Vec<RangeProtocol>,
-    /// The folder for all data.
+    /// Data folder of the cluster.
     #[arg(long, value_name = "DIR", default_value = "trireme-data")]
     data: PathBuf,
-    /// The coordinator listens here and node I on the I-th port after it. [default: 7100]
+    /// Port of the coordinator; node I listens on this port plus I. [default: 7100]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// `embedded`, or the endpoints of an etcd cluster. [default: embedded]
     #[arg(long, value_name = "embedded|URL,URL", value_parser = coordinator_choice)]
     coordinator: Option<CoordinatorChoice>,
-    /// The storage engine: lsm or sled. [default: lsm]
+    /// Storage engine: lsm or sled. [default: lsm]
     #[arg(long)]
     engine: Option<Engine>,
-    /// What an acknowledged write has survived: fsync, os or memory. [default: fsync]
+    /// What an acknowledged write survives: fsync (power loss on all nodes), os (the death of all
+    /// processes) or memory (as long as enough of its replicas run). [default: fsync]
     #[arg(long)]
     durability: Option<Durability>,
     #[command(flatten)]
     timing: TimingArgs,
-    /// Bytes written to a node's tables after which they are flushed to files; counts for this
-    /// start. [default: 64 MiB]
+    /// Size of a node's memtables in bytes at which they are flushed to files; not remembered.
+    /// [default: 64 MiB]
     #[arg(long, value_name = "BYTES", value_parser = super::node::memtable_bytes)]
     memtable_bytes: Option<usize>,
-    /// Lets `trireme fault` cut, delay and stall the nodes. For tests; not remembered.
+    /// Allow `trireme fault` on the nodes. For tests; not remembered.
     #[arg(long)]
     allow_faults: bool,
-    /// How long a replica must be missing from a range before its leader asks another node to hold
-    /// one, for protocols that replace replicas; counts for this start. [default: 10s]
+    /// How long a range lacks a replica before its leader asks another node to hold one, for
+    /// protocols that replace replicas; not remembered. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
-    /// How long what is left of a replica is kept that a node is not to hold any more; counts for
-    /// this start. [default: 1d]
+    /// How long a node keeps the data of a replica that it no longer holds; not remembered.
+    /// [default: 1d]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     discard_after: Option<Duration>,
 }
@@ -188,7 +189,12 @@ impl UpArgs {
     /// Starts everything and watches over it; returns why it has ended by itself.
     async fn start_and_watch(&self, plan: &Plan, running: &mut Running) -> anyhow::Result<()> {
         let folder = running.folder.insert(DataFolder::open(&self.data)?);
-        let existing = ClusterFile::read(folder.path())?;
+        let is_missing = ClusterFile::read(folder.path())?.is_none();
+        let existing = ClusterFile::read_or_recover(folder.path())?;
+        if let Some(recovered) = existing.as_ref().filter(|_| is_missing) {
+            tracing::warn!("cluster.json is missing: it is made again from the nodes' folders");
+            recovered.write(folder.path())?;
+        }
         let file = self.cluster_file(existing.as_ref())?;
         wait_for_predecessors(&self.data, file.nodes).await?;
         let addresses = addresses(&file)?;
@@ -335,7 +341,7 @@ impl UpArgs {
     /// Checks the ports and periods that were asked for, with what the folder remembers, before
     /// anything is made or held.
     fn check_existing(&self) -> anyhow::Result<()> {
-        let existing = ClusterFile::read(&self.data)?;
+        let existing = ClusterFile::read_or_recover(&self.data)?;
         let port = existing.as_ref().map_or(PORT_DEFAULT, |file| file.port);
         let nodes = existing.as_ref().map_or(self.unchecked_plan().nodes, |file| file.nodes);
         node_ports(self.port.unwrap_or(port), nodes).map_err(UsageError)?;
@@ -405,7 +411,7 @@ fn node_ports(port: u16, nodes: usize) -> Result<RangeInclusive<u16>, String> {
     Ok(port.saturating_add(1)..=last)
 }
 
-/// Returns where the nodes will listen, and checks that nobody listens there.
+/// Returns the addresses of the nodes, and checks that they are free.
 fn addresses(file: &ClusterFile) -> anyhow::Result<Vec<String>> {
     let ports = node_ports(file.port, file.nodes).map_err(UsageError)?;
     let addresses: Vec<String> = ports.map(|port| format!("{HOST}:{port}")).collect();

@@ -10,7 +10,7 @@
 //! with are part of the first node, however many there are, because a transaction is bounded.
 //!
 //! Map and configurations change by compare-and-set on their own versions, which rise by one:
-//! of two proposals made at version v, exactly one installs v+1, and the other is told what is
+//! of two proposals made at version v, exactly one installs v+1, and the other receives what is
 //! installed (M34).
 
 use std::collections::BTreeMap;

@@ -1,9 +1,9 @@
 //! PacificA's configuration manager for one cohort (PacificA §2.3; M33, M34).
 //!
 //! It holds the cohort's newest configuration, in the catalog. A proposal made at version v is
-//! installed as v+1 if v is still the newest, and is otherwise told what is; of two proposals
-//! made at the same version exactly one is installed. It has no part in reads and writes, and no
-//! part in deciding who is dead: that is between primary and secondaries.
+//! installed as v+1 if v is still the newest, and otherwise the proposer receives what is; of two
+//! proposals made at the same version exactly one is installed. It has no part in reads and writes,
+//! and no part in deciding who is dead: that is between primary and secondaries.
 //!
 //! Whoever does not know what became of his proposal stays inactive, reads, and goes by what he
 //! reads (P4): [`ConfigurationManager::propose`] never proposes the same thing under another
@@ -56,12 +56,12 @@ impl ConfigurationManager {
 pub struct ConfigurationWatch {
     watch: CatalogWatch,
     cohort: CohortId,
-    /// The version that was told last; versions begin at 1.
+    /// The version that was delivered last; versions begin at 1.
     told: u64,
 }
 
 impl ConfigurationWatch {
-    /// Returns the next configuration that is newer than the one told before. `None` once the
+    /// Returns the next configuration that is newer than the one delivered before. `None` once the
     /// coordinator is closed. Can be cancelled.
     pub async fn next(&mut self) -> Option<Result<CohortConfig, CoordinatorError>> {
         loop {

@@ -71,7 +71,7 @@ pub struct Candidate {
 pub struct ElectionState {
     /// The epoch of the newest leader; 0 if there never was one.
     pub epoch: Epoch,
-    /// The leader, as long as its session lives and nobody has taken over.
+    /// The leader, as long as its session lives and no other has taken over.
     pub leader: Option<Leader>,
     /// Those who stand for the next epoch, one for each node.
     pub candidates: BTreeMap<NodeId, Candidate>,
@@ -86,7 +86,7 @@ pub enum Campaign {
     Elected(Leader),
     /// Another one does, in this round's epoch or a later one.
     Led(Leader),
-    /// The round is over, and whoever won it is gone already: a new round is due.
+    /// The round is over, and its winner is gone already: a new round is due.
     Stale {
         /// The newest leader's epoch.
         epoch: Epoch,
@@ -199,8 +199,8 @@ impl Election {
         }
     }
 
-    /// Makes this replica the leader of `epoch` again, if that still is the epoch and nobody leads:
-    /// its session had expired. Returns whether it leads.
+    /// Makes this replica the leader of `epoch` again, if that still is the epoch and no replica
+    /// leads: its session had expired. Returns whether it leads.
     pub async fn reclaim(&self, epoch: Epoch) -> Result<bool, CoordinatorError> {
         loop {
             let state = self.state().await?;
@@ -293,8 +293,8 @@ impl Election {
         }
     }
 
-    /// Deletes the candidates of rounds that are over. Nobody looks at them, so that this is only
-    /// for tidiness, and whoever leads may do it at any time.
+    /// Deletes the candidates of rounds that are over. They are never read, so that this is only
+    /// for tidiness, and any leader may do it at any time.
     pub async fn clean_up(&self) -> Result<(), CoordinatorError> {
         let state = self.state().await?;
         let nodes = self.coordinator.subtree(&format!("{}/rounds", self.root())).await?;

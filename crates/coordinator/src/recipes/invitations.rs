@@ -5,7 +5,7 @@
 //! ```
 //! A cohort has one invitation at most, which changes by compare-and-set on what was read, so that
 //! of two leaders, the old and the new one, no two nodes are asked unawares. It outlives the
-//! leader that made it: whoever leads next sees it, and withdraws it when the node is in the
+//! leader that made it: the next leader sees it, and withdraws it when the node is in the
 //! configuration or asks another when it does not come. To be invited is to be allowed to try:
 //! who is in a cohort is decided in the catalog alone.
 
@@ -55,7 +55,7 @@ impl Invitations {
         Self { coordinator: coordinator.clone() }
     }
 
-    /// Invites a node in place of whom `before` invites, or of nobody. Returns whether that was
+    /// Invites a node in place of whom `before` invites, or of no node. Returns whether that was
     /// what stood: if not, nothing was changed, and somebody else was first.
     pub async fn invite(
         &self,

@@ -25,7 +25,7 @@ use crate::{Coordinator, CoordinatorError, CreateMode, ErrorClass, Line, Op};
 /// The mark that somebody has compared the catalog with what all nodes know.
 const COMPARED: &str = "/compared";
 
-/// A map and the cohorts' configurations, as somebody knows them.
+/// A map and the cohorts' configurations, as some party knows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Knowledge {
     /// The cluster.
@@ -36,7 +36,7 @@ pub struct Knowledge {
     pub configs: BTreeMap<CohortId, CohortConfig>,
 }
 
-/// Two who know different things under one number.
+/// Two parties that know different things under one number.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Conflict {
     /// Two clusters.
@@ -79,7 +79,7 @@ pub enum BringForwardError {
     Coordinator(#[from] CoordinatorError),
 }
 
-/// What somebody knows, in the form that is written to files and sent to others.
+/// What a party knows, in the form that is written to files and sent to others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WrittenKnowledge {
     cluster: String,

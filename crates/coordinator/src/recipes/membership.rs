@@ -56,7 +56,7 @@ pub struct NodeInfo {
     /// How often the node has come back with another folder, having lost what it had.
     #[serde(default)]
     pub incarnation: u64,
-    /// Whatever else the node tells of itself.
+    /// Further properties of the node.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
 }
@@ -112,7 +112,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Says whether a process holds the node's session.
+    /// Returns true if a process holds the node's session.
     pub fn is_alive(&self) -> bool {
         self.session.is_some()
     }
@@ -273,7 +273,7 @@ impl Membership {
 
     /// Returns the nodes, by their identifiers.
     pub async fn list(&self) -> Result<Vec<Member>, CoordinatorError> {
-        // Two reads are not one moment: a node that dies between them may be told as alive, as
+        // Two reads are not one moment: a node that dies between them may be listed as alive, as
         // any answer may be old when it arrives.
         let live = self.coordinator.children(LIVE).await?;
         let nodes = self.coordinator.children(NODES).await?;
@@ -361,7 +361,7 @@ pub struct MembershipWatch {
     told: Option<Vec<Member>>,
 }
 
-/// One of the two folders, as its watch has told it.
+/// One of the two folders, as its watch has delivered it.
 #[derive(Debug)]
 struct Half {
     watch: Watch,

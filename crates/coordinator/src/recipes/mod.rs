@@ -1,7 +1,7 @@
 //! What Trireme keeps at the coordinator, each in a form of its own on nodes and watches.
 //!
 //! Values are JSON objects with a `format` number, so that `etcdctl get --prefix /trireme` can be
-//! read by a person and a later build can tell what an earlier one wrote.
+//! read by a person and a later build can recognise what an earlier one wrote.
 
 pub mod catalog;
 pub mod configuration;

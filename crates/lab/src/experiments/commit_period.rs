@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use trireme_types::Protocol;
 
 use super::{LeaderDeath, WHOLE_TIMEOUT, no_loss};
-use crate::cluster::{Cluster, ClusterArgs};
 use crate::measure::{Summary, Trend, microseconds};
 use crate::parse;
 use crate::report::{Report, milliseconds, milliseconds_or_dash, progress};
 use crate::timeline::Timeline;
 use crate::writer::{Writer, impatient, lost};
+use trireme_testbed::{Cluster, ClusterArgs};
 
 /// The least time for which staleness is sampled, however short the period.
 const SAMPLED_MIN: Duration = Duration::from_secs(2);

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use trireme_types::{NodeId, Protocol};
 
 use super::{GAP_TIMEOUT, LeaderDeath, WHOLE_TIMEOUT, no_loss};
-use crate::cluster::{Cluster, ClusterArgs, Statuses};
 use crate::measure::{Summary, microseconds};
 use crate::report::{Report, milliseconds, milliseconds_or_dash, progress};
 use crate::writer::{Writer, impatient, lost};
+use trireme_testbed::{Cluster, ClusterArgs, Statuses};
 
 /// Arguments of `trireme-lab kills`.
 #[derive(Args)]

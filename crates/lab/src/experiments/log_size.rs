@@ -15,12 +15,12 @@ use trireme_client::ClientOptions;
 use trireme_types::{NodeId, Protocol};
 
 use super::{GAP_TIMEOUT, LeaderDeath, WHOLE_TIMEOUT, no_loss};
-use crate::cluster::{Cluster, ClusterArgs};
 use crate::load::Load;
 use crate::measure::microseconds;
 use crate::parse::{self, Size};
 use crate::report::{Report, megabytes, milliseconds, milliseconds_or_dash, progress};
 use crate::writer::{Writer, impatient, lost};
+use trireme_testbed::{Cluster, ClusterArgs};
 
 /// How many callers fill the range.
 const FILLERS: u64 = 64;

@@ -11,9 +11,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use trireme_types::NodeId;
 
-use crate::cluster::{Cluster, Killed};
 use crate::measure::{Gap, gap};
 use crate::writer::Writer;
+use trireme_testbed::{Cluster, Killed};
 
 /// How long the nodes may take until every replica has caught up.
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(180);

@@ -14,11 +14,11 @@ use trireme_client::ClientOptions;
 use trireme_types::{NodeId, Protocol};
 
 use super::{GAP_TIMEOUT, WHOLE_TIMEOUT, no_loss};
-use crate::cluster::{ALLOW_FAULTS, Cluster, ClusterArgs, Lost, Suffering};
 use crate::measure::{Summary, longest_pause};
 use crate::parse;
 use crate::report::{Report, milliseconds, progress};
 use crate::writer::{Writer, impatient, lost};
+use trireme_testbed::{ALLOW_FAULTS, Cluster, ClusterArgs, Lost, Suffering};
 
 /// How soon a killed leader is back in [`Fault::KillAndBack`]: before anybody misses it.
 const BACK_AFTER: Duration = Duration::from_millis(300);
@@ -137,7 +137,8 @@ impl OutagesArgs {
     ) -> anyhow::Result<()> {
         let mut cluster = Cluster::start(&self.cluster, protocol, &[ALLOW_FAULTS]).await?;
         report.conditions(cluster.conditions().await?);
-        let client = cluster.client(ClientOptions { attempt_timeout: PATIENCE, ..impatient() }).await?;
+        let client =
+            cluster.client(ClientOptions { attempt_timeout: PATIENCE, ..impatient() }).await?;
         let writer = Writer::start(client.clone(), 0, self.value_bytes);
         for round in 1..=self.rounds {
             let whole = cluster.wait_until_whole(WHOLE_TIMEOUT).await?;

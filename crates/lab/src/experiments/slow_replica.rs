@@ -10,11 +10,11 @@ use trireme_client::ClientOptions;
 use trireme_types::{NodeId, Protocol};
 
 use super::WHOLE_TIMEOUT;
-use crate::cluster::{ALLOW_FAULTS, Cluster, ClusterArgs};
 use crate::load::Load;
 use crate::measure::Summary;
 use crate::parse;
 use crate::report::{Report, milliseconds, progress};
+use trireme_testbed::{ALLOW_FAULTS, Cluster, ClusterArgs};
 
 /// How long callers are at work before a phase is measured.
 const WARM_UP: Duration = Duration::from_secs(1);

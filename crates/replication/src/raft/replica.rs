@@ -534,7 +534,10 @@ fn read_error(error: RaftError<TypeConfig, LinearizableReadError<TypeConfig>>) -
             forward_error(forward)
         }
         RaftError::APIError(LinearizableReadError::QuorumNotEnough(missing)) => {
-            ReplicaError::Unavailable(missing.to_string())
+            let confirmed = missing.got.len();
+            ReplicaError::Unavailable(format!(
+                "no majority confirms the leader: {confirmed} of its replicas did, itself included"
+            ))
         }
         RaftError::Fatal(error) => fatal(error),
     }

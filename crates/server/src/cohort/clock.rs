@@ -4,7 +4,7 @@
 //! is what all replicas go by. No machine's own date is in it, so none that is wrong can carry the
 //! cohort's time away. A node counts on from the time that it found applied, by its monotonic clock.
 //! Since the time that it counts from was no more than has passed, its own is no more than has
-//! passed either: a cohort's clock never runs faster than the clocks of its nodes, whoever leads. It
+//! passed either: a cohort's clock never runs faster than the clocks of its nodes, whichever leads. It
 //! stands still while the cohort takes no writes, until the next one names the time, and while no
 //! node of it runs.
 

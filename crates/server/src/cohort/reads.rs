@@ -22,7 +22,7 @@ use crate::refusal;
 use crate::request::ReplyTo;
 use crate::routes::NodeDirectory;
 
-/// The most strong reads that wait in one cohort's queue; past it a client is told `BUSY`.
+/// The most strong reads that wait in one cohort's queue; past it a client is answered `BUSY`.
 const QUEUE_READS_MAX: usize = 65_536;
 
 /// The most reads that one barrier serves before the next one may begin.

@@ -25,7 +25,7 @@ use crate::refusal;
 use crate::request::ReplyTo;
 use crate::routes::NodeDirectory;
 
-/// The most bytes of keys and values that wait in one cohort's queue; past it a client is told
+/// The most bytes of keys and values that wait in one cohort's queue; past it a client is answered
 /// `BUSY`.
 const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
@@ -39,7 +39,7 @@ const BATCHES_MAX: usize = 2;
 /// The bytes that one write counts for besides its key and value.
 const WRITE_OVERHEAD: usize = 64;
 
-/// How long a batch may replicate before its clients are told that its fate is unknown.
+/// How long a batch may replicate before its clients get the answer that its outcome is unknown.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A write that waits for its batch.

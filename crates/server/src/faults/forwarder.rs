@@ -2,7 +2,7 @@
 //!
 //! The node connects to a port of its own, and each connection is passed on to the coordinator.
 //! When the way is cut, both ends of every connection, and of every later one, hear nothing more and
-//! are told nothing, as if the network between them were gone. When it is healed, connections from
+//! get no answer, as if the network between them were gone. When it is healed, connections from
 //! before are closed, since what they carried may have been lost halfway.
 
 use std::io;

@@ -1,4 +1,4 @@
-//! Faults that a running node suffers because somebody asked for them: links to other nodes that
+//! Faults that a running node suffers on request: links to other nodes that
 //! lose or delay what is sent, a coordinator that is not reached, a disk that stalls or fails, a task
 //! that panics.
 //!

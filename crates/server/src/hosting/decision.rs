@@ -22,7 +22,7 @@ pub(super) struct Plan {
     pub(super) open: BTreeSet<CohortId>,
     /// The cohorts whose replica is to be closed, and then what is left of it discarded.
     pub(super) close: BTreeSet<CohortId>,
-    /// The cohorts of which something is left here that nobody needs.
+    /// The cohorts of which something is left here that is needed no more.
     pub(super) discard: BTreeSet<CohortId>,
 }
 
@@ -48,26 +48,26 @@ pub(super) fn plan(
     plan
 }
 
-/// Says whether a node is to hold a replica: if it is in the cohort, or if the cohort lacks one
+/// Returns true if a node is to hold a replica: if it is in the cohort, or if the cohort lacks one
 /// and the node is invited to be it or was in the cohort before and can come back by itself.
 fn is_to_hold(node: NodeId, config: &CohortConfig, is_invited: bool, has_data: bool) -> bool {
     let is_member = config.replicas.contains(&node);
     is_member || (config.replicas_missing() > 0 && (is_invited || has_data))
 }
 
-/// Takes in what the coordinator told. A configuration or map that is older than what is known is
-/// passed over, since a coordinator's member that lags behind may be the one that tells.
-pub(super) fn take_in(known: &mut CatalogState, told: CatalogState) {
-    for (cohort, config) in told.configs {
+/// Merges what the coordinator sent. A configuration or map that is older than what is known is
+/// passed over, since it may come from a member of the coordinator that lags behind.
+pub(super) fn merge(known: &mut CatalogState, sent: CatalogState) {
+    for (cohort, config) in sent.configs {
         let is_older = known.configs.get(&cohort).is_some_and(|it| it.version > config.version);
         if !is_older {
             known.configs.insert(cohort, config);
         }
     }
-    if told.map.version >= known.map.version {
-        (known.map, known.map_revision) = (told.map, told.map_revision);
+    if sent.map.version >= known.map.version {
+        (known.map, known.map_revision) = (sent.map, sent.map_revision);
     }
-    known.revision = known.revision.max(told.revision);
+    known.revision = known.revision.max(sent.revision);
 }
 
 #[cfg(test)]
@@ -159,9 +159,9 @@ mod tests {
             CatalogState { line, revision, creation, cluster, map, map_revision, configs }
         };
         let mut known = state(2, config(5, &[1, 2]));
-        take_in(&mut known, state(1, config(4, &[1, 2, 3])));
+        merge(&mut known, state(1, config(4, &[1, 2, 3])));
         assert_eq!(known, state(2, config(5, &[1, 2])));
-        take_in(&mut known, state(3, config(6, &[1, 2, 4])));
+        merge(&mut known, state(3, config(6, &[1, 2, 4])));
         assert_eq!(known, state(3, config(6, &[1, 2, 4])));
     }
 }

@@ -24,7 +24,7 @@ use trireme_coordinator::recipes::invitations::{AllInvitations, Invitations, Inv
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_types::CohortId;
 
-use self::decision::{Plan, plan, take_in};
+use self::decision::{Plan, merge, plan};
 pub(crate) use self::opener::Opener;
 use crate::cohort::HostedCohort;
 use crate::node::NodeError;
@@ -39,11 +39,11 @@ pub(crate) struct Hosting {
     opener: Opener,
     router: Arc<Router>,
     peers: Arc<Peers>,
-    /// The newest of everything that the coordinator has told.
+    /// The newest of everything that the coordinator has sent.
     catalog: CatalogState,
     invitations: AllInvitations,
     /// What the coordinator has sent last, until the node remembers it.
-    told: Option<CatalogState>,
+    sent: Option<CatalogState>,
     hosted: BTreeMap<CohortId, Arc<HostedCohort>>,
 }
 
@@ -64,8 +64,8 @@ impl Hosting {
         let router = Router::new(catalog.cluster, opener.directory.clone(), Routes::of(&catalog));
         let (router, invitations) = (Arc::new(router), AllInvitations::new());
         let hosted = BTreeMap::new();
-        let told = None;
-        let mut hosting = Self { opener, router, peers, catalog, invitations, told, hosted };
+        let sent = None;
+        let mut hosting = Self { opener, router, peers, catalog, invitations, sent, hosted };
         let Plan { open, discard, .. } = hosting.plan();
         for cohort in discard {
             hosting.opener.set_aside(cohort).await?;
@@ -108,39 +108,39 @@ impl Hosting {
         }
     }
 
-    /// Takes in the next watches. Returns whether there can be more. Can be cancelled.
+    /// Waits for the next change of a watch. Returns true if there can be more. Can be cancelled.
     async fn hear(&mut self, watches: &mut CatalogWatches) -> bool {
         let error = tokio::select! {
-            told = watches.catalog.next() => match told {
-                Some(Ok(told)) => {
-                    self.told = Some(told);
+            sent = watches.catalog.next() => match sent {
+                Some(Ok(sent)) => {
+                    self.sent = Some(sent);
                     return true;
                 }
                 Some(Err(error)) => error,
                 None => return false,
             },
-            told = watches.invitations.next() => match told {
-                Some(Ok(told)) => {
-                    self.invitations = told;
+            sent = watches.invitations.next() => match sent {
+                Some(Ok(sent)) => {
+                    self.invitations = sent;
                     return true;
                 }
                 Some(Err(error)) => error,
                 None => return false,
             },
         };
-        tracing::error!(%error, "what the coordinator told is passed over");
+        tracing::error!(%error, "what the coordinator sent is passed over");
         true
     }
 
     /// Opens and closes replicas as what is known now asks for. What fails is left for the next
     /// time; the rest is done.
     async fn follow(&mut self) -> Result<(), NodeError> {
-        if let Some(told) = &self.told {
+        if let Some(sent) = &self.sent {
             // On the disk before anything is done by it.
-            self.opener.continuity.remember(told).await?;
+            self.opener.continuity.remember(sent).await?;
         }
-        if let Some(told) = self.told.take() {
-            take_in(&mut self.catalog, told);
+        if let Some(sent) = self.sent.take() {
+            merge(&mut self.catalog, sent);
         }
         let Plan { open, close, discard } = self.plan();
         self.publish();

@@ -51,7 +51,7 @@ pub(crate) struct Opener {
 }
 
 impl Opener {
-    /// Opens a replica and starts its queues on the current runtime. Nobody else may have one of
+    /// Opens a replica and starts its queues on the current runtime. There must be no other one of
     /// the same cohort open.
     pub(super) async fn open(
         &self,
@@ -95,7 +95,7 @@ impl Opener {
 
     /// Returns the log and the table for a replica, whose table must reach to where its log begins.
     /// In what is left of a replica that is not in the cohort any more it may not, if discarding it
-    /// was interrupted: such a replica begins anew, for nobody counts on what it has.
+    /// was interrupted: such a replica begins anew, since no quorum counts on what it has.
     async fn storage(
         &self,
         descriptor: &RangeDescriptor,

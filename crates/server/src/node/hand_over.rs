@@ -1,4 +1,4 @@
-//! A node that stops in order hands the cohorts that it leads to others first: nobody then has to
+//! A node that stops in order hands the cohorts that it leads to others first: no client then has to
 //! find out by a timeout that their leader is gone.
 
 use std::cmp::Reverse;
@@ -46,7 +46,7 @@ async fn hand_over_one(
     loop {
         let leader = replica.leader();
         // One that leads no more may not have heard yet who does: that it has shows that the other
-        // is there, and can be told to clients.
+        // is there, and can be named to clients.
         if leader.is_some_and(|leader| leader != node) {
             return;
         }

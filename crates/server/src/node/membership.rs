@@ -66,7 +66,7 @@ pub(super) async fn register(
                 "the node's disk is lost; it comes back with nothing, as a newcomer"
             );
             // Durable before the coordinator knows the node by this folder: after a crash between
-            // the two, this happens again; in the other order, nobody would know that data was lost.
+            // the two, this happens again; in the other order, it would be forgotten that data was lost.
             (file.rejoins, file.incarnation) = (true, member.incarnation + 1);
             folder.write(file)?;
         } else if member.starts > file.starts {
@@ -79,7 +79,7 @@ pub(super) async fn register(
     registered.map_err(not_registered)
 }
 
-/// Counts this start, on the disk, before anybody learns of it. On a disk that is full the node starts
+/// Counts this start, on the disk, before any other node learns of it. On a disk that is full the node starts
 /// all the same: what the count is for is noticed by the one who comes later.
 fn count_start(file: &mut NodeFile, folder: &DataFolder) -> Result<(), NodeError> {
     file.starts = file.starts.saturating_add(1);
@@ -182,7 +182,7 @@ impl DirectoryUpdates {
     pub(super) async fn first(&mut self) -> Result<(), CoordinatorError> {
         match self.members.next().await {
             Some(members) => self.take(&members?),
-            None => tracing::warn!("the coordinator told of no nodes"),
+            None => tracing::warn!("the coordinator sent no nodes"),
         }
         Ok(())
     }

@@ -91,7 +91,7 @@ pub struct NodeOptions {
     /// How long what is left of a replica is kept that the node is not to hold any more. Shorter frees
     /// its room sooner; longer leaves more time to notice a mistake.
     pub discard_after: Duration,
-    /// Whether whoever reaches the node may have it suffer faults. Never remembered.
+    /// Whether a caller may have the node suffer faults. Never remembered.
     pub allow_faults: bool,
 }
 
@@ -320,7 +320,7 @@ impl Node {
         self.stop_hosting().await;
         let replicas: Vec<_> =
             self.router.routes().hosted.values().map(|hosted| hosted.replica.clone()).collect();
-        // Before the clients are turned away: until then they can be told who leads instead.
+        // Before the clients are turned away: until then they can be redirected to the new leader.
         self.hand_over(&replicas).await;
         if let Some(stop) = self.stop_serving.take() {
             let _gone = stop.send(());

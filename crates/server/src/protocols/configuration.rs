@@ -13,7 +13,7 @@ use super::pending_request::{PendingRequest, RETRY_PAUSE, notify};
 use crate::continuity::Continuity;
 use crate::memory::MemoryError;
 
-/// Carries out what a replica proposes to its cohort's configuration manager, and tells it the newest
+/// Carries out what a replica proposes to its cohort's configuration manager, and sends it the newest
 /// configuration, until the replica ends. To be called within a runtime.
 pub(crate) fn configure(
     coordinator: &Coordinator,
@@ -70,8 +70,8 @@ impl Part {
 
     /// Passes a configuration to the replica that the node remembers: a node that acts in one knows it
     /// whatever becomes of the coordinator. One that is older than what the node knows, or another
-    /// under the same version, comes from a coordinator that was put back, and is not told. Returns
-    /// true if there is a replica to tell.
+    /// under the same version, comes from a coordinator that was put back, and is not passed on.
+    /// Returns true if the replica still runs.
     async fn notify(&self, config: CohortConfig) -> bool {
         loop {
             match self.continuity.remember_config(&config).await {

@@ -11,7 +11,7 @@ use trireme_types::{CohortId, NodeId};
 use super::pending_request::{PendingRequest, RETRY_PAUSE, notify};
 use crate::continuity::Continuity;
 
-/// Carries out what a replica asks of its cohort's election, and tells it how that stands, until the
+/// Carries out what a replica asks of its cohort's election, and sends it every change, until the
 /// replica ends. To be called within a runtime.
 pub(crate) fn elect(
     coordinator: &Coordinator,
@@ -50,7 +50,7 @@ impl Part {
     /// Passes to the replica how the election stands, whenever that has changed. What an older coordinator
     /// says is passed over: it is brought forward, and says so then.
     async fn watch(&self, replica: &Weak<CoreReplica<Spinnaker>>) {
-        let mut told = 0;
+        let mut newest = 0;
         loop {
             while !self.continuity.is_cleared(self.cohort) {
                 tokio::time::sleep(RETRY_PAUSE).await;
@@ -64,11 +64,11 @@ impl Part {
             };
             while let Some(state) = watch.next().await {
                 match state {
-                    Ok(state) if state.epoch < told => {
-                        tracing::info!(epoch = state.epoch, told, "the coordinator is older");
+                    Ok(state) if state.epoch < newest => {
+                        tracing::info!(epoch = state.epoch, newest, "the coordinator is older");
                     }
                     Ok(state) => {
-                        told = state.epoch;
+                        newest = state.epoch;
                         if !notify(replica, self.view(&state)).await {
                             return;
                         }
@@ -115,7 +115,7 @@ impl Part {
         });
     }
 
-    /// Carries out a request; says whether it is known what became of it.
+    /// Carries out a request; returns true if its outcome is known.
     async fn carry_out(&self, request: ElectionRequest) -> bool {
         if !self.continuity.may_change(self.cohort).await {
             return false;

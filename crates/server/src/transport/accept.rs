@@ -139,7 +139,7 @@ pub(super) struct Turns {
 struct LaneTurn {
     /// The connections that are served or wait to be.
     connections: usize,
-    /// Tells the latest of them that a later one has come.
+    /// Notifies the latest of them that a later one has come.
     latest: CancellationToken,
     /// Held by the one that is served.
     lock: Arc<tokio::sync::Mutex<()>>,

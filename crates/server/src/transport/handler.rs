@@ -19,7 +19,7 @@ pub trait PeerHandler: Send + Sync + 'static {
     /// connections to see to. While it runs, nothing else arrives from that node on that lane.
     ///
     /// The payload is a slice of the frame that it came in, which stays in memory as long as any
-    /// of its slices: whoever keeps a small payload for long should copy it.
+    /// of its slices: a small payload that is kept for long should be copied.
     fn message(&self, from: NodeId, cohort: CohortId, lane: Lane, payload: Bytes);
 
     /// Returns the folder on whose disk arriving snapshots are kept until they are whole.

@@ -1,4 +1,4 @@
-//! How a connection begins: eight bytes that tell a peer from a client, then a hello from each
+//! How a connection begins: eight bytes that distinguish a peer from a client, then a hello from each
 //! side, checked by the other.
 
 use std::io;
@@ -48,7 +48,7 @@ pub(super) enum HelloError {
     NoPeer,
 }
 
-/// Says whether an accepted connection comes from another node rather than from a client, without
+/// Returns true if an accepted connection comes from another node rather than from a client, without
 /// taking any bytes from it. The first byte that is not a peer's decides.
 ///
 /// # Errors

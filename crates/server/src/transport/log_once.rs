@@ -1,4 +1,4 @@
-//! Says each thing about each peer once, so that a peer that tries again and again does not fill
+//! Logs each cause about each peer once, so that a peer that tries again and again does not fill
 //! the log.
 
 use std::collections::HashSet;
@@ -12,12 +12,12 @@ use trireme_types::NodeId;
 /// more.
 const CAUSES_MAX: usize = 1024;
 
-/// Whom a complaint is about.
+/// Whom a log line is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Who {
     /// A node, by what it says or by whom we mean to reach.
     Node(NodeId),
-    /// Somebody who has not said hello.
+    /// A caller that has not said hello.
     Address(IpAddr),
 }
 
@@ -37,7 +37,7 @@ pub(super) struct LogOnce {
 }
 
 impl LogOnce {
-    /// Says whether this has not been said about them yet, and remembers that it has been now.
+    /// Returns true the first time that a cause is given for a peer.
     pub(super) fn is_first(&self, who: Who, cause: &str) -> bool {
         let mut said = self.said.lock();
         if said.len() >= CAUSES_MAX {

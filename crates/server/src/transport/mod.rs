@@ -18,7 +18,7 @@
 //!
 //! All nodes' messages flow over connections that the sender opened: one for the data lane and one
 //! for the heartbeat lane of each peer, which all cohorts share, and one for each snapshot. Peers
-//! and clients share one port; [`is_peer`] tells them apart by their first bytes.
+//! and clients share one port; [`is_peer`] distinguishes them by their first bytes.
 //!
 //! ```text
 //! opener                                              acceptor
@@ -78,7 +78,7 @@ pub use self::faults::{Fate, LinkFaults};
 pub use self::handler::PeerHandler;
 pub use self::hello::is_peer;
 pub use self::options::{GATHER_BYTES, TransportOptions};
-pub use self::peer::PeerState;
+pub use self::peer::{PeerState, Sent};
 
 use self::accept::Turns;
 use self::log_once::LogOnce;
@@ -90,7 +90,7 @@ use self::peer::Peer;
 pub struct PeerTransport {
     shared: Arc<Shared>,
     /// Every node that ever had an address. Those that have none any more stay, so that a node's
-    /// ups and downs are told in order even if it comes back.
+    /// ups and downs are reported in order even if it comes back.
     peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
 }
 
@@ -110,7 +110,7 @@ struct Shared {
 }
 
 impl PeerTransport {
-    /// Returns a transport that reaches nobody yet. Its tasks run on `runtime`, whoever calls.
+    /// Returns a transport that reaches no node yet. Its tasks run on `runtime`.
     pub fn new(
         options: TransportOptions,
         handler: Arc<dyn PeerHandler>,
@@ -129,7 +129,7 @@ impl PeerTransport {
         Arc::new(Self { shared: Arc::new(shared), peers: RwLock::default() })
     }
 
-    /// Tells where all nodes are, as `host:port` each. Connections to a node that is somewhere else
+    /// Sets where all nodes are, as `host:port` each. Connections to a node that is somewhere else
     /// now end and are opened to the new address; a node that is not named cannot be reached. This
     /// node itself may be named and is passed over.
     pub fn set_addresses(&self, addresses: BTreeMap<NodeId, String>) {
@@ -178,7 +178,7 @@ impl PeerTransport {
         peers.values().filter(|peer| peer.address().is_some()).map(|peer| peer.state()).collect()
     }
 
-    /// Ends all connections, without telling the handler that the peers are gone. Nobody can be
+    /// Ends all connections, without reporting to the handler that the peers are gone. No node can be
     /// reached from now on.
     pub fn shutdown(&self) {
         let mut peers = self.peers.write();
@@ -250,7 +250,7 @@ impl Shared {
         faults.map(|faults| faults.fate(to, lane)).unwrap_or_default()
     }
 
-    /// Says whether something that nothing else can follow until it is answered may go to a node,
+    /// Returns true if something that nothing else can follow until it is answered may go to a node,
     /// after the delay that was asked for.
     async fn lets_pass(&self, to: NodeId, lane: ConnectionLane) -> bool {
         match self.fate(to, lane) {

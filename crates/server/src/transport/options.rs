@@ -1,4 +1,4 @@
-//! What the transport can be told.
+//! The transport's options.
 
 use std::fmt;
 use std::sync::Arc;

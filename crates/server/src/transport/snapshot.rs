@@ -198,7 +198,7 @@ pub(super) async fn receive(shared: &Shared, caller: Caller) -> Result<(), LinkE
 
 /// Why a snapshot was not taken.
 enum ReceiveError {
-    /// The connection is of no more use, so there is nobody to answer.
+    /// The connection is of no more use, so nothing can be answered.
     Link(LinkError),
     /// This is the answer.
     Refused(String),

@@ -1,4 +1,5 @@
-//! A cluster that `trireme up` started in a folder of its own, and that does not outlive this.
+//! Clusters of processes on this machine, for experiments: each is started by `trireme up` in a
+//! folder of its own, does not outlive its owner, and can be given faults.
 
 mod faults;
 mod health;
@@ -8,7 +9,7 @@ mod ready;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,10 +24,9 @@ use trireme_types::{Durability, Engine, NodeId, Protocol};
 
 use self::ports::{PORTS_MAX, Ports};
 use self::ready::Ready;
-use crate::report::progress;
 
-pub(crate) use self::faults::{ALLOW as ALLOW_FAULTS, Lost, Suffering};
-pub(crate) use self::health::{Conditions, Statuses};
+pub use self::faults::{ALLOW as ALLOW_FAULTS, Frozen, Lost, Suffering};
+pub use self::health::{Conditions, Statuses};
 
 /// How long a cluster may take until it serves.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
@@ -39,32 +39,32 @@ const TAIL_LINES: usize = 15;
 
 /// What every experiment's clusters are started with.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct ClusterArgs {
+pub struct ClusterArgs {
     /// The `trireme` program. [default: beside this program]
     #[arg(long, value_name = "PATH")]
-    trireme: Option<PathBuf>,
+    pub trireme: Option<PathBuf>,
     /// How many nodes; each holds a replica of the one range.
     #[arg(long, value_name = "N", default_value_t = 3)]
-    nodes: u16,
+    pub nodes: u16,
     /// The storage engine: lsm or sled.
     #[arg(long, default_value_t)]
-    engine: Engine,
+    pub engine: Engine,
     /// What an acknowledged write has survived: fsync, os or memory.
     #[arg(long, default_value_t)]
-    durability: Durability,
+    pub durability: Durability,
     /// One more argument for `trireme up`, as it stands; may be given more than once.
     #[arg(long = "up", value_name = "ARGUMENT", allow_hyphen_values = true)]
-    more: Vec<String>,
+    pub more: Vec<String>,
     /// The folder that each cluster's own is made in. [default: the system's temporary folder]
     #[arg(long, value_name = "DIR")]
-    folder: Option<PathBuf>,
+    pub folder: Option<PathBuf>,
     /// Keep the clusters' folders, and say where they are.
     #[arg(long)]
-    keep: bool,
+    pub keep: bool,
 }
 
 /// A running cluster of one range with a replica on every node. Dropped, it is killed.
-pub(crate) struct Cluster {
+pub struct Cluster {
     program: PathBuf,
     addresses: BTreeMap<NodeId, String>,
     up: Child,
@@ -88,16 +88,29 @@ struct NodeProcess {
 
 /// The end of a node.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Killed {
+pub struct Killed {
     /// Right before the signal was sent.
-    pub(crate) at: Instant,
+    pub at: Instant,
     /// When the process was seen to be gone. What was begun after it was not begun at this node.
-    pub(crate) gone: Instant,
+    pub gone: Instant,
 }
 
 impl ClusterArgs {
+    /// Returns what clusters of three nodes are started with by default, with this program.
+    pub fn of(program: PathBuf) -> Self {
+        Self {
+            trireme: Some(program),
+            nodes: 3,
+            engine: Engine::default(),
+            durability: Durability::default(),
+            more: Vec::new(),
+            folder: None,
+            keep: false,
+        }
+    }
+
     /// Returns how many nodes a cluster has.
-    pub(crate) fn nodes(&self) -> usize {
+    pub fn nodes(&self) -> usize {
         usize::from(self.nodes)
     }
 
@@ -109,7 +122,9 @@ impl ClusterArgs {
             made.with_context(|| format!("making a temporary folder in {}", parent.display()))?;
         if self.keep {
             folder.disable_cleanup(true);
-            progress(format_args!("the cluster's folder is {}", folder.path().display()));
+            // There is nowhere left to say that stderr cannot be written.
+            let _unwritten =
+                writeln!(io::stderr(), "the cluster's folder is {}", folder.path().display());
         }
         Ok(folder)
     }
@@ -149,7 +164,7 @@ impl ClusterArgs {
 impl Cluster {
     /// Starts a cluster of one range, with these arguments of `up` besides what the command line
     /// gave, and returns when it serves.
-    pub(crate) async fn start(
+    pub async fn start(
         args: &ClusterArgs,
         protocol: Protocol,
         more: &[&str],
@@ -183,13 +198,13 @@ impl Cluster {
     }
 
     /// Connects a client to the nodes that run.
-    pub(crate) async fn client(&self, options: ClientOptions) -> anyhow::Result<Client> {
+    pub async fn client(&self, options: ClientOptions) -> anyhow::Result<Client> {
         let addresses = self.running.keys().map(|node| self.addresses[node].clone());
         Ok(Client::connect_with(addresses, options).await?)
     }
 
     /// Kills a node with SIGKILL, and returns when it is gone.
-    pub(crate) async fn kill(&mut self, node: NodeId) -> anyhow::Result<Killed> {
+    pub async fn kill(&mut self, node: NodeId) -> anyhow::Result<Killed> {
         let Some(mut process) = self.running.remove(&node) else { bail!("{node} does not run") };
         if !process.runs(self.folder.path()) {
             bail!("{node} has ended by itself{}", self.said());
@@ -205,7 +220,7 @@ impl Cluster {
     }
 
     /// Starts a node again as a user would, by its folder alone. Does not wait until it serves.
-    pub(crate) fn restart(&mut self, node: NodeId) -> anyhow::Result<()> {
+    pub fn restart(&mut self, node: NodeId) -> anyhow::Result<()> {
         if self.running.contains_key(&node) {
             bail!("{node} runs already");
         }
@@ -219,18 +234,23 @@ impl Cluster {
         Ok(())
     }
 
+    /// Returns the processes of the nodes that run.
+    pub fn processes(&self) -> BTreeMap<NodeId, u32> {
+        self.running.iter().map(|(node, process)| (*node, process.pid)).collect()
+    }
+
     /// Returns where a node listens.
-    pub(crate) fn address(&self, node: NodeId) -> &str {
+    pub fn address(&self, node: NodeId) -> &str {
         &self.addresses[&node]
     }
 
     /// Returns a node's data folder.
-    pub(crate) fn node_folder(&self, node: NodeId) -> PathBuf {
+    pub fn node_folder(&self, node: NodeId) -> PathBuf {
         self.folder.path().join("data").join(format!("node-{}", node.0))
     }
 
     /// Returns the folder of everything that the cluster writes.
-    fn folder(&self) -> &Path {
+    pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 

@@ -6,11 +6,11 @@ use anyhow::{Context, ensure};
 
 /// What the line says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Ready {
+pub(crate) struct Ready {
     /// Where the nodes listen, the first node first.
-    pub(super) endpoints: Vec<String>,
+    pub(crate) endpoints: Vec<String>,
     /// The nodes' processes, in the same order.
-    pub(super) pids: Vec<u32>,
+    pub(crate) pids: Vec<u32>,
 }
 
 impl FromStr for Ready {

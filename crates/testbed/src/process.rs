@@ -10,25 +10,25 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// How long a killed process may take to be gone. The memory of a large one takes its time, and so
 /// does a disk that it waits for.
-pub(super) const GONE_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const GONE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How often a killed process is looked at. It bounds how exactly the end of a process is known.
 const GONE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Kills a process, which may be gone already.
-pub(super) fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     if let Some(pid) = to_pid(pid) {
         let _gone = kill_process(pid, Signal::KILL);
     }
 }
 
 /// Has a process stand still.
-pub(super) fn stop(pid: u32) -> io::Result<()> {
+pub(crate) fn stop(pid: u32) -> io::Result<()> {
     signal(pid, Signal::STOP)
 }
 
 /// Has a process go on that stands still.
-pub(super) fn go_on(pid: u32) -> io::Result<()> {
+pub(crate) fn go_on(pid: u32) -> io::Result<()> {
     signal(pid, Signal::CONT)
 }
 
@@ -38,7 +38,7 @@ fn signal(pid: u32, signal: Signal) -> io::Result<()> {
 }
 
 /// Returns when a killed process is gone, whoever's child it is.
-pub(super) async fn wait_until_gone(pid: u32) -> anyhow::Result<()> {
+pub(crate) async fn wait_until_gone(pid: u32) -> anyhow::Result<()> {
     let deadline = Instant::now() + GONE_TIMEOUT;
     while !is_gone(pid) {
         if Instant::now() >= deadline {
@@ -50,7 +50,7 @@ pub(super) async fn wait_until_gone(pid: u32) -> anyhow::Result<()> {
 }
 
 /// Waits for processes that were killed, as long as one may take, without a runtime.
-pub(super) fn wait_for_all(pids: &[u32]) {
+pub(crate) fn wait_for_all(pids: &[u32]) {
     let deadline = Instant::now() + GONE_TIMEOUT;
     while Instant::now() < deadline && !pids.iter().all(|pid| is_gone(*pid)) {
         std::thread::sleep(GONE_INTERVAL);
@@ -60,14 +60,14 @@ pub(super) fn wait_for_all(pids: &[u32]) {
 /// Says whether a process runs that was started with a path at or below `folder`. A number alone
 /// may by now be another program's. A process that was started this moment may not tell its
 /// arguments yet.
-pub(super) fn runs_in(pid: u32, folder: &Path) -> bool {
+pub(crate) fn runs_in(pid: u32, folder: &Path) -> bool {
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let folder = folder.as_os_str().as_encoded_bytes();
     !is_gone(pid) && arguments.split(|byte| *byte == 0).any(|part| part.starts_with(folder))
 }
 
 /// Returns the processes that a process has started.
-pub(super) fn children(pid: u32) -> Vec<u32> {
+pub(crate) fn children(pid: u32) -> Vec<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = threads.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     lists

@@ -9,14 +9,14 @@ use trireme_client::faults::{
 };
 use trireme_types::NodeId;
 
-use super::{Cluster, process};
+use crate::{Cluster, process};
 
 /// The argument of `up` that lets its nodes be given faults.
-pub(crate) const ALLOW: &str = "--allow-faults";
+pub const ALLOW: &str = "--allow-faults";
 
 /// What a leader suffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Suffering {
+pub enum Suffering {
     /// Messages between it and all others are lost, on the data lane alone or on every lane.
     Links {
         /// Which way.
@@ -32,27 +32,31 @@ pub(crate) enum Suffering {
 
 /// Which messages are lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lost {
+pub enum Lost {
+    /// Those that the leader sends.
     FromLeader,
+    /// Those that are sent to the leader.
     ToLeader,
+    /// All between the leader and the others.
     BothWays,
 }
 
 /// A process that stands still. Dropped, it goes on.
 #[derive(Debug)]
-pub(crate) struct Frozen {
+pub struct Frozen {
     pid: u32,
 }
 
 impl Suffering {
-    pub(crate) const fn links(lost: Lost, data_only: bool) -> Self {
+    /// Returns the loss of messages between the leader and all others.
+    pub const fn links(lost: Lost, data_only: bool) -> Self {
         Self::Links { lost, data_only }
     }
 }
 
 impl Frozen {
     /// Has the process go on.
-    pub(crate) fn thaw(self) -> anyhow::Result<()> {
+    pub fn thaw(self) -> anyhow::Result<()> {
         process::go_on(self.pid).context("waking a frozen process")
     }
 }
@@ -66,14 +70,14 @@ impl Drop for Frozen {
 
 impl Cluster {
     /// Delays all that a node sends to the others.
-    pub(crate) async fn delay_all_from(&self, node: NodeId, delay: Duration) -> anyhow::Result<()> {
+    pub async fn delay_all_from(&self, node: NodeId, delay: Duration) -> anyhow::Result<()> {
         let delay_ms = u64::try_from(delay.as_millis()).context("no delay is as long as that")?;
         let links = Self::links(self.others(node), false, link_fault::Fate::DelayMs(delay_ms));
         self.set_faults(node, links).await
     }
 
     /// Has the leader suffer, and the others what it takes for that, all at the same time.
-    pub(crate) async fn suffer(&self, leader: NodeId, suffering: Suffering) -> anyhow::Result<()> {
+    pub async fn suffer(&self, leader: NodeId, suffering: Suffering) -> anyhow::Result<()> {
         let faults = match suffering {
             Suffering::StalledDisk => {
                 let stalled = DiskFault { fault: Some(disk_fault::Fault::Stall(StalledDisk {})) };
@@ -88,20 +92,27 @@ impl Cluster {
         try_join_all(asked).await.map(drop)
     }
 
+    /// Cuts every node that runs off the coordinator.
+    pub async fn cut_coordinator(&self) -> anyhow::Result<()> {
+        let cut = || SetFaultsRequest { coordinator_cut: true, ..Default::default() };
+        let asked = self.running.keys().map(|node| self.set_faults(*node, cut()));
+        try_join_all(asked).await.map(drop)
+    }
+
     /// Heals all faults of all nodes that run.
-    pub(crate) async fn heal_all(&self) -> anyhow::Result<()> {
+    pub async fn heal_all(&self) -> anyhow::Result<()> {
         let nodes = self.running.keys();
         let healed = nodes.map(|node| self.set_faults(*node, SetFaultsRequest::default()));
         try_join_all(healed).await.map(drop)
     }
 
     /// Heals all faults of a node.
-    pub(crate) async fn heal(&self, node: NodeId) -> anyhow::Result<()> {
+    pub async fn heal(&self, node: NodeId) -> anyhow::Result<()> {
         self.set_faults(node, SetFaultsRequest::default()).await
     }
 
     /// Has a node's process stand still.
-    pub(crate) fn freeze(&mut self, node: NodeId) -> anyhow::Result<Frozen> {
+    pub fn freeze(&mut self, node: NodeId) -> anyhow::Result<Frozen> {
         let folder = self.folder.path().to_owned();
         let Some(process) = self.running.get_mut(&node) else { bail!("{node} does not run") };
         if !process.runs(&folder) {

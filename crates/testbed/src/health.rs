@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use trireme_client::{NodeStatus, ReplicaStatus};
 use trireme_types::{NodeId, Protocol};
 
-use super::Cluster;
+use crate::Cluster;
 
 /// How often the nodes are asked while something is waited for.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -19,23 +19,28 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 /// What the nodes that run say of themselves. Each holds one replica, of the one range.
 #[derive(Debug)]
-pub(crate) struct Statuses(Vec<NodeStatus>);
+pub struct Statuses(Vec<NodeStatus>);
 
 /// What a figure depends on, as the cluster tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Conditions {
-    pub(crate) protocol: Protocol,
-    pub(crate) durability: String,
-    pub(crate) engine: String,
-    pub(crate) nodes: usize,
-    pub(crate) version: String,
+pub struct Conditions {
+    /// How the range is replicated.
+    pub protocol: Protocol,
+    /// What an acknowledged write has survived.
+    pub durability: String,
+    /// The storage engine.
+    pub engine: String,
+    /// How many nodes there are.
+    pub nodes: usize,
+    /// The nodes' version.
+    pub version: String,
     /// Whether the data lies in memory, where nothing is forced to a disk whatever the durability.
-    pub(crate) in_memory: bool,
+    pub in_memory: bool,
 }
 
 impl Conditions {
     /// Returns the same for programs.
-    pub(crate) fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         json!({
             "protocol": self.protocol.name(),
             "durability": self.durability,
@@ -51,28 +56,33 @@ impl Conditions {
 
 impl Statuses {
     /// Returns the replica that leads and its node: of two that believe so, the newer one.
-    pub(crate) fn leader(&self) -> Option<(NodeId, &ReplicaStatus)> {
+    pub fn leader(&self) -> Option<(NodeId, &ReplicaStatus)> {
         self.replicas()
             .filter(|(_, replica)| replica.role == "leader")
             .max_by_key(|(_, replica)| replica.epoch)
     }
 
     /// Returns the nodes whose replicas do not lead.
-    pub(crate) fn followers(&self) -> Vec<NodeId> {
+    pub fn followers(&self) -> Vec<NodeId> {
         let leader = self.leader().map(|(node, _)| node);
         self.replicas().map(|(node, _)| node).filter(|node| Some(*node) != leader).collect()
     }
 
     /// Returns how many of its entries the leader does not know a node to have; `None` if it does
     /// not say.
-    pub(crate) fn lag(&self, node: NodeId) -> Option<u64> {
+    pub fn lag(&self, node: NodeId) -> Option<u64> {
         let (_, leader) = self.leader()?;
         let progress = leader.progress.iter().find(|progress| progress.node == node.0)?;
         Some(leader.last?.seq.saturating_sub(progress.matched?.seq))
     }
 
+    /// Returns what every node says.
+    pub fn nodes(&self) -> &[NodeStatus] {
+        &self.0
+    }
+
     /// Returns what one node says.
-    pub(crate) fn node(&self, node: NodeId) -> Option<&NodeStatus> {
+    pub fn node(&self, node: NodeId) -> Option<&NodeStatus> {
         self.0.iter().find(|status| status.node == node.0)
     }
 
@@ -114,7 +124,7 @@ impl Statuses {
 
 impl Cluster {
     /// Asks every node that runs how it is.
-    pub(crate) async fn statuses(&self) -> anyhow::Result<Statuses> {
+    pub async fn statuses(&self) -> anyhow::Result<Statuses> {
         let mut statuses = Vec::new();
         for node in self.running.keys() {
             let asked = self.observer.node_status(self.address(*node)).await;
@@ -125,7 +135,7 @@ impl Cluster {
 
     /// Waits until every node's replica follows one leader and has applied all that the leader
     /// knew to be committed when that came to be so. Writes may go on meanwhile.
-    pub(crate) async fn wait_until_whole(&self, patience: Duration) -> anyhow::Result<Statuses> {
+    pub async fn wait_until_whole(&self, patience: Duration) -> anyhow::Result<Statuses> {
         let nodes = self.addresses.len();
         let mut upto = None;
         self.wait_for("every replica to have caught up", patience, |statuses| {
@@ -138,17 +148,14 @@ impl Cluster {
     }
 
     /// Waits until every node's replica follows one leader, however far it has come.
-    pub(crate) async fn wait_until_all_follow(
-        &self,
-        patience: Duration,
-    ) -> anyhow::Result<Statuses> {
+    pub async fn wait_until_all_follow(&self, patience: Duration) -> anyhow::Result<Statuses> {
         let nodes = self.addresses.len();
         let lacks = |statuses: &Statuses| statuses.lacks_members(nodes);
         self.wait_for("every replica to follow one leader", patience, lacks).await
     }
 
     /// Waits until the statuses of the nodes that run lack nothing.
-    pub(crate) async fn wait_for<E: Display>(
+    pub async fn wait_for<E: Display>(
         &self,
         what: &str,
         patience: Duration,
@@ -172,7 +179,7 @@ impl Cluster {
 
     /// Waits until another replica leads than in an earlier epoch, and returns how long its
     /// takeover took as it measured that itself; `None` if its protocol measures none.
-    pub(crate) async fn takeover_after(
+    pub async fn takeover_after(
         &self,
         epoch: u64,
         patience: Duration,
@@ -188,7 +195,7 @@ impl Cluster {
     }
 
     /// Returns what the cluster's figures depend on.
-    pub(crate) async fn conditions(&self) -> anyhow::Result<Conditions> {
+    pub async fn conditions(&self) -> anyhow::Result<Conditions> {
         let statuses = self.statuses().await?;
         let first = statuses.0.first().context("no node runs")?;
         let replica = first.replicas.first().context("the first node has no replica")?;
