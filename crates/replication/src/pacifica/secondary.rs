@@ -74,7 +74,8 @@ impl Secondary {
     /// Returns when a candidate asks (again) to be brought up to date.
     fn asks_from(&self, cx: &Shared) -> Moment {
         let Following { leader, heard, is_streaming, reported_at } = self.following;
-        if cx.own.is_listed(cx.node) || leader.is_none() {
+        let is_held_back = self.following.is_report_held_back(cx);
+        if cx.own.is_listed(cx.node) || leader.is_none() || is_held_back {
             return Moment::FAR;
         }
         let grace = cx.timing.grace;

@@ -55,7 +55,8 @@ impl Following {
     }
 
     /// Reports the replica's position, at most once in a beacon interval, and not again while a
-    /// stalled disk still holds back an earlier report: each one has the leader start anew.
+    /// stalled disk still holds back an earlier report: each one has the leader start anew. What is not
+    /// reported for that reason is as soon as the disk is back.
     pub(crate) fn report_position<C: Streams>(
         &mut self,
         cx: &mut Shared<C>,
@@ -63,16 +64,19 @@ impl Following {
         epoch: Epoch,
     ) {
         let interval = cx.timing.beacon_interval;
-        if self.reported_at.is_some_and(|reported| cx.now < reported + interval) {
+        let is_recent = self.reported_at.is_some_and(|reported| cx.now < reported + interval);
+        if is_recent || self.is_report_held_back(cx) {
             return;
         }
-        let is_again = self.reported_at.replace(cx.now).is_some();
-        if is_again && !cx.journal.is_durable() {
-            return;
-        }
+        self.reported_at = Some(cx.now);
         let report = C::position_message(cx, epoch);
         let when = cx.journal.when_durable();
         cx.journal.send(leader, report, when);
+    }
+
+    /// Returns true if the disk may still hold back the last report.
+    pub(crate) fn is_report_held_back<C: Streams>(&self, cx: &Shared<C>) -> bool {
+        self.reported_at.is_some() && !cx.journal.is_durable()
     }
 
     /// Checks what must hold of what it knows.
