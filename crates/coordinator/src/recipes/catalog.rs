@@ -19,16 +19,17 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use trireme_types::{ClusterId, CohortConfig, CohortId, KeyRange, RangeDescriptor, RangeMap};
 
+use super::catalog_watch::CatalogNodes;
+pub use super::catalog_watch::CatalogWatch;
 use super::{decode, encode, malformed};
 use crate::{
-    Coordinator, CoordinatorError, CreateMode, Line, MULTI_OPS_MAX, Node, NodeChange, NodeVersion,
-    Nodes, Op, Scope, Watch, WatchEvent,
+    Coordinator, CoordinatorError, CreateMode, Line, MULTI_OPS_MAX, Node, NodeVersion, Op, Scope,
 };
 
 const ROOT: &str = "/catalog";
-const CLUSTER: &str = "/catalog/cluster";
+pub(super) const CLUSTER: &str = "/catalog/cluster";
 pub(super) const MAP: &str = "/catalog/map";
-const COHORTS: &str = "/catalog/cohorts/";
+pub(super) const COHORTS: &str = "/catalog/cohorts/";
 
 /// What a cluster begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,90 +220,17 @@ impl Catalog {
     /// Watches the catalog.
     pub fn watch(&self) -> Result<CatalogWatch, CoordinatorError> {
         let watch = self.coordinator.watch(ROOT, Scope::Subtree)?;
-        Ok(CatalogWatch { watch, nodes: CatalogNodes::default() })
-    }
-}
-
-/// A watch of the catalog. Dropping it ends it.
-#[derive(Debug)]
-pub struct CatalogWatch {
-    watch: Watch,
-    nodes: CatalogNodes,
-}
-
-impl CatalogWatch {
-    /// Returns the catalog: at first as it is, once there is a cluster, and then whenever it has
-    /// changed. `None` once the coordinator is closed. Can be cancelled.
-    pub async fn next(&mut self) -> Option<Result<CatalogState, CoordinatorError>> {
-        loop {
-            self.nodes.take_in(self.watch.next().await?);
-            if let Some(state) = self.nodes.state().transpose() {
-                return Some(state);
-            }
-        }
-    }
-}
-
-/// The catalog's nodes at one moment.
-#[derive(Debug, Default)]
-struct CatalogNodes {
-    line: Line,
-    revision: i64,
-    nodes: BTreeMap<String, Node>,
-}
-
-impl From<Nodes> for CatalogNodes {
-    fn from(nodes: Nodes) -> Self {
-        let Nodes { line, revision, nodes } = nodes;
-        let nodes = nodes.into_iter().map(|node| (node.path.clone(), node)).collect();
-        Self { line, revision, nodes }
-    }
-}
-
-impl CatalogNodes {
-    fn take_in(&mut self, event: WatchEvent) {
-        match event {
-            WatchEvent::State(nodes) => *self = Self::from(nodes),
-            WatchEvent::Changes { revision, changes } => {
-                self.revision = revision;
-                for change in changes {
-                    match change {
-                        NodeChange::Put(node) => self.nodes.insert(node.path.clone(), node),
-                        NodeChange::Deleted { path } => self.nodes.remove(&path),
-                    };
-                }
-            }
-        }
-    }
-
-    fn state(&self) -> Result<Option<CatalogState>, CoordinatorError> {
-        let (Some(cluster_node), Some(map_node)) = (self.nodes.get(CLUSTER), self.nodes.get(MAP))
-        else {
-            return Ok(None);
-        };
-        let ClusterNode { cluster, creation, configs } = decode(cluster_node)?;
-        let cluster = cluster.parse().map_err(|error| malformed(cluster_node, error))?;
-        let mut configs: BTreeMap<CohortId, CohortConfig> =
-            configs.into_iter().map(|config| (config.cohort, config)).collect();
-        for (path, node) in &self.nodes {
-            if let Some(id) = path.strip_prefix(COHORTS) {
-                let id = CohortId(id.parse().map_err(|error| malformed(node, error))?);
-                configs.insert(id, decode_config(node, id)?);
-            }
-        }
-        let map = decode_map(map_node)?;
-        let (line, revision, map_revision) = (self.line, self.revision, map_node.version.0);
-        Ok(Some(CatalogState { line, revision, creation, cluster, map, map_revision, configs }))
+        Ok(CatalogWatch::new(watch))
     }
 }
 
 /// The value of the cluster's node.
 #[derive(Debug, Serialize, Deserialize)]
-struct ClusterNode {
-    cluster: String,
+pub(super) struct ClusterNode {
+    pub(super) cluster: String,
     #[serde(default)]
-    creation: i64,
-    configs: Vec<CohortConfig>,
+    pub(super) creation: i64,
+    pub(super) configs: Vec<CohortConfig>,
 }
 
 /// The value of a cohort's node.

@@ -34,6 +34,8 @@ use crate::{
     SessionId, Watch, WatchEvent,
 };
 
+pub(super) const ROOT: &str = "/cohorts";
+
 /// One replica's part in its cohort's elections.
 #[derive(Clone, Debug)]
 pub struct Election {
@@ -334,7 +336,7 @@ impl Election {
     }
 
     fn root(&self) -> String {
-        format!("/cohorts/{}", self.cohort.0)
+        root_of(self.cohort)
     }
 
     fn epoch_path(&self) -> String {
@@ -361,12 +363,7 @@ impl ElectionWatch {
         match self.watch.next().await? {
             WatchEvent::State(nodes) => self.nodes = ElectionNodes::from(nodes),
             WatchEvent::Changes { changes, .. } => {
-                for change in changes {
-                    match change {
-                        NodeChange::Put(node) => self.nodes.0.insert(node.path.clone(), node),
-                        NodeChange::Deleted { path } => self.nodes.0.remove(&path),
-                    };
-                }
+                changes.into_iter().for_each(|change| self.nodes.apply(change));
             }
         }
         Some(self.nodes.state(&self.root))
@@ -375,7 +372,7 @@ impl ElectionWatch {
 
 /// An election's nodes at one moment.
 #[derive(Debug, Default)]
-struct ElectionNodes(BTreeMap<String, Node>);
+pub(super) struct ElectionNodes(pub(super) BTreeMap<String, Node>);
 
 impl From<Nodes> for ElectionNodes {
     fn from(nodes: Nodes) -> Self {
@@ -384,7 +381,14 @@ impl From<Nodes> for ElectionNodes {
 }
 
 impl ElectionNodes {
-    fn state(&self, root: &str) -> Result<ElectionState, CoordinatorError> {
+    pub(super) fn apply(&mut self, change: NodeChange) {
+        match change {
+            NodeChange::Put(node) => self.0.insert(node.path.clone(), node),
+            NodeChange::Deleted { path } => self.0.remove(&path),
+        };
+    }
+
+    pub(super) fn state(&self, root: &str) -> Result<ElectionState, CoordinatorError> {
         let epoch_node = self.0.get(&format!("{root}/epoch"));
         let leader_node = self.0.get(&format!("{root}/leader"));
         let epoch = epoch_node.map(decode::<EpochNode>).transpose()?.map_or(0, |node| node.epoch);
@@ -404,6 +408,17 @@ impl ElectionNodes {
         let leader_version = leader_node.map(|node| node.version);
         Ok(ElectionState { epoch, leader, candidates, epoch_version, leader_version })
     }
+}
+
+/// Returns the path that everything about a cohort's election lies below.
+pub(super) fn root_of(cohort: CohortId) -> String {
+    format!("{ROOT}/{}", cohort.0)
+}
+
+/// Returns the cohort whose election a path belongs to.
+pub(super) fn cohort_of(path: &str) -> Option<CohortId> {
+    let (cohort, _) = path.strip_prefix(ROOT)?.strip_prefix('/')?.split_once('/')?;
+    cohort.parse().ok().map(CohortId)
 }
 
 fn leader(node: &Node) -> Result<Leader, CoordinatorError> {

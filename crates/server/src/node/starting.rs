@@ -31,6 +31,7 @@ use crate::hosting::{Hosting, Opener};
 use crate::listener::{Accepting, ClientSocket};
 use crate::maintenance::{LogLimits, Maintenance, Progress};
 use crate::peers::Peers;
+use crate::protocols::SharedCoordinator;
 use crate::readers::Readers;
 use crate::replacement::Replacement;
 use crate::routes::{NodeDirectory, Router};
@@ -140,7 +141,9 @@ impl Starting {
             directory.clone(),
             record.clone(),
         );
-        let shared = (&continuity, &backpressure);
+        let coordinator = SharedCoordinator::start(&self.coordinator, continuity.clone())
+            .map_err(|source| self.refused(source))?;
+        let shared = (&continuity, &backpressure, coordinator);
         let opener = self.opener(&directory, &transport, shared, options, &fail, consensus)?;
         let hosting = Hosting::start(opener, peers, self.catalog.clone()).await?;
         let router = hosting.router();
@@ -223,7 +226,11 @@ impl Starting {
         &self,
         directory: &Arc<NodeDirectory>,
         transport: &Arc<PeerTransport>,
-        (continuity, backpressure): (&Arc<Continuity>, &Arc<Backpressure>),
+        (continuity, backpressure, coordinator): (
+            &Arc<Continuity>,
+            &Arc<Backpressure>,
+            Arc<SharedCoordinator>,
+        ),
         options: &NodeOptions,
         fail: &Arc<impl Fn(String) + Send + Sync + 'static>,
         consensus: &Handle,
@@ -239,7 +246,7 @@ impl Starting {
             tables: self.tables.clone(),
             transport: transport.clone(),
             directory: directory.clone(),
-            coordinator: self.coordinator.clone(),
+            coordinator,
             backpressure: backpressure.clone(),
             fail: fail.clone(),
             readers: Readers::start()?,

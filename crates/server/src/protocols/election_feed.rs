@@ -1,0 +1,67 @@
+//! The node's one watch of Spinnaker's elections.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::task::AbortHandle;
+use trireme_coordinator::recipes::election::ElectionState;
+use trireme_coordinator::recipes::elections::ElectionsWatch;
+use trireme_coordinator::{Coordinator, CoordinatorError};
+use trireme_types::CohortId;
+
+use crate::feed::{Subscription, Subscriptions};
+
+/// The watch of the elections of all cohorts that a node has.
+pub(super) struct ElectionFeed {
+    states: Arc<Subscriptions<ElectionState>>,
+    task: AbortHandle,
+}
+
+impl ElectionFeed {
+    /// Begins to watch. To be called within a runtime.
+    pub(super) fn start(coordinator: &Coordinator) -> Result<Self, CoordinatorError> {
+        let watch = ElectionsWatch::new(coordinator)?;
+        let states = Arc::new(Subscriptions::new());
+        let task = tokio::spawn(read(watch, Arc::clone(&states))).abort_handle();
+        Ok(Self { states, task })
+    }
+
+    /// Returns what receives a cohort's election.
+    pub(super) fn subscribe(&self, cohort: CohortId) -> Subscription<ElectionState> {
+        self.states.subscribe(cohort)
+    }
+}
+
+impl Drop for ElectionFeed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn read(mut watch: ElectionsWatch, states: Arc<Subscriptions<ElectionState>>) {
+    let mut has_begun = false;
+    loop {
+        let mut changed = BTreeSet::new();
+        tokio::select! {
+            next = watch.next() => match next {
+                Some(next) => {
+                    has_begun = true;
+                    changed = next;
+                }
+                None => return,
+            },
+            () = states.added() => {}
+        }
+        if has_begun {
+            changed.extend(states.waiting());
+            changed.into_iter().for_each(|cohort| hand_on(&watch, &states, cohort));
+        }
+    }
+}
+
+fn hand_on(watch: &ElectionsWatch, states: &Subscriptions<ElectionState>, cohort: CohortId) {
+    match watch.state(cohort) {
+        Ok(state) => states.publish(cohort, state),
+        Err(error) => tracing::error!(%cohort, %error, "the election cannot be read"),
+    }
+}
