@@ -42,6 +42,11 @@ impl CatalogFeed {
         self.states.clone()
     }
 
+    /// Returns the catalog as it was sent last.
+    pub(crate) fn newest(&self) -> Option<Arc<CatalogState>> {
+        self.states.borrow().clone()
+    }
+
     /// Returns what receives a cohort's newest configuration, which the node remembers by then.
     pub(crate) fn configs(&self, cohort: CohortId) -> Subscription<CohortConfig> {
         self.configs.subscribe(cohort)

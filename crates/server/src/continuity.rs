@@ -33,6 +33,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Endpoint;
 use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::recipes::election::Election;
+use trireme_coordinator::recipes::elections::epochs;
 use trireme_coordinator::recipes::knowledge::{
     BringForwardError, Knowledge, WrittenKnowledge, compared,
 };
@@ -303,6 +304,11 @@ impl Continuity {
         is_answered && self.is_cleared(cohort)
     }
 
+    /// Returns true if the coordinator was last seen in this line.
+    pub(crate) fn is_in(&self, line: Line) -> bool {
+        self.trust.lock().line == line
+    }
+
     /// Returns the epoch that the coordinator was brought forward to for a cohort, below which nothing
     /// that it said before counts.
     pub(crate) fn epoch_floor(&self, cohort: CohortId) -> Epoch {
@@ -465,6 +471,7 @@ impl Continuity {
             *known = epoch.max(*known);
         }
         let mut raised = raised.clone();
+        let mut stored = None;
         for config in self.my_cohorts() {
             let has_answered = |node: &&NodeId| **node == self.node || answered.contains(node);
             let count = config.replicas.iter().filter(has_answered).count();
@@ -475,7 +482,13 @@ impl Continuity {
             if is_due {
                 let epoch = promised.get(&cohort).copied().unwrap_or_default();
                 let election = Election::new(&self.coordinator, cohort, self.node);
-                if election.bring_forward(epoch).await? {
+                // One read for all: nearly always, none is older.
+                let stored = match &stored {
+                    Some(stored) => stored,
+                    None => stored.insert(epochs(&self.coordinator).await?),
+                };
+                let is_older = stored.get(&cohort).copied().unwrap_or_default() < epoch;
+                if is_older && election.bring_forward(epoch).await? {
                     tracing::warn!(%cohort, epoch, "the coordinator knew an older epoch");
                 }
                 self.epoch_floors.lock().insert(cohort, epoch);

@@ -49,6 +49,11 @@ impl<T: Clone + PartialEq> Subscriptions<T> {
         self.added.notified().await;
     }
 
+    /// Returns the value that was handed to a cohort's replica last.
+    pub(crate) fn newest(&self, cohort: CohortId) -> Option<T> {
+        self.cohorts.lock().get(&cohort)?.borrow().clone()
+    }
+
     /// Returns the cohorts that have a subscription, with the value that was handed on last.
     pub(crate) fn last(&self) -> Vec<(CohortId, Option<T>)> {
         let cohorts = self.cohorts.lock();

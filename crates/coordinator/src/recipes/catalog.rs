@@ -23,7 +23,8 @@ use super::catalog_watch::CatalogNodes;
 pub use super::catalog_watch::CatalogWatch;
 use super::{decode, encode, malformed};
 use crate::{
-    Coordinator, CoordinatorError, CreateMode, Line, MULTI_OPS_MAX, Node, NodeVersion, Op, Scope,
+    Coordinator, CoordinatorError, CreateMode, ErrorClass, Line, MULTI_OPS_MAX, Node, NodeVersion,
+    Op, Scope,
 };
 
 const ROOT: &str = "/catalog";
@@ -61,6 +62,18 @@ pub struct CatalogState {
     pub map_revision: i64,
     /// The newest configuration of every cohort.
     pub configs: BTreeMap<CohortId, CohortConfig>,
+    /// The nodes that the configurations stand in.
+    pub nodes: ConfigNodes,
+}
+
+/// The versions of the nodes that configurations stand in, by which one that is known is replaced
+/// without being read again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfigNodes {
+    /// The cluster's node.
+    pub(super) cluster: NodeVersion,
+    /// The nodes of cohorts that have one.
+    pub(super) cohorts: BTreeMap<CohortId, NodeVersion>,
 }
 
 /// What became of a bootstrap.
@@ -181,6 +194,36 @@ impl Catalog {
                 ) => {}
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Does what [`Catalog::compare_and_set_cohort`] does with one request where `known`, which this
+    /// coordinator has sent, is as new as it can be.
+    pub async fn compare_and_set_known_cohort(
+        &self,
+        known: &CatalogState,
+        config: CohortConfig,
+    ) -> Result<CompareAndSet<CohortConfig>, CoordinatorError> {
+        let cohort = config.cohort;
+        match known.configs.get(&cohort) {
+            Some(newest) if newest.version >= config.version => {
+                return Ok(CompareAndSet::Superseded(newest.clone()));
+            }
+            Some(direct) if direct.version + 1 == config.version => {}
+            _ => return self.compare_and_set_cohort(config).await,
+        }
+        let own = known.nodes.cohorts.get(&cohort).copied();
+        let mut ops = vec![config_op(&config, own)];
+        if own.is_none() {
+            // It stands in what the cluster began with.
+            ops.push(Op::Check { path: CLUSTER.to_owned(), expected: known.nodes.cluster });
+        }
+        match self.coordinator.multi(ops).await {
+            Ok(_) => Ok(CompareAndSet::Installed(config)),
+            Err(error) if error.class() == ErrorClass::Conflict => {
+                self.compare_and_set_cohort(config).await
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use trireme_types::{CohortConfig, CohortId};
 
-use super::catalog::{CLUSTER, COHORTS, CatalogState, ClusterNode, MAP, decode_config, decode_map};
+use super::catalog::{
+    CLUSTER, COHORTS, CatalogState, ClusterNode, ConfigNodes, MAP, decode_config, decode_map,
+};
 use super::{decode, malformed};
 use crate::{CoordinatorError, Line, Node, NodeChange, Nodes, Watch, WatchEvent};
 
@@ -103,6 +105,7 @@ impl CatalogNodes {
                 (Some(node), Some(id)) => {
                     let (id, config) = decode_cohort(node, id)?;
                     decoded.configs.insert(id, config);
+                    decoded.nodes.cohorts.insert(id, node.version);
                 }
                 (Some(node), None) if path == MAP => {
                     decoded.map = decode_map(node)?;
@@ -124,15 +127,26 @@ impl CatalogNodes {
         let cluster = cluster.parse().map_err(|error| malformed(cluster_node, error))?;
         let mut configs: BTreeMap<CohortId, CohortConfig> =
             configs.into_iter().map(|config| (config.cohort, config)).collect();
+        let mut nodes = ConfigNodes { cluster: cluster_node.version, ..ConfigNodes::default() };
         for (path, node) in &self.nodes {
             if let Some(id) = path.strip_prefix(COHORTS) {
                 let (id, config) = decode_cohort(node, id)?;
                 configs.insert(id, config);
+                nodes.cohorts.insert(id, node.version);
             }
         }
         let map = decode_map(map_node)?;
         let (line, revision, map_revision) = (self.line, self.revision, map_node.version.0);
-        Ok(Some(CatalogState { line, revision, creation, cluster, map, map_revision, configs }))
+        Ok(Some(CatalogState {
+            line,
+            revision,
+            creation,
+            cluster,
+            map,
+            map_revision,
+            configs,
+            nodes,
+        }))
     }
 }
 

@@ -14,7 +14,7 @@
 
 use trireme_types::{CohortConfig, CohortId};
 
-use super::catalog::{Catalog, CompareAndSet};
+use super::catalog::{Catalog, CatalogState, CompareAndSet};
 use crate::{Coordinator, CoordinatorError};
 
 /// The configuration manager of one cohort.
@@ -36,14 +36,19 @@ impl ConfigurationManager {
     }
 
     /// Proposes `change` of the configuration of version `at`: installs it as version `at + 1` if
-    /// `at` is the newest, or returns the newest.
+    /// `at` is the newest, or returns the newest. What this coordinator has sent of the catalog saves
+    /// asking for it.
     pub async fn propose(
         &self,
         at: u64,
         mut change: CohortConfig,
+        known: Option<&CatalogState>,
     ) -> Result<CompareAndSet<CohortConfig>, CoordinatorError> {
         change.cohort = self.cohort;
         change.version = at.saturating_add(1);
-        self.catalog.compare_and_set_cohort(change).await
+        match known {
+            Some(known) => self.catalog.compare_and_set_known_cohort(known, change).await,
+            None => self.catalog.compare_and_set_cohort(change).await,
+        }
     }
 }

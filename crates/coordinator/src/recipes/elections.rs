@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use trireme_types::CohortId;
+use trireme_types::{CohortId, Epoch};
 
 use super::election::{ElectionNodes, ElectionState, ROOT, cohort_of, root_of};
-use crate::{Coordinator, CoordinatorError, Nodes, Scope, Watch, WatchEvent};
+use crate::{Coordinator, CoordinatorError, Line, Nodes, Scope, Watch, WatchEvent};
 
 /// A watch of the elections of all cohorts. Dropping it ends it.
 #[derive(Debug)]
@@ -18,9 +18,19 @@ pub struct ElectionsWatch {
     elections: Elections,
 }
 
+/// Reads the epoch of every cohort's newest leader; a cohort that is not there never had one.
+pub async fn epochs(
+    coordinator: &Coordinator,
+) -> Result<BTreeMap<CohortId, Epoch>, CoordinatorError> {
+    let mut elections = Elections::default();
+    let cohorts = elections.apply(WatchEvent::State(coordinator.subtree(ROOT).await?));
+    cohorts.into_iter().map(|cohort| Ok((cohort, elections.state(cohort)?.epoch))).collect()
+}
+
 /// The elections of all cohorts at one moment.
 #[derive(Debug, Default)]
 struct Elections {
+    line: Line,
     nodes: BTreeMap<CohortId, ElectionNodes>,
 }
 
@@ -42,6 +52,11 @@ impl ElectionsWatch {
         Some(changed)
     }
 
+    /// Returns the line that the coordinator was in at the last change.
+    pub fn line(&self) -> Line {
+        self.elections.line
+    }
+
     /// Returns the election of a cohort as it was at the last change.
     pub fn state(&self, cohort: CohortId) -> Result<ElectionState, CoordinatorError> {
         self.elections.state(cohort)
@@ -52,7 +67,8 @@ impl Elections {
     /// Applies an event and returns the cohorts that it is about.
     fn apply(&mut self, event: WatchEvent) -> BTreeSet<CohortId> {
         match event {
-            WatchEvent::State(Nodes { nodes, .. }) => {
+            WatchEvent::State(Nodes { line, nodes, .. }) => {
+                self.line = line;
                 // Of a cohort that has nothing any more, that is the change.
                 let mut changed: BTreeSet<_> = self.nodes.keys().copied().collect();
                 self.nodes.clear();
@@ -86,7 +102,7 @@ impl Elections {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Line, Node, NodeChange, NodeVersion};
+    use crate::{Node, NodeChange, NodeVersion};
 
     fn epoch(cohort: u64, epoch: u64) -> Node {
         Node {

@@ -78,7 +78,7 @@ impl Part {
         if !self.coordinator.continuity.may_change(self.cohort).await {
             return false;
         }
-        let newest = match propose(&self.manager, config).await {
+        let newest = match self.propose(config).await {
             Ok(newest) => Some(newest),
             Err(error) => {
                 tracing::info!(%error, "it is not known what became of a proposal");
@@ -95,14 +95,12 @@ impl Part {
             None => false,
         }
     }
-}
 
-async fn propose(
-    manager: &ConfigurationManager,
-    config: CohortConfig,
-) -> Result<CohortConfig, CoordinatorError> {
-    let at = config.version.saturating_sub(1);
-    Ok(match manager.propose(at, config).await? {
-        CompareAndSet::Installed(config) | CompareAndSet::Superseded(config) => config,
-    })
+    async fn propose(&self, config: CohortConfig) -> Result<CohortConfig, CoordinatorError> {
+        let at = config.version.saturating_sub(1);
+        let known = self.coordinator.known_catalog();
+        Ok(match self.manager.propose(at, config, known.as_deref()).await? {
+            CompareAndSet::Installed(config) | CompareAndSet::Superseded(config) => config,
+        })
+    }
 }

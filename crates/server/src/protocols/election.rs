@@ -58,7 +58,7 @@ impl Part {
             Ok(states) => states,
             Err(error) => return tracing::error!(%error, "the elections cannot be watched"),
         };
-        while let Some(state) = states.next().await {
+        while let Some((_, state)) = states.next().await {
             if state.epoch < newest {
                 tracing::info!(epoch = state.epoch, newest, "the coordinator is older");
                 continue;
@@ -110,12 +110,13 @@ impl Part {
         if !self.coordinator.continuity.may_change(self.cohort).await {
             return false;
         }
+        let known = self.coordinator.election(self.cohort);
         let done: Result<(), CoordinatorError> = match request {
             ElectionRequest::Stand { round, last } => {
-                self.election.stand(round, last).await.map(drop)
+                self.election.stand(round, last, known).await.map(drop)
             }
             ElectionRequest::Lead { round } => {
-                let led = self.election.try_lead(round, &self.replicas).await;
+                let led = self.election.try_lead(round, &self.replicas, known).await;
                 if let Ok(Some(_)) = led {
                     self.clean_up();
                 }

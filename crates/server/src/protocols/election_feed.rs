@@ -6,14 +6,17 @@ use std::sync::Arc;
 use tokio::task::AbortHandle;
 use trireme_coordinator::recipes::election::ElectionState;
 use trireme_coordinator::recipes::elections::ElectionsWatch;
-use trireme_coordinator::{Coordinator, CoordinatorError};
+use trireme_coordinator::{Coordinator, CoordinatorError, Line};
 use trireme_types::CohortId;
 
 use crate::feed::{Subscription, Subscriptions};
 
+/// An election, and the line that the coordinator was in when it sent it.
+pub(super) type SentElection = (Line, ElectionState);
+
 /// The watch of the elections of all cohorts that a node has.
 pub(super) struct ElectionFeed {
-    states: Arc<Subscriptions<ElectionState>>,
+    states: Arc<Subscriptions<SentElection>>,
     task: AbortHandle,
 }
 
@@ -27,8 +30,13 @@ impl ElectionFeed {
     }
 
     /// Returns what receives a cohort's election.
-    pub(super) fn subscribe(&self, cohort: CohortId) -> Subscription<ElectionState> {
+    pub(super) fn subscribe(&self, cohort: CohortId) -> Subscription<SentElection> {
         self.states.subscribe(cohort)
+    }
+
+    /// Returns a cohort's election as it was sent last, if there is a subscription.
+    pub(super) fn newest(&self, cohort: CohortId) -> Option<SentElection> {
+        self.states.newest(cohort)
     }
 }
 
@@ -38,7 +46,7 @@ impl Drop for ElectionFeed {
     }
 }
 
-async fn read(mut watch: ElectionsWatch, states: Arc<Subscriptions<ElectionState>>) {
+async fn read(mut watch: ElectionsWatch, states: Arc<Subscriptions<SentElection>>) {
     let mut has_begun = false;
     loop {
         let mut changed = BTreeSet::new();
@@ -59,9 +67,9 @@ async fn read(mut watch: ElectionsWatch, states: Arc<Subscriptions<ElectionState
     }
 }
 
-fn hand_on(watch: &ElectionsWatch, states: &Subscriptions<ElectionState>, cohort: CohortId) {
+fn hand_on(watch: &ElectionsWatch, states: &Subscriptions<SentElection>, cohort: CohortId) {
     match watch.state(cohort) {
-        Ok(state) => states.publish(cohort, state),
+        Ok(state) => states.publish(cohort, (watch.line(), state)),
         Err(error) => tracing::error!(%cohort, %error, "the election cannot be read"),
     }
 }

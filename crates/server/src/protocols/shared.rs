@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use trireme_coordinator::recipes::catalog::CatalogState;
 use trireme_coordinator::recipes::election::ElectionState;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_types::CohortId;
 
-use super::election_feed::ElectionFeed;
+use super::election_feed::{ElectionFeed, SentElection};
 use crate::catalog_feed::CatalogFeed;
 use crate::continuity::Continuity;
 use crate::feed::Subscription;
@@ -51,13 +52,25 @@ impl SharedCoordinator {
     pub(super) fn elections(
         &self,
         cohort: CohortId,
-    ) -> Result<Subscription<ElectionState>, CoordinatorError> {
+    ) -> Result<Subscription<SentElection>, CoordinatorError> {
         let mut elections = self.elections.lock();
         let feed = match &mut *elections {
             Some(feed) => feed,
             none => none.insert(ElectionFeed::start(&self.coordinator)?),
         };
         Ok(feed.subscribe(cohort))
+    }
+
+    /// Returns a cohort's election as it was sent last, if that was in the line that is trusted now: in
+    /// another one, a version may be that of something else.
+    pub(super) fn election(&self, cohort: CohortId) -> Option<ElectionState> {
+        let (line, state) = self.elections.lock().as_ref()?.newest(cohort)?;
+        self.continuity.is_in(line).then_some(state)
+    }
+
+    /// Returns the catalog as it was sent last, under the same condition.
+    pub(super) fn known_catalog(&self) -> Option<Arc<CatalogState>> {
+        self.catalog.newest().filter(|known| self.continuity.is_in(known.line))
     }
 
     /// Waits for a permit. Those who wait receive one in turn.
