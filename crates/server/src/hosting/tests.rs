@@ -251,7 +251,7 @@ async fn opener(
         coordinator: SharedCoordinator::start(coordinator, continuity.clone()).unwrap(),
         continuity,
         discard_after,
-        backpressure: Backpressure::new(),
+        backpressure: Backpressure::new(u64::MAX),
         fail: Arc::new(|reason| panic!("{reason}")),
         readers: crate::readers::Readers::start().unwrap(),
         consensus: Handle::current(),

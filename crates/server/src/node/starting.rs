@@ -118,6 +118,8 @@ impl Starting {
             fail.send_if_modified(|first| first.is_none() && first.replace(reason).is_none());
         });
         self.watch_storage(&fail);
+        let limits = LogLimits::new(options.log_bytes_max, options.segment_bytes)?;
+        let backpressure = Backpressure::new(limits.under_way_max());
         let peers = Peers::new(self.folder.incoming());
         let transport_options = TransportOptions {
             connections_max: self.descriptors.peers,
@@ -131,7 +133,6 @@ impl Starting {
                 .map_err(|source| self.refused(source))?;
         updates.first().await.map_err(|source| self.refused(source))?;
 
-        let backpressure = Backpressure::new();
         let record = info(&self.file, &self.folder)?;
         let continuity = Continuity::new(
             self.file.node,
@@ -153,7 +154,7 @@ impl Starting {
             tables: self.tables.clone(),
             router: router.clone(),
             backpressure,
-            limits: LogLimits::new(options.log_bytes_max, options.segment_bytes)?,
+            limits,
             progress: Progress::default(),
         };
         let replacement = Replacement {
