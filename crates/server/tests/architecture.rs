@@ -101,6 +101,35 @@ fn only_the_coordinator_names_etcd_client() {
 }
 
 #[test]
+fn only_the_tests_of_replication_can_switch_deliberate_faults_on() {
+    let mut manifests = vec![root().join("Cargo.toml"), root().join("proto/Cargo.toml")];
+    for folder in fs::read_dir(root().join("crates")).unwrap() {
+        manifests.push(folder.unwrap().path().join("Cargo.toml"));
+    }
+    let replication = root().join("crates/replication/Cargo.toml");
+    for manifest in manifests {
+        let text = fs::read_to_string(&manifest).unwrap();
+        for section in text.split("\n[") {
+            let is_named = section.lines().any(|line| {
+                !line.trim_start().starts_with('#') && line.contains("deliberate-faults")
+            });
+            let may = manifest == replication
+                && (section.starts_with("dev-dependencies]")
+                    || section.starts_with("features]")
+                        && section.contains("\ndeliberate-faults = []"));
+            assert!(!is_named || may, "{} can switch deliberate faults on", manifest.display());
+        }
+        let by_default = text.lines().any(|line| line.starts_with("default = "));
+        assert!(manifest != replication || !by_default, "replication has default features");
+    }
+    for (path, text) in sources("crates/replication/src") {
+        // Elsewhere a switch could be asked for that is there in every build.
+        let named = code(&text).any(|line| line.contains("feature = \"deliberate-faults\""));
+        assert!(!named || path.ends_with("streaming/faults.rs"), "{}", path.display());
+    }
+}
+
+#[test]
 fn the_server_matches_on_the_protocol_in_one_folder_alone() {
     for (path, text) in sources("crates/server/src") {
         if path.components().any(|part| part.as_os_str() == "protocols") {
