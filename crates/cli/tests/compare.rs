@@ -177,7 +177,7 @@ fn is_drawn(browser: &Path, folder: &Path, page: &str, is_dark: bool) {
         assert!(looked["width"].as_u64().unwrap() <= width.into(), "{looked}");
         assert_eq!(looked["is_dark"], is_dark, "{looked}");
         let charts = looked["charts"].as_array().unwrap();
-        assert_eq!(charts.len(), 4, "throughput, latency, fault and cost: {looked}");
+        assert_eq!(charts.len(), 7, "throughput, latency, three paths, fault and cost: {looked}");
         assert!(charts.iter().all(|points| points.as_u64().unwrap() > 2), "{looked}");
         assert_eq!(looked["canvases"], charts.len(), "{looked}");
     }

@@ -205,6 +205,82 @@
     });
   });
 
+  // One write over time: nodes side by side, time down, messages from the node that sent them to the
+  // one that received them.
+  report.paths.forEach((path, at) => {
+    if (path.error) return;
+    const nodes = [...new Set([path.leader, ...path.hops.map((it) => it.node)])]
+      .sort((a, b) => (b === path.leader) - (a === path.leader) || a - b);
+    const place = (node) => nodes.indexOf(node) + 1;
+    const color = styleOf(path.system).color;
+    const left = path.hops.map((it) => ({ ...it }));
+    const take = (found) => {
+      const index = left.findIndex(found);
+      return index < 0 ? null : left.splice(index, 1)[0];
+    };
+    const last = Math.max(path.took_us, ...path.hops.map((it) => it.at_us));
+    const segment = (points, more) => ({
+      data: points, borderColor: color, backgroundColor: color, borderWidth: 1.5, pointRadius: 0, ...more,
+    });
+    const sets = [];
+    path.hops.filter((it) => it.what === "sent").forEach((sent) => {
+      const received = take((it) => it.what === "received" && it.node === sent.peer &&
+        it.peer === sent.node && it.message === sent.message && it.at_us >= sent.at_us);
+      const to = received || { node: sent.peer, at_us: sent.at_us };
+      sets.push(segment(
+        [{ x: place(sent.node), y: sent.at_us }, { x: place(to.node), y: to.at_us }],
+        { label: sent.message, pointRadius: [2, 4], pointStyle: "triangle" }));
+    });
+    path.hops.filter((it) => it.what === "forced").forEach((it) => {
+      sets.push(segment(
+        [{ x: place(it.node), y: Math.max(0, it.at_us - it.took_us) }, { x: place(it.node), y: it.at_us }],
+        { label: "forced to disk", borderWidth: 8, borderColor: css("--muted") }));
+    });
+    [["asked", "rectRot"], ["applied", "circle"], ["answered", "rectRot"]].forEach(([what, pointStyle]) => {
+      const points = path.hops.filter((it) => it.what === what)
+        .map((it) => ({ x: place(it.node), y: it.at_us }));
+      if (points.length) {
+        sets.push(segment(points, {
+          label: what, showLine: false, pointRadius: 5, pointStyle, borderColor: css("--text"),
+          backgroundColor: css("--text"),
+        }));
+      }
+    });
+    sets.push(segment(
+      [{ x: 0.5, y: path.took_us }, { x: nodes.length + 0.5, y: path.took_us }],
+      { label: "the client has its answer", borderDash: [6, 4], borderColor: css("--text"), borderWidth: 1 }));
+    draw("path-" + at, {
+      type: "line",
+      data: { datasets: sets },
+      options: {
+        interaction: { mode: "nearest", intersect: false },
+        scales: {
+          x: axis("", {
+            type: "linear", min: 0.5, max: nodes.length + 0.5, position: "top",
+            afterBuildTicks: (scale) => { scale.ticks = nodes.map((node) => ({ value: place(node) })); },
+            ticks: {
+              autoSkip: false,
+              callback: (value) => {
+                const node = nodes[value - 1];
+                return node === undefined ? "" : "n" + node + (node === path.leader ? " (leads)" : "");
+              },
+            },
+          }),
+          y: axis("microseconds", { reverse: true, min: 0, suggestedMax: last }),
+        },
+        plugins: {
+          legend: { display: false },
+          tooltip: {
+            callbacks: {
+              title: () => "",
+              label: (it) => it.dataset.label + ", " + it.parsed.y.toFixed(0) + " us",
+            },
+          },
+        },
+      },
+    });
+  });
+
   report.sweeps.forEach((sweep, at) => {
     const points = sweep.points.filter((it) => !it.error);
     const names = [...new Set(points.map((it) => it.system))];

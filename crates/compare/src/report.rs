@@ -41,6 +41,8 @@ pub struct Report {
     pub idle: Vec<Idle>,
     /// What each fault did.
     pub faults: Vec<FaultReport>,
+    /// One write on its way through each protocol.
+    pub paths: Vec<PathReport>,
     /// What the papers' experiments measured.
     pub sweeps: Vec<SweepReport>,
     /// What is claimed, and what this run says of it.
@@ -266,6 +268,38 @@ pub struct Suffered {
     pub error: Option<String>,
 }
 
+/// One write on its way through a protocol, with nothing else to do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PathReport {
+    /// The system's name.
+    pub system: String,
+    /// The node that led.
+    pub leader: u64,
+    /// How long the write took, by the clock of the client.
+    pub took_us: f64,
+    /// What the nodes did, in order.
+    pub hops: Vec<Hop>,
+    /// What went wrong with the run itself, which then says nothing about the system.
+    pub error: Option<String>,
+}
+
+/// What a node did for a write.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Hop {
+    /// The node.
+    pub node: u64,
+    /// When, from the moment when the client asked.
+    pub at_us: f64,
+    /// `asked`, `sent`, `received`, `forced` (a forced write ended), `applied` or `answered`.
+    pub what: String,
+    /// Whom it sent to or received from; absent of what it did by itself.
+    pub peer: Option<u64>,
+    /// The message, in short.
+    pub message: String,
+    /// How long a forced write took.
+    pub took_us: Option<f64>,
+}
+
 /// What an experiment of a paper measured, in which one setting is varied.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SweepReport {
@@ -341,7 +375,9 @@ impl Report {
             .sweeps
             .iter()
             .flat_map(|sweep| sweep.points.iter().map(|it| (&sweep.name, &it.system, &it.error)));
-        let failed = faults.chain(sweeps).filter_map(|(run, system, error)| {
+        let path = "path of a write".to_owned();
+        let paths = self.paths.iter().map(|it| (&path, &it.system, &it.error));
+        let failed = faults.chain(sweeps).chain(paths).filter_map(|(run, system, error)| {
             error.as_ref().map(|error| format!("{system}, {run}: {error}"))
         });
         failed.collect()

@@ -6,6 +6,7 @@
 mod costs;
 mod faults;
 mod parts;
+mod paths;
 mod sweeps;
 mod workloads;
 
@@ -42,6 +43,7 @@ pub fn page(report: &Report) -> anyhow::Result<String> {
                     (head(report))
                     (claims(report))
                     (workloads::section(report))
+                    (paths::section(report))
                     (faults::section(report))
                     (sweeps::section(report))
                     (costs::section(report))

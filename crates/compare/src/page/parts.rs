@@ -10,7 +10,7 @@ const PROSE_BYTES: usize = 40;
 /// A chart, which the page's script draws where the id says.
 pub(super) fn chart(id: &str, label: &str) -> Markup {
     html! {
-        div.chart { canvas id=(id) role="img" aria-label=(label) {} }
+        div class={ "chart " (id.split('-').next().unwrap_or_default()) } { canvas id=(id) role="img" aria-label=(label) {} }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Starts clusters, takes turns among them, and fills the report.
 
 mod faults;
+mod path;
 mod sweeps;
 mod workloads;
 
@@ -119,6 +120,9 @@ impl Run {
         for fault in faults {
             faults::run(self, &contenders, fault, &sizes, &mut steps).await?;
         }
+        if self.is_whole() {
+            path::run(self, &contenders, &mut steps).await?;
+        }
         for sweep in self.sweeps() {
             sweeps::run(self, &contenders, sweep, &mut steps).await?;
         }
@@ -146,11 +150,16 @@ impl Run {
         }
     }
 
+    /// Whether the whole suite is run, and not only what was named.
+    fn is_whole(&self) -> bool {
+        let Options { workloads, faults, without, .. } = &*self.options;
+        workloads.is_empty() && faults.is_empty() && *without == Without::default()
+    }
+
     /// Returns the papers' experiments: all of them, unless something else was asked for.
     fn sweeps(&self) -> Vec<Sweep> {
-        let Options { workloads, faults, without, suite, .. } = &*self.options;
-        let is_whole = workloads.is_empty() && faults.is_empty() && *without == Without::default();
-        if is_whole && !suite.sweep_values().is_empty() { SWEEPS.to_vec() } else { Vec::new() }
+        let has_values = !self.options.suite.sweep_values().is_empty();
+        if self.is_whole() && has_values { SWEEPS.to_vec() } else { Vec::new() }
     }
 
     /// Returns the protocols, one replica without any, and the first protocol once more: two clusters
@@ -281,10 +290,11 @@ impl Steps {
         let suffered = faults.len() as f64 * systems(true) * faults::run_s(&sizes);
         let values = run.options.suite.sweep_values().iter().map(|value| sweeps::value_s(*value));
         let swept = run.sweeps().len() as f64 * values.sum::<f64>();
+        let followed = if run.is_whole() { systems(true) * path::RUN_S } else { 0.0 };
         Self {
             progress: Arc::clone(&run.progress),
             done: 0.0,
-            all: (driven + starts + suffered + swept).max(1.0),
+            all: (driven + starts + suffered + swept + followed).max(1.0),
         }
     }
 

@@ -31,6 +31,7 @@ use crate::hosting::{Hosting, Opener};
 use crate::listener::{Accepting, ClientSocket};
 use crate::maintenance::{LogLimits, Maintenance, Progress};
 use crate::peers::Peers;
+use crate::protocols::SharedCoordinator;
 use crate::readers::Readers;
 use crate::replacement::Replacement;
 use crate::routes::{NodeDirectory, Router};
@@ -117,6 +118,8 @@ impl Starting {
             fail.send_if_modified(|first| first.is_none() && first.replace(reason).is_none());
         });
         self.watch_storage(&fail);
+        let limits = LogLimits::new(options.log_bytes_max, options.segment_bytes)?;
+        let backpressure = Backpressure::new(limits.under_way_max());
         let peers = Peers::new(self.folder.incoming());
         let transport_options = TransportOptions {
             connections_max: self.descriptors.peers,
@@ -130,7 +133,6 @@ impl Starting {
                 .map_err(|source| self.refused(source))?;
         updates.first().await.map_err(|source| self.refused(source))?;
 
-        let backpressure = Backpressure::new();
         let record = info(&self.file, &self.folder)?;
         let continuity = Continuity::new(
             self.file.node,
@@ -140,7 +142,9 @@ impl Starting {
             directory.clone(),
             record.clone(),
         );
-        let shared = (&continuity, &backpressure);
+        let coordinator = SharedCoordinator::start(&self.coordinator, continuity.clone())
+            .map_err(|source| self.refused(source))?;
+        let shared = (&continuity, &backpressure, coordinator);
         let opener = self.opener(&directory, &transport, shared, options, &fail, consensus)?;
         let hosting = Hosting::start(opener, peers, self.catalog.clone()).await?;
         let router = hosting.router();
@@ -150,7 +154,7 @@ impl Starting {
             tables: self.tables.clone(),
             router: router.clone(),
             backpressure,
-            limits: LogLimits::new(options.log_bytes_max, options.segment_bytes)?,
+            limits,
             progress: Progress::default(),
         };
         let replacement = Replacement {
@@ -224,7 +228,11 @@ impl Starting {
         &self,
         directory: &Arc<NodeDirectory>,
         transport: &Arc<PeerTransport>,
-        (continuity, backpressure): (&Arc<Continuity>, &Arc<Backpressure>),
+        (continuity, backpressure, coordinator): (
+            &Arc<Continuity>,
+            &Arc<Backpressure>,
+            Arc<SharedCoordinator>,
+        ),
         options: &NodeOptions,
         fail: &Arc<impl Fn(String) + Send + Sync + 'static>,
         consensus: &Handle,
@@ -240,7 +248,7 @@ impl Starting {
             tables: self.tables.clone(),
             transport: transport.clone(),
             directory: directory.clone(),
-            coordinator: self.coordinator.clone(),
+            coordinator,
             backpressure: backpressure.clone(),
             fail: fail.clone(),
             readers: Readers::start()?,
