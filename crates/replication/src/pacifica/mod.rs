@@ -87,11 +87,11 @@ use self::roles::RoleState;
 use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered};
 use crate::replica::Role;
 use crate::streaming::wire::HardState;
-use crate::streaming::{Beacon, Preceding, RoleStatus, Streams};
+use crate::streaming::{self, Beacon, Leading, Preceding, RoleStatus, Streams};
 
 /// What the methods of every role work on. The promised epoch is the newest version that the replica
 /// has acted in.
-type Shared = crate::streaming::Shared<Pacifica>;
+type Shared = streaming::Shared<Pacifica>;
 
 /// One replica of a cohort.
 #[derive(Debug)]
@@ -133,91 +133,6 @@ impl Pacifica {
         Ok(Self { shared, role: RoleState::Idle })
     }
 
-    /// Returns the replica that leads, as far as this one knows.
-    fn leader(&self) -> Option<NodeId> {
-        match &self.role {
-            RoleState::Idle => None,
-            // One that was only named, and has not been heard, may not be up to it yet.
-            RoleState::Secondary(secondary) => {
-                secondary.following.leader.filter(|_| secondary.following.is_streaming)
-            }
-            RoleState::Primary(primary) => {
-                primary.serves(self.shared.now).then_some(self.shared.node)
-            }
-        }
-    }
-
-    fn on_message(&mut self, from: NodeId, message: PacificaMessage) {
-        match message {
-            PacificaMessage::Prepare { preceding, entries } => {
-                if self.accepts(from, preceding.epoch) {
-                    self.as_secondary(|role, cx| role.on_prepare(cx, from, &preceding, entries));
-                }
-            }
-            PacificaMessage::Prepared { epoch, upto, supports, incarnation } => {
-                self.as_primary(|role, cx| {
-                    if !role.is_known_as(from, incarnation) {
-                        return primary::GOES_ON;
-                    }
-                    role.on_prepared(cx, from, (epoch, upto), supports)
-                });
-            }
-            PacificaMessage::Beacon(beacon) => {
-                if self.accepts(from, beacon.epoch) {
-                    self.as_secondary(|role, cx| role.on_beacon(cx, from, beacon));
-                }
-            }
-            PacificaMessage::BeaconAck { epoch, supports, incarnation } => {
-                self.as_primary(|role, cx| {
-                    if !role.is_known_as(from, incarnation) {
-                        return primary::GOES_ON;
-                    }
-                    role.on_beacon_ack(cx, from, epoch, supports)
-                });
-            }
-            PacificaMessage::ReportPosition { epoch, position, incarnation } => {
-                let report = (position, incarnation);
-                self.as_primary(|role, cx| role.on_report_position(cx, from, epoch, report));
-            }
-            PacificaMessage::RejectStaleEpoch { epoch } => {
-                self.as_primary(|role, cx| role.on_reject_stale_epoch(cx, epoch));
-            }
-            // It comes with a snapshot only.
-            PacificaMessage::Snapshot { .. } => {}
-        }
-    }
-
-    /// Does what callers ask of a primary, or refuses it.
-    fn on_request(&mut self, request: Event<Self>) {
-        let leader = self.leader();
-        let (RoleState::Primary(primary), cx) = (&mut self.role, &mut self.shared) else {
-            let (Event::Propose { ticket, .. }
-            | Event::Read { ticket }
-            | Event::TransferLeader { ticket, .. }) = request
-            else {
-                return;
-            };
-            return self.shared.refuse_to_lead(ticket, leader);
-        };
-        match request {
-            Event::Propose { ticket, payload } => primary.on_propose(cx, ticket, payload),
-            Event::Read { ticket } => self.as_primary(|primary, cx| primary.on_read(cx, ticket)),
-            Event::TransferLeader { ticket, to } => primary.on_transfer(cx, ticket, to),
-            _ => {}
-        }
-    }
-
-    fn on_snapshot_sent(&mut self, to: NodeId, answer: Option<PacificaMessage>) {
-        let RoleState::Primary(primary) = &mut self.role else { return };
-        match answer {
-            Some(answer) => {
-                primary.leading.on_snapshot_sent(to);
-                self.on_message(to, answer);
-            }
-            None => primary.leading.on_snapshot_lost(self.shared.now, to),
-        }
-    }
-
     /// Records how far the table has come.
     fn on_applied(&mut self, upto: Lsn) {
         let cx = &mut self.shared;
@@ -253,39 +168,38 @@ impl Core for Pacifica {
         let cx = &mut self.shared;
         cx.set_clock(now, true);
         cx.note_rest();
+        if matches!(event, Event::SnapshotInstalled { .. }) {
+            cx.own.health.on_applied(now);
+        }
+        let Some(event) = streaming::handle(self, event) else { return };
         match event {
-            Event::Message { from, message } => self.on_message(from, message),
-            Event::Propose { .. } | Event::Read { .. } | Event::TransferLeader { .. } => {
-                self.on_request(event);
+            Event::Propose { ticket, payload } => {
+                if let RoleState::Primary(primary) = &mut self.role {
+                    primary.on_propose(&mut self.shared, ticket, payload);
+                }
             }
-            Event::ReleaseLog { ticket, upto } => cx.release_log(ticket, upto),
+            Event::Read { ticket } => self.as_primary(|primary, cx| primary.on_read(cx, ticket)),
+            Event::TransferLeader { ticket, to } => {
+                if let RoleState::Primary(primary) = &mut self.role {
+                    primary.on_transfer(&mut self.shared, ticket, to);
+                }
+            }
             Event::Durable { upto } => self.on_durable(upto),
             Event::Applied { upto } => self.on_applied(upto),
-            Event::LogSent { to, seqs, next } => {
-                self.as_primary(|primary, cx| primary.on_log_sent(cx, to, &seqs, next));
-            }
-            Event::SnapshotSent { to, answer } => self.on_snapshot_sent(to, answer),
             Event::SnapshotOffered { ticket, message, upto, .. } => {
                 self.on_snapshot(ticket, &message, upto);
             }
-            Event::SnapshotInstalled { ticket, upto } => {
-                cx.own.health.on_applied(now);
-                cx.on_snapshot_installed(ticket, upto);
-            }
-            Event::SnapshotOutdated { ticket } => cx.on_snapshot_outdated(ticket),
             Event::Coordination(Newest(config)) => self.on_config(config),
             Event::PeerAlive { node } => self.on_peer_alive(node),
-            // Only silence counts, at either side: it is what leases are made of (§2.3).
-            Event::PeerLost { .. } => {}
             Event::Timeout => self.on_timeout(),
+            // Of a lost peer only the silence counts, at either side: it is what leases are made of
+            // (§2.3).
+            _ => {}
         }
     }
 
     fn drain_effects(&mut self, effects: &mut Vec<Effect<Self>>) {
-        if let RoleState::Primary(primary) = &mut self.role {
-            primary.leading.send_gathered(&mut self.shared);
-        }
-        self.shared.journal.drain_into(effects);
+        streaming::drain(self, effects);
     }
 
     fn validate(&self) -> Result<(), String> {
@@ -362,5 +276,66 @@ impl Streams for Pacifica {
 
     fn epoch(cx: &Shared) -> Epoch {
         cx.state.promised
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        match &self.role {
+            RoleState::Idle => None,
+            // One that was only named, and has not been heard, may not be up to it yet.
+            RoleState::Secondary(secondary) => {
+                secondary.following.leader.filter(|_| secondary.following.is_streaming)
+            }
+            RoleState::Primary(primary) => {
+                primary.serves(self.shared.now).then_some(self.shared.node)
+            }
+        }
+    }
+
+    fn parts(&mut self) -> (&mut Shared, Option<&mut Leading>) {
+        let leading = match &mut self.role {
+            RoleState::Primary(primary) => Some(&mut primary.leading),
+            _ => None,
+        };
+        (&mut self.shared, leading)
+    }
+
+    fn on_message(&mut self, from: NodeId, message: PacificaMessage) {
+        match message {
+            PacificaMessage::Prepare { preceding, entries } => {
+                if self.accepts(from, preceding.epoch) {
+                    self.as_secondary(|role, cx| role.on_prepare(cx, from, &preceding, entries));
+                }
+            }
+            PacificaMessage::Prepared { epoch, upto, supports, incarnation } => {
+                self.as_primary(|role, cx| {
+                    if !role.is_known_as(from, incarnation) {
+                        return primary::GOES_ON;
+                    }
+                    role.on_prepared(cx, from, (epoch, upto), supports)
+                });
+            }
+            PacificaMessage::Beacon(beacon) => {
+                if self.accepts(from, beacon.epoch) {
+                    self.as_secondary(|role, cx| role.on_beacon(cx, from, beacon));
+                }
+            }
+            PacificaMessage::BeaconAck { epoch, supports, incarnation } => {
+                self.as_primary(|role, cx| {
+                    if !role.is_known_as(from, incarnation) {
+                        return primary::GOES_ON;
+                    }
+                    role.on_beacon_ack(cx, from, epoch, supports)
+                });
+            }
+            PacificaMessage::ReportPosition { epoch, position, incarnation } => {
+                let report = (position, incarnation);
+                self.as_primary(|role, cx| role.on_report_position(cx, from, epoch, report));
+            }
+            PacificaMessage::RejectStaleEpoch { epoch } => {
+                self.as_primary(|role, cx| role.on_reject_stale_epoch(cx, epoch));
+            }
+            // It comes with a snapshot only.
+            PacificaMessage::Snapshot { .. } => {}
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The primary: reconciling, committing, serving under its leases.
 
 use std::collections::BTreeMap;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -231,17 +231,6 @@ impl Primary {
 
     fn match_seq(&self, node: NodeId) -> Option<u64> {
         self.leading.followers.get(&node).map(|follower| follower.match_lsn().seq)
-    }
-
-    pub(super) fn on_log_sent(
-        &mut self,
-        cx: &mut Shared,
-        to: NodeId,
-        seqs: &Range<u64>,
-        next: u64,
-    ) -> Lead {
-        self.leading.on_log_sent(cx, to, seqs, next);
-        GOES_ON
     }
 }
 

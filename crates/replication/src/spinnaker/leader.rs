@@ -1,6 +1,6 @@
 //! The leader: taking over, committing, serving, handing over.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use trireme_types::{Epoch, Lsn, NodeId, Timing};
@@ -176,17 +176,6 @@ impl Leader {
         follower.map(|follower| follower.match_lsn().seq)
     }
 
-    pub(super) fn on_log_sent(
-        &mut self,
-        cx: &mut Shared,
-        to: NodeId,
-        seqs: &Range<u64>,
-        next: u64,
-    ) -> Lead {
-        self.leading.on_log_sent(cx, to, seqs, next);
-        GOES_ON
-    }
-
     /// Readmits a follower that had lost its disk, once it has all that it may ever have acknowledged
     /// and this leader has all that was ever committed (SPIN-44; S14).
     fn readmit(&mut self, cx: &mut Shared, node: NodeId) -> Lead {
@@ -257,9 +246,10 @@ impl Leader {
         lease.filter(|_| self.leading.serves()).map(|until| (self.leading.no_op, until))
     }
 
-    pub(super) fn on_read(&mut self, cx: &mut Shared, ticket: Ticket) {
+    pub(super) fn on_read(&mut self, cx: &mut Shared, ticket: Ticket) -> Lead {
         self.leading.add_read(ticket);
         self.answer_reads(cx);
+        GOES_ON
     }
 
     /// Answers the reads that wait, if the leader may: they hold until its lease ends (SPIN-10).

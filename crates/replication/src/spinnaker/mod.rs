@@ -90,14 +90,15 @@ pub use self::options::{SpinnakerFaults, SpinnakerOptions};
 
 use self::election::Election;
 use self::follower::Follower;
+use self::leader::Leader;
 use self::roles::RoleState;
 use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered};
 use crate::replica::Role;
 use crate::streaming::wire::HardState;
-use crate::streaming::{Beacon, Preceding, RoleStatus, Streams};
+use crate::streaming::{self, Beacon, Leading, Preceding, RoleStatus, Streams};
 
 /// What the methods of every role work on.
-type Shared = crate::streaming::Shared<Spinnaker>;
+type Shared = streaming::Shared<Spinnaker>;
 
 /// One replica of a cohort.
 #[derive(Debug)]
@@ -126,85 +127,6 @@ impl Spinnaker {
         Ok(Self { shared, role: RoleState::Follower(Follower::default()) })
     }
 
-    /// Returns the replica that leads, as far as this one knows.
-    const fn leader(&self) -> Option<NodeId> {
-        match &self.role {
-            RoleState::Follower(follower) => follower.following.leader,
-            RoleState::Candidate(_) => None,
-            RoleState::Leader(_) => Some(self.shared.node),
-        }
-    }
-
-    fn on_message(&mut self, from: NodeId, message: SpinnakerMessage) {
-        match message {
-            SpinnakerMessage::Propose { preceding, entries } => {
-                if self.accepts(from, preceding.epoch) {
-                    self.as_follower(|role, cx| role.on_propose(cx, from, &preceding, entries));
-                }
-            }
-            SpinnakerMessage::Ack { epoch, upto, supports } => {
-                self.as_leader(|role, cx| role.on_ack(cx, from, (epoch, upto), supports));
-            }
-            SpinnakerMessage::Beacon(beacon) => {
-                if self.accepts(from, beacon.epoch) {
-                    self.as_follower(|role, cx| role.on_beacon(cx, from, beacon));
-                }
-            }
-            SpinnakerMessage::BeaconAck { epoch, supports, is_learner, awaits_disk } => {
-                if let RoleState::Leader(leader) = &mut self.role {
-                    let (support, disk) = ((epoch, supports), (is_learner, awaits_disk));
-                    leader.on_beacon_ack(&mut self.shared, from, support, disk);
-                }
-            }
-            SpinnakerMessage::ReportPosition { epoch, position } => {
-                self.as_leader(|role, cx| role.on_report_position(cx, from, epoch, position));
-            }
-            SpinnakerMessage::Readmit { epoch, upto } => {
-                self.as_follower(|role, cx| role.on_readmit(cx, from, epoch, upto));
-            }
-            SpinnakerMessage::RejectStaleEpoch { epoch } => {
-                self.as_leader(|role, _| role.on_reject_stale_epoch(epoch));
-            }
-            // It comes with a snapshot only.
-            SpinnakerMessage::Snapshot { .. } => {}
-            SpinnakerMessage::SuspectLeader { epoch } => self.on_suspect_leader(from, epoch),
-            SpinnakerMessage::Resign { epoch, successor } => self.on_resign(from, epoch, successor),
-        }
-    }
-
-    /// Does what callers ask of a leader, or refuses it.
-    fn on_request(&mut self, request: Event<Self>) {
-        let leader = self.leader();
-        let (RoleState::Leader(active), cx) = (&mut self.role, &mut self.shared) else {
-            let (Event::Propose { ticket, .. }
-            | Event::Read { ticket }
-            | Event::TransferLeader { ticket, .. }) = request
-            else {
-                return;
-            };
-            return self.shared.refuse_to_lead(ticket, leader);
-        };
-        match request {
-            Event::Propose { ticket, payload } => active.leading.propose(cx, ticket, payload),
-            Event::Read { ticket } => active.on_read(cx, ticket),
-            Event::TransferLeader { ticket, to } => {
-                self.as_leader(|leader, cx| leader.on_transfer(cx, ticket, to));
-            }
-            _ => {}
-        }
-    }
-
-    fn on_snapshot_sent(&mut self, to: NodeId, answer: Option<SpinnakerMessage>) {
-        let RoleState::Leader(leader) = &mut self.role else { return };
-        match answer {
-            Some(answer) => {
-                leader.leading.on_snapshot_sent(to);
-                self.on_message(to, answer);
-            }
-            None => leader.leading.on_snapshot_lost(self.shared.now, to),
-        }
-    }
-
     /// Records how far the table has come.
     fn on_applied(&mut self, upto: Lsn) {
         self.shared.applied = self.shared.applied.max(upto);
@@ -225,39 +147,38 @@ impl Core for Spinnaker {
     fn handle(&mut self, now: Moment, event: Event<Self>) {
         let cx = &mut self.shared;
         cx.set_clock(now, cx.state.promised > 0);
+        let Some(event) = streaming::handle(self, event) else { return };
         match event {
-            Event::Message { from, message } => self.on_message(from, message),
-            Event::Propose { .. } | Event::Read { .. } | Event::TransferLeader { .. } => {
-                self.on_request(event);
+            Event::Propose { ticket, payload } => {
+                if let (cx, Some(leading)) = self.parts() {
+                    leading.propose(cx, ticket, payload);
+                }
             }
-            Event::ReleaseLog { ticket, upto } => cx.release_log(ticket, upto),
+            Event::Read { ticket } => self.as_leader(|leader, cx| leader.on_read(cx, ticket)),
+            Event::TransferLeader { ticket, to } => {
+                self.as_leader(|leader, cx| leader.on_transfer(cx, ticket, to));
+            }
             Event::Durable { upto } => {
-                cx.journal.on_durable(upto);
-                self.as_leader(|leader, cx| leader.advance(cx));
+                self.shared.journal.on_durable(upto);
+                self.as_leader(Leader::advance);
             }
             Event::Applied { upto } => self.on_applied(upto),
-            Event::LogSent { to, seqs, next } => {
-                self.as_leader(|leader, cx| leader.on_log_sent(cx, to, &seqs, next));
-            }
-            Event::SnapshotSent { to, answer } => self.on_snapshot_sent(to, answer),
             Event::SnapshotOffered { ticket, message, upto, .. } => {
-                Follower::on_snapshot(cx, ticket, &message, upto);
+                Follower::on_snapshot(&mut self.shared, ticket, &message, upto);
             }
-            Event::SnapshotInstalled { ticket, upto } => cx.on_snapshot_installed(ticket, upto),
-            Event::SnapshotOutdated { ticket } => cx.on_snapshot_outdated(ticket),
             Event::Coordination(view) => self.on_view(view),
             Event::PeerAlive { node } => self.on_peer_alive(node),
             Event::PeerLost { node } => self.on_peer_lost(node),
             Event::Timeout => self.on_timeout(),
+            _ => {}
         }
     }
 
     fn drain_effects(&mut self, effects: &mut Vec<Effect<Self>>) {
         if let RoleState::Leader(leader) = &mut self.role {
             leader.note_progress(&self.shared);
-            leader.leading.send_gathered(&mut self.shared);
         }
-        self.shared.journal.drain_into(effects);
+        streaming::drain(self, effects);
     }
 
     fn validate(&self) -> Result<(), String> {
@@ -330,5 +251,58 @@ impl Streams for Spinnaker {
 
     fn epoch(cx: &Shared) -> Epoch {
         cx.own.epoch
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        match &self.role {
+            RoleState::Follower(follower) => follower.following.leader,
+            RoleState::Candidate(_) => None,
+            RoleState::Leader(_) => Some(self.shared.node),
+        }
+    }
+
+    fn parts(&mut self) -> (&mut Shared, Option<&mut Leading>) {
+        let leading = match &mut self.role {
+            RoleState::Leader(leader) => Some(&mut leader.leading),
+            _ => None,
+        };
+        (&mut self.shared, leading)
+    }
+
+    fn on_message(&mut self, from: NodeId, message: SpinnakerMessage) {
+        match message {
+            SpinnakerMessage::Propose { preceding, entries } => {
+                if self.accepts(from, preceding.epoch) {
+                    self.as_follower(|role, cx| role.on_propose(cx, from, &preceding, entries));
+                }
+            }
+            SpinnakerMessage::Ack { epoch, upto, supports } => {
+                self.as_leader(|role, cx| role.on_ack(cx, from, (epoch, upto), supports));
+            }
+            SpinnakerMessage::Beacon(beacon) => {
+                if self.accepts(from, beacon.epoch) {
+                    self.as_follower(|role, cx| role.on_beacon(cx, from, beacon));
+                }
+            }
+            SpinnakerMessage::BeaconAck { epoch, supports, is_learner, awaits_disk } => {
+                if let RoleState::Leader(leader) = &mut self.role {
+                    let (support, disk) = ((epoch, supports), (is_learner, awaits_disk));
+                    leader.on_beacon_ack(&mut self.shared, from, support, disk);
+                }
+            }
+            SpinnakerMessage::ReportPosition { epoch, position } => {
+                self.as_leader(|role, cx| role.on_report_position(cx, from, epoch, position));
+            }
+            SpinnakerMessage::Readmit { epoch, upto } => {
+                self.as_follower(|role, cx| role.on_readmit(cx, from, epoch, upto));
+            }
+            SpinnakerMessage::RejectStaleEpoch { epoch } => {
+                self.as_leader(|role, _| role.on_reject_stale_epoch(epoch));
+            }
+            // It comes with a snapshot only.
+            SpinnakerMessage::Snapshot { .. } => {}
+            SpinnakerMessage::SuspectLeader { epoch } => self.on_suspect_leader(from, epoch),
+            SpinnakerMessage::Resign { epoch, successor } => self.on_resign(from, epoch, successor),
+        }
     }
 }

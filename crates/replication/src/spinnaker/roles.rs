@@ -8,6 +8,7 @@ use super::candidate::Candidacy;
 use super::follower::Follower;
 use super::leader::{Lead, Leader, Resignation};
 use super::{ElectionView, Shared, Spinnaker, SpinnakerMessage};
+use crate::streaming::Streams as _;
 
 /// What the replica does in the cohort.
 #[derive(Debug)]

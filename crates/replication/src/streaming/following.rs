@@ -91,3 +91,24 @@ impl Following {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_breaks_an_invariant_is_named() {
+        let (own, leader) = (NodeId(1), NodeId(2));
+        let following = || Following::of(leader, Moment::START);
+        assert_eq!(Following::default().validate(own), Ok(()));
+        assert_eq!(following().validate(own), Ok(()));
+        let itself = following().validate(leader).expect_err("it follows itself");
+        assert!(itself.contains("itself"), "{itself}");
+        let unheard = Following { heard: None, ..following() };
+        let unheard = unheard.validate(own).expect_err("it never heard of its leader");
+        assert!(unheard.contains("never heard"), "{unheard}");
+        let no_leader = Following { is_streaming: true, ..Following::default() };
+        let no_leader = no_leader.validate(own).expect_err("no leader sends it a log");
+        assert!(no_leader.contains("follows no leader"), "{no_leader}");
+    }
+}

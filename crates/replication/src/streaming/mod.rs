@@ -62,6 +62,7 @@
 
 mod catch_up;
 mod contact;
+mod events;
 mod faults;
 mod following;
 mod journal;
@@ -81,8 +82,9 @@ pub fn promised_epoch(hard_state: bytes::Bytes) -> Option<Epoch> {
 use std::fmt;
 use std::time::Duration;
 
-use trireme_types::{Epoch, Lsn};
+use trireme_types::{Epoch, Lsn, NodeId};
 
+pub(crate) use self::events::{drain, handle};
 pub(crate) use self::faults::deliberate_faults;
 pub(crate) use self::following::Following;
 pub(crate) use self::journal::{Journal, Offer, Taken};
@@ -188,4 +190,13 @@ pub(crate) trait Streams: Core<Context = Preceding> {
 
     /// Returns the epoch under which the replica acts.
     fn epoch(cx: &Shared<Self>) -> Epoch;
+
+    /// Returns the replica that leads, as far as this one knows.
+    fn leader(&self) -> Option<NodeId>;
+
+    /// Returns what every role works on, and what only a leader knows if the replica is one.
+    fn parts(&mut self) -> (&mut Shared<Self>, Option<&mut Leading>);
+
+    /// Handles a message of another replica.
+    fn on_message(&mut self, from: NodeId, message: Self::Message);
 }
