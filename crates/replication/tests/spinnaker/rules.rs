@@ -382,6 +382,29 @@ fn a_leader_reads_nothing_before_its_barrier_is_applied() {
     assert!(reads(&replica));
 }
 
+/// [SPIN-41] [SPIN-70] A piece of the log says as of when its commit point was the newest, which the
+/// leader has not advertised yet; and each follower that has caught up is counted.
+#[test]
+fn a_piece_of_the_log_has_the_age_of_its_own_commit_point() {
+    let mut replica = Replica::start(&lsns(1, 1..=2), 1, false);
+    replica.lead(2).join(N2, 2, Lsn::new(1, 2), false).sent(N2);
+    let (upto, supports) = (Lsn::new(2, 3), Some(replica.now));
+    let ack = |upto| SpinnakerMessage::Ack { epoch: 2, upto, supports };
+    replica.hear(N2, ack(upto));
+    replica.wait(30).write(1).force().hear(N2, ack(Lsn::new(2, 4)));
+    assert_eq!(replica.core.status().measures.catch_ups, 1);
+    replica.now = replica.now + Duration::from_millis(5);
+    replica.join(N3, 2, Lsn::ZERO, false);
+    let piece = replica.effects.iter().find_map(|effect| match effect {
+        Effect::SendLog { to, context, .. } if *to == N3 => Some(*context),
+        _ => None,
+    });
+    let piece = piece.expect("it sends a piece of its log");
+    assert_eq!((piece.committed, piece.current_at), (Lsn::new(2, 4), Some(replica.now)));
+    replica.sent(N3);
+    assert_eq!(replica.core.status().measures.catch_ups, 2);
+}
+
 /// [SPIN-4] [SPIN-5] A follower is asked for an acknowledgement when it has acknowledged nothing new for
 /// 300 ms. That it says again what it said before does not count.
 #[test]
