@@ -100,8 +100,9 @@ pub trait Core: Debug + Sized + Send + 'static {
     fn entries_message(context: Self::Context, entries: Vec<Entry>) -> Self::Message;
 }
 
-/// A message between replicas of one cohort, with its form on the wire.
-pub trait Message: Debug + Sized + Send + 'static {
+/// A message between replicas of one cohort, with its form on the wire. Displayed, it is short: it
+/// names entries, and holds none.
+pub trait Message: Debug + fmt::Display + Sized + Send + 'static {
     /// Why bytes are no message.
     type DecodeError: Error + Send + Sync + 'static;
 

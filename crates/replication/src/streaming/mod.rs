@@ -61,9 +61,14 @@
 //! No clock, no I/O, no order by chance in here: it is part of the cores.
 
 mod catch_up;
-mod follower;
+mod contact;
+mod faults;
+mod following;
 mod journal;
 mod leading;
+mod progress;
+mod serving;
+mod shared;
 mod support;
 pub(crate) mod wire;
 
@@ -78,9 +83,12 @@ use std::time::Duration;
 
 use trireme_types::{Epoch, Lsn};
 
-pub(crate) use self::follower::{Follower, Stage};
+pub(crate) use self::faults::deliberate_faults;
+pub(crate) use self::following::Following;
 pub(crate) use self::journal::{Journal, Offer, Taken};
 pub(crate) use self::leading::Leading;
+pub(crate) use self::progress::Progress;
+pub(crate) use self::shared::{RoleStatus, Shared};
 pub(crate) use self::support::Support;
 
 use crate::core::{Core, Moment};
@@ -163,9 +171,21 @@ pub struct Position {
 
 /// A protocol whose leader streams its log, with the messages that this takes.
 pub(crate) trait Streams: Core<Context = Preceding> {
+    /// What only this protocol keeps, in every role.
+    type Own: fmt::Debug + Send;
+
     /// Returns the message that is a sign of life by itself.
     fn beacon_message(beacon: Beacon) -> Self::Message;
 
     /// Returns the message that goes with a snapshot.
     fn snapshot_message(epoch: Epoch) -> Self::Message;
+
+    /// Returns the message that reports the replica's position to the leader of `epoch`.
+    fn position_message(cx: &Shared<Self>, epoch: Epoch) -> Self::Message;
+
+    /// Returns the message that rejects a leader of an epoch before `promised`.
+    fn reject_message(promised: Epoch) -> Self::Message;
+
+    /// Returns the epoch under which the replica acts.
+    fn epoch(cx: &Shared<Self>) -> Epoch;
 }

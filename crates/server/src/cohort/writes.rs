@@ -17,7 +17,7 @@ use trireme_proto::v1::response::Result as Answer;
 use trireme_proto::{convert, v1};
 use trireme_replication::{Replica, ReplicaError};
 use trireme_types::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, VALUE_BYTES_MAX};
-use trireme_types::{Command, CommandBatch, Operation, Outcome};
+use trireme_types::{Command, CommandBatch, Operation, Outcome, PATH};
 
 use super::Counters;
 use super::clock::CohortClock;
@@ -164,6 +164,7 @@ impl Batcher {
     fn answer(&self, replies: Vec<(ReplyTo, bool)>, outcomes: &[Outcome]) {
         assert_eq!(replies.len(), outcomes.len(), "a batch has one outcome for each command");
         self.counters.commands.fetch_add(replies.len() as u64, Ordering::Relaxed);
+        tracing::trace!(target: PATH, "path: answered");
         for ((reply, is_put), &outcome) in replies.into_iter().zip(outcomes) {
             reply.send(answer(is_put, outcome));
         }

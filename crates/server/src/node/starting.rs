@@ -192,7 +192,8 @@ impl Starting {
         let hosting = hosting.run(self.coordinator.clone(), stop_hosting.clone());
         let hosting = tokio::spawn(hosting);
         let (stop_serving, stopped) = oneshot::channel();
-        let server = self.serve(router.clone(), continuity, options, accepted, stopped, fail);
+        let admin = self.admin(&router, &transport, continuity, options);
+        let server = Self::serve(router.clone(), admin, accepted, stopped, fail);
         Ok(Node {
             id: self.file.node,
             address: self.address,
@@ -255,16 +256,13 @@ impl Starting {
         })
     }
 
-    /// Serves clients until `stopped` resolves.
-    fn serve(
+    fn admin(
         &self,
-        router: Arc<Router>,
+        router: &Arc<Router>,
+        transport: &Arc<PeerTransport>,
         continuity: Arc<Continuity>,
         options: &NodeOptions,
-        accepted: mpsc::Receiver<ClientSocket>,
-        stopped: oneshot::Receiver<()>,
-        fail: Arc<impl Fn(String) + Send + Sync + 'static>,
-    ) -> JoinHandle<()> {
+    ) -> AdminService {
         let description = NodeDescription {
             node: self.file.node,
             cluster: self.catalog.cluster,
@@ -272,17 +270,28 @@ impl Starting {
             engine: self.file.engine,
             durability: self.file.durability,
         };
-        let answers = Arc::<NodeAnswers>::default();
-        let kv = v1::kv_server::KvServer::new(KvService::new(router.clone(), answers.clone()))
-            .max_decoding_message_size(REQUEST_FRAME_BYTES_MAX);
-        let admin = AdminService {
+        AdminService {
             description,
-            router,
+            router: router.clone(),
             log: self.log.clone(),
+            transport: transport.clone(),
             continuity,
             discard_after: options.discard_after,
             faults: self.faults.clone(),
-        };
+        }
+    }
+
+    /// Serves clients until `stopped` resolves.
+    fn serve(
+        router: Arc<Router>,
+        admin: AdminService,
+        accepted: mpsc::Receiver<ClientSocket>,
+        stopped: oneshot::Receiver<()>,
+        fail: Arc<impl Fn(String) + Send + Sync + 'static>,
+    ) -> JoinHandle<()> {
+        let answers = Arc::<NodeAnswers>::default();
+        let kv = v1::kv_server::KvServer::new(KvService::new(router, answers.clone()))
+            .max_decoding_message_size(REQUEST_FRAME_BYTES_MAX);
         let admin = v1::admin_server::AdminServer::new(admin);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)

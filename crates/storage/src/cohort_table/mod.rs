@@ -62,7 +62,7 @@ use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use trireme_types::limits::{SCAN_BYTES_MAX, SCAN_ROWS_MAX};
-use trireme_types::{CohortId, Entry, KeyRange, Lsn, Outcome, Version};
+use trireme_types::{CohortId, Entry, KeyRange, Lsn, Outcome, PATH, Version};
 
 use crate::cohort_table::apply::Apply;
 use crate::cohort_table::sessions::Sessions;
@@ -221,6 +221,7 @@ impl CohortTable {
         }
         state.clock.store(writer.sessions.clock(), Ordering::Release);
         state.points.set_applied(writer.applied);
+        tracing::trace!(target: PATH, cohort = %state.id, upto = %writer.applied, "path: applied");
         Ok(applied)
     }
 
