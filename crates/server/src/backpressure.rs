@@ -1,7 +1,9 @@
 //! Which writes have to wait, or are refused, because of the length of the node's log.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -13,6 +15,10 @@ const UNIT_BYTES: u64 = 1024;
 
 /// The most units: more than any log has, and as few as a semaphore bears on every machine.
 const UNITS_MAX: u32 = 1 << 28;
+
+/// For how long a batch counts as one that is under way. After that it is in the log, and counted with
+/// it; a cohort that has lost its quorum must not hold up the others.
+const UNDER_WAY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What new writes meet while the log is too long. Maintenance decides it, and every cohort's queue
 /// of writes asks.
@@ -93,10 +99,21 @@ impl Backpressure {
     }
 }
 
+/// Waits for the outcome of a batch, and gives up its share of what may be under way when that is known
+/// or should be.
+pub(crate) async fn while_under_way<T, P>(outcome: impl Future<Output = T>, share: P) -> T {
+    let mut outcome = std::pin::pin!(outcome);
+    match tokio::time::timeout(UNDER_WAY_TIMEOUT, outcome.as_mut()).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            drop(share);
+            outcome.await
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::timeout;
 
     use super::*;
@@ -125,5 +142,19 @@ mod tests {
         backpressure.pause(false);
         assert!(backpressure.admit(1).await.is_some());
         assert!(Backpressure::new(u64::MAX).admit(usize::MAX).await.is_some());
+    }
+
+    /// A cohort without a quorum has no outcome for long, and must not keep the others' share.
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_without_an_outcome_gives_up_its_share() {
+        let backpressure = Backpressure::new(UNIT_BYTES);
+        let share = backpressure.admit(1).await;
+        let stuck = tokio::spawn(while_under_way(std::future::pending::<()>(), share));
+        let next = timeout(2 * UNDER_WAY_TIMEOUT, backpressure.admit(1)).await;
+        assert!(next.is_ok_and(|share| share.is_some()));
+        stuck.abort();
+        let share = backpressure.admit(1).await;
+        assert_eq!(while_under_way(async { 7 }, share).await, 7);
+        assert!(backpressure.admit(1).await.is_some());
     }
 }

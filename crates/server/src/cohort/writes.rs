@@ -4,7 +4,6 @@
 //! another, whatever waits leaves together. One lone write leaves at once, and under load the batch
 //! grows with the time that replication takes, whatever the protocol.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,7 +20,7 @@ use trireme_types::{Command, CommandBatch, Operation, Outcome, PATH};
 
 use super::Counters;
 use super::clock::CohortClock;
-use crate::backpressure::Backpressure;
+use crate::backpressure::{Backpressure, while_under_way};
 use crate::refusal;
 use crate::request::ReplyTo;
 use crate::routes::NodeDirectory;
@@ -42,10 +41,6 @@ const WRITE_OVERHEAD: usize = 64;
 
 /// How long a batch may replicate before its clients get the answer that its outcome is unknown.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// For how long a batch counts as one that is under way. After that it is in the log, and counted with
-/// it; a cohort that has lost its quorum must not hold up the others.
-const UNDER_WAY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A write that waits for its batch.
 pub(crate) struct PendingWrite {
@@ -174,19 +169,6 @@ impl Batcher {
         let error = refusal::of_replica(error, |node| self.directory.node(node));
         for (reply, _) in replies {
             reply.refuse(error.clone());
-        }
-    }
-}
-
-/// Waits for the outcome of a batch, and gives up its share of what may be under way when that is known
-/// or should be.
-async fn while_under_way<T, P>(outcome: impl Future<Output = T>, share: P) -> T {
-    let mut outcome = std::pin::pin!(outcome);
-    match tokio::time::timeout(UNDER_WAY_TIMEOUT, outcome.as_mut()).await {
-        Ok(outcome) => outcome,
-        Err(_) => {
-            drop(share);
-            outcome.await
         }
     }
 }
