@@ -22,14 +22,14 @@ const HANG_LEASES: u32 = 1;
 const HANG_DOUBLINGS_MAX: u32 = 4;
 
 /// How many secondaries must acknowledge beacons and nothing else, or nothing at all, all of them, for
-/// the primary to take itself for the one at fault. Of one alone it cannot tell whose fault it is.
+/// the primary to take itself for the one at fault. Of one alone it cannot know whose fault it is.
 const SECONDARIES_TO_BLAME_ONESELF: usize = 2;
 
 /// Within how many leases secondaries must have fallen silent to be taken for having done so together:
 /// a lease ends as much as one later than another, and the manager is asked in between.
 const SILENT_TOGETHER_LEASES: u32 = 2;
 
-/// After how many graces a primary that stepped down asks to go on, if its data path works and nobody
+/// After how many graces a primary that stepped down asks to go on, if its data path works and no other
 /// has taken its place: the others have had one to notice, and one to act.
 const ASKS_AGAIN_AFTER_GRACES: u32 = 2;
 
@@ -42,10 +42,10 @@ pub(super) struct Health {
     applied_at: Moment,
     /// When the replica last stepped down because it made no progress, and how often before.
     hung: Option<(Moment, u32)>,
-    /// When it last found that nobody had taken its place.
+    /// When it last found that no other had taken its place.
     unreplaced_at: Option<Moment>,
-    /// It stepped down since, alone, it could take no writes, nobody took its place, and it has not held
-    /// all its leases again since.
+    /// It stepped down since, alone, it could take no writes, no other took its place, and it has not
+    /// held all its leases again since.
     may_go_alone: bool,
 }
 

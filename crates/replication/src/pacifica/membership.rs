@@ -13,7 +13,7 @@ use crate::core::Moment;
 pub(crate) struct Membership {
     pub(super) cohort: CohortId,
     pub(super) options: PacificaOptions,
-    /// What tells it from the replicas that had another disk under the same name.
+    /// What distinguishes it from the replicas that had another disk under the same name.
     pub(super) incarnation: Incarnation,
     /// Nothing was on its disk: no incarnation of it ever acted.
     pub(super) is_new: bool,

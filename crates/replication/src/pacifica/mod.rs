@@ -12,7 +12,7 @@
 //!   another incarnation than the one that the configuration lists.
 //! * A strong read sees every write that was acknowledged before it began, and costs no message. A
 //!   timeline read sees some earlier state, and at one replica never an earlier one than before.
-//! * It serves as long as a single replica is there: whoever does not answer is taken out of the
+//! * It serves as long as a single replica is there: one that does not answer is taken out of the
 //!   configuration. For that it needs the configuration manager; for reads and writes it does not.
 //!
 //! # Roles
@@ -35,13 +35,13 @@
 //!
 //! # Leases (§2.3)
 //!
-//! Every message of the primary is a beacon. Whoever acknowledges it promises not to become primary for
-//! the grace, counted from when it received it. The primary serves as long as it holds a lease from
+//! Every message of the primary is a beacon. A replica that acknowledges it promises not to become
+//! primary for the grace, counted from when it received it. The primary serves as long as it holds a lease from
 //! *all* secondaries, counted from when it sent what they acknowledged. A lease is shorter than a
-//! grace, so the primary has stopped before anybody takes its place, and it needs no clock but its own
+//! grace, so the primary has stopped before another takes its place, and it needs no clock but its own
 //! (P1).
 //!
-//! # When somebody is gone (§2.4)
+//! # When a replica is gone (§2.4)
 //!
 //! * A secondary: the primary's lease ends. It stops serving, and has the manager install a
 //!   configuration without it.
@@ -85,7 +85,7 @@ use self::health::Health;
 use self::membership::Membership;
 use self::roles::RoleState;
 use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered};
-use crate::replica::{ReplicaError, Role};
+use crate::replica::Role;
 use crate::streaming::wire::HardState;
 use crate::streaming::{Beacon, Preceding, RoleStatus, Streams};
 
@@ -257,10 +257,6 @@ impl Core for Pacifica {
             Event::Message { from, message } => self.on_message(from, message),
             Event::Propose { .. } | Event::Read { .. } | Event::TransferLeader { .. } => {
                 self.on_request(event);
-            }
-            Event::Reconfigure { ticket, .. } => {
-                let reason = "a PacificA cohort changes its configuration by itself".into();
-                cx.journal.refuse(ticket, ReplicaError::Invalid(reason));
             }
             Event::ReleaseLog { ticket, upto } => cx.release_log(ticket, upto),
             Event::Durable { upto } => self.on_durable(upto),

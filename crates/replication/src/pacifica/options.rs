@@ -11,8 +11,8 @@ pub struct PacificaOptions {
     /// The periods.
     pub timing: Timing,
     /// How many replicas the configuration must have for a write to be taken, and to be acknowledged
-    /// (P10). What is in the log already is committed with fewer, since a new primary has to; whoever
-    /// waits for it learns that its fate is not known.
+    /// (P10). What is in the log already is committed with fewer, since a new primary has to; the
+    /// caller that waits for it learns that its fate is not known.
     pub min_replicas_for_write: usize,
     /// The replica's disk was lost and is empty now: what the replica once acknowledged is not known
     /// here any more (S14).

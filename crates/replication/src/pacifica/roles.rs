@@ -272,7 +272,7 @@ impl Pacifica {
         }
         cx.keep(HardState { promised: version, ..cx.state });
         cx.own.stepped_down = None;
-        // The same primary may have begun anew, and not know the position of anybody.
+        // The same primary may have begun anew, and not know any position.
         if let RoleState::Secondary(secondary) = &mut self.role {
             secondary.following.is_streaming = false;
             secondary.following.reported_at = None;

@@ -63,9 +63,13 @@ impl Secondary {
 
     /// Asks the primary again to be brought up to date, as long as nothing comes from it (PAC-40).
     pub(super) fn on_timeout(&mut self, cx: &mut Shared) {
-        if cx.now >= self.asks_from(cx)
-            && let Some(primary) = self.following.leader
-        {
+        if cx.now < self.asks_from(cx) {
+            return;
+        }
+        if self.following.is_report_held_back(cx) {
+            // It will be sent when the disk is back, and is given its time to be answered.
+            self.following.reported_at = Some(cx.now);
+        } else if let Some(primary) = self.following.leader {
             //= PAC-40
             self.following.report_position(cx, primary, cx.state.promised);
         }
@@ -74,8 +78,7 @@ impl Secondary {
     /// Returns when a candidate asks (again) to be brought up to date.
     fn asks_from(&self, cx: &Shared) -> Moment {
         let Following { leader, heard, is_streaming, reported_at } = self.following;
-        let is_held_back = self.following.is_report_held_back(cx);
-        if cx.own.is_listed(cx.node) || leader.is_none() || is_held_back {
+        if cx.own.is_listed(cx.node) || leader.is_none() {
             return Moment::FAR;
         }
         let grace = cx.timing.grace;

@@ -119,12 +119,12 @@ mod tests {
         };
         let propose = |core: &mut Pacifica, version, replicas: &[u64]| {
             let replicas = replicas.iter().copied().map(NodeId).collect();
-            let known = core.shared.own.config.clone().expect("it was told one");
+            let known = core.shared.own.config.clone().expect("it was sent one");
             let config = CohortConfig { version, replicas, ..known };
             core.shared.own.pending = Some(Pending { config, retry_at: Moment::START });
         };
         let too_many = broken(|core| {
-            let known = core.shared.own.config.clone().expect("it was told one");
+            let known = core.shared.own.config.clone().expect("it was sent one");
             let replicas = [1, 2, 3].map(NodeId).to_vec();
             let config = CohortConfig { version: 2, replicas, ..known };
             core.shared.own.pending = Some(Pending { config, retry_at: Moment::START });

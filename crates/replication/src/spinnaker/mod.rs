@@ -32,7 +32,7 @@
 //! The leader appends it to its log, forces it, and in parallel proposes it to its followers; each
 //! forces it and acknowledges. When it is on the leader's own disk and on those of a majority, the
 //! leader included, it is committed: the leader applies it and answers. Once in a commit period the
-//! followers are told how far the log is committed, and apply up to there.
+//! followers are sent how far the log is committed, and apply up to there.
 //!
 //! # A strong read
 //!
@@ -47,7 +47,7 @@
 //!    sees that its session at the coordinator has ended, says so to the others once it is free of its
 //!    promise (`SuspectLeader`). When a majority has no leader that it supports, it stands.
 //! 2. To stand, it first *fences*: it promises, on disk, to accept nothing from a leader of an epoch
-//!    below the round, and only then publishes the end of its log. What it says stays true: nobody can
+//!    below the round, and only then publishes the end of its log. What it says stays true: nothing can
 //!    make it acknowledge more for an earlier leader (S2).
 //! 3. When a majority stands in the round, the longest log wins, of equals the first to have stood.
 //!    The winner makes itself the leader and the round the epoch in one atomic change.
@@ -92,7 +92,7 @@ use self::election::Election;
 use self::follower::Follower;
 use self::roles::RoleState;
 use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered};
-use crate::replica::{ReplicaError, Role};
+use crate::replica::Role;
 use crate::streaming::wire::HardState;
 use crate::streaming::{Beacon, Preceding, RoleStatus, Streams};
 
@@ -229,10 +229,6 @@ impl Core for Spinnaker {
             Event::Message { from, message } => self.on_message(from, message),
             Event::Propose { .. } | Event::Read { .. } | Event::TransferLeader { .. } => {
                 self.on_request(event);
-            }
-            Event::Reconfigure { ticket, .. } => {
-                let reason = "the replicas of a Spinnaker cohort are fixed".into();
-                cx.journal.refuse(ticket, ReplicaError::Invalid(reason));
             }
             Event::ReleaseLog { ticket, upto } => cx.release_log(ticket, upto),
             Event::Durable { upto } => {

@@ -10,7 +10,7 @@ pub struct SpinnakerOptions {
     /// The cohort's replicas, this one among them.
     pub replicas: Vec<NodeId>,
     /// The replica that the others let stand first in a new cohort's first election, so that leaders
-    /// spread over nodes as ranges do; if none, whoever is first is first.
+    /// spread over nodes as ranges do; if none, the one that is first is first.
     pub base: Option<NodeId>,
     /// The periods.
     pub timing: Timing,

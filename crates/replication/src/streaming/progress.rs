@@ -3,7 +3,7 @@
 //! ```text
 //!                 on_position                    everything sent
 //!   Probing ──────────────────────► CatchingUp ───────────────────► Replicating
-//!   (a new leader knows nobody)      │  ▲    ▲                           │
+//!   (a new leader knows no position) │  ▲    ▲                           │
 //!              the log begins later  │  │    └── on_position (a gap), or ┘
 //!                                    ▼  │        the window is full
 //!                              SendingSnapshot ── on_snapshot_end
