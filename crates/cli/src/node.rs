@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use tokio::runtime::{Builder, Runtime};
 use trireme_server::{
-    DISCARD_AFTER_DEFAULT, DataFolder, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics,
+    DISCARD_AFTER_DEFAULT, DataFolder, Mistakes, Node, NodeError, NodeOptions,
+    REPLACE_DELAY_DEFAULT, panics,
 };
 use trireme_types::{Durability, Engine, NodeId};
 
@@ -75,6 +77,11 @@ pub(crate) struct NodeArgs {
     /// How long the node keeps the data of a replica that it no longer holds. [default: 1d]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     discard_after: Option<Duration>,
+    /// Have the replicas make a mistake, so that the cluster breaks its promises, to see that this is
+    /// found. For tests; not remembered.
+    #[arg(long, value_name = "NAME", hide = true, requires = "allow_faults")]
+    #[arg(value_parser = PossibleValuesParser::new(Mistakes::NAMES))]
+    mistake: Vec<String>,
     /// Stop when standard input ends, as it does when the process that started this one is gone.
     #[arg(long, hide = true)]
     stop_at_stdin_end: bool,
@@ -136,6 +143,11 @@ impl NodeArgs {
     }
 
     fn into_options(self, timing: &TimingArgs) -> NodeOptions {
+        let mut mistakes = Mistakes::default();
+        for name in &self.mistake {
+            // The command line has no other names.
+            let _known = mistakes.add(name);
+        }
         let Self { data, id, listen, advertise, coordinator, engine, durability, .. } = self;
         NodeOptions {
             data,
@@ -153,6 +165,7 @@ impl NodeArgs {
             replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
             discard_after: self.discard_after.unwrap_or(DISCARD_AFTER_DEFAULT),
             allow_faults: self.allow_faults,
+            mistakes,
         }
     }
 }

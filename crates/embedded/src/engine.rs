@@ -371,12 +371,12 @@ impl WriterLoop {
     }
 }
 
-fn encode_snapshot(identity: Identity, store: &Store) -> Result<Vec<u8>, EmbeddedError> {
+pub(super) fn encode_snapshot(identity: Identity, store: &Store) -> Result<Vec<u8>, EmbeddedError> {
     postcard::to_extend(&(identity, store), vec![SNAPSHOT_FORMAT])
         .map_err(|error| EmbeddedError::Poisoned(format!("the state cannot be encoded: {error}")))
 }
 
-fn decode_snapshot(
+pub(super) fn decode_snapshot(
     payload: &[u8],
     options: &EmbeddedOptions,
 ) -> Result<(Identity, Store), EmbeddedError> {

@@ -37,6 +37,8 @@ mod counters;
 mod engine;
 mod error;
 mod fault;
+#[cfg(test)]
+mod fuzz;
 mod journal;
 mod kv;
 mod lease;

@@ -5,6 +5,7 @@
 //! something to them, measures what clients see of it, prints one table, and leaves nothing
 //! running behind. README.md says what each one is for.
 
+mod chaos;
 mod check;
 mod experiments;
 mod load;
@@ -22,6 +23,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use experiments::{commit_period, kills, log_size, outages, slow_replica};
+use trireme_testbed::Network;
 
 /// Experiments on real clusters of Trireme on this machine.
 #[derive(Parser)]
@@ -45,14 +47,18 @@ enum Experiment {
     SlowReplica(slow_replica::SlowReplicaArgs),
     /// Measures whether a takeover takes longer when more was written before.
     LogSize(log_size::LogSizeArgs),
+    /// Has faults of every kind befall a cluster, several at once, while clients read and write, and
+    /// judges what they saw.
+    Chaos(Box<chaos::ChaosArgs>),
     /// Judges recorded histories: prints a line per file, its name, a tab, and `linearizable`,
     /// `not linearizable` or `unknown`.
     Check(check::CheckArgs),
 }
 
 impl Experiment {
-    async fn run(self) -> anyhow::Result<()> {
+    async fn run(self, network: Network) -> anyhow::Result<()> {
         match self {
+            Self::Chaos(args) => args.run(network).await,
             Self::Kills(args) => args.run().await,
             Self::Outages(args) => args.run().await,
             Self::CommitPeriod(args) => args.run().await,
@@ -76,11 +82,16 @@ fn main() -> ExitCode {
 }
 
 fn run(experiment: Experiment) -> anyhow::Result<()> {
+    // Before there is any thread: the program may start anew in namespaces.
+    let network = match &experiment {
+        Experiment::Chaos(args) => chaos::prepare(args)?,
+        _ => Network::Loopback,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         let interrupted = interrupted()?;
         tokio::select! {
-            outcome = experiment.run() => outcome,
+            outcome = experiment.run(network) => outcome,
             // The experiment is dropped here, and its clusters with it, which kills them.
             () = interrupted => bail!("interrupted"),
         }

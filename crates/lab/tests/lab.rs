@@ -117,3 +117,58 @@ fn histories_are_judged_and_what_is_wrong_is_drawn() {
     std::fs::write(&stale, "{}").unwrap();
     assert_eq!(check(&[&stale]), (Some(1), String::new()));
 }
+
+/// Runs `chaos` for one round, and returns its status and the report.
+fn chaos(folder: &Path, arguments: &[&str]) -> (Option<i32>, Value) {
+    let out = folder.join("out");
+    let clusters = folder.join("clusters");
+    std::fs::create_dir(&clusters).unwrap();
+    let mut command = lab(&clusters, &["chaos", "--json", "--clients", "4"]);
+    let output = command.arg("--out").arg(&out).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{said}"));
+    (output.status.code(), report)
+}
+
+#[test]
+fn chaos_finds_nothing_wrong_with_a_cluster_that_keeps_its_promises() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--replication", "raft", "--time", "6s", "--round", "6s", "--fault", "kill"];
+    let (status, report) = chaos(folder.path(), &arguments);
+    let result = &report["results"]["chaos"][0];
+    assert_eq!((status, result["outcome"].as_str()), (Some(0), Some("pass")), "{report}");
+    assert!(result["answered"].as_u64().unwrap() > 100, "{report}");
+    assert!(result["acknowledged_for_good"].as_u64().unwrap() > 10, "{report}");
+    assert!(result["faults"]["kill"].as_u64().unwrap() > 0, "{report}");
+    assert_nothing_is_left(&folder.path().join("clusters"));
+}
+
+/// A replica that lost its disk votes as if it had not: acknowledged writes are lost, which must be
+/// found, with all that shows it, and the command that repeats it.
+#[test]
+fn chaos_finds_the_writes_that_a_mistake_loses() {
+    let folder = tempfile::tempdir().unwrap();
+    let mistake = ["--mistake", "trusts-an-empty-disk", "--fault", "lose-in-turn"];
+    let arguments = ["--replication", "spinnaker", "--time", "4s", "--round", "4s", "--seed", "7"];
+    let (status, report) = chaos(folder.path(), &[&arguments[..], &mistake].concat());
+    let result = &report["results"]["chaos"][0];
+    assert_eq!((status, result["outcome"].as_str()), (Some(1), Some("FAIL")), "{report}");
+    assert!(result["lost"].as_u64().unwrap() > 0, "{report}");
+    let failure = result["failure"].as_str().unwrap();
+    for part in ["lost acknowledged writes", "not linearizable"] {
+        assert!(failure.contains(part), "{failure}");
+    }
+    let again = result["again"].as_str().unwrap();
+    assert!(
+        again.contains("--seed 7 ") && again.contains("--mistake trusts-an-empty-disk"),
+        "{again}"
+    );
+    let kept = folder.path().join("out").join("spinnaker-7-round-1");
+    for file in ["history.json", "events.txt", "violations.txt", "timeline-1.html", "cluster.txt"] {
+        assert!(kept.join(file).is_file(), "{file} is not kept");
+    }
+    // What is kept is judged alike by the command for histories.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trireme-lab"));
+    let judged = command.arg("check").arg(kept.join("history.json")).output().unwrap();
+    assert_eq!(judged.stdout, b"history.json\tnot linearizable\n");
+}

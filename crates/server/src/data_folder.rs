@@ -411,6 +411,8 @@ pub(crate) fn io_error(path: &Path, source: io::Error) -> DataFolderError {
 
 #[cfg(test)]
 mod tests {
+    use trireme_fuzz::{Fuzz, Verdict};
+
     use super::*;
 
     fn file() -> NodeFile {
@@ -418,6 +420,18 @@ mod tests {
         let coordinator = vec!["http://127.0.0.1:7100".to_owned()];
         let (engine, durability) = (Engine::Lsm, Durability::Fsync);
         NodeFile::new(ClusterId(7), NodeId(1), engine, durability, listen, coordinator)
+    }
+
+    #[test]
+    fn fuzz_node_file() {
+        let write = |file: &NodeFile| serde_json::to_vec(file).unwrap();
+        Fuzz::new("fuzz_node_file", [write(&file())]).run(|bytes| {
+            let read = parse(Path::new("node.json"), bytes);
+            if let Ok(file) = &read {
+                assert_eq!(&parse(Path::new("node.json"), &write(file)).unwrap(), file);
+            }
+            Verdict::from(&read)
+        });
     }
 
     #[test]

@@ -191,6 +191,7 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
+    use trireme_fuzz::{Fuzz, Verdict};
     use trireme_types::{ClusterId, CohortConfig, Protocol, RangeMap};
 
     use super::*;
@@ -207,6 +208,22 @@ mod tests {
             set_aside: BTreeMap::new(),
             given_up: BTreeSet::new(),
         }
+    }
+
+    #[test]
+    fn fuzz_memory_file() {
+        let mut known = memory();
+        known.known.configs.insert(CohortId(1), config(4, &[1, 2]));
+        let write = |memory: &NodeMemory| serde_json::to_vec(&memory.file()).unwrap();
+        let valid = [write(&memory()), write(&known)];
+        Fuzz::new("fuzz_memory_file", valid).run(|bytes| {
+            let read = NodeMemory::parse(Path::new("memory.json"), bytes);
+            if let Ok(memory) = &read {
+                let again = NodeMemory::parse(Path::new("memory.json"), &write(memory));
+                assert_eq!(&again.unwrap(), memory);
+            }
+            Verdict::from(&read)
+        });
     }
 
     fn config(version: u64, replicas: &[u64]) -> CohortConfig {

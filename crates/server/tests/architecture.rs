@@ -57,8 +57,9 @@ fn crates_import_only_what_the_table_allows() {
         ("crates/embedded", &[]),
         ("crates/client", &["types", "proto"]),
         ("crates/checker", &[]),
+        ("crates/fuzz", &[]),
         ("crates/server", &["types", "proto", "storage", "replication", "coordinator"]),
-        ("crates/testbed", &["types", "client"]),
+        ("crates/testbed", &["types", "client", "coordinator"]),
         ("crates/compare", &["types", "client", "checker", "testbed"]),
         ("crates/lab", &["types", "proto", "client", "checker", "testbed"]),
     ]);

@@ -55,6 +55,10 @@ impl Conditions {
 }
 
 impl Statuses {
+    pub(crate) const fn of(nodes: Vec<NodeStatus>) -> Self {
+        Self(nodes)
+    }
+
     /// Returns the replica that leads and its node: of two that believe so, the newer one.
     pub fn leader(&self) -> Option<(NodeId, &ReplicaStatus)> {
         self.replicas()
@@ -86,13 +90,35 @@ impl Statuses {
         self.0.iter().find(|status| status.node == node.0)
     }
 
+    /// Returns what the figures of a cluster with this protocol and folder depend on.
+    pub(crate) fn conditions(
+        &self,
+        expected: Protocol,
+        folder: &Path,
+    ) -> anyhow::Result<Conditions> {
+        let first = self.0.first().context("no node runs")?;
+        let replica = first.replicas.first().context("the first node has no replica")?;
+        let protocol: Protocol = replica.protocol.parse().context("asking for the protocol")?;
+        if protocol != expected {
+            bail!("the cluster replicates by {protocol}, not by {expected}");
+        }
+        Ok(Conditions {
+            protocol,
+            durability: first.durability.clone(),
+            engine: first.engine.clone(),
+            nodes: self.0.len(),
+            version: first.version.clone(),
+            in_memory: is_in_memory(folder),
+        })
+    }
+
     fn replicas(&self) -> impl Iterator<Item = (NodeId, &ReplicaStatus)> {
         let first = |node: &NodeStatus| NodeId(node.node);
         self.0.iter().filter_map(move |node| Some((first(node), node.replicas.first()?)))
     }
 
     /// Says what is missing until this many replicas follow one leader.
-    fn lacks_members(&self, nodes: usize) -> Result<(), String> {
+    pub(crate) fn lacks_members(&self, nodes: usize) -> Result<(), String> {
         let (leader, led) = self.leader().ok_or("nobody leads")?;
         if led.replicas.len() < nodes {
             return Err(format!("{leader} leads {} replicas of {nodes}", led.replicas.len()));
@@ -111,7 +137,7 @@ impl Statuses {
     }
 
     /// Says which replica has not applied an entry yet.
-    fn lacks_entries(&self, upto: u64) -> Result<(), String> {
+    pub(crate) fn lacks_entries(&self, upto: u64) -> Result<(), String> {
         let applied = |replica: &ReplicaStatus| replica.applied.unwrap_or_default().seq;
         match self.replicas().find(|(_, replica)| applied(replica) < upto) {
             Some((node, replica)) => {
@@ -196,21 +222,7 @@ impl Cluster {
 
     /// Returns what the cluster's figures depend on.
     pub async fn conditions(&self) -> anyhow::Result<Conditions> {
-        let statuses = self.statuses().await?;
-        let first = statuses.0.first().context("no node runs")?;
-        let replica = first.replicas.first().context("the first node has no replica")?;
-        let protocol: Protocol = replica.protocol.parse().context("asking for the protocol")?;
-        if protocol != self.protocol {
-            bail!("the cluster replicates by {protocol}, not by {}", self.protocol);
-        }
-        Ok(Conditions {
-            protocol,
-            durability: first.durability.clone(),
-            engine: first.engine.clone(),
-            nodes: statuses.0.len(),
-            version: first.version.clone(),
-            in_memory: is_in_memory(self.folder()),
-        })
+        self.statuses().await?.conditions(self.protocol, self.folder())
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod faults;
 mod health;
+mod hosts;
 mod ports;
 mod process;
 mod ready;
@@ -27,6 +28,7 @@ use self::ready::Ready;
 
 pub use self::faults::{ALLOW as ALLOW_FAULTS, Frozen, Lost, Suffering};
 pub use self::health::{Conditions, Statuses};
+pub use self::hosts::{Disk, Ended, Host, Hosts, Network, NodeFaults};
 
 /// How long a cluster may take until it serves.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
@@ -394,10 +396,15 @@ fn spawn_up(command: &mut Command, folder: &Path) -> anyhow::Result<Child> {
 /// Returns a command of the program that does not depend on this process's surroundings.
 fn trireme(program: &Path) -> Command {
     let mut command = Command::new(program);
+    isolate(&mut command);
+    command
+}
+
+/// Has a command not depend on this process's surroundings.
+fn isolate(command: &mut Command) {
     command.env_remove("TRIREME_ENDPOINTS").env_remove("RUST_LOG").stdin(Stdio::null());
     // A terminal's Ctrl-C goes to this process alone, which ends the cluster in its own way.
     command.process_group(0);
-    command
 }
 
 /// Returns the last lines of what the processes of a cluster said, newest process last.

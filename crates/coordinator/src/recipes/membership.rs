@@ -131,6 +131,19 @@ pub enum RegisterError {
         /// Its session.
         session: SessionId,
     },
+    /// The session of a process lives that was this node before this one was started: the coordinator
+    /// was put back to a state in which it was there. Nothing keeps the session alive.
+    #[error(
+        "the session {session} of an earlier process of node {id}, at {address}, has not ended"
+    )]
+    Outlived {
+        /// The node.
+        id: NodeId,
+        /// Where that process listened.
+        address: String,
+        /// Its session.
+        session: SessionId,
+    },
     /// Another process was started as this node since this one was.
     #[error("another process was started as node {id}, at {address}, since this one was")]
     Overtaken {
@@ -158,6 +171,10 @@ struct LiveNode {
     folder: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     place: String,
+    /// Which of the node's processes it is: how often the node had come back with another folder, and
+    /// how often this one had been started. Absent where an earlier version has registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    generation: Option<(u64, u64)>,
 }
 
 /// Who registers.
@@ -188,7 +205,8 @@ impl Membership {
     }
 
     /// Registers this process again, whose session has expired. Fails at once if another process has
-    /// taken its place meanwhile, or was started as the node.
+    /// taken its place meanwhile, or was started as the node; with [`RegisterError::Outlived`], it can
+    /// be tried again.
     pub async fn register_again(&self, id: NodeId, info: &NodeInfo) -> Result<(), RegisterError> {
         loop {
             match self.try_register(id, info, Registering::Again).await? {
@@ -229,8 +247,13 @@ impl Membership {
         let is_ours = session == self.coordinator.session_id();
         // Only one process can hold a place, and this one does.
         let is_same_place = !info.place.is_empty() && holder.place == info.place;
+        let is_earlier = holder.generation.is_some_and(|earlier| earlier < generation(info));
         let address = holder.address;
-        let held = RegisterError::AlreadyAlive { id, address, session };
+        let held = if is_earlier {
+            RegisterError::Outlived { id, address, session }
+        } else {
+            RegisterError::AlreadyAlive { id, address, session }
+        };
         Ok((!is_ours && !is_same_place).then_some(held))
     }
 
@@ -314,6 +337,7 @@ impl Membership {
             address: info.address.clone(),
             folder: info.folder.clone(),
             place: info.place.clone(),
+            generation: Some(generation(info)),
         };
         let live_value = encode(&live_node);
         let live_op = match live {
@@ -429,6 +453,11 @@ fn members(
     }
     members.sort_by_key(|member| member.id);
     Ok(members)
+}
+
+/// Returns which of the node's processes registers. A later one has a greater one.
+fn generation(info: &NodeInfo) -> (u64, u64) {
+    (info.incarnation, info.starts)
 }
 
 pub(super) fn record_path(id: NodeId) -> String {

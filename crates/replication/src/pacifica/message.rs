@@ -162,6 +162,7 @@ mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
+    use trireme_fuzz::{Fuzz, Verdict};
     use trireme_types::EntryKind;
 
     use super::*;
@@ -202,6 +203,18 @@ mod tests {
                 assert!(cut.is_err() || is_shorter, "{message} cut to {len} bytes: {cut:?}");
             }
         }
+    }
+
+    #[test]
+    fn fuzz_pacifica_message() {
+        let valid = messages().into_iter().map(|message| message.encode());
+        Fuzz::new("fuzz_pacifica_message", valid).run(|bytes| {
+            let decoded = PacificaMessage::decode(Bytes::copy_from_slice(bytes));
+            if let Ok(message) = &decoded {
+                assert_eq!(PacificaMessage::decode(message.encode()).as_ref(), Ok(message));
+            }
+            Verdict::from(&decoded)
+        });
     }
 
     proptest! {

@@ -211,6 +211,7 @@ fn lsn_message(id: LogId) -> v1::Lsn {
 mod tests {
     use bytes::Bytes;
     use openraft::EntryPayload;
+    use trireme_fuzz::{Fuzz, Verdict};
 
     use super::super::types::{Proposal, RaftMembership, Vote};
     use super::*;
@@ -238,6 +239,45 @@ mod tests {
         assert_eq!(read.vote, sample().vote);
         assert_eq!(read.prev_log_id, sample().prev_log_id);
         assert_eq!(read.entries, sample().entries);
+    }
+
+    #[test]
+    fn fuzz_raft_append() {
+        let valid = [append_message(sample()).encode_to_vec()];
+        Fuzz::new("fuzz_raft_append", valid).run(|bytes| {
+            let Ok(message) = v1::RaftAppend::decode(bytes) else { return Verdict::Refused };
+            let read = append(message);
+            if let Ok(read) = &read {
+                let (vote, entries) = (read.vote, read.entries.clone());
+                let copy = Append { entries, ..*read };
+                let bytes = append_message(copy).encode_to_vec();
+                let again = v1::RaftAppend::decode(&bytes[..]).map(append);
+                let again = again.expect("it was encoded").expect("it was read before");
+                assert_eq!((again.vote, &again.entries), (vote, &read.entries));
+            }
+            Verdict::from(&read)
+        });
+    }
+
+    #[test]
+    fn fuzz_raft_snapshot_header() {
+        let ids = [1, 2].map(|node| RaftId { node, incarnation: 5 });
+        let membership = RaftMembership::new_with_defaults(vec![ids.into()], []);
+        let id = LogId::new_term_index(3, 9);
+        let meta = SnapshotMeta {
+            last_log_id: Some(id),
+            last_membership: StoredMembership::new(Some(id), membership),
+        };
+        let valid = [snapshot_header(ids[0], &Vote::new_committed(3, ids[1]), &meta)];
+        Fuzz::new("fuzz_raft_snapshot_header", valid).run(|bytes| {
+            let read = parse_snapshot_header(bytes);
+            if let Ok((vote, meta, incarnation)) = &read {
+                let to = RaftId { node: 1, incarnation: *incarnation };
+                let again = parse_snapshot_header(&snapshot_header(to, vote, meta));
+                assert_eq!(again.expect("it was read before"), (*vote, meta.clone(), *incarnation));
+            }
+            Verdict::from(&read)
+        });
     }
 
     #[test]

@@ -188,6 +188,7 @@ mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
+    use trireme_fuzz::{Fuzz, Verdict};
     use trireme_types::EntryKind;
 
     use super::*;
@@ -236,6 +237,18 @@ mod tests {
                 assert!(cut.is_err() || is_shorter, "{message} cut to {len} bytes: {cut:?}");
             }
         }
+    }
+
+    #[test]
+    fn fuzz_spinnaker_message() {
+        let valid = messages().into_iter().map(|message| message.encode());
+        Fuzz::new("fuzz_spinnaker_message", valid).run(|bytes| {
+            let decoded = SpinnakerMessage::decode(Bytes::copy_from_slice(bytes));
+            if let Ok(message) = &decoded {
+                assert_eq!(SpinnakerMessage::decode(message.encode()).as_ref(), Ok(message));
+            }
+            Verdict::from(&decoded)
+        });
     }
 
     proptest! {

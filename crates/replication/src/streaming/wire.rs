@@ -282,6 +282,8 @@ impl HardState {
 
 #[cfg(test)]
 mod tests {
+    use trireme_fuzz::{Fuzz, Verdict};
+
     use super::*;
 
     #[test]
@@ -307,6 +309,19 @@ mod tests {
         let bytes = Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0, 7, 1]);
         let state = HardState { promised: 7, is_learner: true, incarnation: None };
         assert_eq!((HardState::decode(bytes.clone()), state.encode()), (Ok(state), bytes));
+    }
+
+    #[test]
+    fn fuzz_hard_state() {
+        let state = |incarnation| HardState { promised: 7, is_learner: true, incarnation };
+        let valid = [None, Some(Incarnation(9))].map(|incarnation| state(incarnation).encode());
+        Fuzz::new("fuzz_hard_state", valid).run(|bytes| {
+            let decoded = HardState::decode(Bytes::copy_from_slice(bytes));
+            if let Ok(state) = &decoded {
+                assert_eq!(HardState::decode(state.encode()).as_ref(), Ok(state));
+            }
+            Verdict::from(&decoded)
+        });
     }
 
     #[test]

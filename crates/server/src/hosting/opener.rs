@@ -16,7 +16,7 @@ use crate::cohort::HostedCohort;
 use crate::continuity::Continuity;
 use crate::memory::NodeMemory;
 use crate::node::NodeError;
-use crate::protocols::{ReplicaParts, SharedCoordinator, open_replica};
+use crate::protocols::{Mistakes, ReplicaParts, SharedCoordinator, open_replica};
 use crate::readers::Readers;
 use crate::routes::NodeDirectory;
 use crate::transport::PeerTransport;
@@ -34,6 +34,8 @@ pub(crate) struct Opener {
     pub(crate) timing: Timing,
     /// How many replicas a PacificA cohort must have to take writes (P10).
     pub(crate) min_replicas_for_write: usize,
+    /// What the replicas do wrong, for tests of what judges them.
+    pub(crate) mistakes: Mistakes,
     pub(crate) log: SharedLog,
     pub(crate) tables: Tables,
     pub(crate) transport: Arc<PeerTransport>,
@@ -76,6 +78,7 @@ impl Opener {
             coordinator: self.coordinator.clone(),
             timing: self.timing,
             min_replicas_for_write: self.min_replicas_for_write,
+            mistakes: self.mistakes,
             rejoins: self.rejoins || was_given_up,
             on_failure: Arc::new(move |reason| on_failure(format!("{cohort}: {reason}"))),
         };

@@ -243,6 +243,7 @@ async fn opener(
         node: ME,
         timing: Timing::default(),
         min_replicas_for_write: 1,
+        mistakes: Default::default(),
         rejoins: false,
         log: log.clone(),
         tables: tables.clone(),

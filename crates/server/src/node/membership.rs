@@ -146,20 +146,35 @@ pub(super) async fn keep_registered(
             tokio::time::sleep(RENEW_PAUSE).await;
             continue;
         }
-        while coordinator.session_is_live() {
-            match membership.register_again(node, &info).await {
-                Ok(()) => {
-                    tracing::info!("registered again");
-                    break;
-                }
-                Err(RegisterError::Coordinator(error)) => {
-                    tracing::warn!(%error, "the node could not be registered again yet");
-                    tokio::time::sleep(RENEW_PAUSE).await;
-                }
-                Err(taken) => return fail(taken.to_string()),
-            }
+        if let Err(taken) = come_back(&membership, &coordinator, node, &info).await {
+            return fail(taken.to_string());
         }
     }
+}
+
+/// Registers the node again as long as its session lives. Fails if another process has taken its place.
+async fn come_back(
+    membership: &Membership,
+    coordinator: &Coordinator,
+    node: NodeId,
+    info: &NodeInfo,
+) -> Result<(), RegisterError> {
+    while coordinator.session_is_live() {
+        match membership.register_again(node, info).await {
+            Ok(()) => {
+                tracing::info!("registered again");
+                break;
+            }
+            // `Outlived`: the coordinator was put back to a state with a process that this one has
+            // replaced. That session ends by itself.
+            Err(error @ (RegisterError::Coordinator(_) | RegisterError::Outlived { .. })) => {
+                tracing::warn!(%error, "the node could not be registered again yet");
+                tokio::time::sleep(RENEW_PAUSE).await;
+            }
+            Err(taken) => return Err(taken),
+        }
+    }
+    Ok(())
 }
 
 /// Keeps the addresses of the nodes up to date.
@@ -258,6 +273,41 @@ mod tests {
         std::fs::write(lost.path().join("log").join("00000000000000000001.log"), "").unwrap();
         let other = register(&lost, first).await.unwrap_err();
         assert!(matches!(other, NodeError::OtherData { .. }), "{other}");
+    }
+
+    /// The coordinator is put back to a state in which the node's predecessor was registered, whose folder
+    /// this one has replaced. The node waits until that session is gone; it does not stop, as it does if
+    /// another process holds its place.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_predecessor_that_a_coordinator_put_back_brings_along_is_outlived() {
+        let embedded = EmbeddedCoordinator::start().await;
+        let (earlier, own) = (embedded.connect().await, embedded.connect().await);
+        let record = file(&embedded).record();
+        let place = |place: &str| NodeInfo { place: place.to_owned(), ..record.clone() };
+        let predecessor = NodeInfo { starts: 4, incarnation: 0, ..place("1:1") };
+        let wiped = NodeInfo { starts: 1, incarnation: 1, folder: "b".to_owned(), ..place("1:2") };
+        let moved = NodeInfo { starts: 5, ..place("2:1") };
+        Membership::new(&earlier).register(ME, &predecessor).await.unwrap();
+        let membership = Membership::new(&own);
+        for later in [&wiped, &moved] {
+            let refused = membership.register_again(ME, later).await.unwrap_err();
+            assert!(matches!(refused, RegisterError::Outlived { .. }), "{refused}");
+        }
+        // One that is as new is no predecessor: two processes must not act as one node.
+        let copy = NodeInfo { starts: 4, ..place("2:1") };
+        let refused = membership.register_again(ME, &copy).await.unwrap_err();
+        assert!(matches!(refused, RegisterError::AlreadyAlive { .. }), "{refused}");
+
+        let back = tokio::spawn(async move {
+            let back = come_back(&membership, &own, ME, &wiped).await;
+            (back, membership.list().await, own.session_id())
+        });
+        earlier.close().await.unwrap();
+        let (back, members, session) = back.await.unwrap();
+        back.unwrap();
+        let members = members.unwrap();
+        let found = members.iter().map(|member| (member.session, member.info.folder.as_str()));
+        assert_eq!(found.collect::<Vec<_>>(), [(Some(session), "b")]);
     }
 
     /// A folder counts the starts of its node. One that counts fewer than the coordinator knows of is an

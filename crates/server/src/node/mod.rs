@@ -34,6 +34,7 @@ use crate::faults::{Faults, ForwarderError};
 use crate::listener;
 use crate::maintenance::{InvalidLogLimit, LogLimits};
 use crate::memory::MemoryError;
+use crate::protocols::Mistakes;
 use crate::routes::Router;
 use crate::transport::PeerTransport;
 
@@ -93,6 +94,8 @@ pub struct NodeOptions {
     pub discard_after: Duration,
     /// Whether a caller may have the node suffer faults. Never remembered.
     pub allow_faults: bool,
+    /// What the node's replicas do wrong, for tests of what judges them. Never remembered.
+    pub mistakes: Mistakes,
 }
 
 impl NodeOptions {
@@ -114,6 +117,7 @@ impl NodeOptions {
             replace_delay: REPLACE_DELAY_DEFAULT,
             discard_after: DISCARD_AFTER_DEFAULT,
             allow_faults: false,
+            mistakes: Mistakes::default(),
         }
     }
 }

@@ -244,6 +244,7 @@ impl Starting {
             continuity: continuity.clone(),
             timing: self.file.timing,
             min_replicas_for_write: self.file.min_replicas_for_write,
+            mistakes: options.mistakes,
             log: self.log.clone(),
             tables: self.tables.clone(),
             transport: transport.clone(),

@@ -4,6 +4,7 @@
 mod configuration;
 mod election;
 mod election_feed;
+mod mistakes;
 mod pending_request;
 mod shared;
 
@@ -20,6 +21,7 @@ use trireme_types::{CohortConfig, Incarnation, NodeId, Protocol, Timing};
 
 use self::configuration::configure;
 use self::election::elect;
+pub use self::mistakes::Mistakes;
 use self::pending_request::PendingRequest;
 pub(crate) use self::shared::SharedCoordinator;
 
@@ -33,12 +35,20 @@ pub(crate) struct ReplicaParts {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) timing: Timing,
     pub(crate) min_replicas_for_write: usize,
+    pub(crate) mistakes: Mistakes,
     /// The coordinator, for the protocols that elect or change configurations through it.
     pub(crate) coordinator: Arc<SharedCoordinator>,
     /// Whether the node once lost its disk, with what its replicas had acknowledged (S14): one that
     /// finds nothing here must first be brought up to date before it counts.
     pub(crate) rejoins: bool,
     pub(crate) on_failure: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+impl ReplicaParts {
+    /// Returns true if the replica must be brought up to date before it counts.
+    fn lost_disk(&self) -> bool {
+        self.rejoins && !self.mistakes.trusts_an_empty_disk
+    }
 }
 
 /// Returns true if a cohort of the protocol admits replicas by itself, for those that it removed.
@@ -80,9 +90,9 @@ pub(crate) async fn open_replica(parts: ReplicaParts) -> Result<Arc<dyn Replica>
 }
 
 async fn open_raft(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
-    let ReplicaParts { node, config, log, tables, table, transport, rejoins, on_failure, .. } =
-        parts;
-    let (options, lost_disk) = (RaftOptions::default(), rejoins);
+    let lost_disk = parts.lost_disk();
+    let ReplicaParts { node, config, log, tables, table, transport, on_failure, .. } = parts;
+    let options = RaftOptions::default();
     let parts =
         RaftParts { node, config, log, tables, table, transport, options, lost_disk, on_failure };
     Ok(RaftReplica::open(parts).await?)
@@ -93,7 +103,7 @@ fn open_spinnaker(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError>
     let CohortConfig { cohort, replicas, .. } = parts.config.clone();
     let options = SpinnakerOptions {
         timing: parts.timing,
-        rejoins: parts.rejoins,
+        rejoins: parts.lost_disk(),
         base: replicas.first().copied(),
         ..SpinnakerOptions::new(replicas.clone())
     };
@@ -109,7 +119,7 @@ fn open_pacifica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> 
     let options = PacificaOptions {
         timing: parts.timing,
         min_replicas_for_write: parts.min_replicas_for_write,
-        rejoins: parts.rejoins,
+        rejoins: parts.lost_disk(),
         // A replica that finds nothing on its disk is none that was here before.
         ..PacificaOptions::new(Incarnation(rand::random()))
     };

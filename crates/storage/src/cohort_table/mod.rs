@@ -50,6 +50,8 @@
 //! entries from before that point must first be told the range of that time.
 
 mod apply;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod install;
 mod sessions;
 

@@ -86,6 +86,8 @@
 mod cohort;
 mod error;
 mod format;
+#[cfg(test)]
+mod fuzz;
 mod index;
 mod keeper;
 mod ledger;

@@ -18,6 +18,8 @@
 //! the receiver or the process is. [`crate::CohortTable::install`] takes what it has gathered.
 
 mod chunk;
+#[cfg(test)]
+mod fuzz;
 mod progress;
 mod reader;
 mod receiver;

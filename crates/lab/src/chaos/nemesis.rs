@@ -1,0 +1,615 @@
+//! What befalls a cluster: faults of many kinds at moments, for times and to victims that a seed
+//! chooses, several of them at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::ValueEnum;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use trireme_testbed::{Disk, Host, Hosts, Network, NodeFaults};
+use trireme_types::{NodeId, Protocol};
+
+use super::record::Clock;
+
+/// The most faults at once.
+const AT_ONCE_MAX: usize = 3;
+
+/// The pause before the next fault begins, in milliseconds.
+const PAUSE_MS: std::ops::Range<u64> = 100..2_000;
+
+/// How long a fault lasts, in milliseconds: from much shorter than any timeout to longer than most.
+const LASTS_MS: [std::ops::Range<u64>; 3] = [50..400, 400..2_500, 2_500..7_000];
+
+/// How often it is looked whether a fault is to begin or to end.
+const TICK: Duration = Duration::from_millis(25);
+
+/// How long a delayed message is under way, in milliseconds. Peers that are silent for a second count
+/// as gone.
+const DELAY_MS: std::ops::Range<u64> = 5..600;
+
+/// How long writes flow between the deaths of two nodes: longer than any protocol needs to go on
+/// without the first.
+const WRITES_FLOW: Duration = Duration::from_secs(4);
+
+/// How long a start that lacked the coordinator may take to fail.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How much longer a force of a slow disk takes, in milliseconds.
+const SLOW_DISK_MS: std::ops::Range<u64> = 5..400;
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Fault {
+    /// A node is killed, and started again.
+    Kill,
+    /// All nodes are killed at once, and started again.
+    KillAll,
+    /// A node stops in order, and is started again.
+    Restart,
+    /// A node's process stands still.
+    Freeze,
+    /// Nothing passes between a node and the other nodes.
+    CutOff,
+    /// Nothing passes between a node and the other nodes, nor between it and the coordinator. Clients
+    /// reach it.
+    Isolate,
+    /// Nothing of the other nodes reaches a node.
+    Deaf,
+    /// Nothing of a node reaches the other nodes.
+    Mute,
+    /// Nothing passes between two nodes; both reach the others.
+    CutPair,
+    /// Every node loses the way to some others, each way for itself.
+    CutAtRandom,
+    /// Nothing passes between the clients and a node.
+    CutClients,
+    /// All that a node sends to others comes late.
+    Slow,
+    /// A node's log is not forced to its disk meanwhile.
+    StallDisk,
+    /// A node's disk is slow.
+    SlowDisk,
+    /// A node's disk fails, which stops the node; it is started again.
+    FailDisk,
+    /// A node loses all its data, and comes back with none, once in a round. PacificA acknowledges with
+    /// as few replicas as its configuration has, so that it happens to a whole cluster only.
+    Wipe,
+    /// Two of three replicas are lost one after the other: a node is killed, another loses its data and
+    /// comes back with none, then the leader is killed and the first comes back. Nobody has all that was
+    /// acknowledged until the leader is back. Only to a whole cluster.
+    LoseInTurn,
+    /// The coordinator is killed, and started again.
+    KillCoordinator,
+    /// The coordinator stands still.
+    FreezeCoordinator,
+    /// Nothing passes between a node and the coordinator.
+    CutCoordinator,
+    /// The coordinator and the leader are killed at once, and started again.
+    KillCoordinatorAndLeader,
+    /// The coordinator comes back with the data that it had some time before.
+    PutCoordinatorBack,
+}
+
+/// Something that happened to the cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    /// Microseconds since the run began.
+    pub(crate) at: u64,
+    pub(crate) what: String,
+}
+
+/// What has a cluster suffer.
+pub(crate) struct Nemesis {
+    rng: StdRng,
+    clock: Clock,
+    kinds: Vec<Fault>,
+    /// The kinds that come next: every one comes before any comes again.
+    deck: Vec<Fault>,
+    active: Vec<Active>,
+    events: Vec<Event>,
+    counts: BTreeMap<Fault, u32>,
+    /// An earlier copy of the coordinator's data.
+    copy: PathBuf,
+    /// Whether a node may lose its data while others are down or behind.
+    wipes_anytime: bool,
+    /// Since when the coordinator is there for all nodes again, as far as it depends on the faults.
+    coordinator_since: Instant,
+    /// Whether a node has lost its data since the cluster was whole.
+    has_wiped: bool,
+}
+
+struct Active {
+    fault: Fault,
+    until: Instant,
+    undo: Undo,
+}
+
+/// How a fault ends.
+#[derive(Debug)]
+enum Undo {
+    Start(Vec<Host>),
+    Thaw(Host),
+    Mend(BTreeSet<(Host, Host)>),
+    Heal(NodeId),
+    /// The node stops by itself because its disk fails.
+    StartFailed(NodeId),
+}
+
+impl Fault {
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Returns true if the network can do it.
+    pub(crate) fn is_possible(self, network: Network) -> bool {
+        self != Self::CutClients || network == Network::Namespaces
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.at / 1_000_000;
+        write!(f, "{seconds:>6}.{:03} s  {}", self.at / 1_000 % 1_000, self.what)
+    }
+}
+
+impl Nemesis {
+    pub(crate) fn new(
+        (seed, protocol): (u64, Protocol),
+        kinds: Vec<Fault>,
+        clock: Clock,
+        folder: &Path,
+    ) -> Self {
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            clock,
+            kinds,
+            deck: Vec::new(),
+            active: Vec::new(),
+            events: Vec::new(),
+            counts: BTreeMap::new(),
+            copy: folder.join("coordinator-earlier"),
+            wipes_anytime: protocol != Protocol::Pacifica,
+            coordinator_since: Instant::now(),
+            has_wiped: false,
+        }
+    }
+
+    /// Returns how often each kind of fault has happened.
+    pub(crate) const fn counts(&self) -> &BTreeMap<Fault, u32> {
+        &self.counts
+    }
+
+    /// Returns what has happened since this was asked last.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Has the cluster, which is whole, suffer for a time. What it still suffers then is left to
+    /// [`Self::end`]. Returns what ended by itself: a process that must not have.
+    pub(crate) async fn rage(
+        &mut self,
+        hosts: &mut Hosts,
+        time: Duration,
+    ) -> anyhow::Result<Vec<String>> {
+        let end = Instant::now() + time;
+        let mut next = Instant::now() + self.milliseconds(PAUSE_MS);
+        self.has_wiped = false;
+        self.refill();
+        // Only now is it certain that the cluster is whole.
+        if let Some(index) = self.deck.iter().position(|fault| self.is_for_whole(*fault)) {
+            let fault = self.deck.remove(index);
+            self.begin(hosts, fault).await?;
+        }
+        let mut ended = Vec::new();
+        while Instant::now() < end {
+            self.end_due(hosts, Instant::now()).await?;
+            ended.extend(self.notice_ends(hosts)?);
+            hosts.tell_nodes().await;
+            if Instant::now() >= next && self.active.len() < AT_ONCE_MAX {
+                if let Some(fault) = self.draw() {
+                    self.begin(hosts, fault).await?;
+                }
+                next = Instant::now() + self.milliseconds(PAUSE_MS);
+            }
+            tokio::time::sleep(TICK).await;
+        }
+        Ok(ended)
+    }
+
+    /// Ends all faults.
+    pub(crate) async fn end(&mut self, hosts: &mut Hosts) -> anyhow::Result<Vec<String>> {
+        for active in std::mem::take(&mut self.active) {
+            self.undo(hosts, active).await?;
+        }
+        let ended = self.notice_ends(hosts)?;
+        // Whatever happened, all of it is over now.
+        for node in hosts.nodes() {
+            hosts.set_faults(node, NodeFaults::default()).await;
+            hosts.start_process(Host::Node(node))?;
+        }
+        hosts.start_process(Host::Coordinator)?;
+        hosts.set_cuts(BTreeSet::new()).await?;
+        self.note("all faults have ended");
+        Ok(ended)
+    }
+
+    fn refill(&mut self) {
+        if self.deck.is_empty() {
+            self.deck.clone_from(&self.kinds);
+            self.deck.shuffle(&mut self.rng);
+        }
+    }
+
+    /// Returns the kind that comes next. A wipe that may not come now waits for the next round.
+    fn draw(&mut self) -> Option<Fault> {
+        self.refill();
+        let waits =
+            |fault: Fault| self.is_for_whole(fault) || (fault == Fault::Wipe && self.has_wiped);
+        if self.deck.iter().all(|fault| waits(*fault)) {
+            let more: Vec<Fault> = self.kinds.iter().copied().filter(|it| !waits(*it)).collect();
+            self.deck.extend(more);
+            self.deck.shuffle(&mut self.rng);
+        }
+        let next = self.deck.iter().rposition(|fault| {
+            !self.is_for_whole(*fault) && (*fault != Fault::Wipe || !self.has_wiped)
+        });
+        next.map(|index| self.deck.remove(index))
+    }
+
+    /// Returns true if the fault may only happen to a whole cluster.
+    fn is_for_whole(&self, fault: Fault) -> bool {
+        fault == Fault::LoseInTurn || (fault == Fault::Wipe && !self.wipes_anytime)
+    }
+
+    async fn begin(&mut self, hosts: &mut Hosts, fault: Fault) -> anyhow::Result<()> {
+        let lasts = LASTS_MS[self.rng.random_range(0..LASTS_MS.len())].clone();
+        let lasts = self.milliseconds(lasts);
+        let node = self.victim(hosts).await;
+        let host = Host::Node(node);
+        let others: Vec<Host> =
+            hosts.nodes().into_iter().map(Host::Node).filter(|other| *other != host).collect();
+        // What cannot happen now, as to a node that is down already, is no fault.
+        let needs_process = !matches!(
+            fault,
+            Fault::CutOff
+                | Fault::Isolate
+                | Fault::Deaf
+                | Fault::Mute
+                | Fault::CutPair
+                | Fault::CutAtRandom
+                | Fault::CutClients
+                | Fault::KillAll
+                | Fault::KillCoordinator
+                | Fault::FreezeCoordinator
+                | Fault::PutCoordinatorBack
+        );
+        let of_coordinator = matches!(
+            fault,
+            Fault::KillCoordinator
+                | Fault::FreezeCoordinator
+                | Fault::PutCoordinatorBack
+                | Fault::KillCoordinatorAndLeader
+        );
+        let is_busy = |host| self.active.iter().any(|active| active.undo.is_of(host));
+        if (needs_process && (!hosts.is_running(host) || is_busy(host)))
+            || (of_coordinator && is_busy(Host::Coordinator))
+            || (fault == Fault::KillAll && self.active.iter().any(|active| active.undo.starts()))
+        {
+            self.deck.insert(0, fault);
+            return Ok(());
+        }
+        let (undo, what) = self.strike(hosts, fault, node, &others).await?;
+        self.note(&format!("{}: {what}, for {} ms", fault.name(), lasts.as_millis()));
+        *self.counts.entry(fault).or_default() += 1;
+        self.active.push(Active { fault, until: Instant::now() + lasts, undo });
+        Ok(())
+    }
+
+    async fn strike(
+        &mut self,
+        hosts: &mut Hosts,
+        fault: Fault,
+        node: NodeId,
+        others: &[Host],
+    ) -> anyhow::Result<(Undo, String)> {
+        let host = Host::Node(node);
+        let to = |host: Host| others.iter().map(move |other| (host, *other));
+        let from = |host: Host| others.iter().map(move |other| (*other, host));
+        let cuts: BTreeSet<(Host, Host)> = match fault {
+            Fault::CutOff => to(host).chain(from(host)).collect(),
+            Fault::Isolate => {
+                let coordinator = [(host, Host::Coordinator), (Host::Coordinator, host)];
+                to(host).chain(from(host)).chain(coordinator).collect()
+            }
+            Fault::Deaf => from(host).collect(),
+            Fault::Mute => to(host).collect(),
+            Fault::CutPair => {
+                let other = others[self.rng.random_range(0..others.len())];
+                [(host, other), (other, host)].into()
+            }
+            Fault::CutAtRandom => {
+                let all: Vec<Host> = others.iter().copied().chain([host]).collect();
+                let pairs = all.iter().flat_map(|from| all.iter().map(move |to| (*from, *to)));
+                let pairs: Vec<_> = pairs.filter(|(from, to)| from != to).collect();
+                pairs.into_iter().filter(|_| self.rng.random_ratio(2, 5)).collect()
+            }
+            Fault::CutClients => [(host, Host::Clients), (Host::Clients, host)].into(),
+            Fault::CutCoordinator => [(host, Host::Coordinator), (Host::Coordinator, host)].into(),
+            _ => return self.strike_process(hosts, fault, node).await,
+        };
+        self.cut(hosts, cuts.clone()).await?;
+        let ways: Vec<String> =
+            cuts.iter().map(|(from, to)| format!("{} to {}", short(*from), short(*to))).collect();
+        Ok((Undo::Mend(cuts), format!("{node} ({})", ways.join(", "))))
+    }
+
+    async fn strike_process(
+        &mut self,
+        hosts: &mut Hosts,
+        fault: Fault,
+        node: NodeId,
+    ) -> anyhow::Result<(Undo, String)> {
+        let host = Host::Node(node);
+        let coordinator = Host::Coordinator;
+        let name = node.to_string();
+        let delay = Some(self.milliseconds(DELAY_MS));
+        let slow = self.milliseconds(SLOW_DISK_MS);
+        let disk = |disk| NodeFaults { disk: Some(disk), delay: None };
+        Ok(match fault {
+            Fault::Restart => {
+                hosts.stop(host).await?;
+                (Undo::Start(vec![host]), name)
+            }
+            Fault::Wipe => {
+                hosts.kill(host).await?;
+                hosts.wipe(host)?;
+                self.has_wiped = true;
+                (Undo::Start(vec![host]), name)
+            }
+            Fault::LoseInTurn => return self.lose_in_turn(hosts, node).await,
+            Fault::KillAll => {
+                let nodes: Vec<Host> = hosts.nodes().into_iter().map(Host::Node).collect();
+                hosts.kill_all_nodes().await?;
+                (Undo::Start(nodes), "all nodes".to_owned())
+            }
+            Fault::Freeze => {
+                hosts.freeze(host)?;
+                (Undo::Thaw(host), name)
+            }
+            Fault::Slow => {
+                hosts.set_faults(node, NodeFaults { delay, disk: None }).await;
+                (Undo::Heal(node), format!("{name} by {delay:?}"))
+            }
+            Fault::StallDisk => {
+                hosts.set_faults(node, disk(Disk::Stalled)).await;
+                (Undo::Heal(node), name)
+            }
+            Fault::SlowDisk => {
+                hosts.set_faults(node, disk(Disk::Slow(slow))).await;
+                (Undo::Heal(node), format!("{name} by {slow:?}"))
+            }
+            Fault::FailDisk => {
+                hosts.set_faults(node, disk(Disk::Failing)).await;
+                (Undo::StartFailed(node), name)
+            }
+            Fault::KillCoordinator => {
+                hosts.kill(coordinator).await?;
+                (Undo::Start(vec![coordinator]), "the coordinator".to_owned())
+            }
+            Fault::FreezeCoordinator => {
+                hosts.freeze(coordinator)?;
+                (Undo::Thaw(coordinator), "the coordinator".to_owned())
+            }
+            Fault::KillCoordinatorAndLeader => {
+                hosts.kill(coordinator).await?;
+                hosts.kill(host).await?;
+                (Undo::Start(vec![coordinator, host]), format!("the coordinator and {name}"))
+            }
+            Fault::PutCoordinatorBack => {
+                hosts.kill(coordinator).await?;
+                let what = self.put_coordinator_back(hosts)?;
+                (Undo::Start(vec![coordinator]), what)
+            }
+            _ => {
+                hosts.kill(host).await?;
+                (Undo::Start(vec![host]), name)
+            }
+        })
+    }
+
+    /// Has all but the leader be lost in turn, and the leader be killed.
+    async fn lose_in_turn(
+        &mut self,
+        hosts: &mut Hosts,
+        any: NodeId,
+    ) -> anyhow::Result<(Undo, String)> {
+        let statuses = hosts.statuses().await;
+        let leader = statuses.leader().map_or(any, |(leader, _)| leader);
+        let mut others = hosts.nodes().into_iter().filter(|node| *node != leader);
+        let (Some(first), Some(second)) = (others.next(), others.next()) else {
+            return Ok((Undo::Start(Vec::new()), "there are not two others".to_owned()));
+        };
+        drop(others);
+        let (first, second) = (Host::Node(first), Host::Node(second));
+        hosts.kill(first).await?;
+        // Writes are acknowledged by the other two, as soon as the protocol lets them.
+        tokio::time::sleep(WRITES_FLOW).await;
+        let statuses = hosts.statuses().await;
+        if statuses.leader().map(|(node, _)| node) != Some(leader) {
+            return Ok((
+                Undo::Start(vec![first]),
+                "another leads: only a node is killed".to_owned(),
+            ));
+        }
+        hosts.kill(second).await?;
+        hosts.wipe(second)?;
+        self.has_wiped = true;
+        hosts.kill(Host::Node(leader)).await?;
+        hosts.start_process(first)?;
+        hosts.start_process(second)?;
+        // One that was wiped waits for its predecessor's session to end. Only when both serve do they
+        // have the chance to go on without the leader.
+        let deadline = Instant::now() + START_TIMEOUT;
+        while hosts.statuses().await.nodes().len() < 2 && Instant::now() < deadline {
+            tokio::time::sleep(TICK).await;
+        }
+        tokio::time::sleep(WRITES_FLOW).await;
+        let (first, second) = (short(first), short(second));
+        let what =
+            format!("{first} is killed, {second} wiped, {leader} killed; the others are back");
+        Ok((Undo::Start(vec![Host::Node(leader)]), what))
+    }
+
+    /// Puts the stopped coordinator back to what it was when this was done last, and keeps what it is
+    /// now for the next time.
+    fn put_coordinator_back(&mut self, hosts: &mut Hosts) -> anyhow::Result<String> {
+        let earlier = self.copy.exists();
+        let now = self.copy.with_extension("now");
+        hosts.copy(Host::Coordinator, &now)?;
+        if earlier {
+            hosts.put_back(Host::Coordinator, &self.copy)?;
+            std::fs::remove_dir_all(&self.copy).context("removing an older copy")?;
+        }
+        std::fs::rename(&now, &self.copy).context("keeping a copy")?;
+        let what = if earlier { "put back" } else { "killed, and its data copied" };
+        Ok(format!("the coordinator is {what}"))
+    }
+
+    async fn end_due(&mut self, hosts: &mut Hosts, now: Instant) -> anyhow::Result<()> {
+        while let Some(index) = self.active.iter().position(|active| active.until <= now) {
+            let active = self.active.remove(index);
+            self.undo(hosts, active).await?;
+        }
+        Ok(())
+    }
+
+    async fn undo(&mut self, hosts: &mut Hosts, active: Active) -> anyhow::Result<()> {
+        if active.is_of_coordinator() {
+            self.coordinator_since = Instant::now();
+        }
+        let Active { fault, undo, .. } = active;
+        self.note(&format!("{} ends", fault.name()));
+        match undo {
+            Undo::Start(stopped) => {
+                for host in stopped {
+                    hosts.start_process(host)?;
+                }
+            }
+            Undo::Thaw(host) => hosts.thaw(host),
+            Undo::Mend(_) => self.cut(hosts, BTreeSet::new()).await?,
+            Undo::Heal(node) => hosts.set_faults(node, NodeFaults::default()).await,
+            Undo::StartFailed(node) => {
+                hosts.set_faults(node, NodeFaults::default()).await;
+                // Its disk may not have been forced meanwhile.
+                hosts.kill(Host::Node(node)).await?;
+                hosts.start_process(Host::Node(node))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the ways be cut that active faults cut, and these.
+    async fn cut(&self, hosts: &mut Hosts, more: BTreeSet<(Host, Host)>) -> anyhow::Result<()> {
+        let active = self.active.iter().filter_map(|active| match &active.undo {
+            Undo::Mend(cuts) => Some(cuts),
+            _ => None,
+        });
+        hosts.set_cuts(active.flatten().copied().chain(more).collect()).await
+    }
+
+    /// Returns the processes that ended though nothing made them, and starts them again.
+    fn notice_ends(&mut self, hosts: &mut Hosts) -> anyhow::Result<Vec<String>> {
+        let mut unexpected = Vec::new();
+        for ended in hosts.ended() {
+            let expected = self.active.iter().any(
+                |active| matches!(active.undo, Undo::StartFailed(node) if Host::Node(node) == ended.host),
+            );
+            let host = short(ended.host);
+            if expected {
+                self.note(&format!("{host} has stopped: {}", ended.status));
+                continue;
+            }
+            // A node needs its coordinator to start; whoever runs it starts it again.
+            let is_start = ended.said.contains("starting the node in");
+            if is_start && self.lacks_coordinator() {
+                self.note(&format!("{host} did not start without the coordinator"));
+                hosts.start_process(ended.host)?;
+                continue;
+            }
+            self.note(&format!("{host} HAS ENDED BY ITSELF: {}", ended.status));
+            unexpected.push(format!("{host} ended with {}\n{}", ended.status, ended.said));
+            hosts.start_process(ended.host)?;
+        }
+        Ok(unexpected)
+    }
+
+    /// Returns true if some node has lately not reached the coordinator because of a fault.
+    fn lacks_coordinator(&self) -> bool {
+        let lacks = self.active.iter().any(Active::is_of_coordinator);
+        lacks || self.coordinator_since.elapsed() < START_TIMEOUT
+    }
+
+    /// Returns the leader or any node, as chance has it.
+    async fn victim(&mut self, hosts: &Hosts) -> NodeId {
+        let nodes = hosts.nodes();
+        let any = nodes[self.rng.random_range(0..nodes.len())];
+        if self.rng.random() {
+            let statuses = hosts.statuses().await;
+            return statuses.leader().map_or(any, |(leader, _)| leader);
+        }
+        any
+    }
+
+    fn milliseconds(&mut self, range: std::ops::Range<u64>) -> Duration {
+        Duration::from_millis(self.rng.random_range(range))
+    }
+
+    fn note(&mut self, what: &str) {
+        self.events.push(Event { at: self.clock.now(), what: what.to_owned() });
+    }
+}
+
+impl Active {
+    /// Returns true if some node does not reach the coordinator meanwhile.
+    fn is_of_coordinator(&self) -> bool {
+        let of_coordinator = |host: &Host| *host == Host::Coordinator;
+        match &self.undo {
+            Undo::Start(hosts) => hosts.iter().any(of_coordinator),
+            Undo::Thaw(host) => of_coordinator(host),
+            Undo::Mend(cuts) => {
+                cuts.iter().any(|(from, to)| of_coordinator(from) || of_coordinator(to))
+            }
+            Undo::Heal(_) | Undo::StartFailed(_) => false,
+        }
+    }
+}
+
+impl Undo {
+    /// Returns true if it is the host's process that the fault has changed.
+    fn is_of(&self, host: Host) -> bool {
+        match self {
+            Self::Start(hosts) => hosts.contains(&host),
+            Self::Thaw(frozen) => *frozen == host,
+            Self::Heal(node) | Self::StartFailed(node) => Host::Node(*node) == host,
+            Self::Mend(_) => false,
+        }
+    }
+
+    const fn starts(&self) -> bool {
+        matches!(self, Self::Start(_) | Self::StartFailed(_) | Self::Thaw(_))
+    }
+}
+
+fn short(host: Host) -> String {
+    match host {
+        Host::Node(node) => node.to_string(),
+        Host::Coordinator => "the coordinator".to_owned(),
+        Host::Clients => "the clients".to_owned(),
+    }
+}
