@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::AnyError;
 use openraft::errors::{NetworkError, RPCError, Timeout, Unreachable};
@@ -24,12 +24,14 @@ use openraft::network::RPCTypes;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_proto::v1::raft_message::Body;
 use trireme_types::{CohortId, Lsn, NodeId};
 
 use super::heard::Heard;
 use super::types::{RaftId, TypeConfig};
+use crate::simulation;
 use crate::transport::{Lane, SendError, Transport};
 
 pub(super) type CallError = RPCError<TypeConfig>;
@@ -91,7 +93,7 @@ impl Calls {
         transport: Arc<dyn Transport>,
         heard: Arc<Heard>,
     ) -> Arc<Self> {
-        let first = u64::from(rand::random::<u32>()) << 31;
+        let first = (simulation::random() >> 32) << 31;
         Arc::new(Self { cohort, me, transport, first, lanes: Mutex::default(), heard })
     }
 
