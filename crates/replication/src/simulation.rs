@@ -59,6 +59,11 @@ impl SimulatedNode {
         Self { shared: Arc::new(Shared { numbers, state: Mutex::new(state) }) }
     }
 
+    /// Returns the node that the calling task belongs to.
+    pub fn current() -> Option<Self> {
+        current()
+    }
+
     /// Returns a future that is `future` as a task of this node: it goes on only while the node
     /// runs, and never ends once the node is dead.
     pub fn task<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {

@@ -58,6 +58,7 @@ fn crates_import_only_what_the_table_allows() {
         ("crates/client", &["types", "proto"]),
         ("crates/checker", &[]),
         ("crates/server", &["types", "proto", "storage", "replication", "coordinator"]),
+        ("crates/sim", &["types", "storage", "replication", "checker"]),
         ("crates/testbed", &["types", "client"]),
         ("crates/lab", &["types", "proto", "client", "checker", "testbed"]),
     ]);

@@ -212,7 +212,10 @@ impl Calls {
             state.waiting.values().any(|waiting| waiting.asked_at.elapsed() > period)
         };
         let found = lanes.iter().filter(|((_, it), state)| *it == lane && overdue(state));
-        found.map(|((node, _), _)| *node).collect()
+        // In an order of its own, that the same run may be had again.
+        let mut found: Vec<NodeId> = found.map(|((node, _), _)| *node).collect();
+        found.sort_unstable();
+        found
     }
 
     /// Asks a replica what has arrived on a lane.

@@ -374,7 +374,11 @@ impl Replica for RaftReplica {
         let running = self.running();
         let metrics = running.raft.metrics().borrow_watched().clone();
         let bounds = self.kept.log.bounds();
-        let durable = running.raft.watch_log_progress().get().and_then(|it| it.last_log_id);
+        let flushed = running.raft.watch_log_progress().get().and_then(|it| it.last_log_id);
+        // Either may have been replaced since by what another leader sent.
+        let is_in_log = |lsn: &Lsn| self.kept.log.lsn_at(lsn.seq) == Some(*lsn);
+        let on_disk = [lsn_or_zero(flushed), self.recovered].into_iter().filter(is_in_log);
+        let durable = on_disk.fold(bounds.purged, Ord::max);
         let committed = metrics.local_committed;
         let role = match role(metrics.state) {
             Role::Follower if is_newcomer(running.id, &metrics.membership_config, committed) => {
@@ -399,7 +403,7 @@ impl Replica for RaftReplica {
             leader: metrics.current_leader.map(RaftId::node),
             epoch: metrics.current_term,
             last: bounds.last,
-            durable: lsn_or_zero(durable).max(self.recovered.min(bounds.last)),
+            durable,
             committed: lsn_or_zero(committed),
             applied: self.kept.table.applied(),
             purged: bounds.purged,

@@ -1,5 +1,7 @@
 //! The runtime that openraft runs on: tokio, whose tasks and numbers a simulation can decide over.
 
+mod watch;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
@@ -7,11 +9,10 @@ use std::io;
 use std::time::Duration;
 
 use openraft::{AsyncRuntime, OptionalSend};
-use openraft_rt_tokio::{
-    TokioInstant, TokioMpsc, TokioMutex, TokioOneshot, TokioRuntime, TokioWatch,
-};
+use openraft_rt_tokio::{TokioInstant, TokioMpsc, TokioMutex, TokioOneshot, TokioRuntime};
 use rand::TryRng;
 
+use self::watch::RuntimeWatch;
 use crate::simulation;
 
 /// Tokio, by way of [`simulation`].
@@ -94,7 +95,7 @@ impl AsyncRuntime for Runtime {
     }
 
     type Mpsc = TokioMpsc;
-    type Watch = TokioWatch;
+    type Watch = RuntimeWatch;
     type Oneshot = TokioOneshot;
     type Mutex<T: OptionalSend + 'static> = TokioMutex<T>;
 
