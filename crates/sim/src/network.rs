@@ -30,6 +30,9 @@ const PING_EVERY: Duration = Duration::from_millis(100);
 /// After how long without a ping a peer counts as lost.
 const LOST_AFTER: Duration = Duration::from_millis(500);
 
+/// The most that may be under way on one lane; what finds no room is lost.
+const UNDERWAY_MAX: usize = 4096;
+
 /// What a network does to its messages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Weather {
@@ -92,7 +95,7 @@ struct Inner {
     /// The longest that any message may have been under way.
     slowest: u64,
     cut: BTreeSet<Way>,
-    links: BTreeMap<(NodeId, NodeId, LaneKey), mpsc::UnboundedSender<Underway>>,
+    links: BTreeMap<(NodeId, NodeId, LaneKey), mpsc::Sender<Underway>>,
     /// When each node last had a ping of another one, and whether that counts as alive.
     heard: BTreeMap<(NodeId, NodeId), (Instant, bool)>,
 }
@@ -163,13 +166,11 @@ impl Network {
         // What waits at the sender while the receiver restarts goes to its next start.
         let start = (!inner.chance.one_in(3)).then_some(start);
         let link = inner.links.entry((from, to, lane)).or_insert_with(|| {
-            let (link, arriving) = mpsc::unbounded_channel();
+            let (link, arriving) = mpsc::channel(UNDERWAY_MAX);
             tokio::spawn(carry(Arc::downgrade(world), from, to, arriving));
             link
         });
-        // The receiver lives as long as the runtime.
-        let _at_the_end = link.send(Underway { due: Instant::now() + delay, start, parcel });
-        true
+        link.try_send(Underway { due: Instant::now() + delay, start, parcel }).is_ok()
     }
 
     fn heard(&self, at: NodeId, of: NodeId) -> bool {
@@ -197,7 +198,7 @@ async fn carry(
     world: Weak<World>,
     from: NodeId,
     to: NodeId,
-    mut arriving: mpsc::UnboundedReceiver<Underway>,
+    mut arriving: mpsc::Receiver<Underway>,
 ) {
     while let Some(Underway { due, start, parcel }) = arriving.recv().await {
         sleep_until(due).await;

@@ -94,6 +94,9 @@ pub(crate) async fn start(
         .cohort(COHORT, KeyRange::all())
         .map_err(|error| format!("the table does not open: {error}"))?;
     let log = shared.cohort(COHORT);
+    // As in the server, a log that fails ends the node, whatever its replicas make of it.
+    let failed = on_failure(Arc::downgrade(world), node, start);
+    shared.on_failure(move |error| failed(format!("the log failed: {error}")));
     let weak = Arc::downgrade(world);
     tokio::spawn(process.task(disk::write(weak.clone(), node, Arc::clone(&disk), shared)));
     let parts = Parts {
