@@ -25,6 +25,9 @@ pub(crate) struct CoordinatorArgs {
     /// empty.
     #[arg(long, value_name = "FILE")]
     restore: Option<PathBuf>,
+    /// Stop when standard input ends, as it does when the process that started this one is gone.
+    #[arg(long, hide = true)]
+    stop_at_stdin_end: bool,
 }
 
 impl CoordinatorArgs {
@@ -33,7 +36,7 @@ impl CoordinatorArgs {
         panics::end_process_on_panic();
         let runtime = tokio::runtime::Runtime::new()?;
         let outcome = runtime.block_on(async {
-            let stop = stop_signal(false)?;
+            let stop = stop_signal(self.stop_at_stdin_end)?;
             let mut server = None;
             let outcome = tokio::select! {
                 biased;

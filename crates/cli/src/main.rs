@@ -8,6 +8,7 @@
 mod address;
 mod bench;
 mod cluster;
+mod compare;
 mod coordinator;
 mod delete;
 mod duration;
@@ -88,6 +89,9 @@ enum Command {
     Fault(fault::FaultArgs),
     /// Load a running cluster and report its throughput and latency.
     Bench(bench::BenchArgs),
+    /// Compares the protocols: the same load and the same faults on a cluster of each on this
+    /// machine, with every answer judged, as one HTML page.
+    Compare(compare::CompareArgs),
 }
 
 /// `trireme node` runs a node, unless a subcommand follows.
@@ -181,6 +185,7 @@ impl Cli {
             Command::Range(RangeCommand::List(args)) => block_on(args.run(&cluster)),
             Command::Fault(args) => block_on(args.run(&cluster)),
             Command::Bench(args) => block_on(args.run(&cluster)),
+            Command::Compare(args) => block_on(args.run()),
         }
     }
 }

@@ -16,7 +16,9 @@ mod stream;
 mod unanswered;
 
 pub use bytes::Bytes;
-pub use trireme_proto::v1::{LogStatus, Measures, NodeStatus, ReplicaStatus};
+pub use trireme_proto::v1::{
+    LaneStatus, LogStatus, Measures, NodeStatus, PeerStatus, ReplicaStatus,
+};
 pub use trireme_types::{Consistency, KeyRange, Version};
 
 /// What [`Client::set_faults`] is asked for.

@@ -8,7 +8,7 @@ use crate::path;
 
 /// The version of a node: a number that the coordinator has never given to another change, and
 /// that rises from change to change, over all nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeVersion(pub i64);
 
 impl fmt::Display for NodeVersion {

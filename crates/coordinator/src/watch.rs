@@ -84,6 +84,11 @@ impl Watch {
     pub async fn next(&mut self) -> Option<WatchEvent> {
         self.events.recv().await
     }
+
+    /// Returns the next event if it is there already.
+    pub(crate) fn try_next(&mut self) -> Option<WatchEvent> {
+        self.events.try_recv().ok()
+    }
 }
 
 impl Drop for Watch {

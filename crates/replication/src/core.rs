@@ -1,6 +1,6 @@
 //! Seam A: a replication protocol as a state machine without I/O.
 //!
-//! A protocol of our own (Spinnaker, PacificA) is a [`Core`]: a plain value that is told what
+//! A protocol of our own (Spinnaker, PacificA) is a [`Core`]: a plain value that is given what
 //! happened ([`Event`]) and says what is to be done ([`Effect`]). It has no runtime, no clock, no
 //! randomness and no file, so the same events always give the same effects: a script can hold back
 //! one disk, drop one message, and show line by line what the protocol does about it.
@@ -24,7 +24,7 @@
 //!    that waits for `Durable`; "read after apply" is a `Reply` that waits for `Applied`.
 //!    Forgetting the condition is visible in a script; there is no order of calls to remember.
 //! 4. The core numbers its writes itself, 1, 2, ..., in the order of its [`Effect::Persist`]
-//!    ([`Outbox`] does it), and the log is FIFO: one watermark tells how far they are durable.
+//!    ([`Outbox`] does it), and the log is FIFO: one watermark shows how far they are durable.
 //! 5. The core never reads the log. It keeps [`EpochRuns`], the address of every entry, in a few
 //!    words, and asks for entries to be sent ([`Effect::SendLog`]).
 //! 6. The core never sees what a command does. Outcomes come from the table, and the driver joins
@@ -34,7 +34,7 @@
 //!
 //! # Catching up
 //!
-//! One `SendLog` sends as many entries as one message may hold, and [`Event::LogSent`] tells how
+//! One `SendLog` sends as many entries as one message may hold, and [`Event::LogSent`] reports how
 //! far it came, after the message was handed to the network. A core that asks for the next piece
 //! only then, and sends entries along with its messages (`Send`) only to replicas that lack none,
 //! keeps everything in order and at most one piece per replica in memory.
@@ -50,7 +50,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use trireme_storage::{IoId, LogWrite};
-use trireme_types::{CohortConfig, CohortId, Entry, Epoch, Lsn, NodeId, Protocol};
+use trireme_types::{CohortId, Entry, Epoch, Lsn, NodeId, Protocol};
 
 pub(crate) use self::durable_seqs::DurableSeqs;
 pub use self::epoch_runs::EpochRuns;
@@ -77,7 +77,7 @@ pub trait Core: Debug + Sized + Send + 'static {
     /// What the coordinator says: the answer to a request, a change, the state of the session.
     type CoordinatorEvent: Debug + Send + 'static;
 
-    /// Takes in what happened. `now` never goes back.
+    /// Handles what happened. `now` never goes back.
     fn handle(&mut self, now: Moment, event: Event<Self>);
 
     /// Moves what is to be done to the end of `effects`, in order. Called once before the first
@@ -100,8 +100,9 @@ pub trait Core: Debug + Sized + Send + 'static {
     fn entries_message(context: Self::Context, entries: Vec<Entry>) -> Self::Message;
 }
 
-/// A message between replicas of one cohort, with its form on the wire.
-pub trait Message: Debug + Sized + Send + 'static {
+/// A message between replicas of one cohort, with its form on the wire. Displayed, it is short: it
+/// names entries, and holds none.
+pub trait Message: Debug + fmt::Display + Sized + Send + 'static {
     /// Why bytes are no message.
     type DecodeError: Error + Send + Sync + 'static;
 
@@ -145,13 +146,6 @@ pub enum Event<C: Core> {
     Read {
         /// The callers.
         ticket: Ticket,
-    },
-    /// The cohort is to get another configuration.
-    Reconfigure {
-        /// Who waits for it to be done.
-        ticket: Ticket,
-        /// The configuration.
-        config: CohortConfig,
     },
     /// Leadership is to move.
     TransferLeader {
@@ -260,7 +254,7 @@ impl fmt::Display for When {
 #[derive(Debug)]
 pub enum Effect<C: Core> {
     /// Write to the cohort's log. The n-th write of this core has the number n. What was appended
-    /// can be sent and applied at once; that it is durable is told by [`Event::Durable`].
+    /// can be sent and applied at once; that it is durable is reported by [`Event::Durable`].
     Persist(LogWrite),
     /// Send a message.
     Send {
@@ -354,7 +348,7 @@ pub enum Reply<C: Core> {
     },
     /// To the sender of a snapshot.
     Message(C::Message),
-    /// It was not done, or nobody knows.
+    /// It was not done, or that is not known.
     Error(ReplicaError),
 }
 

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 use trireme_storage::StagedSnapshot;
-use trireme_types::{CohortConfig, CohortId, CommandBatch, Epoch, Lsn, NodeId, Outcome, Protocol};
+use trireme_types::{CohortId, CommandBatch, Epoch, Lsn, NodeId, Outcome, Protocol};
 
 use crate::transport::Lane;
 
@@ -43,9 +43,6 @@ pub trait Replica: Send + Sync + 'static {
         header: Bytes,
         snapshot: StagedSnapshot,
     ) -> Result<Bytes, ReplicaError>;
-
-    /// Brings the cohort to another configuration.
-    async fn reconfigure(&self, config: CohortConfig) -> Result<(), ReplicaError>;
 
     /// Hears that a node answers (again). A protocol that watches over its peers by itself need not
     /// listen.

@@ -2,6 +2,7 @@
 //! commits a proposal before anybody has it on disk.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,15 +33,21 @@ struct Eager {
 #[derive(Debug)]
 enum Silence {}
 
+impl fmt::Display for Silence {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {}
+    }
+}
+
 impl Message for Silence {
-    type DecodeError = std::fmt::Error;
+    type DecodeError = fmt::Error;
 
     fn encode(&self) -> Bytes {
         match *self {}
     }
 
-    fn decode(_bytes: Bytes) -> Result<Self, std::fmt::Error> {
-        Err(std::fmt::Error)
+    fn decode(_bytes: Bytes) -> Result<Self, fmt::Error> {
+        Err(fmt::Error)
     }
 }
 

@@ -33,6 +33,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Endpoint;
 use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::recipes::election::Election;
+use trireme_coordinator::recipes::elections::epochs;
 use trireme_coordinator::recipes::knowledge::{
     BringForwardError, Knowledge, WrittenKnowledge, compared,
 };
@@ -110,6 +111,11 @@ pub(crate) struct Continuity {
     directory: Arc<NodeDirectory>,
     record: NodeInfo,
     trust: Mutex<Trust>,
+    /// The epochs that the coordinator has been brought forward to.
+    epoch_floors: Mutex<BTreeMap<CohortId, Epoch>>,
+    /// When the newest read of the line was begun that has ended, and whether it was answered. Held
+    /// while one is under way.
+    line_read: tokio::sync::Mutex<Option<(Instant, bool)>>,
     /// Wakes the task that asks.
     changed: Notify,
 }
@@ -189,8 +195,18 @@ impl Continuity {
         directory: Arc<NodeDirectory>,
         record: NodeInfo,
     ) -> Arc<Self> {
-        let (trust, changed) = (Mutex::new(trust), Notify::new());
-        Arc::new(Self { node, coordinator, memory, log, directory, record, trust, changed })
+        Arc::new(Self {
+            node,
+            coordinator,
+            memory,
+            log,
+            directory,
+            record,
+            trust: Mutex::new(trust),
+            epoch_floors: Mutex::default(),
+            line_read: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
+        })
     }
 
     /// Returns what the node remembers.
@@ -219,21 +235,31 @@ impl Continuity {
         Ok(())
     }
 
-    /// Remembers a configuration. Returns false if a newer one is known, in which case no replica is to
-    /// act in this one.
-    pub(crate) async fn remember_config(&self, config: &CohortConfig) -> Result<bool, MemoryError> {
+    /// Remembers configurations, all with one write, and returns those of them that are the newest known:
+    /// no replica is to act in another. One that contradicts what is known is refused.
+    pub(crate) async fn remember_configs(
+        &self,
+        configs: &[CohortConfig],
+    ) -> Result<Vec<CohortConfig>, MemoryError> {
         self.memory
             .update(|memory| {
-                memory.known.check(config)?;
-                memory.known.take(config);
+                for config in configs {
+                    match memory.known.check(config) {
+                        Ok(()) => drop(memory.known.take(config)),
+                        Err(error) => tracing::error!(%error, "a configuration is refused"),
+                    }
+                }
                 Ok(())
             })
             .await?;
-        let is_newest = self.memory.get().known.configs.get(&config.cohort) == Some(config);
-        if !is_newest {
+        let known = self.memory.get();
+        let is_newest =
+            |config: &&CohortConfig| known.known.configs.get(&config.cohort) == Some(*config);
+        let newest: Vec<_> = configs.iter().filter(is_newest).cloned().collect();
+        if newest.len() < configs.len() {
             self.changed.notify_one();
         }
-        Ok(is_newest)
+        Ok(newest)
     }
 
     /// Notes the line that the coordinator is in; returns true if it is trusted.
@@ -257,11 +283,36 @@ impl Continuity {
         trust.asking.is_none()
     }
 
-    /// Returns true if the cohort's replica here may have the coordinator change something now.
+    /// Returns true if the cohort's replica here may have the coordinator change something now. Cohorts
+    /// that ask together share the read of the coordinator's line that was begun after they asked.
     pub(crate) async fn may_change(&self, cohort: CohortId) -> bool {
-        let Ok((line, _)) = self.coordinator.line().await else { return false };
-        self.note_line(line);
-        self.is_cleared(cohort)
+        let asked = Instant::now();
+        let mut newest = self.line_read.lock().await;
+        let is_answered = match *newest {
+            Some((begun, is_answered)) if begun >= asked => is_answered,
+            _ => {
+                let begun = Instant::now();
+                let read = self.coordinator.line().await;
+                if let Ok((line, _)) = read {
+                    self.note_line(line);
+                }
+                *newest = Some((begun, read.is_ok()));
+                read.is_ok()
+            }
+        };
+        drop(newest);
+        is_answered && self.is_cleared(cohort)
+    }
+
+    /// Returns true if the coordinator was last seen in this line.
+    pub(crate) fn is_in(&self, line: Line) -> bool {
+        self.trust.lock().line == line
+    }
+
+    /// Returns the epoch that the coordinator was brought forward to for a cohort, below which nothing
+    /// that it said before counts.
+    pub(crate) fn epoch_floor(&self, cohort: CohortId) -> Epoch {
+        self.epoch_floors.lock().get(&cohort).copied().unwrap_or_default()
     }
 
     /// Returns true if it is known that the coordinator knows all that is to be known of the cohort.
@@ -420,6 +471,7 @@ impl Continuity {
             *known = epoch.max(*known);
         }
         let mut raised = raised.clone();
+        let mut stored = None;
         for config in self.my_cohorts() {
             let has_answered = |node: &&NodeId| **node == self.node || answered.contains(node);
             let count = config.replicas.iter().filter(has_answered).count();
@@ -430,9 +482,16 @@ impl Continuity {
             if is_due {
                 let epoch = promised.get(&cohort).copied().unwrap_or_default();
                 let election = Election::new(&self.coordinator, cohort, self.node);
-                if election.bring_forward(epoch).await? {
+                // One read for all: nearly always, none is older.
+                let stored = match &stored {
+                    Some(stored) => stored,
+                    None => stored.insert(epochs(&self.coordinator).await?),
+                };
+                let is_older = stored.get(&cohort).copied().unwrap_or_default() < epoch;
+                if is_older && election.bring_forward(epoch).await? {
                     tracing::warn!(%cohort, epoch, "the coordinator knew an older epoch");
                 }
+                self.epoch_floors.lock().insert(cohort, epoch);
                 raised.insert(cohort);
             }
         }

@@ -12,6 +12,8 @@
 //! - `replacement` asks nodes to hold replicas that cohorts have lost.
 //! - `memory` keeps what the node knows of the catalog, and `continuity` compares the coordinator
 //!   with it.
+//! - `catalog_feed` is the node's one watch of the catalog, and `feed` hands to each cohort what such a
+//!   watch brings of it.
 //! - `maintenance` keeps the shared log within its limit; `backpressure` is what writes meet when it
 //!   cannot.
 //! - `descriptors` shares out the open files, `listener` and `clients` the connections, and `answers`
@@ -19,12 +21,14 @@
 
 mod answers;
 mod backpressure;
+mod catalog_feed;
 mod clients;
 mod cohort;
 mod continuity;
 mod data_folder;
 mod descriptors;
 mod faults;
+mod feed;
 mod hosting;
 mod listener;
 mod maintenance;

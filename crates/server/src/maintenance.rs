@@ -12,7 +12,9 @@
 //! 3. **Move.** What is held still, by cohorts without a quorum or without a replica here, is written
 //!    again at the head of the log, and its segments go. That pays as long as enough of the log is of
 //!    no use any more.
-//! 4. **Backpressure.** While the log is at its limit, new batches wait. A cohort that applies nothing
+//! 4. **Backpressure.** Batches under way have a bounded number of bytes together, since what is under
+//!    way cannot be given up. While the log is at its limit, new batches wait; entries of other nodes
+//!    do not, since what they wait for holds the logs of those. A cohort that applies nothing
 //!    any more, and fills more than its share with writes that are not applied, has its new writes
 //!    refused, and is named in a warning, so that it cannot hold up the others.
 
@@ -34,6 +36,9 @@ use crate::routes::Router;
 
 /// How often the log's length is looked at if it does not grow.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often it is while writes wait for it to become shorter. What is under way is applied meanwhile.
+const PAUSED_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How many cohorts are asked to give up their log at a time: enough that a thousand are asked in a
 /// fraction of a second, and few enough that clients hardly notice.
@@ -147,6 +152,13 @@ impl LogLimits {
         self.max.saturating_sub(self.segment).max(self.segment)
     }
 
+    /// The most bytes that the batches of this node may have under way. What is under way cannot be
+    /// given up, and other nodes' batches come on top: with as much of three nodes, the log is still
+    /// within its limit and a segment.
+    pub(crate) fn under_way_max(self) -> u64 {
+        self.max / 8
+    }
+
     /// The most bytes of entries that cannot be given up with which moving them pays. The log is cut at
     /// three quarters of its limit; with at most two thirds of that held, each byte of room costs two
     /// bytes of moving.
@@ -158,6 +170,25 @@ impl LogLimits {
     /// more than an equal share of it are held up.
     fn unapplied_max(self) -> u64 {
         self.max / 4
+    }
+}
+
+/// How long the log has been longer than it should be.
+#[derive(Default)]
+struct Excess {
+    since: Option<Instant>,
+}
+
+impl Excess {
+    /// Returns the length past which new batches wait, after the log was made as short as it can be
+    /// now. What is under way holds the log only until it is applied, and is waited for; what cannot be
+    /// made shorter for longer than that must not stop the ranges that can work.
+    fn pause_above(&mut self, size: u64, limits: LogLimits, now: Instant) -> u64 {
+        let above = limits.pause_above();
+        self.since = (size > above).then(|| self.since.unwrap_or(now));
+        let is_stuck =
+            self.since.is_some_and(|since| now.saturating_duration_since(since) >= STUCK_AFTER);
+        if is_stuck { size } else { above }
     }
 }
 
@@ -218,18 +249,19 @@ impl Maintenance {
         });
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut excess = Excess::default();
+        let mut is_paused = false;
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = grown.notified() => {}
+                () = tokio::time::sleep(PAUSED_INTERVAL), if is_paused => {}
             }
             self.shorten().await;
-            // What could not be made shorter must not stop the ranges that can work.
-            let size = self.log.size();
-            let least = if size > self.limits.pause_above() { size } else { 0 };
-            let above = self.limits.pause_above().max(least);
+            let above = excess.pause_above(self.log.size(), self.limits, Instant::now());
             pause_above.store(above, Ordering::Relaxed);
-            self.backpressure.pause(self.log.size() > above);
+            is_paused = self.log.size() > above;
+            self.backpressure.pause(is_paused);
         }
     }
 

@@ -333,7 +333,7 @@ mod tests {
         let table = tables.cohort(descriptor.cohort, descriptor.range.clone()).unwrap();
         let replica = FakeReplica::new(1, 1);
         replica.lead(&[]);
-        let (backpressure, readers) = (Backpressure::new(), Readers::start().unwrap());
+        let (backpressure, readers) = (Backpressure::new(u64::MAX), Readers::start().unwrap());
         let hosted = HostedCohort::start(
             descriptor,
             replica,

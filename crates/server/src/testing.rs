@@ -13,7 +13,7 @@ use trireme_replication::{
     Freshness, Lane, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role,
 };
 use trireme_storage::{CohortLog, LogWrite, StagedSnapshot};
-use trireme_types::{CohortConfig, CohortId, CommandBatch, Lsn, NodeId, Outcome, Protocol};
+use trireme_types::{CohortId, CommandBatch, Lsn, NodeId, Outcome, Protocol};
 
 /// A coordinator in this process, with a folder of its own.
 pub(crate) struct EmbeddedCoordinator {
@@ -136,10 +136,6 @@ impl Replica for FakeReplica {
         _snapshot: StagedSnapshot,
     ) -> Result<Bytes, ReplicaError> {
         Err(ReplicaError::Invalid("it takes no snapshot".into()))
-    }
-
-    async fn reconfigure(&self, _config: CohortConfig) -> Result<(), ReplicaError> {
-        Err(ReplicaError::Invalid("it changes nothing".into()))
     }
 
     fn peer_alive(&self, node: NodeId) {

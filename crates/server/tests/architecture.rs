@@ -60,6 +60,7 @@ fn crates_import_only_what_the_table_allows() {
         ("crates/server", &["types", "proto", "storage", "replication", "coordinator"]),
         ("crates/sim", &["types", "storage", "replication", "checker"]),
         ("crates/testbed", &["types", "client"]),
+        ("crates/compare", &["types", "client", "checker", "testbed"]),
         ("crates/lab", &["types", "proto", "client", "checker", "testbed"]),
     ]);
     for (krate, allowed) in allowed {
@@ -97,6 +98,35 @@ fn only_the_coordinator_names_etcd_client() {
             let named = code(&text).any(|line| line.contains("etcd_client"));
             assert!(!named, "{} names etcd-client", path.display());
         }
+    }
+}
+
+#[test]
+fn only_the_tests_of_replication_can_switch_deliberate_faults_on() {
+    let mut manifests = vec![root().join("Cargo.toml"), root().join("proto/Cargo.toml")];
+    for folder in fs::read_dir(root().join("crates")).unwrap() {
+        manifests.push(folder.unwrap().path().join("Cargo.toml"));
+    }
+    let replication = root().join("crates/replication/Cargo.toml");
+    for manifest in manifests {
+        let text = fs::read_to_string(&manifest).unwrap();
+        for section in text.split("\n[") {
+            let is_named = section.lines().any(|line| {
+                !line.trim_start().starts_with('#') && line.contains("deliberate-faults")
+            });
+            let may = manifest == replication
+                && (section.starts_with("dev-dependencies]")
+                    || section.starts_with("features]")
+                        && section.contains("\ndeliberate-faults = []"));
+            assert!(!is_named || may, "{} can switch deliberate faults on", manifest.display());
+        }
+        let by_default = text.lines().any(|line| line.starts_with("default = "));
+        assert!(manifest != replication || !by_default, "replication has default features");
+    }
+    for (path, text) in sources("crates/replication/src") {
+        // Elsewhere a switch could be asked for that is there in every build.
+        let named = code(&text).any(|line| line.contains("feature = \"deliberate-faults\""));
+        assert!(!named || path.ends_with("streaming/faults.rs"), "{}", path.display());
     }
 }
 

@@ -25,7 +25,7 @@ use trireme_types::{Durability, Engine, NodeId, Protocol};
 use self::ports::{PORTS_MAX, Ports};
 use self::ready::Ready;
 
-pub use self::faults::{ALLOW as ALLOW_FAULTS, Lost, Suffering};
+pub use self::faults::{ALLOW as ALLOW_FAULTS, Frozen, Lost, Suffering};
 pub use self::health::{Conditions, Statuses};
 
 /// How long a cluster may take until it serves.
@@ -68,6 +68,8 @@ pub struct Cluster {
     program: PathBuf,
     addresses: BTreeMap<NodeId, String>,
     up: Child,
+    /// The coordinator, which outlives `up`: that ends when none of the nodes runs that it started.
+    coordinator: Child,
     /// The processes of the nodes that run.
     running: BTreeMap<NodeId, NodeProcess>,
     /// How many processes were started again, so that each has a file for what it says.
@@ -175,10 +177,13 @@ impl Cluster {
         let program = args.program()?;
         let folder = args.new_folder()?;
         let ports = Ports::take()?;
+        let coordinator = spawn_coordinator(&program, ports.first(), folder.path())?;
+        let mut starting = Starting { up: None, coordinator: Some(coordinator) };
         let mut command = trireme(&program);
         command.arg("up").arg("--data").arg(folder.path().join("data"));
+        command.arg("--coordinator").arg(format!("http://{}", loopback(ports.first())));
         command.args(args.up_arguments(protocol, ports.first())).args(more).args(&args.more);
-        let mut starting = Starting(Some(spawn_up(&mut command, folder.path())?));
+        starting.up = Some(spawn_up(&mut command, folder.path())?);
         let ready = starting.ready(folder.path()).await?;
         let options = ClientOptions { deadline: ASK_TIMEOUT, ..ClientOptions::default() };
         let observer = Client::connect_with(ready.endpoints.clone(), options).await?;
@@ -188,7 +193,8 @@ impl Cluster {
             program,
             addresses: numbers().zip(ready.endpoints).collect(),
             running: numbers().zip(nodes).collect(),
-            up: starting.0.take().context("up was started")?,
+            up: starting.up.take().context("up was started")?,
+            coordinator: starting.coordinator.take().context("the coordinator was started")?,
             restarts: 0,
             observer,
             protocol,
@@ -221,6 +227,16 @@ impl Cluster {
 
     /// Starts a node again as a user would, by its folder alone. Does not wait until it serves.
     pub fn restart(&mut self, node: NodeId) -> anyhow::Result<()> {
+        self.restart_logging(node, None).map(|_said| ())
+    }
+
+    /// Starts a node again, with another filter of what it logs, and returns the file that it logs
+    /// to.
+    pub fn restart_logging(
+        &mut self,
+        node: NodeId,
+        filter: Option<&str>,
+    ) -> anyhow::Result<PathBuf> {
         if self.running.contains_key(&node) {
             bail!("{node} runs already");
         }
@@ -228,10 +244,11 @@ impl Cluster {
         let said = self.folder.path().join(format!("{}-{node}.stderr", self.restarts));
         let mut command = trireme(&self.program);
         command.arg("node").arg("--data").arg(self.node_folder(node)).arg("--stop-at-stdin-end");
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(File::create(said)?);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(File::create(&said)?);
+        command.envs(filter.map(|filter| ("TRIREME_LOG", filter)));
         let child = command.spawn().with_context(|| format!("starting {node} again"))?;
         self.running.insert(node, NodeProcess { pid: child.id(), child: Some(child) });
-        Ok(())
+        Ok(said)
     }
 
     /// Returns the processes of the nodes that run.
@@ -274,8 +291,10 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         // What has ended may have left its number to another program.
         let mut pids = Vec::new();
-        if has_not_ended(&mut self.up) {
-            pids.push(self.up.id());
+        for child in [&mut self.up, &mut self.coordinator] {
+            if has_not_ended(child) {
+                pids.push(child.id());
+            }
         }
         for node in self.running.values_mut() {
             if node.runs(self.folder.path()) {
@@ -289,17 +308,20 @@ impl Drop for Cluster {
             // Nobody is left to tell if one cannot be waited for.
             let _ended = child.wait();
         }
-        let _ended = self.up.wait();
+        let _ended = (self.up.wait(), self.coordinator.wait());
     }
 }
 
-/// `up`, as long as it is not ready. Dropped, it is killed with the nodes that it has started.
-struct Starting(Option<Child>);
+/// A cluster that is not ready. Dropped, it is killed, and so are the nodes that it has started.
+struct Starting {
+    up: Option<Child>,
+    coordinator: Option<Child>,
+}
 
 impl Starting {
     /// Waits for the line that `up` prints when its cluster serves.
     async fn ready(&mut self, folder: &Path) -> anyhow::Result<Ready> {
-        let up = self.0.as_mut().context("up was started")?;
+        let up = self.up.as_mut().context("up was started")?;
         let stdout = BufReader::new(up.stdout.take().context("the output of up is piped")?);
         let (send, first_line) = oneshot::channel();
         std::thread::spawn(move || {
@@ -326,21 +348,41 @@ impl Starting {
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        let Some(mut up) = self.0.take() else { return };
-        if !has_not_ended(&mut up) {
-            return;
+        let mut pids = Vec::new();
+        if let Some(up) = &mut self.up
+            && has_not_ended(up)
+        {
+            pids.extend(process::children(up.id()));
+            pids.push(up.id());
         }
-        let mut pids = process::children(up.id());
-        pids.push(up.id());
+        pids.extend(self.coordinator.as_ref().map(Child::id));
         pids.iter().for_each(|pid| process::kill(*pid));
         process::wait_for_all(&pids);
-        let _ended = up.wait();
+        for mut child in [self.up.take(), self.coordinator.take()].into_iter().flatten() {
+            let _ended = child.wait();
+        }
     }
 }
 
 /// Says whether a child runs, whose number is its own until this has said that it does not.
 fn has_not_ended(child: &mut Child) -> bool {
     matches!(child.try_wait(), Ok(None))
+}
+
+fn loopback(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+/// Starts a coordinator that stops when this process is gone, however it went. `up` waits until it
+/// answers.
+fn spawn_coordinator(program: &Path, port: u16, folder: &Path) -> anyhow::Result<Child> {
+    let said = File::create(folder.join("0-coordinator.stderr"));
+    let mut command = trireme(program);
+    command.arg("coordinator").arg("--data").arg(folder.join("coordinator"));
+    command.args(["--listen", &loopback(port), "--stop-at-stdin-end"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    command.stderr(said.context("making a file for stderr")?);
+    command.spawn().context("starting the coordinator")
 }
 
 fn spawn_up(command: &mut Command, folder: &Path) -> anyhow::Result<Child> {

@@ -10,6 +10,7 @@ mod entry;
 mod id;
 pub mod limits;
 mod lsn;
+mod path;
 mod range;
 mod range_map;
 mod timing;
@@ -24,6 +25,7 @@ pub use config::{
 pub use entry::{Entry, EntryKind};
 pub use id::{ClientId, ClusterId, CohortId, Incarnation, NodeId, ParseIdError};
 pub use lsn::{Epoch, Lsn};
+pub use path::PATH;
 pub use range::{KeyRange, printable};
 pub use range_map::{RangeDescriptor, RangeMap, RangeMapError, even_splits};
 pub use timing::{InvalidTiming, PERIOD_MAX, Timing, TimingChange};

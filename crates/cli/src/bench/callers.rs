@@ -1,4 +1,4 @@
-//! Callers in a closed loop.
+//! Callers, in a closed loop or at the rate of an open one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use tokio::task::JoinSet;
 use trireme_client::{Client, ClientError, Consistency, ReadOptions};
+use trireme_compare::pace::Pace;
 
 use super::Workload;
 use super::keys::{Keys, mixed};
@@ -31,6 +32,8 @@ pub(super) struct Load {
     pub(super) workload: Workload,
     pub(super) consistency: Consistency,
     pub(super) seed: u64,
+    /// How many operations are due in a second; `None` for a closed loop.
+    pub(super) rate: Option<u32>,
 }
 
 /// What the callers of a run measured.
@@ -45,6 +48,8 @@ pub(super) struct Measured {
     pub(super) errors: u64,
     /// Gets that found no value.
     pub(super) missing: u64,
+    /// Operations that were due while no caller was free, and never began.
+    pub(super) not_begun: u64,
     /// Why the first operation failed that did.
     pub(super) first_error: Option<String>,
 }
@@ -66,18 +71,27 @@ pub(super) fn value_bytes(value_bytes: u64, seed: u64) -> Bytes {
 
 impl Load {
     /// Has this many callers at work, and measures them for `duration` after `warm_up`.
-    pub(super) async fn run(self, callers: u64, warm_up: Duration, duration: Duration) -> Measured {
+    pub(super) async fn run(
+        self,
+        callers: u64,
+        warm_up: Duration,
+        duration: Duration,
+    ) -> anyhow::Result<Measured> {
         let start = Instant::now() + warm_up;
         let window = Window { start, end: start + duration };
+        let pace = self.rate.map(|rate| Pace::start(rate, window.end)).transpose()?;
         let mut running = JoinSet::new();
         for caller in 0..callers {
-            running.spawn(self.clone().call(caller, window));
+            running.spawn(self.clone().call(caller, window, pace.clone()));
         }
         let mut all = Measured::new(duration);
         while let Some(measured) = running.join_next().await {
             all.add(measured.expect("callers do not panic and are not aborted"));
         }
-        all
+        if let Some(pace) = pace {
+            all.not_begun = pace.left().await;
+        }
+        Ok(all)
     }
 
     /// Puts every key once; fails with the first put that does.
@@ -105,11 +119,15 @@ impl Load {
     /// Does one operation after the other until the window ends. The one that is outstanding then
     /// is waited for, and adds no operation but its latency or its failure: a cluster that stands
     /// still must not look idle.
-    async fn call(self, caller: u64, window: Window) -> Measured {
+    async fn call(self, caller: u64, window: Window, pace: Option<Pace>) -> Measured {
         let mut measured = Measured::new(window.end - window.start);
         let mut random = StdRng::seed_from_u64(mixed(self.seed) ^ caller);
         let mut begun = Instant::now();
         while begun < window.end {
+            if let Some(pace) = &pace {
+                let Some(due) = pace.next().await else { break };
+                begun = due;
+            }
             let done = self.operate(&mut random).await;
             let ended = Instant::now();
             if ended >= window.start {
@@ -147,7 +165,15 @@ impl Load {
 impl Measured {
     fn new(time: Duration) -> Self {
         let latencies = Histogram::new(LATENCY_DIGITS).expect("3 digits are supported");
-        Self { latencies, operations: 0, time, errors: 0, missing: 0, first_error: None }
+        Self {
+            latencies,
+            operations: 0,
+            time,
+            errors: 0,
+            missing: 0,
+            not_begun: 0,
+            first_error: None,
+        }
     }
 
     fn record(&mut self, latency: Duration, done: Result<bool, ClientError>) {

@@ -1,8 +1,9 @@
 //! `trireme bench`.
 //!
 //! A caller is a task with one operation outstanding on a client that all callers share: a closed
-//! loop, in which a slow cluster is asked less often. An operation counts to the rate if it ends
-//! within the measured time. Latencies are the caller's, from the call to the answer, retries
+//! loop, in which a slow cluster is asked less often. With `--rate` the loop is open: operations are
+//! due at that rate, and their latencies count from when they were due. An operation counts to the
+//! throughput if it ends within the measured time. Latencies are the caller's, to the answer, retries
 //! included; those of operations that are outstanding when the measured time ends count, too.
 
 mod callers;
@@ -55,6 +56,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_delimiter = ',', default_value = "1,64,256",
         value_parser = value_parser!(u64).range(1..=CALLERS_MAX))]
     callers: Vec<u64>,
+    /// Operations that are due in each second, of all callers together: their latencies count from
+    /// when they were due. Without it a caller asks again when it was answered.
+    #[arg(long, value_name = "PER-SECOND", value_parser = value_parser!(u32).range(1..=1_000_000))]
+    rate: Option<u32>,
     /// Duration of each measurement.
     #[arg(long, default_value = "10s", value_parser = run_duration)]
     duration: Duration,
@@ -164,6 +169,7 @@ impl BenchArgs {
             workload,
             consistency: self.read.consistency,
             seed: self.seed,
+            rate: self.rate,
         };
         if self.workload.iter().any(|workload| workload.reads()) {
             progress.note(&format!("trireme: putting {} keys", self.keys));
@@ -176,7 +182,7 @@ impl BenchArgs {
             for callers in &self.callers {
                 let text = format!("{} with {callers} callers", workload.name());
                 let running = load(*workload).run(*callers, self.warm_up, self.duration);
-                let measured: Measured = watched(running, &text, progress).await;
+                let measured: Measured = watched(running, &text, progress).await?;
                 report.add(*workload, *callers, measured);
             }
         }

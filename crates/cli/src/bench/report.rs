@@ -40,12 +40,22 @@ impl Report {
             "consistency": consistency,
             "streams_per_node": args.streams,
             "seed": args.seed,
-            "loop": "closed",
+            "loop": if args.rate.is_some() { "open" } else { "closed" },
+            "rate": args.rate,
         });
+        let callers = match args.rate {
+            None => {
+                "closed loop: each has one operation outstanding, all share one client".to_owned()
+            }
+            Some(rate) => format!(
+                "open loop: {rate} operations are due in a second, latencies count from then; each \
+                 caller has one outstanding, all share one client"
+            ),
+        };
         let settings_text = format!(
             "load:       {keys} keys of {key_bytes} bytes, values of {value_bytes} bytes, \
              {consistency} reads; {duration:?} each after {warm_up:?} of warm-up\n\
-             callers:    closed loop: each has one operation outstanding, all share one client",
+             callers:    {callers}",
         );
         Self { surroundings, consistency, settings, settings_text, runs: Vec::new() }
     }
@@ -146,6 +156,7 @@ impl Run {
             "latency_microseconds": latency_json(latencies),
             "errors": errors,
             "missing": missing,
+            "not_begun": self.measured.not_begun,
             "first_error": first_error,
         })
     }

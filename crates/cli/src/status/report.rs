@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
-use trireme_client::{LogStatus, Measures, NodeStatus};
+use trireme_client::{LaneStatus, LogStatus, Measures, NodeStatus, PeerStatus};
 use trireme_types::{ClusterId, CohortId, Lsn, NodeId};
 
 use super::NodeReport;
@@ -159,6 +159,7 @@ fn node_json(report: &NodeReport) -> Value {
         "engine": status.map(|status| &status.engine),
         "durability": status.map(|status| &status.durability),
         "log": log.as_ref().map(log_json),
+        "peers": status.map(|status| status.peers.iter().map(peer_json).collect::<Vec<Value>>()),
         "set_aside": status.map(|status| {
             let set_aside = status.set_aside.iter();
             let json = set_aside.map(|replica| json!({
@@ -169,6 +170,21 @@ fn node_json(report: &NodeReport) -> Value {
             json.collect::<Vec<Value>>()
         }),
         "waits_for": status.map(|status| &status.waits_for).filter(|reason| !reason.is_empty()),
+    })
+}
+
+fn peer_json(peer: &PeerStatus) -> Value {
+    let lane = |sent: Option<LaneStatus>| {
+        let LaneStatus { frames, messages, bytes } = sent.unwrap_or_default();
+        json!({ "frames": frames, "messages": messages, "bytes": bytes })
+    };
+    json!({
+        "node": peer.node,
+        "connected": peer.connected,
+        "round_trip_us": peer.round_trip_us,
+        "queued_bytes": peer.queued_bytes,
+        "data": lane(peer.data),
+        "heartbeat": lane(peer.heartbeat),
     })
 }
 

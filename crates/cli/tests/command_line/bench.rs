@@ -39,6 +39,35 @@ fn every_workload_is_measured_with_every_number_of_callers() {
 }
 
 #[test]
+fn operations_are_due_at_a_rate() {
+    let cluster = Cluster::start(1, &[]);
+    let arguments = ["bench", "--json", "--workload", "put", "--rate", "100"];
+    let ran = run(&cluster, arguments.into_iter().chain(QUICK));
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let report: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!((&report["load"]["loop"], &report["load"]["rate"]), (&"open".into(), &100.into()));
+    for run in report["runs"].as_array().unwrap() {
+        // 300 ms after 50 ms of warm-up.
+        let done = run["operations"].as_u64().unwrap();
+        assert!((1..=31).contains(&(done + run["not_begun"].as_u64().unwrap())), "{run}");
+    }
+}
+
+/// A cluster that answers late is asked no less often: what no caller is free for is counted.
+#[test]
+fn operations_that_no_caller_was_free_for_are_counted() {
+    let cluster = Cluster::start(1, &[]);
+    cluster.state().unavailable = u64::MAX;
+    let arguments = ["bench", "--workload", "put", "--deadline", "2s", "--json", "--rate", "100"];
+    let ran = run(&cluster, arguments.into_iter().chain(QUICK));
+    let report: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+    let run = &report["runs"][0];
+    assert_eq!(run["errors"], 1, "its one caller");
+    // 350 ms hold 35, less what passes until the first is due.
+    assert!((10..=34).contains(&run["not_begun"].as_u64().unwrap()), "{run}");
+}
+
+#[test]
 fn people_learn_what_the_figures_depend_on() {
     let cluster = Cluster::start(1, &[]);
     let ran = run(&cluster, ["bench", "--workload", "put"].into_iter().chain(QUICK));

@@ -10,7 +10,10 @@ impl Cluster {
     pub(crate) fn load(&self, time: &str, options: &[&str]) -> Command {
         let mut command = trireme();
         command.env("TRIREME_ENDPOINTS", self.endpoints());
-        command.args(["bench", "--callers", "64", "--warm-up", "0s", "--workload", "put"]);
+        command.args(["bench", "--warm-up", "0s", "--workload", "put"]);
+        if !options.contains(&"--callers") {
+            command.args(["--callers", "64"]);
+        }
         command.args(["--duration", time]).args(options);
         command
     }

@@ -19,16 +19,18 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use trireme_types::{ClusterId, CohortConfig, CohortId, KeyRange, RangeDescriptor, RangeMap};
 
+use super::catalog_watch::CatalogNodes;
+pub use super::catalog_watch::CatalogWatch;
 use super::{decode, encode, malformed};
 use crate::{
-    Coordinator, CoordinatorError, CreateMode, Line, MULTI_OPS_MAX, Node, NodeChange, NodeVersion,
-    Nodes, Op, Scope, Watch, WatchEvent,
+    Coordinator, CoordinatorError, CreateMode, ErrorClass, Line, MULTI_OPS_MAX, Node, NodeVersion,
+    Op, Scope,
 };
 
 const ROOT: &str = "/catalog";
-const CLUSTER: &str = "/catalog/cluster";
+pub(super) const CLUSTER: &str = "/catalog/cluster";
 pub(super) const MAP: &str = "/catalog/map";
-const COHORTS: &str = "/catalog/cohorts/";
+pub(super) const COHORTS: &str = "/catalog/cohorts/";
 
 /// What a cluster begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +62,18 @@ pub struct CatalogState {
     pub map_revision: i64,
     /// The newest configuration of every cohort.
     pub configs: BTreeMap<CohortId, CohortConfig>,
+    /// The nodes that the configurations stand in.
+    pub nodes: ConfigNodes,
+}
+
+/// The versions of the nodes that configurations stand in, by which one that is known is replaced
+/// without being read again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfigNodes {
+    /// The cluster's node.
+    pub(super) cluster: NodeVersion,
+    /// The nodes of cohorts that have one.
+    pub(super) cohorts: BTreeMap<CohortId, NodeVersion>,
 }
 
 /// What became of a bootstrap.
@@ -183,6 +197,36 @@ impl Catalog {
         }
     }
 
+    /// Does what [`Catalog::compare_and_set_cohort`] does with one request where `known`, which this
+    /// coordinator has sent, is as new as it can be.
+    pub async fn compare_and_set_known_cohort(
+        &self,
+        known: &CatalogState,
+        config: CohortConfig,
+    ) -> Result<CompareAndSet<CohortConfig>, CoordinatorError> {
+        let cohort = config.cohort;
+        match known.configs.get(&cohort) {
+            Some(newest) if newest.version >= config.version => {
+                return Ok(CompareAndSet::Superseded(newest.clone()));
+            }
+            Some(direct) if direct.version + 1 == config.version => {}
+            _ => return self.compare_and_set_cohort(config).await,
+        }
+        let own = known.nodes.cohorts.get(&cohort).copied();
+        let mut ops = vec![config_op(&config, own)];
+        if own.is_none() {
+            // It stands in what the cluster began with.
+            ops.push(Op::Check { path: CLUSTER.to_owned(), expected: known.nodes.cluster });
+        }
+        match self.coordinator.multi(ops).await {
+            Ok(_) => Ok(CompareAndSet::Installed(config)),
+            Err(error) if error.class() == ErrorClass::Conflict => {
+                self.compare_and_set_cohort(config).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Installs `map`, and the first configurations of the cohorts that are new in it, if the
     /// installed map is its direct predecessor: the one of version `map.version - 1`.
     pub async fn compare_and_set_map(
@@ -219,90 +263,17 @@ impl Catalog {
     /// Watches the catalog.
     pub fn watch(&self) -> Result<CatalogWatch, CoordinatorError> {
         let watch = self.coordinator.watch(ROOT, Scope::Subtree)?;
-        Ok(CatalogWatch { watch, nodes: CatalogNodes::default() })
-    }
-}
-
-/// A watch of the catalog. Dropping it ends it.
-#[derive(Debug)]
-pub struct CatalogWatch {
-    watch: Watch,
-    nodes: CatalogNodes,
-}
-
-impl CatalogWatch {
-    /// Returns the catalog: at first as it is, once there is a cluster, and then whenever it has
-    /// changed. `None` once the coordinator is closed. Can be cancelled.
-    pub async fn next(&mut self) -> Option<Result<CatalogState, CoordinatorError>> {
-        loop {
-            self.nodes.take_in(self.watch.next().await?);
-            if let Some(state) = self.nodes.state().transpose() {
-                return Some(state);
-            }
-        }
-    }
-}
-
-/// The catalog's nodes at one moment.
-#[derive(Debug, Default)]
-struct CatalogNodes {
-    line: Line,
-    revision: i64,
-    nodes: BTreeMap<String, Node>,
-}
-
-impl From<Nodes> for CatalogNodes {
-    fn from(nodes: Nodes) -> Self {
-        let Nodes { line, revision, nodes } = nodes;
-        let nodes = nodes.into_iter().map(|node| (node.path.clone(), node)).collect();
-        Self { line, revision, nodes }
-    }
-}
-
-impl CatalogNodes {
-    fn take_in(&mut self, event: WatchEvent) {
-        match event {
-            WatchEvent::State(nodes) => *self = Self::from(nodes),
-            WatchEvent::Changes { revision, changes } => {
-                self.revision = revision;
-                for change in changes {
-                    match change {
-                        NodeChange::Put(node) => self.nodes.insert(node.path.clone(), node),
-                        NodeChange::Deleted { path } => self.nodes.remove(&path),
-                    };
-                }
-            }
-        }
-    }
-
-    fn state(&self) -> Result<Option<CatalogState>, CoordinatorError> {
-        let (Some(cluster_node), Some(map_node)) = (self.nodes.get(CLUSTER), self.nodes.get(MAP))
-        else {
-            return Ok(None);
-        };
-        let ClusterNode { cluster, creation, configs } = decode(cluster_node)?;
-        let cluster = cluster.parse().map_err(|error| malformed(cluster_node, error))?;
-        let mut configs: BTreeMap<CohortId, CohortConfig> =
-            configs.into_iter().map(|config| (config.cohort, config)).collect();
-        for (path, node) in &self.nodes {
-            if let Some(id) = path.strip_prefix(COHORTS) {
-                let id = CohortId(id.parse().map_err(|error| malformed(node, error))?);
-                configs.insert(id, decode_config(node, id)?);
-            }
-        }
-        let map = decode_map(map_node)?;
-        let (line, revision, map_revision) = (self.line, self.revision, map_node.version.0);
-        Ok(Some(CatalogState { line, revision, creation, cluster, map, map_revision, configs }))
+        Ok(CatalogWatch::new(watch))
     }
 }
 
 /// The value of the cluster's node.
 #[derive(Debug, Serialize, Deserialize)]
-struct ClusterNode {
-    cluster: String,
+pub(super) struct ClusterNode {
+    pub(super) cluster: String,
     #[serde(default)]
-    creation: i64,
-    configs: Vec<CohortConfig>,
+    pub(super) creation: i64,
+    pub(super) configs: Vec<CohortConfig>,
 }
 
 /// The value of a cohort's node.

@@ -9,10 +9,12 @@
 //! reads (P4): [`ConfigurationManager::propose`] never proposes the same thing under another
 //! version by itself. A reply that could not be had is the error
 //! [`CoordinatorError::Ambiguous`].
+//!
+//! What is installed is learned from a watch of the catalog, one for all cohorts of a node.
 
 use trireme_types::{CohortConfig, CohortId};
 
-use super::catalog::{Catalog, CatalogWatch, CompareAndSet};
+use super::catalog::{Catalog, CatalogState, CompareAndSet};
 use crate::{Coordinator, CoordinatorError};
 
 /// The configuration manager of one cohort.
@@ -34,47 +36,19 @@ impl ConfigurationManager {
     }
 
     /// Proposes `change` of the configuration of version `at`: installs it as version `at + 1` if
-    /// `at` is the newest, or returns the newest.
+    /// `at` is the newest, or returns the newest. What this coordinator has sent of the catalog saves
+    /// asking for it.
     pub async fn propose(
         &self,
         at: u64,
         mut change: CohortConfig,
+        known: Option<&CatalogState>,
     ) -> Result<CompareAndSet<CohortConfig>, CoordinatorError> {
         change.cohort = self.cohort;
         change.version = at.saturating_add(1);
-        self.catalog.compare_and_set_cohort(change).await
-    }
-
-    /// Watches the configuration.
-    pub fn watch(&self) -> Result<ConfigurationWatch, CoordinatorError> {
-        Ok(ConfigurationWatch { watch: self.catalog.watch()?, cohort: self.cohort, told: 0 })
-    }
-}
-
-/// A watch of one cohort's configuration. Dropping it ends it.
-#[derive(Debug)]
-pub struct ConfigurationWatch {
-    watch: CatalogWatch,
-    cohort: CohortId,
-    /// The version that was delivered last; versions begin at 1.
-    told: u64,
-}
-
-impl ConfigurationWatch {
-    /// Returns the next configuration that is newer than the one delivered before. `None` once the
-    /// coordinator is closed. Can be cancelled.
-    pub async fn next(&mut self) -> Option<Result<CohortConfig, CoordinatorError>> {
-        loop {
-            let mut state = match self.watch.next().await? {
-                Ok(state) => state,
-                Err(error) => return Some(Err(error)),
-            };
-            if let Some(config) = state.configs.remove(&self.cohort)
-                && config.version > self.told
-            {
-                self.told = config.version;
-                return Some(Ok(config));
-            }
+        match known {
+            Some(known) => self.catalog.compare_and_set_known_cohort(known, change).await,
+            None => self.catalog.compare_and_set_cohort(change).await,
         }
     }
 }

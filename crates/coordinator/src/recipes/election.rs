@@ -30,9 +30,11 @@ use trireme_types::{CohortId, Epoch, Lsn, NodeId};
 
 use super::{decode, encode, malformed};
 use crate::{
-    Coordinator, CoordinatorError, CreateMode, Node, NodeChange, NodeVersion, Nodes, Op, Scope,
-    SessionId, Watch, WatchEvent,
+    Coordinator, CoordinatorError, CreateMode, MULTI_OPS_MAX, Node, NodeChange, NodeVersion, Nodes,
+    Op, Scope, SessionId, Watch, WatchEvent,
 };
+
+pub(super) const ROOT: &str = "/cohorts";
 
 /// One replica's part in its cohort's elections.
 #[derive(Clone, Debug)]
@@ -153,12 +155,27 @@ impl Election {
 
     /// Stands in `round` with a log that ends at `last`. Before that, the replica must have
     /// promised durably to accept nothing from an epoch below `round` (S2). Returns whether it
-    /// stands: not if the round is not the next one any more.
-    pub async fn stand(&self, round: Epoch, last: Lsn) -> Result<bool, CoordinatorError> {
+    /// stands: not if the round is not the next one any more. What this coordinator has sent of the
+    /// election saves asking for it.
+    pub async fn stand(
+        &self,
+        round: Epoch,
+        last: Lsn,
+        known: Option<ElectionState>,
+    ) -> Result<bool, CoordinatorError> {
+        let session = self.coordinator.session_id();
+        let mut known = known.filter(|known| known.round() >= round);
         loop {
-            let state = self.state().await?;
+            let state = match known.take() {
+                Some(known) => known,
+                None => self.state().await?,
+            };
             if state.round() != round {
                 return Ok(false);
+            }
+            let mine = state.candidates.get(&self.node);
+            if mine.is_some_and(|mine| mine.session == session && mine.last == last) {
+                return Ok(true);
             }
             let candidate = Op::Create {
                 path: format!("{}/rounds/{round}/candidate-", self.root()),
@@ -174,19 +191,24 @@ impl Election {
     }
 
     /// Takes the lead in `round` if this replica has won it among `replicas`; `None` if it has
-    /// not, or not yet.
+    /// not, or not yet. What this coordinator has sent of the election saves asking for it.
     pub async fn try_lead(
         &self,
         round: Epoch,
         replicas: &[NodeId],
+        known: Option<ElectionState>,
     ) -> Result<Option<Leader>, CoordinatorError> {
+        // A majority of candidates that is known is one, whoever else stands by now.
+        let mut known = known.filter(|known| {
+            known.round() > round || (known.round() == round && self.wins(known, replicas))
+        });
         loop {
-            let state = self.state().await?;
+            let state = match known.take() {
+                Some(known) => known,
+                None => self.state().await?,
+            };
             let session = self.coordinator.session_id();
-            let won = state
-                .winner(replicas)
-                .is_some_and(|winner| winner.node == self.node && winner.session == session);
-            if state.round() != round || !won {
+            if state.round() != round || !self.wins(&state, replicas) {
                 // An answer that was lost may have made this replica the leader already.
                 return Ok(state.leader.filter(|l| l.epoch == round && l.session == session));
             }
@@ -230,7 +252,7 @@ impl Election {
         replicas: &[NodeId],
     ) -> Result<Campaign, CoordinatorError> {
         let mut watch = self.watch()?;
-        self.stand(round, last).await?;
+        self.stand(round, last, None).await?;
         loop {
             // Without its session the replica stands no more.
             let told = tokio::select! {
@@ -246,8 +268,8 @@ impl Election {
                     None => Campaign::Stale { epoch: state.epoch },
                 });
             }
-            if state.winner(replicas).is_some_and(|winner| winner.node == self.node)
-                && let Some(leader) = self.try_lead(round, replicas).await?
+            if self.wins(&state, replicas)
+                && let Some(leader) = self.try_lead(round, replicas, Some(state.clone())).await?
             {
                 return Ok(Campaign::Elected(leader));
             }
@@ -296,17 +318,39 @@ impl Election {
     /// Deletes the candidates of rounds that are over. They are never read, so that this is only
     /// for tidiness, and any leader may do it at any time.
     pub async fn clean_up(&self) -> Result<(), CoordinatorError> {
-        let state = self.state().await?;
-        let nodes = self.coordinator.subtree(&format!("{}/rounds", self.root())).await?;
-        for node in nodes.nodes {
-            if candidate_round(&self.root(), &node).is_some_and(|round| round <= state.epoch) {
-                match self.coordinator.delete(&node.path, Some(node.version)).await {
-                    Err(error) if !is_conflict(&error) => return Err(error),
-                    _ => {}
-                }
+        let nodes = self.coordinator.subtree(&self.root()).await?;
+        let nodes = ElectionNodes::from(nodes);
+        let epoch = nodes.state(&self.root())?.epoch;
+        let is_over =
+            |node: &&Node| candidate_round(&self.root(), node).is_some_and(|round| round <= epoch);
+        let old: Vec<_> = nodes.0.values().filter(is_over).collect();
+        for some in old.chunks(MULTI_OPS_MAX) {
+            let delete =
+                |node: &&Node| Op::Delete { path: node.path.clone(), expected: Some(node.version) };
+            match self.coordinator.multi(some.iter().map(delete).collect()).await {
+                // One has gone with its session meanwhile: each by itself.
+                Err(error) if is_conflict(&error) => self.delete_each(some).await?,
+                done => drop(done?),
             }
         }
         Ok(())
+    }
+
+    async fn delete_each(&self, nodes: &[&Node]) -> Result<(), CoordinatorError> {
+        for node in nodes {
+            match self.coordinator.delete(&node.path, Some(node.version)).await {
+                Err(error) if !is_conflict(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns true if this session's candidate wins among `replicas`.
+    fn wins(&self, state: &ElectionState, replicas: &[NodeId]) -> bool {
+        let session = self.coordinator.session_id();
+        let winner = state.winner(replicas);
+        winner.is_some_and(|winner| winner.node == self.node && winner.session == session)
     }
 
     /// Returns the steps that make this node the leader of `round`: all of them or none.
@@ -334,7 +378,7 @@ impl Election {
     }
 
     fn root(&self) -> String {
-        format!("/cohorts/{}", self.cohort.0)
+        root_of(self.cohort)
     }
 
     fn epoch_path(&self) -> String {
@@ -361,12 +405,7 @@ impl ElectionWatch {
         match self.watch.next().await? {
             WatchEvent::State(nodes) => self.nodes = ElectionNodes::from(nodes),
             WatchEvent::Changes { changes, .. } => {
-                for change in changes {
-                    match change {
-                        NodeChange::Put(node) => self.nodes.0.insert(node.path.clone(), node),
-                        NodeChange::Deleted { path } => self.nodes.0.remove(&path),
-                    };
-                }
+                changes.into_iter().for_each(|change| self.nodes.apply(change));
             }
         }
         Some(self.nodes.state(&self.root))
@@ -375,7 +414,7 @@ impl ElectionWatch {
 
 /// An election's nodes at one moment.
 #[derive(Debug, Default)]
-struct ElectionNodes(BTreeMap<String, Node>);
+pub(super) struct ElectionNodes(pub(super) BTreeMap<String, Node>);
 
 impl From<Nodes> for ElectionNodes {
     fn from(nodes: Nodes) -> Self {
@@ -384,7 +423,14 @@ impl From<Nodes> for ElectionNodes {
 }
 
 impl ElectionNodes {
-    fn state(&self, root: &str) -> Result<ElectionState, CoordinatorError> {
+    pub(super) fn apply(&mut self, change: NodeChange) {
+        match change {
+            NodeChange::Put(node) => self.0.insert(node.path.clone(), node),
+            NodeChange::Deleted { path } => self.0.remove(&path),
+        };
+    }
+
+    pub(super) fn state(&self, root: &str) -> Result<ElectionState, CoordinatorError> {
         let epoch_node = self.0.get(&format!("{root}/epoch"));
         let leader_node = self.0.get(&format!("{root}/leader"));
         let epoch = epoch_node.map(decode::<EpochNode>).transpose()?.map_or(0, |node| node.epoch);
@@ -404,6 +450,17 @@ impl ElectionNodes {
         let leader_version = leader_node.map(|node| node.version);
         Ok(ElectionState { epoch, leader, candidates, epoch_version, leader_version })
     }
+}
+
+/// Returns the path that everything about a cohort's election lies below.
+pub(super) fn root_of(cohort: CohortId) -> String {
+    format!("{ROOT}/{}", cohort.0)
+}
+
+/// Returns the cohort whose election a path belongs to.
+pub(super) fn cohort_of(path: &str) -> Option<CohortId> {
+    let (cohort, _) = path.strip_prefix(ROOT)?.strip_prefix('/')?.split_once('/')?;
+    cohort.parse().ok().map(CohortId)
 }
 
 fn leader(node: &Node) -> Result<Leader, CoordinatorError> {

@@ -4,8 +4,10 @@
 //! read by a person and a later build can recognise what an earlier one wrote.
 
 pub mod catalog;
+mod catalog_watch;
 pub mod configuration;
 pub mod election;
+pub mod elections;
 pub mod invitations;
 pub mod knowledge;
 pub mod membership;

@@ -69,7 +69,7 @@ pub async fn the_longest_log_wins(options: CoordinatorOptions) {
     // S4: a late third with a longer log is harmless: the round is over, it follows.
     let late = campaign(&[&all[2]], 1, &[Lsn::new(1, 99)]).await;
     assert_eq!(late, [Campaign::Led(leader)]);
-    assert_eq!(all[2].election.stand(1, Lsn::new(1, 99)).await, Ok(false));
+    assert_eq!(all[2].election.stand(1, Lsn::new(1, 99), None).await, Ok(false));
 }
 
 /// M27: one of three never elects.
@@ -77,7 +77,7 @@ pub async fn one_of_three_never_elects(options: CoordinatorOptions) {
     let all = replicas(&options).await;
     let alone = all[0].election.campaign(1, Lsn::new(1, 1), &REPLICAS);
     assert!(timeout(Duration::from_millis(500), alone).await.is_err());
-    assert_eq!(all[0].election.try_lead(1, &REPLICAS).await, Ok(None));
+    assert_eq!(all[0].election.try_lead(1, &REPLICAS, None).await, Ok(None));
     // It stands all the same: the second one decides.
     let pair = [&all[0], &all[1]];
     let leader = leader_of(&campaign(&pair, 1, &[Lsn::new(1, 1), Lsn::new(0, 5)]).await);
@@ -117,12 +117,12 @@ pub async fn a_winner_that_dies_first_is_passed_over(mut options: CoordinatorOpt
     options.session_timeout = Duration::from_secs(2);
     let all = replicas(&options).await;
     // The one with the longest log stands, and never does what a winner does.
-    assert_eq!(all[0].election.stand(1, Lsn::new(9, 9)).await, Ok(true));
+    assert_eq!(all[0].election.stand(1, Lsn::new(9, 9), None).await, Ok(true));
     let pair = [&all[1], &all[2]];
     let last = [Lsn::new(1, 2), Lsn::new(1, 1)];
     let (ended, ()) = tokio::join!(campaign(&pair, 1, &last), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(all[1].election.try_lead(1, &REPLICAS).await, Ok(None));
+        assert_eq!(all[1].election.try_lead(1, &REPLICAS, None).await, Ok(None));
         all[0].coordinator.clone().close().await.unwrap();
     });
     let leader = leader_of(&ended);
@@ -160,4 +160,32 @@ pub async fn every_epoch_has_one_leader(options: CoordinatorOptions) {
         let state = all[0].election.state().await.unwrap();
         assert_eq!((state.epoch, state.leader), (round, Some(leader)));
     }
+}
+
+/// A node that watches the election asks for nothing that it knows: each step is one change. What it
+/// knows may be old, which costs a read and nothing else.
+pub async fn what_is_known_of_an_election_is_not_asked_for(options: CoordinatorOptions) {
+    let all = replicas(&options).await;
+    let first = all[0].election.state().await.unwrap();
+    let asked = |of: &Replica| {
+        let counters = of.coordinator.counters();
+        (counters.reads, counters.writes)
+    };
+    let before = asked(&all[1]);
+    assert_eq!(all[1].election.stand(1, Lsn::new(1, 2), Some(first.clone())).await, Ok(true));
+    assert_eq!(asked(&all[1]), (before.0, before.1 + 1));
+    assert_eq!(all[0].election.stand(1, Lsn::new(1, 1), Some(first.clone())).await, Ok(true));
+    let standing = all[1].election.state().await.unwrap();
+    let before = asked(&all[1]);
+    let again = all[1].election.stand(1, Lsn::new(1, 2), Some(standing.clone())).await;
+    assert_eq!((again, asked(&all[1])), (Ok(true), before), "it stands already");
+    let led = all[1].election.try_lead(1, &REPLICAS, Some(standing.clone())).await.unwrap();
+    assert_eq!(led.map(|leader| (leader.node, leader.epoch)), Some((NodeId(2), 1)));
+    assert_eq!(asked(&all[1]), (before.0, before.1 + 1));
+    // The others know less, and are refused.
+    assert_eq!(all[0].election.try_lead(1, &REPLICAS, Some(standing)).await, Ok(None));
+    assert_eq!(all[2].election.stand(1, Lsn::new(9, 9), Some(first)).await, Ok(false));
+    all[1].election.clean_up().await.unwrap();
+    let left = all[1].coordinator.subtree("/cohorts/7/rounds").await.unwrap().nodes;
+    assert_eq!(left, []);
 }

@@ -52,6 +52,7 @@ cases![together:
     recipes::of_two_proposals_one_is_installed,
     recipes::the_map_changes_with_its_new_cohorts,
     recipes::the_catalog_is_watched,
+    recipes::a_known_configuration_is_replaced_with_one_request,
     recipes::a_catalog_of_a_thousand_ranges_fits,
     recipes::a_node_is_alive_once,
     recipes::a_node_comes_back_at_its_place,
@@ -64,6 +65,7 @@ cases![together:
     elections::one_of_three_never_elects,
     elections::a_dead_leader_is_followed_by_another,
     elections::a_winner_that_dies_first_is_passed_over,
+    elections::what_is_known_of_an_election_is_not_asked_for,
     elections::a_leader_is_taken_over_from,
     elections::every_epoch_has_one_leader,
 ];

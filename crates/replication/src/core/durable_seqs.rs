@@ -25,7 +25,7 @@ impl DurableSeqs {
         self.durable
     }
 
-    /// Takes in that a write was submitted.
+    /// Records that a write was submitted.
     pub(crate) fn submitted(&mut self, io: IoId, write: &LogWrite) {
         match write {
             LogWrite::Append(entries) => {
@@ -42,7 +42,7 @@ impl DurableSeqs {
         }
     }
 
-    /// Takes in that every write up to this one is durable.
+    /// Records that every write up to this one is durable.
     pub(crate) fn completed(&mut self, upto: IoId) {
         while let Some(&(io, seq)) = self.forcing.front()
             && io <= upto

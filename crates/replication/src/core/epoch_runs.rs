@@ -61,7 +61,7 @@ impl EpochRuns {
         std::iter::once(self.purged.epoch).chain(epochs).is_sorted()
     }
 
-    /// Takes in an entry: the next one, or one in the place of an entry that the log holds.
+    /// Records an entry: the next one, or one in the place of an entry that the log holds.
     ///
     /// # Panics
     ///

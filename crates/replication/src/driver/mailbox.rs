@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
-use trireme_types::{CohortConfig, NodeId, Outcome};
+use trireme_types::{NodeId, Outcome};
 
 use super::DriverOptions;
 use super::storage::{IoId, LogError, StagedSnapshot};
@@ -33,7 +33,6 @@ pub(super) struct Proposal {
 
 /// A rare request on its way to the core.
 pub(super) enum Control {
-    Reconfigure { config: CohortConfig, answer: Answer<()> },
     TransferLeader { to: NodeId, answer: Answer<()> },
     ReleaseLog { upto: u64, answer: Answer<()> },
     Snapshot { from: NodeId, header: Bytes, snapshot: StagedSnapshot, answer: Answer<Bytes> },
@@ -44,9 +43,9 @@ impl Control {
     pub(super) fn refuse(self, error: ReplicaError) {
         // A caller that has gone needs no answer.
         match self {
-            Self::Reconfigure { answer, .. }
-            | Self::TransferLeader { answer, .. }
-            | Self::ReleaseLog { answer, .. } => drop(answer.send(Err(error))),
+            Self::TransferLeader { answer, .. } | Self::ReleaseLog { answer, .. } => {
+                drop(answer.send(Err(error)));
+            }
             Self::Snapshot { answer, .. } => drop(answer.send(Err(error))),
         }
     }

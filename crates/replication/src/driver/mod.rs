@@ -56,7 +56,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
-use trireme_types::{CohortConfig, CohortId, CommandBatch, Lsn, NodeId, Outcome};
+use trireme_types::{CohortId, CommandBatch, Lsn, NodeId, Outcome};
 
 pub use self::options::{DriverOptions, InvalidDriverOption};
 
@@ -258,10 +258,6 @@ impl<C: Core> Replica for CoreReplica<C> {
         snapshot: StagedSnapshot,
     ) -> Result<Bytes, ReplicaError> {
         self.control(|answer| Control::Snapshot { from, header, snapshot, answer }).await
-    }
-
-    async fn reconfigure(&self, config: CohortConfig) -> Result<(), ReplicaError> {
-        self.control(|answer| Control::Reconfigure { config, answer }).await
     }
 
     fn peer_alive(&self, node: NodeId) {

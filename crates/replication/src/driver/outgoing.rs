@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
-use trireme_types::{CohortId, Lsn, NodeId};
+use trireme_types::{CohortId, Lsn, NodeId, PATH};
 
 use super::mailbox::Mailbox;
 use super::storage::{CohortLog, CohortTable, IoId};
@@ -64,6 +64,7 @@ pub(super) struct Sender<C: Core> {
 impl<C: Core> Sender<C> {
     /// Hands a message to the network, which may lose it.
     pub(super) fn send(&self, to: NodeId, lane: Lane, message: &C::Message) {
+        tracing::trace!(target: PATH, %to, body = %message, "path: sent");
         send(&*self.transport, self.cohort, to, lane, message.encode());
     }
 
@@ -84,8 +85,9 @@ impl<C: Core> Sender<C> {
                 // Nothing goes out if the log has been given up beyond the first, or was replaced.
                 if let Some(entries) = entries {
                     next += entries.len() as u64;
-                    let payload = C::entries_message(context, entries).encode();
-                    send(&*transport, cohort, to, Lane::Data, payload);
+                    let message = C::entries_message(context, entries);
+                    tracing::trace!(target: PATH, %to, body = %message, "path: sent");
+                    send(&*transport, cohort, to, Lane::Data, message.encode());
                 }
                 mailbox.notice(Event::LogSent { to, seqs, next });
             }
@@ -132,7 +134,10 @@ impl<C: Core> Sender<C> {
 /// Reads another replica's message. One that cannot be read is as good as lost.
 pub(super) fn decode<C: Core>(from: NodeId, payload: Bytes) -> Option<C::Message> {
     match C::Message::decode(payload) {
-        Ok(message) => Some(message),
+        Ok(message) => {
+            tracing::trace!(target: PATH, %from, body = %message, "path: received");
+            Some(message)
+        }
         Err(error) => {
             tracing::warn!(%from, %error, "dropped a message that cannot be read");
             None

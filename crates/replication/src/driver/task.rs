@@ -235,9 +235,6 @@ impl<C: Core> Task<C> {
     fn take_control(&mut self, now: Moment, control: Control) {
         let callers = &mut self.state.callers;
         let event = match control {
-            Control::Reconfigure { config, answer } => {
-                Event::Reconfigure { ticket: callers.open(Caller::Control(answer)), config }
-            }
             Control::TransferLeader { to, answer } => {
                 Event::TransferLeader { ticket: callers.open(Caller::Control(answer)), to }
             }

@@ -21,7 +21,7 @@ impl fmt::Debug for Proposal {
     }
 }
 
-/// The newest configuration, as the manager tells it.
+/// The newest configuration, as the manager sends it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Newest(pub CohortConfig);
 

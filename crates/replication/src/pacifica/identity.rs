@@ -8,46 +8,51 @@
 
 use trireme_types::{CohortConfig, Incarnation, NodeId};
 
-use super::{Pacifica, RoleState};
+use super::primary::Primary;
+use super::{Pacifica, Shared};
 use crate::streaming::wire::HardState;
 
 /// The version of a cohort's first configuration, whose replicas have nothing to lose.
 const FIRST_VERSION: u64 = 1;
 
-impl Pacifica {
+impl Shared {
     /// Returns true if this incarnation is the one that the configuration lists. Where it names none,
     /// which only a first version does, or one from before incarnations were named, the disk decides:
     /// one that has never acted in any version has acknowledged nothing that a later one builds on.
     pub(super) fn is_the_listed_one(&self, config: &CohortConfig) -> bool {
         //= PAC-45
         match config.incarnations.get(&self.node) {
-            Some(listed) => *listed == self.incarnation,
+            Some(listed) => *listed == self.own.incarnation,
             None => {
                 let is_first = config.version <= FIRST_VERSION;
                 !self.state.is_learner && (is_first || self.state.promised > 0)
             }
         }
     }
+}
 
+impl Pacifica {
     /// Does nothing as long as another incarnation is listed in this one's place (PAC-44).
     pub(super) fn wait_until_taken_out(&mut self) {
         //= PAC-44
         tracing::warn!("the replica lost its data and is still in the configuration");
-        if !self.state.is_learner {
-            self.keep(HardState { is_learner: true, ..self.state });
+        let cx = &mut self.shared;
+        if !cx.state.is_learner {
+            cx.keep(HardState { is_learner: true, ..cx.state });
         }
-        self.pending = None;
-        self.set_role(RoleState::Idle);
+        cx.own.pending = None;
+        self.become_idle();
     }
+}
 
-    /// Returns true if a follower that says something is the incarnation that the primary counts or
-    /// brings up to date. The first that is heard is, where the configuration names none.
+impl Primary {
+    /// Returns true if a follower that is heard is the incarnation that the primary counts or brings
+    /// up to date. The first that is heard is, where the configuration names none.
     pub(super) fn is_known_as(&mut self, from: NodeId, incarnation: Incarnation) -> bool {
-        let RoleState::Primary(primary) = &mut self.role else { return false };
-        if !primary.leading.followers.contains_key(&from) {
+        if !self.leading.followers.contains_key(&from) {
             return false;
         }
         //= PAC-46
-        *primary.incarnations.entry(from).or_insert(incarnation) == incarnation
+        *self.incarnations.entry(from).or_insert(incarnation) == incarnation
     }
 }

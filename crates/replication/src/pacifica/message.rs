@@ -13,7 +13,7 @@ use crate::streaming::{Beacon, Position, Preceding};
 /// An epoch is the version of the configuration in which the sender acts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PacificaMessage {
-    /// Primary to secondary or candidate: prepare these entries. Without any it tells the committed
+    /// Primary to secondary or candidate: prepare these entries. Without any it carries the committed
     /// point.
     Prepare {
         /// What comes before them.

@@ -12,7 +12,7 @@
 //!   another incarnation than the one that the configuration lists.
 //! * A strong read sees every write that was acknowledged before it began, and costs no message. A
 //!   timeline read sees some earlier state, and at one replica never an earlier one than before.
-//! * It serves as long as a single replica is there: whoever does not answer is taken out of the
+//! * It serves as long as a single replica is there: one that does not answer is taken out of the
 //!   configuration. For that it needs the configuration manager; for reads and writes it does not.
 //!
 //! # Roles
@@ -35,13 +35,13 @@
 //!
 //! # Leases (§2.3)
 //!
-//! Every message of the primary is a beacon. Whoever acknowledges it promises not to become primary for
-//! the grace, counted from when it received it. The primary serves as long as it holds a lease from
+//! Every message of the primary is a beacon. A replica that acknowledges it promises not to become
+//! primary for the grace, counted from when it received it. The primary serves as long as it holds a lease from
 //! *all* secondaries, counted from when it sent what they acknowledged. A lease is shorter than a
-//! grace, so the primary has stopped before anybody takes its place, and it needs no clock but its own
+//! grace, so the primary has stopped before another takes its place, and it needs no clock but its own
 //! (P1).
 //!
-//! # When somebody is gone (§2.4)
+//! # When a replica is gone (§2.4)
 //!
 //! * A secondary: the primary's lease ends. It stops serving, and has the manager install a
 //!   configuration without it.
@@ -62,194 +62,182 @@
 //! One slow replica makes every write slow. Entries keep the version under which they were first
 //! prepared, and the reconciling entry stands for the report's preparing them again (decision 8).
 
+mod candidates;
 mod coordinator;
-mod follower;
 mod health;
 mod identity;
-mod leader;
+mod membership;
 mod message;
 mod options;
-mod reconfiguration;
+mod primary;
+mod proposal;
+mod roles;
+mod secondary;
 mod validate;
 
-use trireme_storage::IoId;
-use trireme_types::{CohortConfig, CohortId, Entry, Epoch, Incarnation, NodeId, Protocol};
+use trireme_types::{Entry, Epoch, Lsn, NodeId, Protocol};
 
 pub use self::coordinator::{Newest, Proposal};
 pub use self::message::PacificaMessage;
 pub use self::options::{PacificaFaults, PacificaOptions};
 
-use self::follower::Following;
 use self::health::Health;
-use self::leader::Primary;
-use self::reconfiguration::{Named, Pending};
-use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered, Reply, Ticket, When};
-use crate::replica::{Measures, ReplicaError, Role};
+use self::membership::Membership;
+use self::roles::RoleState;
+use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered};
+use crate::replica::Role;
 use crate::streaming::wire::HardState;
-use crate::streaming::{Beacon, Journal, Position, Preceding, Streams, Support};
+use crate::streaming::{Beacon, Preceding, RoleStatus, Streams};
+
+/// What the methods of every role work on. The promised epoch is the newest version that the replica
+/// has acted in.
+type Shared = crate::streaming::Shared<Pacifica>;
 
 /// One replica of a cohort.
 #[derive(Debug)]
 pub struct Pacifica {
-    node: NodeId,
-    cohort: CohortId,
-    options: PacificaOptions,
-    now: Moment,
-    journal: Journal<Self>,
-    /// What it has promised, as it is on disk or on its way there. The epoch in it is the newest
-    /// version that it has acted in.
-    state: HardState,
-    /// What tells it from those that had another disk under the same name.
-    incarnation: Incarnation,
-    /// Nothing was on its disk: no incarnation of it ever acted.
-    is_new: bool,
-    /// The newest version that it had acted in when it started.
-    promised_at_start: Epoch,
-    /// The newest configuration that the manager told.
-    config: Option<CohortConfig>,
-    /// Whether it has been told the time.
-    has_started: bool,
-    support: Support,
+    shared: Shared,
     role: RoleState,
-    /// What it asked the manager for and has not seen decided.
-    pending: Option<Pending>,
-    /// It becomes primary when this write, by which it will know that it acted, is on disk.
-    becomes_primary_at: Option<IoId>,
-    /// It is named as the primary, and has promised another one not to be it yet.
-    named: Option<Named>,
-    health: Health,
-    /// When it stepped down, though it is the primary of the newest configuration.
-    stepped_down: Option<Moment>,
-    /// What it measured when it was primary before.
-    measures: Measures,
-}
-
-/// What the replica does in the cohort.
-#[derive(Debug)]
-enum RoleState {
-    /// It does not know yet what it is, or has nothing that it could be.
-    Idle,
-    /// A secondary, or a candidate: the configuration tells which.
-    Follower(Following),
-    Primary(Box<Primary>),
 }
 
 impl Pacifica {
-    /// Returns a replica as its disk describes it, or says why it cannot be one.
+    /// Returns a replica as its disk describes it, or the reason why it cannot be one.
     pub fn new(recovered: &Recovered, options: PacificaOptions) -> Result<Self, String> {
         options.timing.validate().map_err(|error| error.to_string())?;
         let kept = recovered.hard_state.clone().map(HardState::decode).transpose()?;
         let mut state = kept.unwrap_or_default();
         let incarnation = *state.incarnation.get_or_insert(options.incarnation);
-        let grace = options.timing.grace;
-        let mut replica = Self {
-            node: recovered.node,
+        let (timing, rejoins) = (options.timing, options.rejoins);
+        let membership = Membership {
             cohort: recovered.cohort,
-            now: Moment::START,
-            journal: Journal::new(recovered),
-            state,
-            incarnation,
-            promised_at_start: state.promised,
-            is_new: kept.is_none() && !options.rejoins,
-            config: None,
-            has_started: false,
-            support: Support::starting(Moment::START, grace, true),
-            role: RoleState::Idle,
-            pending: None,
-            becomes_primary_at: None,
-            named: None,
-            health: Health::new(recovered.applied),
-            stepped_down: None,
-            measures: Measures::default(),
             options,
+            incarnation,
+            is_new: kept.is_none() && !rejoins,
+            promised_at_start: state.promised,
+            config: None,
+            pending: None,
+            named: None,
+            becomes_primary_at: None,
+            health: Health::default(),
+            stepped_down: None,
         };
-        if replica.options.rejoins && kept.is_none() {
+        let mut shared = Shared::new(recovered, timing, state, true, membership);
+        if rejoins && kept.is_none() {
             //= PAC-44
-            replica.keep(HardState { is_learner: true, ..state });
+            shared.keep(HardState { is_learner: true, ..state });
         } else if kept.is_some_and(|kept| kept.incarnation.is_none()) {
             // It was written before replicas had one. A new replica writes its own with the first
             // version that it acts in.
-            replica.keep(state);
+            shared.keep(state);
         }
-        Ok(replica)
+        Ok(Self { shared, role: RoleState::Idle })
     }
 
-    /// Writes a hard state.
-    fn keep(&mut self, state: HardState) {
-        self.state = state;
-        self.journal.keep(state.encode());
-    }
-
-    /// Acts in `version` from now on, and in no older one (PAC-12).
-    fn promise(&mut self, version: Epoch) {
-        if version > self.state.promised {
-            self.keep(HardState { promised: version, ..self.state });
-            self.stepped_down = None;
-            // The same primary may have begun anew, and not know where anybody stands.
-            if let RoleState::Follower(following) = &mut self.role {
-                following.is_streaming = false;
-                following.joined = None;
-            }
-        }
-    }
-
-    /// Returns the primary of the newest configuration that the manager told.
-    fn primary(&self) -> Option<NodeId> {
-        self.config.as_ref().and_then(|config| config.replicas.first().copied())
-    }
-
-    /// Says whether the newest configuration that the manager told lists the node.
-    fn is_listed(&self, node: NodeId) -> bool {
-        self.config.as_ref().is_some_and(|config| config.replicas.contains(&node))
-    }
-
-    /// Returns who leads, as far as the replica knows.
+    /// Returns the replica that leads, as far as this one knows.
     fn leader(&self) -> Option<NodeId> {
         match &self.role {
             RoleState::Idle => None,
             // One that was only named, and has not been heard, may not be up to it yet.
-            RoleState::Follower(following) => following.leader.filter(|_| following.is_streaming),
-            RoleState::Primary(primary) => primary.serves(self.now).then_some(self.node),
-        }
-    }
-
-    /// Returns the position that the replica reports to a primary.
-    fn position(&self) -> Position {
-        Position {
-            committed: self.journal.committed(),
-            last: self.journal.last(),
-            is_learner: !self.is_listed(self.node),
+            RoleState::Secondary(secondary) => {
+                secondary.following.leader.filter(|_| secondary.following.is_streaming)
+            }
+            RoleState::Primary(primary) => {
+                primary.serves(self.shared.now).then_some(self.shared.node)
+            }
         }
     }
 
     fn on_message(&mut self, from: NodeId, message: PacificaMessage) {
         match message {
             PacificaMessage::Prepare { preceding, entries } => {
-                self.on_prepare(from, &preceding, entries);
+                if self.accepts(from, preceding.epoch) {
+                    self.as_secondary(|role, cx| role.on_prepare(cx, from, &preceding, entries));
+                }
             }
             PacificaMessage::Prepared { epoch, upto, supports, incarnation } => {
-                if self.is_known_as(from, incarnation) {
-                    self.on_prepared(from, epoch, upto, supports);
+                self.as_primary(|role, cx| {
+                    if !role.is_known_as(from, incarnation) {
+                        return primary::GOES_ON;
+                    }
+                    role.on_prepared(cx, from, (epoch, upto), supports)
+                });
+            }
+            PacificaMessage::Beacon(beacon) => {
+                if self.accepts(from, beacon.epoch) {
+                    self.as_secondary(|role, cx| role.on_beacon(cx, from, beacon));
                 }
             }
-            PacificaMessage::Beacon(beacon) => self.on_beacon(from, beacon),
             PacificaMessage::BeaconAck { epoch, supports, incarnation } => {
-                if self.is_known_as(from, incarnation) {
-                    self.on_beacon_ack(from, epoch, supports);
-                }
+                self.as_primary(|role, cx| {
+                    if !role.is_known_as(from, incarnation) {
+                        return primary::GOES_ON;
+                    }
+                    role.on_beacon_ack(cx, from, epoch, supports)
+                });
             }
             PacificaMessage::ReportPosition { epoch, position, incarnation } => {
-                self.on_report_position(from, epoch, position, incarnation);
+                let report = (position, incarnation);
+                self.as_primary(|role, cx| role.on_report_position(cx, from, epoch, report));
             }
-            PacificaMessage::RejectStaleEpoch { epoch } => self.on_reject_stale_epoch(epoch),
+            PacificaMessage::RejectStaleEpoch { epoch } => {
+                self.as_primary(|role, cx| role.on_reject_stale_epoch(cx, epoch));
+            }
             // It comes with a snapshot only.
             PacificaMessage::Snapshot { .. } => {}
         }
     }
 
-    fn refuse_to_lead(&mut self, ticket: Ticket) {
+    /// Does what callers ask of a primary, or refuses it.
+    fn on_request(&mut self, request: Event<Self>) {
         let leader = self.leader();
-        self.journal.refuse(ticket, ReplicaError::NotLeader { leader });
+        let (RoleState::Primary(primary), cx) = (&mut self.role, &mut self.shared) else {
+            let (Event::Propose { ticket, .. }
+            | Event::Read { ticket }
+            | Event::TransferLeader { ticket, .. }) = request
+            else {
+                return;
+            };
+            return self.shared.refuse_to_lead(ticket, leader);
+        };
+        match request {
+            Event::Propose { ticket, payload } => primary.on_propose(cx, ticket, payload),
+            Event::Read { ticket } => self.as_primary(|primary, cx| primary.on_read(cx, ticket)),
+            Event::TransferLeader { ticket, to } => primary.on_transfer(cx, ticket, to),
+            _ => {}
+        }
+    }
+
+    fn on_snapshot_sent(&mut self, to: NodeId, answer: Option<PacificaMessage>) {
+        let RoleState::Primary(primary) = &mut self.role else { return };
+        match answer {
+            Some(answer) => {
+                primary.leading.on_snapshot_sent(to);
+                self.on_message(to, answer);
+            }
+            None => primary.leading.on_snapshot_lost(self.shared.now, to),
+        }
+    }
+
+    /// Records how far the table has come.
+    fn on_applied(&mut self, upto: Lsn) {
+        let cx = &mut self.shared;
+        cx.applied = cx.applied.max(upto);
+        cx.own.health.on_applied(cx.now);
+        if let RoleState::Primary(primary) = &mut self.role {
+            primary.begin_serving(cx, upto);
+        }
+    }
+
+    fn on_durable(&mut self, upto: trireme_storage::IoId) {
+        let cx = &mut self.shared;
+        cx.journal.on_durable(upto);
+        cx.own.health.on_durable(cx.now);
+        if cx.own.becomes_primary_at.take_if(|io| *io <= upto).is_some() {
+            self.become_primary();
+        }
+        if let RoleState::Primary(primary) = &mut self.role {
+            primary.advance(&mut self.shared);
+        }
     }
 }
 
@@ -262,48 +250,29 @@ impl Core for Pacifica {
     type CoordinatorEvent = Newest;
 
     fn handle(&mut self, now: Moment, event: Event<Self>) {
-        self.now = now;
-        if !self.has_started {
-            self.has_started = true;
-            //= PAC-22
-            self.support = Support::starting(now, self.options.timing.grace, true);
-        }
-        self.note_rest();
+        let cx = &mut self.shared;
+        cx.set_clock(now, true);
+        cx.note_rest();
         match event {
             Event::Message { from, message } => self.on_message(from, message),
-            Event::Propose { ticket, payload } => self.on_propose(ticket, payload),
-            Event::Read { ticket } => self.on_read(ticket),
-            Event::Reconfigure { ticket, .. } => {
-                let reason = "a PacificA cohort changes its configuration by itself".into();
-                self.journal.refuse(ticket, ReplicaError::Invalid(reason));
+            Event::Propose { .. } | Event::Read { .. } | Event::TransferLeader { .. } => {
+                self.on_request(event);
             }
-            Event::TransferLeader { ticket, to } => self.on_transfer(ticket, to),
-            Event::ReleaseLog { ticket, upto } => {
-                self.journal.release(upto);
-                self.journal.reply(ticket, Reply::Done, When::Now);
+            Event::ReleaseLog { ticket, upto } => cx.release_log(ticket, upto),
+            Event::Durable { upto } => self.on_durable(upto),
+            Event::Applied { upto } => self.on_applied(upto),
+            Event::LogSent { to, seqs, next } => {
+                self.as_primary(|primary, cx| primary.on_log_sent(cx, to, &seqs, next));
             }
-            Event::Durable { upto } => {
-                self.journal.on_durable(upto);
-                self.health.on_durable(now);
-                if self.becomes_primary_at.take_if(|io| *io <= upto).is_some() {
-                    self.become_primary();
-                }
-                self.advance();
-            }
-            Event::Applied { upto } => {
-                self.health.on_applied(now, upto);
-                self.begin_serving(upto);
-            }
-            Event::LogSent { to, seqs, next } => self.on_log_sent(to, &seqs, next),
             Event::SnapshotSent { to, answer } => self.on_snapshot_sent(to, answer),
             Event::SnapshotOffered { ticket, message, upto, .. } => {
-                self.on_snapshot(ticket, message, upto);
+                self.on_snapshot(ticket, &message, upto);
             }
             Event::SnapshotInstalled { ticket, upto } => {
-                self.health.on_applied(now, upto);
-                self.on_installed(ticket, upto);
+                cx.own.health.on_applied(now);
+                cx.on_snapshot_installed(ticket, upto);
             }
-            Event::SnapshotOutdated { ticket } => self.on_outdated(ticket),
+            Event::SnapshotOutdated { ticket } => cx.on_snapshot_outdated(ticket),
             Event::Coordination(Newest(config)) => self.on_config(config),
             Event::PeerAlive { node } => self.on_peer_alive(node),
             // Only silence counts, at either side: it is what leases are made of (§2.3).
@@ -314,58 +283,55 @@ impl Core for Pacifica {
 
     fn drain_effects(&mut self, effects: &mut Vec<Effect<Self>>) {
         if let RoleState::Primary(primary) = &mut self.role {
-            primary.leading.send_gathered(self.now, &mut self.journal);
+            primary.leading.send_gathered(&mut self.shared);
         }
-        self.journal.drain_into(effects);
-        if let Err(broken) = self.validate() {
-            panic!("{} contradicts itself: {broken}", self.node);
+        self.shared.journal.drain_into(effects);
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        self.shared.validate()?;
+        match &self.role {
+            RoleState::Idle => Ok(()),
+            RoleState::Secondary(secondary) => secondary.following.validate(self.shared.node),
+            RoleState::Primary(primary) => primary.validate(&self.shared),
         }
     }
 
     fn next_timeout(&self) -> Option<Moment> {
-        let part = match &self.role {
+        let cx = &self.shared;
+        let of_role = match &self.role {
             RoleState::Idle => None,
-            RoleState::Follower(following) => self.next_of_follower(following),
-            RoleState::Primary(primary) => self.next_of_primary(primary),
+            RoleState::Secondary(secondary) => secondary.next_timeout(cx),
+            RoleState::Primary(primary) => primary.next_timeout(cx),
         };
-        let pending = self.pending.as_ref().map(|pending| pending.retry_at);
-        let named = self.named.map(|_| self.support.until());
-        part.into_iter().chain(pending).chain(named).chain(self.asks_to_go_on_at()).min()
+        let pending = cx.own.pending.as_ref().map(|pending| pending.retry_at);
+        let named = cx.own.named.map(|_| cx.support.until());
+        [of_role, pending, named, cx.asks_to_go_on_at()].into_iter().flatten().min()
     }
 
     fn status(&self) -> CoreStatus {
-        let (role, progress) = match &self.role {
-            RoleState::Idle if self.state.is_learner => (Role::Learner, Vec::new()),
-            RoleState::Idle => (Role::Follower, Vec::new()),
-            RoleState::Follower(_) if !self.is_listed(self.node) => (Role::Learner, Vec::new()),
-            RoleState::Follower(_) if self.pending.is_some() => (Role::Candidate, Vec::new()),
-            RoleState::Follower(_) => (Role::Follower, Vec::new()),
-            RoleState::Primary(primary) if primary.serves(self.now) => {
-                (Role::Leader, primary.leading.progress())
+        let cx = &self.shared;
+        let (role, current, progress, measures) = match &self.role {
+            RoleState::Primary(primary) => {
+                let role = if primary.serves(cx.now) { Role::Leader } else { Role::Candidate };
+                let (progress, measures) = (primary.leading.progress(), primary.leading.measures);
+                (role, primary.current(), progress, measures)
             }
-            RoleState::Primary(primary) => (Role::Candidate, primary.leading.progress()),
+            role => {
+                let role = match role {
+                    RoleState::Idle if cx.state.is_learner => Role::Learner,
+                    RoleState::Idle => Role::Follower,
+                    _ if !cx.own.is_listed(cx.node) => Role::Learner,
+                    _ if cx.own.pending.is_some() => Role::Candidate,
+                    _ => Role::Follower,
+                };
+                (role, cx.journal.current(), Vec::new(), cx.measures)
+            }
         };
-        let current = match &self.role {
-            RoleState::Primary(primary) => primary.current(),
-            _ => self.journal.current(),
-        };
-        let measures = match &self.role {
-            RoleState::Primary(primary) => primary.leading.measures,
-            _ => self.measures,
-        };
-        CoreStatus {
-            role,
-            leader: self.leader(),
-            current,
-            epoch: self.state.promised,
-            last: self.journal.last(),
-            durable: self.journal.durable(),
-            committed: self.journal.committed(),
-            purged: self.journal.log().purged(),
-            replicas: self.config.as_ref().map_or_else(Vec::new, |config| config.replicas.clone()),
-            progress,
-            measures,
-        }
+        let of_role = RoleStatus { role, leader: self.leader(), current, progress, measures };
+        let config = cx.own.config.as_ref();
+        let replicas = config.map_or_else(Vec::new, |config| config.replicas.clone());
+        cx.status(of_role, cx.state.promised, replicas)
     }
 
     fn entries_message(preceding: Preceding, entries: Vec<Entry>) -> PacificaMessage {
@@ -374,11 +340,27 @@ impl Core for Pacifica {
 }
 
 impl Streams for Pacifica {
+    type Own = Membership;
+
     fn beacon_message(beacon: Beacon) -> PacificaMessage {
         PacificaMessage::Beacon(beacon)
     }
 
     fn snapshot_message(epoch: Epoch) -> PacificaMessage {
         PacificaMessage::Snapshot { epoch }
+    }
+
+    fn position_message(cx: &Shared, epoch: Epoch) -> PacificaMessage {
+        let is_candidate = !cx.own.is_listed(cx.node);
+        let (position, incarnation) = (cx.position(is_candidate), cx.own.incarnation);
+        PacificaMessage::ReportPosition { epoch, position, incarnation }
+    }
+
+    fn reject_message(promised: Epoch) -> PacificaMessage {
+        PacificaMessage::RejectStaleEpoch { epoch: promised }
+    }
+
+    fn epoch(cx: &Shared) -> Epoch {
+        cx.state.promised
     }
 }

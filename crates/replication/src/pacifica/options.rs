@@ -2,6 +2,8 @@
 
 use trireme_types::{Incarnation, Timing};
 
+use crate::streaming::deliberate_faults;
+
 /// What a PacificA replica is started with. Who is in the cohort is the configuration manager's to
 /// say.
 #[derive(Clone, Debug)]
@@ -9,8 +11,8 @@ pub struct PacificaOptions {
     /// The periods.
     pub timing: Timing,
     /// How many replicas the configuration must have for a write to be taken, and to be acknowledged
-    /// (P10). What is in the log already is committed with fewer, since a new primary has to; whoever
-    /// waits for it learns that its fate is not known.
+    /// (P10). What is in the log already is committed with fewer, since a new primary has to; the
+    /// caller that waits for it learns that its fate is not known.
     pub min_replicas_for_write: usize,
     /// The replica's disk was lost and is empty now: what the replica once acknowledged is not known
     /// here any more (S14).
@@ -35,26 +37,28 @@ impl PacificaOptions {
     }
 }
 
-/// The mistakes that break naive versions of the protocol, each off. Only tests make one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PacificaFaults {
-    /// The primary counts its lease from when an acknowledgement arrives (P1).
-    pub leases_from_receipt: bool,
-    /// The lease of a majority of the secondaries is enough (P2).
-    pub lease_of_majority: bool,
-    /// The primary goes on serving while it has a secondary removed whose lease has ended (P3).
-    pub serves_while_removing: bool,
-    /// A replica takes proposals of older configurations than it has adopted (P5).
-    pub takes_old_versions: bool,
-    /// A candidate need not acknowledge while it is being added (P6).
-    pub adds_without_waiting: bool,
-    /// A primary that restarts in its own configuration goes on in it (P7).
-    pub resumes_its_version: bool,
-    /// A replica that comes back drops what it does not know to be committed, though it may have
-    /// acknowledged it to a primary that is adding it (P8).
-    pub drops_its_tail: bool,
-    /// A new primary serves before everything it has prepared is committed (P9).
-    pub serves_before_reconciling: bool,
-    /// How many replicas a write needs is judged when it is taken, and not when it is committed (P10).
-    pub judges_the_minimum_early: bool,
+deliberate_faults! {
+    /// The mistakes that break naive versions of the protocol, each off: with the feature
+    /// `deliberate-faults` a test can switch one on.
+    PacificaFaults {
+        /// The primary counts its lease from when an acknowledgement arrives (P1).
+        leases_from_receipt,
+        /// The lease of a majority of the secondaries is enough (P2).
+        lease_of_majority,
+        /// The primary goes on serving while it has a secondary removed whose lease has ended (P3).
+        serves_while_removing,
+        /// A replica takes proposals of older configurations than it has adopted (P5).
+        takes_old_versions,
+        /// A candidate need not acknowledge while it is being added (P6).
+        adds_without_waiting,
+        /// A primary that restarts in its own configuration goes on in it (P7).
+        resumes_its_version,
+        /// A replica that comes back drops what it does not know to be committed, though it may have
+        /// acknowledged it to a primary that is adding it (P8).
+        drops_its_tail,
+        /// A new primary serves before everything it has prepared is committed (P9).
+        serves_before_reconciling,
+        /// How many replicas a write needs is judged when it is taken, and not when it is committed (P10).
+        judges_the_minimum_early,
+    }
 }

@@ -1,76 +1,65 @@
 //! What always holds of a replica, whatever it was sent: a violation is a fault of this code.
 
-use super::{Pacifica, RoleState};
+use super::Shared;
+use super::primary::Primary;
 use crate::core::Moment;
 
-impl Pacifica {
-    /// Returns which invariant of its own the replica has broken, if it has any. Called after every
-    /// batch of events: a replica that contradicts itself must not go on.
+impl Shared {
+    /// Returns which invariant of its own the replica has broken in any role, if it has.
     pub(super) fn validate(&self) -> Result<(), String> {
-        let (committed, last) = (self.journal.committed(), self.journal.last());
-        check(committed.seq <= last.seq, || format!("{committed} is committed behind {last}"))?;
-        let durable = self.journal.durable();
-        check(durable.seq <= last.seq, || format!("{durable} is durable behind {last}"))?;
-        check(self.state.incarnation == Some(self.incarnation), || {
-            format!("{} is kept as {:?}", self.incarnation, self.state.incarnation)
-        })?;
-        if let Some(config) = &self.config {
-            let (listed, wanted) = (config.replicas.len(), config.replicas_wanted());
-            let is_proposal_sound = self.pending.as_ref().is_none_or(|pending| {
-                pending.config.replicas.len() <= wanted.max(listed)
-                    && pending.config.replicas_wanted() == wanted
-                    && pending.config.version == config.version + 1
-            });
-            check(is_proposal_sound, || format!("{:?} does not follow {config:?}", self.pending))?;
-        }
-        match &self.role {
-            RoleState::Primary(_) => self.validate_primary(),
-            RoleState::Follower(_) | RoleState::Idle => Ok(()),
-        }
+        self.journal.validate()?;
+        let (own, kept) = (self.own.incarnation, self.state.incarnation);
+        check(kept == Some(own), || format!("{own} is kept as {kept:?}"))?;
+        let (Some(config), Some(pending)) = (&self.own.config, &self.own.pending) else {
+            return Ok(());
+        };
+        let (listed, wanted) = (config.replicas.len(), config.replicas_wanted());
+        let follows = pending.config.replicas.len() <= wanted.max(listed)
+            && pending.config.replicas_wanted() == wanted
+            && pending.config.version == config.version + 1;
+        check(follows, || format!("{pending:?} does not follow {config:?}"))
     }
+}
 
-    fn validate_primary(&self) -> Result<(), String> {
-        let RoleState::Primary(primary) = &self.role else { return Ok(()) };
-        if self.options.faults.takes_old_versions {
+impl Primary {
+    /// Returns which invariant the primary has broken, if it has.
+    pub(super) fn validate(&self, cx: &Shared) -> Result<(), String> {
+        if cx.own.options.faults.takes_old_versions() {
             // It is the mistake that a primary goes on whatever it hears.
             return Ok(());
         }
-        let (now, last) = (self.now, self.journal.last().seq);
-        let Some(config) = &self.config else {
+        let Some(config) = &cx.own.config else {
             return Err("a primary without a configuration".into());
         };
-        check(config.replicas.first() == Some(&self.node), || {
+        check(config.replicas.first() == Some(&cx.node), || {
             format!("primary of {config:?}, which names another")
         })?;
-        let (epoch, promised) = (primary.leading.epoch, self.state.promised);
-        check(primary.first <= epoch && epoch == promised, || {
-            format!("primary in version {epoch}, and {promised} is promised")
+        let (first, version) = (self.leading.no_op.epoch, self.leading.epoch);
+        let promised = cx.state.promised;
+        check(first <= version && version == promised, || {
+            format!("primary in version {version}, and {promised} is promised")
         })?;
-        let longest = now + self.options.timing.lease;
-        let is_alone = primary.lease_until == Moment::FAR;
-        check(is_alone || primary.lease_until <= longest, || {
-            format!("a lease until {} at {now}", primary.lease_until)
+        let (until, now) = (self.lease_until, cx.now);
+        check(until == Moment::FAR || until <= now + cx.timing.lease, || {
+            format!("a lease until {until} at {now}")
         })?;
-        let mut counting = 1;
-        for (node, follower) in &primary.leading.followers {
-            counting += usize::from(follower.is_voter);
-            let (acked, next) = (follower.match_lsn.seq, follower.next);
-            check(acked < next && next <= last + 1, || {
-                format!("{node} has {acked}, is sent {next}, and the log ends at {last}")
-            })?;
-            check(follower.supported.is_none_or(|sent| sent <= now), || {
-                format!("{node} supports what was sent at {:?}, after {now}", follower.supported)
-            })?;
-            let is_named = follower.is_voter && !config.replicas.contains(node);
-            let is_added = self.is_adding(*node);
-            check(!is_named || is_added, || format!("{node} counts, and is not in {config:?}"))?;
+        self.leading.validate(cx)?;
+        self.validate_voters(cx)
+    }
+
+    /// Checks that those count which the configuration names, and one candidate at the most beside
+    /// them.
+    fn validate_voters(&self, cx: &Shared) -> Result<(), String> {
+        let Some(config) = &cx.own.config else { return Ok(()) };
+        let followers = &self.leading.followers;
+        for (node, _) in followers.iter().filter(|(_, follower)| follower.is_voter()) {
+            let is_named = config.replicas.contains(node) || cx.own.is_adding(*node);
+            check(is_named, || format!("{node} counts, and is not in {config:?}"))?;
         }
+        let voters = 1 + self.leading.voters();
         let wanted = config.replicas_wanted().max(config.replicas.len());
-        check(counting <= wanted, || {
-            format!("{counting} replicas count, and {wanted} are wanted")
-        })?;
-        let unlisted = |node: &&_| !config.replicas.contains(node);
-        let candidates = primary.leading.followers.keys().filter(unlisted).count();
+        check(voters <= wanted, || format!("{voters} replicas count, and {wanted} are wanted"))?;
+        let candidates = followers.keys().filter(|node| !config.replicas.contains(node)).count();
         check(candidates <= 1, || format!("{candidates} candidates at once"))
     }
 }
@@ -85,10 +74,11 @@ mod tests {
 
     use trireme_types::{CohortConfig, CohortId, Incarnation, Lsn, NodeId, Protocol};
 
-    use super::super::reconfiguration::Pending;
-    use super::super::{Newest, PacificaOptions};
+    use super::super::proposal::Pending;
+    use super::super::{Newest, Pacifica, PacificaOptions, RoleState};
     use super::*;
     use crate::core::{Core as _, EpochRuns, Event, Recovered};
+    use crate::streaming::Progress;
 
     /// Returns the only replica of a cohort that wants two, as its primary.
     fn primary() -> Pacifica {
@@ -129,15 +119,15 @@ mod tests {
         };
         let propose = |core: &mut Pacifica, version, replicas: &[u64]| {
             let replicas = replicas.iter().copied().map(NodeId).collect();
-            let known = core.config.clone().expect("it was told one");
+            let known = core.shared.own.config.clone().expect("it was sent one");
             let config = CohortConfig { version, replicas, ..known };
-            core.pending = Some(Pending { config, retry_at: Moment::START });
+            core.shared.own.pending = Some(Pending { config, retry_at: Moment::START });
         };
         let too_many = broken(|core| {
-            let known = core.config.clone().expect("it was told one");
+            let known = core.shared.own.config.clone().expect("it was sent one");
             let replicas = [1, 2, 3].map(NodeId).to_vec();
             let config = CohortConfig { version: 2, replicas, ..known };
-            core.pending = Some(Pending { config, retry_at: Moment::START });
+            core.shared.own.pending = Some(Pending { config, retry_at: Moment::START });
         });
         assert!(too_many.contains("does not follow"), "{too_many}");
         let mut core = primary();
@@ -146,30 +136,30 @@ mod tests {
         propose(&mut core, 3, &[1, 2]);
         assert!(core.validate().is_err(), "a version is skipped");
 
-        let other_disk = broken(|core| core.incarnation = Incarnation(8));
+        let other_disk = broken(|core| core.shared.own.incarnation = Incarnation(8));
         assert!(other_disk.contains("is kept as"), "{other_disk}");
-        let epoch = broken(|core| core.state.promised = 9);
+        let epoch = broken(|core| core.shared.state.promised = 9);
         assert!(epoch.contains("9 is promised"), "{epoch}");
         let lease = broken(|core| {
             let RoleState::Primary(primary) = &mut core.role else { return };
-            primary.lease_until = core.now + Duration::from_secs(3600);
+            primary.lease_until = core.shared.now + Duration::from_secs(3600);
         });
         assert!(lease.contains("a lease until"), "{lease}");
         let counts = broken(|core| {
             let RoleState::Primary(primary) = &mut core.role else { return };
-            primary.leading.followers.insert(NodeId(2), crate::streaming::Follower::new(true));
+            primary.leading.followers.insert(NodeId(2), Progress::probing(true));
         });
         assert!(counts.contains("n2 counts, and is not in"), "{counts}");
         let candidates = broken(|core| {
             let RoleState::Primary(primary) = &mut core.role else { return };
             for node in [2, 3].map(NodeId) {
-                let follower = crate::streaming::Follower::new(false);
+                let follower = Progress::probing(false);
                 primary.leading.followers.insert(node, follower);
             }
         });
         assert!(candidates.contains("2 candidates at once"), "{candidates}");
         let usurper = broken(|core| {
-            let Some(config) = &mut core.config else { return };
+            let Some(config) = &mut core.shared.own.config else { return };
             config.replicas = vec![NodeId(2), NodeId(1)];
         });
         assert!(usurper.contains("which names another"), "{usurper}");

@@ -27,10 +27,11 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_proto::v1::raft_message::Body;
-use trireme_types::{CohortId, Lsn, NodeId};
+use trireme_types::{CohortId, Lsn, NodeId, PATH};
 
 use super::heard::Heard;
 use super::types::{RaftId, TypeConfig};
+use super::wire;
 use crate::simulation;
 use crate::transport::{Lane, SendError, Transport};
 
@@ -256,6 +257,7 @@ impl Calls {
     }
 
     fn send(&self, to: RaftId, lane: Lane, call: u64, body: Body) -> Result<(), SendError> {
+        tracing::trace!(target: PATH, to = %to.node(), body = %wire::name(&body), "path: sent");
         let message = v1::RaftMessage { call, body: Some(body), to_incarnation: to.incarnation };
         self.transport.send(to.node(), self.cohort, lane, message.encode_to_vec().into())
     }

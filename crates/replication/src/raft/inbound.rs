@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use trireme_proto::v1;
 use trireme_proto::v1::raft_message::Body;
 use trireme_storage::CohortTable;
-use trireme_types::{Lsn, NodeId};
+use trireme_types::{Lsn, NodeId, PATH};
 
 use super::calls::Calls;
 use super::heard::Heard;
@@ -86,6 +86,7 @@ impl Inbound {
             }
         };
         let v1::RaftMessage { call, body: Some(body), to_incarnation } = message else { return };
+        tracing::trace!(target: PATH, %from, body = %wire::name(&body), "path: received");
         let is_for_me = to_incarnation == self.calls.me().incarnation;
         match body {
             Body::AppendReply(_)

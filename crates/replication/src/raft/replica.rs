@@ -320,19 +320,6 @@ impl Replica for RaftReplica {
         Ok(wire::snapshot_reply(&reply).into())
     }
 
-    async fn reconfigure(&self, config: CohortConfig) -> Result<(), ReplicaError> {
-        let raft = &self.running().raft;
-        let members: BTreeSet<RaftId> =
-            config.replicas.iter().map(|node| member(raft, *node)).collect();
-        for &member in &members {
-            // A new member is brought up to date before it counts in a majority.
-            let added = raft.add_learner(member, EmptyNode::default(), true).await;
-            added.map_err(change_error)?;
-        }
-        raft.change_membership(members, false).await.map_err(change_error)?;
-        Ok(())
-    }
-
     async fn transfer_leader(&self, to: NodeId) -> Result<(), ReplicaError> {
         let raft = &self.running().raft;
         raft.trigger().transfer_leader(member(raft, to)).await.map_err(fatal)
@@ -523,13 +510,6 @@ fn write_error(error: ClientWriteError<TypeConfig>) -> ReplicaError {
             "another leader took over before the write was committed".into(),
         ),
         other => ReplicaError::Invalid(other.to_string()),
-    }
-}
-
-fn change_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ReplicaError {
-    match error {
-        RaftError::APIError(error) => write_error(error),
-        RaftError::Fatal(fatal) => ReplicaError::Failed(fatal.to_string()),
     }
 }
 

@@ -10,6 +10,7 @@ use openraft::raft::{
 use prost::Message;
 use trireme_proto::v1;
 use trireme_proto::v1::raft_append_reply::Result as AppendResult;
+use trireme_proto::v1::raft_message::Body;
 use trireme_types::{Entry, EntryKind};
 
 use super::types::{
@@ -22,6 +23,25 @@ pub(super) type AppendReply = AppendEntriesResponse<TypeConfig>;
 pub(super) type Ballot = VoteRequest<TypeConfig>;
 pub(super) type BallotReply = VoteResponse<TypeConfig>;
 pub(super) type TransferLeader = TransferLeaderRequest<TypeConfig>;
+
+/// Returns the name of a message, for the log.
+pub(super) fn name(body: &Body) -> String {
+    match body {
+        Body::Append(append) if append.entries.is_empty() => "commit point".to_owned(),
+        Body::Append(append) => format!("append {}", append.entries.len()),
+        Body::AppendReply(_) => "ack".to_owned(),
+        Body::Vote(_) => "vote?".to_owned(),
+        Body::PreVote(_) => "pre-vote?".to_owned(),
+        Body::VoteReply(_) => "vote".to_owned(),
+        Body::TransferLeader(_) => "transfer".to_owned(),
+        Body::TransferLeaderReply(_) => "transferred".to_owned(),
+        Body::Probe(_) => "probe".to_owned(),
+        Body::ProbeReply(_) => "probe answer".to_owned(),
+        Body::Join(_) => "join".to_owned(),
+        Body::Lost(_) => "lost".to_owned(),
+        Body::Failed(_) => "failed".to_owned(),
+    }
+}
 
 pub(super) fn append_message(append: Append) -> v1::RaftAppend {
     v1::RaftAppend {

@@ -29,7 +29,7 @@ pub enum ElectionRequest {
         /// The round that it has won.
         round: Epoch,
     },
-    /// Make it the leader of `epoch` again, if that still is the epoch and nobody leads: its session
+    /// Make it the leader of `epoch` again, if that still is the epoch and no replica leads: its session
     /// had expired, and it has the support of a majority all the same (SPIN-27).
     Reclaim {
         /// Its epoch.

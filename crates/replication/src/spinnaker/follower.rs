@@ -1,227 +1,236 @@
-//! The follower's part: taking what the leader proposes, and catching up.
+//! The follower: it takes what its leader proposes, and suspects a leader that is not there.
 
 use trireme_types::{Entry, Epoch, Lsn, NodeId};
 
-use super::{RoleState, Spinnaker, SpinnakerMessage};
-use crate::core::{Moment, Reply, Ticket, When};
+use super::election::{HEAD_START, SLACK_DIVISOR};
+use super::{Shared, SpinnakerMessage};
+use crate::core::{Moment, Ticket};
 use crate::streaming::wire::HardState;
-use crate::streaming::{Beacon, Offer, Preceding, Taken};
+use crate::streaming::{Beacon, Following, Preceding};
 
-/// What a follower knows of its leader.
+/// What only a follower knows.
 #[derive(Debug, Default)]
-pub(super) struct Following {
-    /// Who leads, as far as it knows.
-    pub(super) leader: Option<NodeId>,
-    /// When it last heard from it, or of it.
-    pub(super) heard: Option<Moment>,
+pub(super) struct Follower {
+    pub(super) following: Following,
     /// The connection to the leader's node broke, and has not come back.
-    pub(super) is_lost: bool,
-    /// The leader streams its log to it: something that continues its log has arrived.
-    pub(super) is_streaming: bool,
-    /// When it last said where it stands in this epoch.
-    pub(super) joined: Option<Moment>,
+    is_lost: bool,
     /// The replica that should stand before this one does, since the leader wants it so, and until
     /// when.
-    pub(super) successor: Option<(NodeId, Moment)>,
-    /// When it last told the others that it has no leader.
-    pub(super) suspected_at: Option<Moment>,
+    successor: Option<(NodeId, Moment)>,
+    /// When it last sent the others its suspicion.
+    suspected_at: Option<Moment>,
 }
 
-impl Following {
-    /// Checks what must hold of what it knows.
-    pub(super) fn validate(&self, node: NodeId) -> Result<(), String> {
-        match self.leader {
-            Some(leader) if leader == node => Err("it follows itself".into()),
-            Some(_) if self.heard.is_none() => {
-                Err("it follows a leader of whom it never heard".into())
-            }
-            None if self.is_streaming => Err("it is sent a log, and follows no leader".into()),
-            _ => Ok(()),
-        }
+/// Following a leader.
+impl Follower {
+    pub(super) fn of(leader: NodeId, now: Moment) -> Self {
+        Self { following: Following::of(leader, now), ..Self::default() }
     }
-}
 
-impl Spinnaker {
-    pub(super) fn on_propose(&mut self, from: NodeId, preceding: &Preceding, entries: Vec<Entry>) {
-        if !self.accepts(from, preceding.epoch) {
-            return;
-        }
-        self.journal.take_current(self.now, from, &preceding.beacon());
+    /// Records that its leader is there.
+    pub(super) const fn on_heard(&mut self, now: Moment) {
+        self.following.heard = Some(now);
+        self.is_lost = false;
+    }
+
+    pub(super) fn on_propose(
+        &mut self,
+        cx: &mut Shared,
+        from: NodeId,
+        preceding: &Preceding,
+        entries: Vec<Entry>,
+    ) {
         //= SPIN-3
-        let Taken::Matched(matched) = self.journal.take(preceding, entries) else {
-            self.report_position(from, preceding.epoch);
-            return;
-        };
-        if let RoleState::Follower(following) = &mut self.role {
-            following.is_streaming = true;
-        }
+        let accepted = self.following.accept_entries(cx, from, preceding, entries);
+        let Some(matched) = accepted else { return };
         //= SPIN-4
-        let supports = self.supporting(preceding.sent);
-        let when = self.journal.when_durable();
+        let supports = self.support(cx, preceding.sent);
+        let when = cx.journal.when_durable();
         let ack = SpinnakerMessage::Ack { epoch: preceding.epoch, upto: matched, supports };
-        self.journal.send(from, ack, when);
-        self.take_commit_point(preceding.committed.seq.min(matched.seq));
+        cx.journal.send(from, ack, when);
+        cx.commit_as_follower(preceding.committed.seq.min(matched.seq));
     }
 
-    pub(super) fn on_beacon(&mut self, from: NodeId, beacon: Beacon) {
+    pub(super) fn on_beacon(&mut self, cx: &mut Shared, from: NodeId, beacon: Beacon) {
         let Beacon { epoch, committed, sent, .. } = beacon;
-        if !self.accepts(from, epoch) {
-            return;
-        }
-        self.journal.take_current(self.now, from, &beacon);
-        let supports = self.supporting(sent);
-        let (is_learner, awaits_disk) = (self.state.is_learner, !self.journal.is_durable());
+        cx.journal.take_current(cx.now, from, &beacon);
+        let supports = self.support(cx, sent);
+        let (is_learner, awaits_disk) = (cx.state.is_learner, !cx.journal.is_durable());
         let ack = SpinnakerMessage::BeaconAck { epoch, supports, is_learner, awaits_disk };
-        self.journal.signal(from, ack);
-        if self.journal.log().holds(committed) {
-            self.take_commit_point(committed.seq);
+        cx.journal.signal(from, ack);
+        if cx.journal.log().holds(committed) {
+            cx.commit_as_follower(committed.seq);
         }
-        // Where it stands may have been lost on the way.
-        if matches!(&self.role, RoleState::Follower(following) if !following.is_streaming) {
-            self.report_position(from, epoch);
-        }
-    }
-
-    /// Says whether a message of a leader may be taken, and takes in who that is (SPIN-22).
-    fn accepts(&mut self, from: NodeId, epoch: Epoch) -> bool {
-        //= SPIN-44
-        // A learner goes by the coordinator's word first: it may have promised itself to a leader
-        // that is newer than the one it hears.
-        if self.state.is_learner && self.view.is_none() {
-            return false;
-        }
-        //= SPIN-22
-        if epoch < self.state.promised || epoch < self.epoch {
-            let promised = self.state.promised.max(self.epoch);
-            self.journal.signal(from, SpinnakerMessage::RejectStaleEpoch { epoch: promised });
-            return false;
-        }
-        //= SPIN-12
-        // What a leader sent before it resigned may arrive after that, by another lane.
-        if epoch <= self.resigned {
-            return false;
-        }
-        let leader = self.leader();
-        match &mut self.role {
-            RoleState::Follower(following) if leader == Some(from) && epoch == self.epoch => {
-                following.heard = Some(self.now);
-                following.is_lost = false;
-                true
-            }
-            // An epoch has one leader, and it is another.
-            _ if epoch == self.epoch && leader.is_some_and(|leader| leader != from) => false,
-            // Without the fence a candidate goes on serving its old leader (S2).
-            RoleState::Candidate(_) if self.options.faults.publishes_without_fence => true,
-            _ => {
-                self.follow(from, epoch);
-                true
-            }
-        }
-    }
-
-    /// Follows a leader of an epoch that is not older than any this replica has promised itself to.
-    pub(super) fn follow(&mut self, leader: NodeId, epoch: Epoch) {
-        self.promise(epoch);
-        self.epoch = self.epoch.max(epoch);
-        self.leaderless_since = None;
-        self.suspicions.clear();
-        tracing::info!(%leader, epoch, "following");
-        let heard = Some(self.now);
-        let following = Following { leader: Some(leader), heard, ..Following::default() };
-        self.set_role(RoleState::Follower(following));
+        self.following.report_again(cx, from, epoch);
     }
 
     /// Returns what to acknowledge a message of this time with, and keeps what that promises: the
     /// grace counts from now (SPIN-11).
-    fn supporting(&mut self, sent: Moment) -> Option<Moment> {
-        let is_following = matches!(&self.role, RoleState::Follower(f) if f.leader.is_some());
-        if !is_following || self.is_leaderless_for_long() {
+    fn support(&self, cx: &mut Shared, sent: Moment) -> Option<Moment> {
+        if self.following.leader.is_none() || cx.is_leaderless_for_long() {
             return None;
         }
         //= SPIN-11
-        self.support.renew(self.now);
+        cx.support.renew(cx.now);
         Some(sent)
     }
 
-    /// Says where the replica stands, at most once in a beacon interval, and not again while a
-    /// stalled disk still holds back that it did: each time the leader starts anew.
-    fn report_position(&mut self, leader: NodeId, epoch: Epoch) {
-        let (now, interval) = (self.now, self.options.timing.beacon_interval);
-        let is_durable = self.journal.is_durable();
-        let RoleState::Follower(following) = &mut self.role else { return };
-        if following.joined.is_some_and(|joined| now < joined + interval || !is_durable) {
-            return;
-        }
-        following.joined = Some(now);
-        let join = SpinnakerMessage::ReportPosition { epoch, position: self.position() };
-        let when = self.journal.when_durable();
-        self.journal.send(leader, join, when);
-    }
-
-    //= SPIN-8
-    fn take_commit_point(&mut self, seq: u64) {
-        if self.journal.commit(seq) {
-            self.journal.record_commit_point();
-        }
-    }
-
-    pub(super) fn on_readmit(&mut self, from: NodeId, epoch: Epoch, upto: Lsn) {
-        let is_from_leader = self.leader() == Some(from) && epoch == self.epoch;
+    /// Counts again after its disk was lost, if it has all that its leader takes it to have.
+    pub(super) fn on_readmit(&self, cx: &mut Shared, from: NodeId, epoch: Epoch, upto: Lsn) {
+        let is_from_leader = self.following.leader == Some(from) && epoch == cx.own.epoch;
         //= SPIN-44
-        // A leader that does not know yet that the disk was lost welcomes whoever had caught up.
-        let has_all = self.journal.log().holds(upto) || upto.seq <= self.journal.committed().seq;
-        if is_from_leader && self.state.is_learner && has_all {
+        // A leader that does not know yet that the disk was lost readmits a replica that had caught up.
+        let has_all = cx.journal.log().holds(upto) || upto.seq <= cx.journal.committed().seq;
+        if is_from_leader && cx.state.is_learner && has_all {
             tracing::info!("caught up: the replica counts again");
-            self.keep(HardState { is_learner: false, ..self.state });
+            cx.keep(HardState { is_learner: false, ..cx.state });
         }
     }
 
-    pub(super) fn on_resign(&mut self, from: NodeId, epoch: Epoch, successor: Option<NodeId>) {
-        let RoleState::Follower(following) = &mut self.role else { return };
-        if following.leader != Some(from) || epoch != self.epoch {
-            return;
+    /// Returns true if it is its leader that resigns; it is free of its promise then.
+    pub(super) fn on_resign(&mut self, cx: &mut Shared, from: NodeId, epoch: Epoch) -> bool {
+        if self.following.leader != Some(from) || epoch != cx.own.epoch {
+            return false;
         }
         //= SPIN-12
-        self.support.release(self.now);
-        self.resigned = self.resigned.max(epoch);
-        *following = Following { heard: following.heard, ..Following::default() };
-        self.await_successor(successor);
+        cx.support.release(cx.now);
+        cx.own.resigned = cx.own.resigned.max(epoch);
+        let heard = self.following.heard;
+        *self = Self::default();
+        self.following.heard = heard;
+        true
     }
 
-    pub(super) fn on_snapshot(&mut self, ticket: Ticket, message: SpinnakerMessage, upto: Lsn) {
-        let SpinnakerMessage::Snapshot { epoch } = message else {
-            return self.answer_snapshot(ticket);
-        };
-        if epoch < self.state.promised {
-            let refuse = SpinnakerMessage::RejectStaleEpoch { epoch: self.state.promised };
-            self.journal.reply(ticket, Reply::Message(refuse), When::Now);
-        } else if upto.seq > self.journal.committed().seq {
-            //= SPIN-42
-            // What it holds then was written by a leader of that epoch or an earlier one.
-            self.promise(epoch);
-            if self.journal.offer_snapshot(ticket, upto) == Offer::Old {
-                self.answer_snapshot(ticket);
+    /// Answers a snapshot from another replica, or has it installed.
+    pub(super) fn on_snapshot(
+        cx: &mut Shared,
+        ticket: Ticket,
+        message: &SpinnakerMessage,
+        upto: Lsn,
+    ) {
+        match message {
+            SpinnakerMessage::Snapshot { epoch } if cx.rejects_snapshot(ticket, *epoch) => {}
+            SpinnakerMessage::Snapshot { epoch } if upto.seq > cx.journal.committed().seq => {
+                //= SPIN-42
+                // What it holds then was written by a leader of that epoch or an earlier one.
+                cx.promise(*epoch);
+                cx.install_snapshot(ticket, upto);
             }
-        } else {
-            self.answer_snapshot(ticket);
+            _ => cx.answer_snapshot(ticket),
         }
     }
 
-    pub(super) fn on_installed(&mut self, ticket: Ticket, upto: Lsn) {
-        self.applied = self.applied.max(upto);
-        let answered = self.journal.installed(ticket, upto);
-        answered.into_iter().for_each(|ticket| self.answer_snapshot(ticket));
+    /// Checks what must hold of what it knows.
+    pub(super) fn validate(&self, node: NodeId) -> Result<(), String> {
+        self.following.validate(node)
+    }
+}
+
+/// Seeking another leader.
+impl Follower {
+    /// Returns when it has reason to seek another leader.
+    fn suspects_from(&self, cx: &Shared) -> Moment {
+        let grace = cx.timing.grace;
+        let (Some(_), Some(heard)) = (self.following.leader, self.following.heard) else {
+            return Moment::START;
+        };
+        let silent = if self.is_lost { heard } else { heard + grace + grace / SLACK_DIVISOR };
+        let leaderless = cx.own.leaderless_since.map_or(Moment::FAR, |since| since + grace);
+        silent.min(leaderless)
     }
 
-    pub(super) fn on_outdated(&mut self, ticket: Ticket) {
-        let answered = self.journal.outdated(ticket);
-        answered.into_iter().for_each(|ticket| self.answer_snapshot(ticket));
+    /// Returns when it has no leader that it supports: it has reason to seek another, and is free of
+    /// its promise.
+    fn free_from(&self, cx: &Shared) -> Moment {
+        self.suspects_from(cx).max(cx.support.until())
     }
 
-    fn answer_snapshot(&mut self, ticket: Ticket) {
-        let join =
-            SpinnakerMessage::ReportPosition { epoch: self.epoch, position: self.position() };
-        let when = self.journal.when_durable();
-        self.journal.reply(ticket, Reply::Message(join), when);
+    /// Returns when it may stand: those that are to be first have had their time.
+    fn stands_from(&self, cx: &Shared) -> Moment {
+        let has_stood = |successor| cx.own.standing().any(|candidate| candidate.node == successor);
+        let head_start = match self.successor {
+            Some((successor, until)) if !has_stood(successor) => until,
+            _ => Moment::START,
+        };
+        self.free_from(cx).max(head_start).max(cx.own.step_back.until())
+    }
+
+    /// Suspects its leader, if it has reason to. Returns true if it is to stand now.
+    pub(super) fn consider_standing(&mut self, cx: &mut Shared) -> bool {
+        if cx.now < self.free_from(cx) {
+            return false;
+        }
+        let may_stand = cx.now >= self.stands_from(cx);
+        self.send_suspicion(cx);
+        //= SPIN-20
+        may_stand && cx.suspecting() > cx.own.options.replicas.len() / 2
+    }
+
+    /// Sends the others word that it has no leader, once in a beacon interval.
+    fn send_suspicion(&mut self, cx: &mut Shared) {
+        let interval = cx.timing.beacon_interval;
+        if self.suspected_at.is_some_and(|suspected_at| cx.now < suspected_at + interval) {
+            return;
+        }
+        self.suspected_at = Some(cx.now);
+        for other in cx.others() {
+            let suspicion = SpinnakerMessage::SuspectLeader { epoch: cx.own.epoch };
+            cx.journal.signal(other, suspicion);
+        }
+    }
+
+    /// Records that another replica suspects the leader. If it is the leader itself, that was started
+    /// again, and knows nothing of its lead.
+    pub(super) fn on_suspicion(&mut self, from: NodeId) {
+        if self.following.leader == Some(from) {
+            self.is_lost = true;
+        }
+    }
+
+    /// Lets the range's base node stand first, when the cohort has never had a leader.
+    pub(super) fn defer_to(&mut self, cx: &mut Shared, base: NodeId) {
+        if self.successor.is_none() {
+            self.successor = Some((base, cx.now + HEAD_START));
+            // The base node needs to know that it is not alone.
+            self.send_suspicion(cx);
+        }
+    }
+
+    /// Lets the successor stand first that its leader has named.
+    pub(super) fn await_successor(&mut self, now: Moment, successor: Option<NodeId>) {
+        self.successor = successor.map(|successor| (successor, now + HEAD_START));
+    }
+
+    /// Records that a node can be reached again. A leader that is back sends a beacon at once; one
+    /// that was killed and started again is there too, and leads no more: only its word counts.
+    pub(super) fn on_peer_alive(&mut self, cx: &mut Shared) {
+        // A replica that is there now has not heard that there is no leader.
+        self.suspected_at = None;
+        if self.successor.is_some() {
+            self.send_suspicion(cx);
+        }
+    }
+
+    /// Records that a node was lost. Returns true if it is the leader's.
+    pub(super) fn on_peer_lost(&mut self, node: NodeId) -> bool {
+        let is_leader = self.following.leader == Some(node);
+        self.is_lost |= is_leader;
+        is_leader
+    }
+
+    /// Returns when it has something to do about its leader.
+    pub(super) fn next_timeout(&self, cx: &Shared) -> Option<Moment> {
+        if cx.state.is_learner || cx.own.view.is_none() {
+            return None;
+        }
+        let free = self.free_from(cx);
+        match self.suspected_at {
+            Some(suspected_at) if free <= cx.now => {
+                let again = suspected_at + cx.timing.beacon_interval;
+                let stands = Some(self.stands_from(cx)).filter(|at| *at > cx.now);
+                Some(stands.map_or(again, |stands| stands.min(again)))
+            }
+            _ => Some(free),
+        }
     }
 }

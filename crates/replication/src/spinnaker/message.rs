@@ -67,12 +67,12 @@ pub enum SpinnakerMessage {
         /// The leader's epoch.
         epoch: Epoch,
     },
-    /// To everybody: I have no leader that I would support.
+    /// To all others: I have no leader that I would support.
     SuspectLeader {
         /// The newest epoch of which the sender knows a leader.
         epoch: Epoch,
     },
-    /// Leader to followers: I lead no more, and nobody's promise to me holds.
+    /// Leader to followers: I lead no more, and no promise to me holds.
     Resign {
         /// The leader's epoch.
         epoch: Epoch,

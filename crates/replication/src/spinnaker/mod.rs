@@ -32,7 +32,7 @@
 //! The leader appends it to its log, forces it, and in parallel proposes it to its followers; each
 //! forces it and acknowledges. When it is on the leader's own disk and on those of a majority, the
 //! leader included, it is committed: the leader applies it and answers. Once in a commit period the
-//! followers are told how far the log is committed, and apply up to there.
+//! followers are sent how far the log is committed, and apply up to there.
 //!
 //! # A strong read
 //!
@@ -47,7 +47,7 @@
 //!    sees that its session at the coordinator has ended, says so to the others once it is free of its
 //!    promise (`SuspectLeader`). When a majority has no leader that it supports, it stands.
 //! 2. To stand, it first *fences*: it promises, on disk, to accept nothing from a leader of an epoch
-//!    below the round, and only then publishes the end of its log. What it says stays true: nobody can
+//!    below the round, and only then publishes the end of its log. What it says stays true: nothing can
 //!    make it acknowledge more for an earlier leader (S2).
 //! 3. When a majority stands in the round, the longest log wins, of equals the first to have stood.
 //!    The winner makes itself the leader and the round the epoch in one atomic change.
@@ -72,15 +72,15 @@
 //! The replicas of a cohort are fixed. A cohort whose majority has lost its disks stays without a
 //! leader: its data is lost, and nothing here pretends otherwise.
 
+mod candidate;
 mod coordinator;
 mod election;
 mod follower;
 mod leader;
 mod message;
 mod options;
+mod roles;
 mod stall;
-
-use std::collections::BTreeMap;
 
 use trireme_types::{Entry, Epoch, Lsn, NodeId, Protocol};
 
@@ -88,55 +88,26 @@ pub use self::coordinator::{Candidate, ElectionRequest, ElectionView};
 pub use self::message::SpinnakerMessage;
 pub use self::options::{SpinnakerFaults, SpinnakerOptions};
 
-use self::election::Candidacy;
-use self::follower::Following;
-use self::leader::Leader;
-use self::stall::StepBack;
-use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered, Ticket, When};
-use crate::replica::{Measures, ReplicaError, Role};
+use self::election::Election;
+use self::follower::Follower;
+use self::roles::RoleState;
+use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered};
+use crate::replica::Role;
 use crate::streaming::wire::HardState;
-use crate::streaming::{Beacon, Journal, Preceding, Streams, Support};
+use crate::streaming::{Beacon, Preceding, RoleStatus, Streams};
+
+/// What the methods of every role work on.
+type Shared = crate::streaming::Shared<Spinnaker>;
 
 /// One replica of a cohort.
 #[derive(Debug)]
 pub struct Spinnaker {
-    node: NodeId,
-    options: SpinnakerOptions,
-    now: Moment,
-    journal: Journal<Self>,
-    /// What it has promised, as it is on disk or on its way there.
-    state: HardState,
-    /// The newest epoch of which it knows a leader.
-    epoch: Epoch,
-    /// When it was first told the time.
-    started: Option<Moment>,
-    support: Support,
+    shared: Shared,
     role: RoleState,
-    /// The election, as the coordinator last told it.
-    view: Option<ElectionView>,
-    /// The newest epoch whose leader has said that it leads no more.
-    resigned: Epoch,
-    /// The newest entry that the table includes.
-    applied: Lsn,
-    step_back: StepBack,
-    /// When the coordinator was first seen to know no leader of the newest epoch.
-    leaderless_since: Option<Moment>,
-    /// Who else has no leader that it supports, as of when.
-    suspicions: BTreeMap<NodeId, Moment>,
-    /// What it measured when it led before.
-    measures: Measures,
-}
-
-/// What the replica does in the cohort.
-#[derive(Debug)]
-enum RoleState {
-    Follower(Following),
-    Candidate(Candidacy),
-    Leader(Box<Leader>),
 }
 
 impl Spinnaker {
-    /// Returns a replica as its disk describes it, or says why it cannot be one.
+    /// Returns a replica as its disk describes it, or the reason why it cannot be one.
     pub fn new(recovered: &Recovered, options: SpinnakerOptions) -> Result<Self, String> {
         options.timing.validate().map_err(|error| error.to_string())?;
         if !options.replicas.contains(&recovered.node) {
@@ -144,83 +115,56 @@ impl Spinnaker {
         }
         let kept = recovered.hard_state.clone().map(HardState::decode).transpose()?;
         let state = kept.unwrap_or_default();
-        let now = Moment::START;
-        let grace = options.timing.grace;
-        let mut replica = Self {
-            node: recovered.node,
-            now,
-            journal: Journal::new(recovered),
-            state,
-            epoch: recovered.log.last().epoch,
-            started: None,
-            support: Support::starting(now, grace, state.promised > 0),
-            role: RoleState::Follower(Following::default()),
-            view: None,
-            resigned: 0,
-            applied: recovered.applied,
-            step_back: StepBack::default(),
-            leaderless_since: None,
-            suspicions: BTreeMap::new(),
-            measures: Measures::default(),
-            options,
-        };
+        let (timing, epoch) = (options.timing, recovered.log.last().epoch);
+        let is_rejoining = options.rejoins && !options.faults.trusts_an_empty_disk();
+        let election = Election::new(options, epoch);
+        let mut shared = Shared::new(recovered, timing, state, state.promised > 0, election);
         //= SPIN-44
-        if replica.options.rejoins && kept.is_none() && !replica.options.faults.trusts_an_empty_disk
-        {
-            replica.keep(HardState { is_learner: true, ..state });
+        if is_rejoining && kept.is_none() {
+            shared.keep(HardState { is_learner: true, ..state });
         }
-        Ok(replica)
+        Ok(Self { shared, role: RoleState::Follower(Follower::default()) })
     }
 
-    /// Writes a hard state and returns the condition that it is on disk.
-    fn keep(&mut self, state: HardState) -> When {
-        self.state = state;
-        self.journal.keep(state.encode())
-    }
-
-    /// Promises to accept nothing from a leader of an epoch below `epoch` (SPIN-21).
-    fn promise(&mut self, epoch: Epoch) {
-        if epoch > self.state.promised {
-            self.keep(HardState { promised: epoch, ..self.state });
-        }
-    }
-
-    fn others(&self) -> impl Iterator<Item = NodeId> + use<> {
-        let node = self.node;
-        self.options.replicas.clone().into_iter().filter(move |other| *other != node)
-    }
-
-    /// Returns how many followers make a majority together with their leader.
-    fn followers_needed(&self) -> usize {
-        self.options.replicas.len() / 2
-    }
-
-    /// Returns who leads, as far as the replica knows.
+    /// Returns the replica that leads, as far as this one knows.
     const fn leader(&self) -> Option<NodeId> {
         match &self.role {
-            RoleState::Follower(following) => following.leader,
+            RoleState::Follower(follower) => follower.following.leader,
             RoleState::Candidate(_) => None,
-            RoleState::Leader(_) => Some(self.node),
+            RoleState::Leader(_) => Some(self.shared.node),
         }
     }
 
     fn on_message(&mut self, from: NodeId, message: SpinnakerMessage) {
         match message {
             SpinnakerMessage::Propose { preceding, entries } => {
-                self.on_propose(from, &preceding, entries);
+                if self.accepts(from, preceding.epoch) {
+                    self.as_follower(|role, cx| role.on_propose(cx, from, &preceding, entries));
+                }
             }
             SpinnakerMessage::Ack { epoch, upto, supports } => {
-                self.on_ack(from, epoch, upto, supports);
+                self.as_leader(|role, cx| role.on_ack(cx, from, (epoch, upto), supports));
             }
-            SpinnakerMessage::Beacon(beacon) => self.on_beacon(from, beacon),
+            SpinnakerMessage::Beacon(beacon) => {
+                if self.accepts(from, beacon.epoch) {
+                    self.as_follower(|role, cx| role.on_beacon(cx, from, beacon));
+                }
+            }
             SpinnakerMessage::BeaconAck { epoch, supports, is_learner, awaits_disk } => {
-                self.on_beacon_ack(from, epoch, supports, (is_learner, awaits_disk));
+                if let RoleState::Leader(leader) = &mut self.role {
+                    let (support, disk) = ((epoch, supports), (is_learner, awaits_disk));
+                    leader.on_beacon_ack(&mut self.shared, from, support, disk);
+                }
             }
             SpinnakerMessage::ReportPosition { epoch, position } => {
-                self.on_report_position(from, epoch, position)
+                self.as_leader(|role, cx| role.on_report_position(cx, from, epoch, position));
             }
-            SpinnakerMessage::Readmit { epoch, upto } => self.on_readmit(from, epoch, upto),
-            SpinnakerMessage::RejectStaleEpoch { epoch } => self.on_reject_stale_epoch(epoch),
+            SpinnakerMessage::Readmit { epoch, upto } => {
+                self.as_follower(|role, cx| role.on_readmit(cx, from, epoch, upto));
+            }
+            SpinnakerMessage::RejectStaleEpoch { epoch } => {
+                self.as_leader(|role, _| role.on_reject_stale_epoch(epoch));
+            }
             // It comes with a snapshot only.
             SpinnakerMessage::Snapshot { .. } => {}
             SpinnakerMessage::SuspectLeader { epoch } => self.on_suspect_leader(from, epoch),
@@ -228,9 +172,45 @@ impl Spinnaker {
         }
     }
 
-    fn refuse_to_lead(&mut self, ticket: Ticket) {
+    /// Does what callers ask of a leader, or refuses it.
+    fn on_request(&mut self, request: Event<Self>) {
         let leader = self.leader();
-        self.journal.refuse(ticket, ReplicaError::NotLeader { leader });
+        let (RoleState::Leader(active), cx) = (&mut self.role, &mut self.shared) else {
+            let (Event::Propose { ticket, .. }
+            | Event::Read { ticket }
+            | Event::TransferLeader { ticket, .. }) = request
+            else {
+                return;
+            };
+            return self.shared.refuse_to_lead(ticket, leader);
+        };
+        match request {
+            Event::Propose { ticket, payload } => active.leading.propose(cx, ticket, payload),
+            Event::Read { ticket } => active.on_read(cx, ticket),
+            Event::TransferLeader { ticket, to } => {
+                self.as_leader(|leader, cx| leader.on_transfer(cx, ticket, to));
+            }
+            _ => {}
+        }
+    }
+
+    fn on_snapshot_sent(&mut self, to: NodeId, answer: Option<SpinnakerMessage>) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        match answer {
+            Some(answer) => {
+                leader.leading.on_snapshot_sent(to);
+                self.on_message(to, answer);
+            }
+            None => leader.leading.on_snapshot_lost(self.shared.now, to),
+        }
+    }
+
+    /// Records how far the table has come.
+    fn on_applied(&mut self, upto: Lsn) {
+        self.shared.applied = self.shared.applied.max(upto);
+        if let RoleState::Leader(leader) = &mut self.role {
+            leader.begin_serving(&mut self.shared, upto);
+        }
     }
 }
 
@@ -243,43 +223,28 @@ impl Core for Spinnaker {
     type CoordinatorEvent = ElectionView;
 
     fn handle(&mut self, now: Moment, event: Event<Self>) {
-        self.now = now;
-        if self.started.is_none() {
-            self.started = Some(now);
-            //= SPIN-11
-            let may_have_promised = self.state.promised > 0;
-            self.support = Support::starting(now, self.options.timing.grace, may_have_promised);
-        }
+        let cx = &mut self.shared;
+        cx.set_clock(now, cx.state.promised > 0);
         match event {
             Event::Message { from, message } => self.on_message(from, message),
-            Event::Propose { ticket, payload } => match &mut self.role {
-                RoleState::Leader(leader) => {
-                    leader.leading.propose(&mut self.journal, ticket, payload)
-                }
-                _ => self.refuse_to_lead(ticket),
-            },
-            Event::Read { ticket } => self.on_read(ticket),
-            Event::Reconfigure { ticket, .. } => {
-                let reason = "the replicas of a Spinnaker cohort are fixed".into();
-                self.journal.refuse(ticket, ReplicaError::Invalid(reason));
+            Event::Propose { .. } | Event::Read { .. } | Event::TransferLeader { .. } => {
+                self.on_request(event);
             }
-            Event::TransferLeader { ticket, to } => self.on_transfer(ticket, to),
-            Event::ReleaseLog { ticket, upto } => {
-                self.journal.release(upto);
-                self.journal.reply(ticket, crate::core::Reply::Done, When::Now);
-            }
+            Event::ReleaseLog { ticket, upto } => cx.release_log(ticket, upto),
             Event::Durable { upto } => {
-                self.journal.on_durable(upto);
-                self.advance();
+                cx.journal.on_durable(upto);
+                self.as_leader(|leader, cx| leader.advance(cx));
             }
             Event::Applied { upto } => self.on_applied(upto),
-            Event::LogSent { to, seqs, next } => self.on_log_sent(to, &seqs, next),
+            Event::LogSent { to, seqs, next } => {
+                self.as_leader(|leader, cx| leader.on_log_sent(cx, to, &seqs, next));
+            }
             Event::SnapshotSent { to, answer } => self.on_snapshot_sent(to, answer),
             Event::SnapshotOffered { ticket, message, upto, .. } => {
-                self.on_snapshot(ticket, message, upto);
+                Follower::on_snapshot(cx, ticket, &message, upto);
             }
-            Event::SnapshotInstalled { ticket, upto } => self.on_installed(ticket, upto),
-            Event::SnapshotOutdated { ticket } => self.on_outdated(ticket),
+            Event::SnapshotInstalled { ticket, upto } => cx.on_snapshot_installed(ticket, upto),
+            Event::SnapshotOutdated { ticket } => cx.on_snapshot_outdated(ticket),
             Event::Coordination(view) => self.on_view(view),
             Event::PeerAlive { node } => self.on_peer_alive(node),
             Event::PeerLost { node } => self.on_peer_lost(node),
@@ -288,71 +253,55 @@ impl Core for Spinnaker {
     }
 
     fn drain_effects(&mut self, effects: &mut Vec<Effect<Self>>) {
-        self.note_progress();
         if let RoleState::Leader(leader) = &mut self.role {
-            leader.leading.send_gathered(self.now, &mut self.journal);
+            leader.note_progress(&self.shared);
+            leader.leading.send_gathered(&mut self.shared);
         }
-        self.journal.drain_into(effects);
+        self.shared.journal.drain_into(effects);
     }
 
     fn validate(&self) -> Result<(), String> {
-        self.journal.validate()?;
-        let (epoch, promised) = (self.epoch, self.state.promised);
-        let last = self.journal.last().epoch;
+        let cx = &self.shared;
+        cx.journal.validate()?;
+        let (epoch, promised) = (cx.own.epoch, cx.state.promised);
+        let last = cx.journal.last().epoch;
         if last > epoch.max(promised) {
             return Err(format!("the log ends in epoch {last}, and {promised} is promised"));
         }
         match &self.role {
-            RoleState::Follower(following) => following.validate(self.node),
-            RoleState::Candidate(candidacy) if candidacy.round <= epoch => {
-                Err(format!("it stands in round {} and knows epoch {epoch}", candidacy.round))
-            }
-            RoleState::Candidate(_) => Ok(()),
-            RoleState::Leader(leader) if self.state.is_learner => {
-                Err(format!("it leads epoch {} and counts in no majority", leader.leading.epoch))
-            }
-            // That mistake is to serve before the no-op is committed.
-            RoleState::Leader(_) if self.options.faults.commits_older_epochs => Ok(()),
-            RoleState::Leader(leader) => leader.validate(epoch, &self.journal, self.now),
+            RoleState::Follower(follower) => follower.validate(cx.node),
+            RoleState::Candidate(candidacy) => candidacy.validate(epoch),
+            RoleState::Leader(leader) => leader.validate(cx),
         }
     }
 
     fn next_timeout(&self) -> Option<Moment> {
         match &self.role {
-            RoleState::Follower(_) => self.next_suspicion(),
-            RoleState::Candidate(candidacy) => Some(candidacy.retry_at),
-            RoleState::Leader(leader) => self.next_of_leader(leader),
+            RoleState::Follower(follower) => follower.next_timeout(&self.shared),
+            RoleState::Candidate(candidacy) => Some(candidacy.next_timeout()),
+            RoleState::Leader(leader) => leader.next_timeout(&self.shared),
         }
     }
 
     fn status(&self) -> CoreStatus {
-        let (role, progress) = match &self.role {
-            RoleState::Follower(_) if self.state.is_learner => (Role::Learner, Vec::new()),
-            RoleState::Follower(_) => (Role::Follower, Vec::new()),
-            RoleState::Candidate(_) => (Role::Candidate, Vec::new()),
-            RoleState::Leader(leader) => (Role::Leader, leader.leading.progress()),
+        let cx = &self.shared;
+        let (role, current, progress, measures) = match &self.role {
+            RoleState::Leader(leader) => {
+                let (progress, measures) = (leader.leading.progress(), leader.leading.measures);
+                (Role::Leader, leader.current(cx), progress, measures)
+            }
+            role => {
+                let role = match role {
+                    RoleState::Candidate(_) => Role::Candidate,
+                    _ if cx.state.is_learner => Role::Learner,
+                    _ => Role::Follower,
+                };
+                (role, cx.journal.current(), Vec::new(), cx.measures)
+            }
         };
-        let current = match &self.role {
-            RoleState::Leader(leader) => self.current_of_leader(leader),
-            _ => self.journal.current(),
-        };
-        let measures = match &self.role {
-            RoleState::Leader(leader) => leader.leading.measures,
-            _ => self.measures,
-        };
-        CoreStatus {
-            role,
-            leader: self.leader(),
-            current,
-            epoch: self.epoch.max(self.state.promised),
-            last: self.journal.last(),
-            durable: self.journal.durable(),
-            committed: self.journal.committed(),
-            purged: self.journal.log().purged(),
-            replicas: self.options.replicas.clone(),
-            progress,
-            measures,
-        }
+        let of_role = RoleStatus { role, leader: self.leader(), current, progress, measures };
+        let epoch = cx.own.epoch.max(cx.state.promised);
+        cx.status(of_role, epoch, cx.own.options.replicas.clone())
     }
 
     fn entries_message(preceding: Preceding, entries: Vec<Entry>) -> SpinnakerMessage {
@@ -361,6 +310,8 @@ impl Core for Spinnaker {
 }
 
 impl Streams for Spinnaker {
+    type Own = Election;
+
     fn beacon_message(beacon: Beacon) -> SpinnakerMessage {
         SpinnakerMessage::Beacon(beacon)
     }
@@ -368,21 +319,16 @@ impl Streams for Spinnaker {
     fn snapshot_message(epoch: Epoch) -> SpinnakerMessage {
         SpinnakerMessage::Snapshot { epoch }
     }
-}
 
-impl Spinnaker {
-    /// Returns the position that the replica reports to a leader.
-    fn position(&self) -> crate::streaming::Position {
-        crate::streaming::Position {
-            committed: self.journal.committed(),
-            last: self.journal.last(),
-            is_learner: self.state.is_learner,
-        }
+    fn position_message(cx: &Shared, epoch: Epoch) -> SpinnakerMessage {
+        SpinnakerMessage::ReportPosition { epoch, position: cx.position(cx.state.is_learner) }
     }
 
-    /// Records how far the table has come.
-    fn on_applied(&mut self, upto: Lsn) {
-        self.applied = self.applied.max(upto);
-        self.begin_serving(upto);
+    fn reject_message(promised: Epoch) -> SpinnakerMessage {
+        SpinnakerMessage::RejectStaleEpoch { epoch: promised }
+    }
+
+    fn epoch(cx: &Shared) -> Epoch {
+        cx.own.epoch
     }
 }

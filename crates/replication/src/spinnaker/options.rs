@@ -2,13 +2,15 @@
 
 use trireme_types::{NodeId, Timing};
 
+use crate::streaming::deliberate_faults;
+
 /// What a Spinnaker replica is started with.
 #[derive(Clone, Debug)]
 pub struct SpinnakerOptions {
     /// The cohort's replicas, this one among them.
     pub replicas: Vec<NodeId>,
     /// The replica that the others let stand first in a new cohort's first election, so that leaders
-    /// spread over nodes as ranges do; if none, whoever is first is first.
+    /// spread over nodes as ranges do; if none, the one that is first is first.
     pub base: Option<NodeId>,
     /// The periods.
     pub timing: Timing,
@@ -27,18 +29,20 @@ impl SpinnakerOptions {
     }
 }
 
-/// The mistakes that break naive versions of the protocol, each off. Only tests make one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SpinnakerFaults {
-    /// Entries of older epochs count as committed by themselves, and with the last of them strong
-    /// reads begin (S1, S16).
-    pub commits_older_epochs: bool,
-    /// A candidate publishes its log's end without a promise, and goes on acknowledging (S2).
-    pub publishes_without_fence: bool,
-    /// Candidates of any round are counted (S3).
-    pub counts_old_candidates: bool,
-    /// Strong reads are answered without a lease (S5).
-    pub reads_without_lease: bool,
-    /// A replica that lost its disk is taken for the one that it was (S14).
-    pub trusts_an_empty_disk: bool,
+deliberate_faults! {
+    /// The mistakes that break naive versions of the protocol, each off: with the feature
+    /// `deliberate-faults` a test can switch one on.
+    SpinnakerFaults {
+        /// Entries of older epochs count as committed by themselves, and with the last of them strong
+        /// reads begin (S1, S16).
+        commits_older_epochs,
+        /// A candidate publishes its log's end without a promise, and goes on acknowledging (S2).
+        publishes_without_fence,
+        /// Candidates of any round are counted (S3).
+        counts_old_candidates,
+        /// Strong reads are answered without a lease (S5).
+        reads_without_lease,
+        /// A replica that lost its disk is taken for the one that it was (S14).
+        trusts_an_empty_disk,
+    }
 }

@@ -19,7 +19,8 @@
 
 use std::time::Duration;
 
-use super::{RoleState, Spinnaker};
+use super::Shared;
+use super::leader::Leader;
 use crate::core::Moment;
 use crate::streaming::Leading;
 
@@ -100,48 +101,45 @@ impl StepBack {
     }
 }
 
-impl Spinnaker {
-    /// Records how far a leader has come.
-    pub(super) fn note_progress(&mut self) {
-        let (now, needed) = (self.now, self.followers_needed());
-        let (last, committed) = (self.journal.last().seq, self.journal.committed().seq);
-        let durable = self.journal.durable().seq;
-        let RoleState::Leader(leader) = &mut self.role else { return };
-        let acknowledged = leader.leading.matched_by(needed).unwrap_or_default();
-        leader.stall.committed.note(now, committed, last);
-        leader.stall.applied.note(now, self.applied.seq, committed);
-        leader.stall.durable.note(now, durable, acknowledged.min(last));
+impl Leader {
+    /// Records how far the leader has come.
+    pub(super) fn note_progress(&mut self, cx: &Shared) {
+        let (now, needed) = (cx.now, cx.followers_needed());
+        let (last, committed) = (cx.journal.last().seq, cx.journal.committed().seq);
+        let durable = cx.journal.durable().seq;
+        let matched = self.leading.matched_by(needed).unwrap_or_default();
+        self.stall.committed.note(now, committed, last);
+        self.stall.applied.note(now, cx.applied.seq, committed);
+        self.stall.durable.note(now, durable, matched.min(last));
     }
 
-    /// Returns what keeps a leader from getting on, if it is the leader's own fault (SPIN-47).
-    pub(super) fn stalled(&mut self) -> Option<&'static str> {
-        self.note_progress();
-        let (now, needed) = (self.now, self.followers_needed());
-        let limit = self.options.timing.grace;
-        let RoleState::Leader(leader) = &self.role else { return None };
+    /// Returns what keeps the leader from making progress, if it is the leader's own fault (SPIN-47).
+    pub(super) fn stalled(&mut self, cx: &Shared) -> Option<&'static str> {
+        self.note_progress(cx);
+        let (now, needed, limit) = (cx.now, cx.followers_needed(), cx.timing.grace);
         // Without followers there is no replica that could do better.
         if needed == 0 {
             return None;
         }
-        let last = self.journal.last().seq;
-        if leader.stall.durable.is_overdue(now, limit) {
+        if self.stall.durable.is_overdue(now, limit) {
             return Some("its followers' disks are ahead of its own");
         }
-        if leader.stall.applied.is_overdue(now, limit) {
+        if self.stall.applied.is_overdue(now, limit) {
             return Some("its table does not apply what is committed");
         }
-        let is_overdue = leader.stall.committed.is_overdue(now, limit);
-        if is_overdue && reachable(&leader.leading, now, limit, last) < needed {
+        let last = cx.journal.last().seq;
+        let is_overdue = self.stall.committed.is_overdue(now, limit);
+        if is_overdue && reachable(&self.leading, now, limit, last) < needed {
             return Some("its data does not get through");
         }
         None
     }
 }
 
-/// Counts the followers whose data lanes work both ways, or who owe nothing.
+/// Counts the followers whose data lanes work both ways, or that owe nothing.
 fn reachable(leading: &Leading, now: Moment, limit: Duration, last: u64) -> usize {
-    let followers = leading.followers.values().filter(|follower| follower.is_voter);
+    let followers = leading.followers.values().filter(|follower| follower.is_voter());
     followers
-        .filter(|follower| follower.match_lsn.seq >= last || follower.is_reached(now, limit))
+        .filter(|follower| follower.match_lsn().seq >= last || follower.is_reached(now, limit))
         .count()
 }

@@ -4,10 +4,7 @@ use std::ops::Range;
 
 use trireme_types::NodeId;
 
-use super::{
-    Journal, Leading, PROBE_AFTER, PROPOSAL_BYTES_MAX, Position, Stage, Streams, WRITE_STALL_MAX,
-    WRITE_STALL_PAUSE,
-};
+use super::{Leading, Position, Progress, Shared, Streams, WRITE_STALL_MAX, WRITE_STALL_PAUSE};
 use crate::core::{Effect, Moment, When};
 
 /// New writes wait while a follower is sent the last of what it lacks.
@@ -26,116 +23,97 @@ impl WriteStall {
 }
 
 impl Leading {
-    /// Takes in where a follower stands, and sends it what it lacks.
+    /// Records the position that a follower reports, and sends it what it lacks.
     pub(crate) fn on_report_position<C: Streams>(
         &mut self,
-        now: Moment,
-        journal: &mut Journal<C>,
+        cx: &mut Shared<C>,
         from: NodeId,
         position: Position,
     ) {
         let Some(follower) = self.followers.get_mut(&from) else { return };
         // If its last entry is ours, so is all before it; what it knows to be committed always is.
-        let is_same = journal.log().holds(position.last);
+        let is_same = cx.journal.log().holds(position.last);
         let matched = if is_same { position.last } else { position.committed };
-        let is_ours =
-            is_same || journal.log().holds(matched) || matched.seq <= journal.log().purged().seq;
+        let is_ours = is_same
+            || cx.journal.log().holds(matched)
+            || matched.seq <= cx.journal.log().purged().seq;
         if !is_ours {
             // It knows a commit of a later epoch, which will reach this leader too.
             tracing::warn!(follower = %from, ?position, "knows a commit that is not here");
             return;
         }
-        follower.begin_after(matched);
-        if position.is_learner && follower.is_voter {
-            follower.is_voter = false;
-            follower.votes_from = journal.last().seq;
+        if position.is_learner && follower.is_voter() {
+            follower.become_learner(cx.journal.last().seq);
         }
-        if follower.stage != Stage::CatchingUp {
-            follower.stage = Stage::CatchingUp;
-            tracing::info!(follower = %from, from = %matched, to = %journal.last(), "catching up");
+        if follower.on_position(matched) {
+            tracing::info!(follower = %from, from = %matched, to = %cx.journal.last(), "catching up");
         }
-        self.send_next(now, journal, from);
-        let lacks_nothing =
-            self.followers.get(&from).is_some_and(|follower| follower.stage == Stage::Replicating);
+        self.send_next(cx, from);
+        let lacks_nothing = self.followers.get(&from).is_some_and(Progress::is_replicating);
         if lacks_nothing {
-            // It waits for a word that continues its log.
-            self.send_empty(now, journal, from);
+            // It waits for a message that continues its log.
+            self.send_empty(cx, from);
         }
     }
 
     /// Sends a follower that is catching up the next piece of what it lacks, unless one is on its
     /// way.
-    pub(super) fn send_next<C: Streams>(
-        &mut self,
-        now: Moment,
-        journal: &mut Journal<C>,
-        to: NodeId,
-    ) {
+    pub(super) fn send_next<C: Streams>(&mut self, cx: &mut Shared<C>, to: NodeId) {
         let Some(follower) = self.followers.get_mut(&to) else { return };
-        let may_send = !follower.is_sending && follower.has_room();
-        if !may_send || follower.stage != Stage::CatchingUp {
+        if !follower.awaits_piece() {
             return;
         }
-        journal.write_gathered();
-        let (last, committed) = (journal.last().seq, journal.committed());
-        if follower.next > last {
-            follower.stage = Stage::Replicating;
-            follower.probe_at = follower.is_owing().then(|| now + PROBE_AFTER);
-            self.caught_up(now, journal, to);
+        cx.journal.write_gathered();
+        let (last, committed) = (cx.journal.last().seq, cx.journal.committed());
+        if follower.next() > last {
+            follower.become_replicating(cx.now);
+            self.caught_up(cx, to);
             return;
         }
-        let Some(previous) = journal.log().lsn_at(follower.next - 1) else {
-            (follower.is_sending, follower.is_sent_snapshot) = (true, true);
+        let Some(previous) = cx.journal.log().lsn_at(follower.next() - 1) else {
+            follower.become_sending_snapshot();
             let message = C::snapshot_message(self.epoch);
-            journal.push(Effect::SendSnapshot { to, message, when: When::Now });
+            cx.journal.push(Effect::SendSnapshot { to, message, when: When::Now });
             return;
         };
         // Committed writes first (M21); what may yet be dropped follows when nothing else is left.
-        let end = if follower.next <= committed.seq { committed.seq } else { last } + 1;
-        let seqs = follower.next..end;
-        follower.is_sending = true;
-        follower.last_sent_at = Some(now);
+        let end = if follower.next() <= committed.seq { committed.seq } else { last } + 1;
+        let seqs = follower.next()..end;
+        follower.send_piece(cx.now);
         if end > committed.seq + 1 {
-            self.begin_write_stall(now, to);
+            self.begin_write_stall(cx.now, to);
         }
-        let current_at = self.current_at(now, committed);
-        let preceding = self.preceding(now, journal, previous);
+        let current_at = self.current_at(cx.now, committed);
+        let preceding = self.preceding(cx, previous);
         let context = super::Preceding { committed, current_at, ..preceding };
-        journal.push(Effect::SendLog { to, previous, seqs, context, when: When::Now });
+        cx.journal.push(Effect::SendLog { to, previous, seqs, context, when: When::Now });
     }
 
-    /// Takes in how far a piece of the log went.
+    /// Records how far a piece of the log was sent, and sends the next.
     pub(crate) fn on_log_sent<C: Streams>(
         &mut self,
-        now: Moment,
-        journal: &mut Journal<C>,
+        cx: &mut Shared<C>,
         to: NodeId,
         seqs: &Range<u64>,
         next: u64,
     ) {
         let Some(follower) = self.followers.get_mut(&to) else { return };
-        follower.is_sending = false;
-        // Unless the follower has said meanwhile what it wants.
-        if follower.next == seqs.start && next > seqs.start {
-            // How many bytes it was, only the driver knows: as many as one piece has at the most.
-            follower.sent(next - 1, PROPOSAL_BYTES_MAX);
-            follower.probe_at.get_or_insert(now + PROBE_AFTER);
-        }
-        self.send_next(now, journal, to);
+        follower.on_piece_sent(cx.now, seqs, next);
+        self.send_next(cx, to);
     }
 
-    /// Takes in that a snapshot did not get there; the follower is asked again later.
+    /// Records that a snapshot did not arrive; the follower is probed later.
     pub(crate) fn on_snapshot_lost(&mut self, now: Moment, to: NodeId) {
         if let Some(follower) = self.followers.get_mut(&to) {
-            (follower.is_sending, follower.is_sent_snapshot) = (false, false);
-            follower.probe_at = Some(now + PROBE_AFTER);
+            follower.on_snapshot_end();
+            follower.probe_later(now);
         }
     }
 
-    /// Takes in that a snapshot got there; what the follower answered comes as a message.
+    /// Records that a snapshot arrived; what the follower answered comes as a message.
     pub(crate) fn on_snapshot_sent(&mut self, to: NodeId) {
         if let Some(follower) = self.followers.get_mut(&to) {
-            (follower.is_sending, follower.is_sent_snapshot) = (false, false);
+            follower.on_snapshot_end();
         }
     }
 
@@ -147,43 +125,34 @@ impl Leading {
         }
     }
 
-    fn caught_up<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>, node: NodeId) {
+    fn caught_up<C: Streams>(&mut self, cx: &mut Shared<C>, node: NodeId) {
         self.measures.catch_ups += 1;
         tracing::debug!(follower = %node, "in step");
         if self.write_stall.is_some_and(|write_stall| write_stall.node == node) {
-            self.end_write_stall(now, journal);
+            self.end_write_stall(cx);
         }
     }
 
-    pub(super) fn end_write_stall_if_due<C: Streams>(
-        &mut self,
-        now: Moment,
-        journal: &mut Journal<C>,
-    ) {
-        if self.write_stall.is_some_and(|write_stall| write_stall.until() <= now) {
-            self.write_stall_after = now + WRITE_STALL_PAUSE;
-            self.end_write_stall(now, journal);
+    pub(super) fn end_write_stall_if_due<C: Streams>(&mut self, cx: &mut Shared<C>) {
+        if self.write_stall.is_some_and(|write_stall| write_stall.until() <= cx.now) {
+            self.write_stall_after = cx.now + WRITE_STALL_PAUSE;
+            self.end_write_stall(cx);
         }
     }
 
-    fn end_write_stall<C: Streams>(&mut self, now: Moment, journal: &mut Journal<C>) {
+    fn end_write_stall<C: Streams>(&mut self, cx: &mut Shared<C>) {
         if let Some(write_stall) = self.write_stall.take() {
-            let length = now.since(write_stall.since);
+            let length = cx.now.since(write_stall.since);
             self.measures.longest_write_stall = self.measures.longest_write_stall.max(Some(length));
         }
-        self.take_held(journal);
+        self.take_held(cx);
     }
 
-    /// Forgets that a follower that went away is waited for.
-    pub(crate) fn forget<C: Streams>(
-        &mut self,
-        now: Moment,
-        journal: &mut Journal<C>,
-        node: NodeId,
-    ) {
+    /// Forgets a follower, and goes on with writes that waited for it.
+    pub(crate) fn forget<C: Streams>(&mut self, cx: &mut Shared<C>, node: NodeId) {
         self.followers.remove(&node);
         if self.write_stall.is_some_and(|write_stall| write_stall.node == node) {
-            self.end_write_stall(now, journal);
+            self.end_write_stall(cx);
         }
     }
 }

@@ -129,12 +129,12 @@ impl<C: Core> Journal<C> {
         self.committed
     }
 
-    /// Takes in as of when the commit point in a leader's message was the newest.
+    /// Records as of when the commit point in a leader's message was the newest.
     pub(crate) fn take_current(&mut self, now: Moment, from: NodeId, beacon: &Beacon) {
         //= SPIN-70
         //= PAC-70
         let Beacon { epoch, committed, sent, current_at } = *beacon;
-        // Every message tells something of the leader's clock.
+        // Every message says something of the leader's clock.
         let local = self.leader_clock.local(now, (from, epoch), sent, current_at.unwrap_or(sent));
         if let (Some(_), Some(as_of)) = (current_at, local)
             && self.current.is_none_or(|(point, at)| (point.seq, at) <= (committed.seq, as_of))
@@ -318,7 +318,7 @@ impl<C: Core> Journal<C> {
         }
     }
 
-    /// Takes in that every write up to this one is on disk.
+    /// Records that every write up to this one is on disk.
     pub(crate) fn on_durable(&mut self, upto: IoId) {
         self.durable.completed(upto);
         self.synced = upto;

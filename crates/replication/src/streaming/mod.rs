@@ -7,7 +7,7 @@
 //! followers at the same time (`Leading`); a follower takes what continues its log, forces it and
 //! acknowledges it (`Journal::take`). Who must have acknowledged an entry before it is committed,
 //! and whose support a leader needs to serve, is what the protocols differ in: they ask `Leading`
-//! how far everybody is and decide.
+//! how far each replica is and decide.
 //!
 //! # One follower, as its leader sees it
 //!
@@ -17,7 +17,7 @@
 //!      ▲                    ▲   pieces of the log, or a       │  every entry as it is proposed
 //!      │                    │   snapshot and then pieces      │
 //!      │                    └──────── ReportPosition ────────┘  (it found a gap)
-//!      └── a new leader knows nobody
+//!      └── a new leader knows no follower's position
 //! ```
 //!
 //! * A follower says where it stands when it first hears of an epoch, and whenever it lacks what
@@ -38,8 +38,8 @@
 //!
 //! # The commit point
 //!
-//! Every commit period the leader notes how far the log is committed, and tells it with whatever it
-//! sends next; if nothing is sent, by a message without entries. Until a point is told the leader
+//! Every commit period the leader records how far the log is committed, and advertises it with what it
+//! sends next; if nothing is sent, by a message without entries. Until it advertises a point it
 //! writes none down, so a commit period bounds how far a successor is behind (Spinnaker §5, §D.1).
 //!
 //! # The age of timeline reads
@@ -61,9 +61,14 @@
 //! No clock, no I/O, no order by chance in here: it is part of the cores.
 
 mod catch_up;
-mod follower;
+mod contact;
+mod faults;
+mod following;
 mod journal;
 mod leading;
+mod progress;
+mod serving;
+mod shared;
 mod support;
 pub(crate) mod wire;
 
@@ -78,9 +83,12 @@ use std::time::Duration;
 
 use trireme_types::{Epoch, Lsn};
 
-pub(crate) use self::follower::{Follower, Stage};
+pub(crate) use self::faults::deliberate_faults;
+pub(crate) use self::following::Following;
 pub(crate) use self::journal::{Journal, Offer, Taken};
 pub(crate) use self::leading::Leading;
+pub(crate) use self::progress::Progress;
+pub(crate) use self::shared::{RoleStatus, Shared};
 pub(crate) use self::support::Support;
 
 use crate::core::{Core, Moment};
@@ -92,13 +100,13 @@ pub const WRITE_STALL_MAX: Duration = Duration::from_millis(50);
 const WRITE_STALL_PAUSE: Duration = Duration::from_secs(1);
 
 /// After how long without an acknowledgement a leader asks a follower whether something was lost.
-/// Longer than most forced writes take, much shorter than anybody's patience.
+/// Longer than most forced writes take, shorter than a lease.
 pub(crate) const PROBE_AFTER: Duration = Duration::from_millis(300);
 
 /// The bytes of entries that a follower may have been sent and not have acknowledged, before it is
 /// sent no more. A follower whose disk is slow must not have its memory, and the network's queues,
-/// filled with what it cannot take in yet: it falls behind, and catches up piece by piece. As much as
-/// proposals may be under way at a leader, so that nobody falls behind who is waited for.
+/// filled with what it cannot write yet: it falls behind, and catches up piece by piece. As much as
+/// proposals may be under way at a leader, so that no follower falls behind that is waited for.
 const WINDOW_BYTES: usize = 16 * 1024 * 1024;
 
 /// The bytes of entries after which a proposal message is closed and another begun.
@@ -111,7 +119,7 @@ pub struct Preceding {
     pub epoch: Epoch,
     /// The entry before the first one.
     pub previous: Lsn,
-    /// How far the log is committed, as far as the leader tells.
+    /// How far the log is committed, as far as the leader advertises.
     pub committed: Lsn,
     /// When the leader sent it, on its own clock.
     pub sent: Moment,
@@ -140,7 +148,7 @@ impl fmt::Display for Preceding {
 pub struct Beacon {
     /// The leader's epoch.
     pub epoch: Epoch,
-    /// How far the log is committed, as far as the leader tells.
+    /// How far the log is committed, as far as the leader advertises.
     pub committed: Lsn,
     /// When the leader sent it, on its own clock.
     pub sent: Moment,
@@ -163,9 +171,21 @@ pub struct Position {
 
 /// A protocol whose leader streams its log, with the messages that this takes.
 pub(crate) trait Streams: Core<Context = Preceding> {
+    /// What only this protocol keeps, in every role.
+    type Own: fmt::Debug + Send;
+
     /// Returns the message that is a sign of life by itself.
     fn beacon_message(beacon: Beacon) -> Self::Message;
 
     /// Returns the message that goes with a snapshot.
     fn snapshot_message(epoch: Epoch) -> Self::Message;
+
+    /// Returns the message that reports the replica's position to the leader of `epoch`.
+    fn position_message(cx: &Shared<Self>, epoch: Epoch) -> Self::Message;
+
+    /// Returns the message that rejects a leader of an epoch before `promised`.
+    fn reject_message(promised: Epoch) -> Self::Message;
+
+    /// Returns the epoch under which the replica acts.
+    fn epoch(cx: &Shared<Self>) -> Epoch;
 }

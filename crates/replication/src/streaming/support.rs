@@ -24,7 +24,7 @@ impl Support {
         self.until = self.until.max(now + self.grace);
     }
 
-    /// Is freed by the leader itself, which no longer reads under anybody's promise.
+    /// Is freed by the leader itself, which no longer reads under any follower's promise.
     pub(crate) fn release(&mut self, now: Moment) {
         self.until = now;
     }

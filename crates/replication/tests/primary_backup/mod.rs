@@ -173,7 +173,7 @@ impl Core for PrimaryBackup {
                 self.outbox.reply(ticket, reply, When::Applied(self.committed));
             }
             Event::Read { ticket } => self.refuse(ticket, ""),
-            Event::Reconfigure { ticket, .. } | Event::TransferLeader { ticket, .. } => {
+            Event::TransferLeader { ticket, .. } => {
                 self.refuse(ticket, "the primary is appointed for good");
             }
             Event::ReleaseLog { ticket, upto } => self.on_release(ticket, upto),

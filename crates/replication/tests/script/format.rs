@@ -14,9 +14,6 @@ pub(crate) fn event<S: Subject>(event: &Event<S>) -> String {
         Event::Message { from, message } => format!("from {from}: {message}"),
         Event::Propose { ticket, payload } => format!("propose {ticket} {}", commands(payload)),
         Event::Read { ticket } => format!("read {ticket}"),
-        Event::Reconfigure { ticket, config } => {
-            format!("reconfigure {ticket} version={} {:?}", config.version, config.replicas)
-        }
         Event::TransferLeader { ticket, to } => format!("transfer {ticket} to {to}"),
         Event::ReleaseLog { ticket, upto } => format!("release {ticket} upto {upto}"),
         Event::Durable { upto } => format!("durable {}", upto.0),

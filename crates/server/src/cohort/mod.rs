@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use trireme_replication::Replica;
 use trireme_storage::CohortTable;
-use trireme_types::RangeDescriptor;
+use trireme_types::{PATH, RangeDescriptor};
 
 use crate::backpressure::Backpressure;
 use crate::readers::Readers;
@@ -64,6 +64,7 @@ impl HostedCohort {
 
     /// Queues a write, or refuses it.
     pub(crate) fn write(&self, write: PendingWrite) {
+        tracing::trace!(target: PATH, "path: asked");
         if let Some(reason) = self.backpressure.refusal(self.descriptor.cohort) {
             return write.reply.refuse(refusal::busy(reason));
         }

@@ -4,6 +4,7 @@
 //! another, whatever waits leaves together. One lone write leaves at once, and under load the batch
 //! grows with the time that replication takes, whatever the protocol.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use trireme_proto::v1::response::Result as Answer;
 use trireme_proto::{convert, v1};
 use trireme_replication::{Replica, ReplicaError};
 use trireme_types::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, VALUE_BYTES_MAX};
-use trireme_types::{Command, CommandBatch, Operation, Outcome};
+use trireme_types::{Command, CommandBatch, Operation, Outcome, PATH};
 
 use super::Counters;
 use super::clock::CohortClock;
@@ -41,6 +42,10 @@ const WRITE_OVERHEAD: usize = 64;
 
 /// How long a batch may replicate before its clients get the answer that its outcome is unknown.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// For how long a batch counts as one that is under way. After that it is in the log, and counted with
+/// it; a cohort that has lost its quorum must not hold up the others.
+const UNDER_WAY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A write that waits for its batch.
 pub(crate) struct PendingWrite {
@@ -112,7 +117,7 @@ impl Batcher {
             tokio::select! {
                 first = waiting.recv(), if open && replicating.len() < BATCHES_MAX => match first {
                     Some(first) => {
-                        let batch = gather(first, &mut waiting);
+                        let batch = gather(first, &mut waiting, this.backpressure.batch_bytes_max());
                         replicating.push(tokio::spawn(this.clone().replicate(batch)));
                     }
                     None => open = false,
@@ -127,7 +132,8 @@ impl Batcher {
     }
 
     async fn replicate(self: Arc<Self>, batch: Vec<Queued>) {
-        self.backpressure.passed().await;
+        let bytes = batch.iter().map(|queued| queued.size).sum();
+        let under_way = self.backpressure.admit(bytes).await;
         let now = Instant::now();
         let mut commands = Vec::with_capacity(batch.len());
         let mut replies = Vec::with_capacity(batch.len());
@@ -144,7 +150,8 @@ impl Batcher {
             return;
         }
         let proposal = self.replica.propose(CommandBatch { commands, clock: self.clock.now() });
-        match tokio::time::timeout(PROPOSE_TIMEOUT, proposal).await {
+        let proposal = tokio::time::timeout(PROPOSE_TIMEOUT, proposal);
+        match while_under_way(proposal, under_way).await {
             Ok(Ok(outcomes)) => self.answer(replies, &outcomes),
             Ok(Err(error)) => self.refuse(replies, &error),
             Err(_) => {
@@ -157,6 +164,7 @@ impl Batcher {
     fn answer(&self, replies: Vec<(ReplyTo, bool)>, outcomes: &[Outcome]) {
         assert_eq!(replies.len(), outcomes.len(), "a batch has one outcome for each command");
         self.counters.commands.fetch_add(replies.len() as u64, Ordering::Relaxed);
+        tracing::trace!(target: PATH, "path: answered");
         for ((reply, is_put), &outcome) in replies.into_iter().zip(outcomes) {
             reply.send(answer(is_put, outcome));
         }
@@ -170,12 +178,27 @@ impl Batcher {
     }
 }
 
-/// Returns `first` and what waits behind it, as much as one log entry may hold.
-fn gather(first: Queued, waiting: &mut mpsc::Receiver<Queued>) -> Vec<Queued> {
+/// Waits for the outcome of a batch, and gives up its share of what may be under way when that is known
+/// or should be.
+async fn while_under_way<T, P>(outcome: impl Future<Output = T>, share: P) -> T {
+    let mut outcome = std::pin::pin!(outcome);
+    match tokio::time::timeout(UNDER_WAY_TIMEOUT, outcome.as_mut()).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            drop(share);
+            outcome.await
+        }
+    }
+}
+
+/// Returns `first` and what waits behind it, as much as one log entry may hold, and about as much as
+/// `bytes_max` where the node's log is a short one.
+fn gather(first: Queued, waiting: &mut mpsc::Receiver<Queued>, bytes_max: usize) -> Vec<Queued> {
     let mut size = first.size;
     let mut batch = vec![first];
     // The next write may be as large as writes can be, so the batch ends that much below its limit.
-    while batch.len() < BATCH_COMMANDS_MAX && size + VALUE_BYTES_MAX < BATCH_BYTES_MAX {
+    let bytes_max = bytes_max.min(BATCH_BYTES_MAX - VALUE_BYTES_MAX);
+    while batch.len() < BATCH_COMMANDS_MAX && size < bytes_max {
         let Ok(next) = waiting.try_recv() else { break };
         size += next.size;
         batch.push(next);

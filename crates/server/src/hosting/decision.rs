@@ -72,6 +72,7 @@ pub(super) fn merge(known: &mut CatalogState, sent: CatalogState) {
 
 #[cfg(test)]
 mod tests {
+    use trireme_coordinator::recipes::catalog::ConfigNodes;
     use trireme_coordinator::recipes::invitations::{Invitation, Standing};
     use trireme_coordinator::{Line, NodeVersion};
     use trireme_types::{ClusterId, Protocol, RangeMap};
@@ -156,7 +157,8 @@ mod tests {
             let line = Line::default();
             let (revision, map_revision, creation) = (7, 7, 0);
             let cluster = ClusterId(1);
-            CatalogState { line, revision, creation, cluster, map, map_revision, configs }
+            let nodes = ConfigNodes::default();
+            CatalogState { line, revision, creation, cluster, map, map_revision, configs, nodes }
         };
         let mut known = state(2, config(5, &[1, 2]));
         merge(&mut known, state(1, config(4, &[1, 2, 3])));

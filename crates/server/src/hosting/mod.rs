@@ -17,9 +17,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use trireme_coordinator::recipes::catalog::{Catalog, CatalogState, CatalogWatch};
+use trireme_coordinator::recipes::catalog::CatalogState;
 use trireme_coordinator::recipes::invitations::{AllInvitations, Invitations, InvitationsWatch};
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_types::CohortId;
@@ -49,7 +50,7 @@ pub(crate) struct Hosting {
 
 /// The watches that hosting follows.
 struct CatalogWatches {
-    catalog: CatalogWatch,
+    catalog: watch::Receiver<Option<Arc<CatalogState>>>,
     invitations: InvitationsWatch,
 }
 
@@ -84,7 +85,7 @@ impl Hosting {
 
     /// Follows the catalog until `stop`, and leaves the replicas as they are then.
     pub(crate) async fn run(mut self, coordinator: Coordinator, stop: CancellationToken) {
-        let mut watches = match CatalogWatches::new(&coordinator) {
+        let mut watches = match CatalogWatches::new(&self.opener, &coordinator) {
             Ok(watches) => watches,
             Err(error) => return tracing::error!(%error, "the catalog cannot be watched"),
         };
@@ -111,14 +112,10 @@ impl Hosting {
     /// Waits for the next change of a watch. Returns true if there can be more. Can be cancelled.
     async fn hear(&mut self, watches: &mut CatalogWatches) -> bool {
         let error = tokio::select! {
-            sent = watches.catalog.next() => match sent {
-                Some(Ok(sent)) => {
-                    self.sent = Some(sent);
-                    return true;
-                }
-                Some(Err(error)) => error,
-                None => return false,
-            },
+            changed = watches.catalog.changed() => {
+                self.sent = watches.catalog.borrow_and_update().as_deref().cloned();
+                return changed.is_ok();
+            }
             sent = watches.invitations.next() => match sent {
                 Some(Ok(sent)) => {
                     self.invitations = sent;
@@ -200,8 +197,8 @@ impl Hosting {
 }
 
 impl CatalogWatches {
-    fn new(coordinator: &Coordinator) -> Result<Self, CoordinatorError> {
-        let catalog = Catalog::new(coordinator).watch()?;
+    fn new(opener: &Opener, coordinator: &Coordinator) -> Result<Self, CoordinatorError> {
+        let catalog = opener.coordinator.catalog.states();
         let invitations = Invitations::new(coordinator).watch()?;
         Ok(Self { catalog, invitations })
     }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use trireme_coordinator::Coordinator;
 use trireme_storage::{CohortLog, CohortTable, SharedLog, Tables};
 use trireme_types::{CohortConfig, CohortId, Lsn, NodeId, RangeDescriptor, Timing};
 
@@ -17,7 +16,7 @@ use crate::cohort::HostedCohort;
 use crate::continuity::Continuity;
 use crate::memory::NodeMemory;
 use crate::node::NodeError;
-use crate::protocols::{ReplicaParts, open_replica};
+use crate::protocols::{ReplicaParts, SharedCoordinator, open_replica};
 use crate::readers::Readers;
 use crate::routes::NodeDirectory;
 use crate::transport::PeerTransport;
@@ -39,7 +38,7 @@ pub(crate) struct Opener {
     pub(crate) tables: Tables,
     pub(crate) transport: Arc<PeerTransport>,
     pub(crate) directory: Arc<NodeDirectory>,
-    pub(crate) coordinator: Coordinator,
+    pub(crate) coordinator: Arc<SharedCoordinator>,
     /// What writes meet when the log is too long.
     pub(crate) backpressure: Arc<Backpressure>,
     /// Called when the node can no longer keep its promises.
@@ -77,7 +76,6 @@ impl Opener {
             coordinator: self.coordinator.clone(),
             timing: self.timing,
             min_replicas_for_write: self.min_replicas_for_write,
-            continuity: self.continuity.clone(),
             rejoins: self.rejoins || was_given_up,
             on_failure: Arc::new(move |reason| on_failure(format!("{cohort}: {reason}"))),
         };

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use trireme_coordinator::recipes::catalog::{ClusterSpec, CompareAndSet};
+use trireme_coordinator::recipes::catalog::{Catalog, ClusterSpec, CompareAndSet};
 use trireme_coordinator::recipes::invitations::Invitation;
 use trireme_coordinator::recipes::membership::NodeInfo;
 use trireme_replication::Replica;
@@ -26,6 +26,7 @@ use crate::backpressure::Backpressure;
 use crate::continuity::{Continuity, Remembered};
 use crate::data_folder::DataFolder;
 use crate::memory::NodeMemory;
+use crate::protocols::SharedCoordinator;
 use crate::routes::NodeDirectory;
 use crate::testing::EmbeddedCoordinator;
 use crate::transport::{PeerTransport, TransportOptions};
@@ -247,10 +248,10 @@ async fn opener(
         tables: tables.clone(),
         transport: PeerTransport::new(options, peers.clone(), Handle::current()),
         directory,
+        coordinator: SharedCoordinator::start(coordinator, continuity.clone()).unwrap(),
         continuity,
         discard_after,
-        coordinator: coordinator.clone(),
-        backpressure: Backpressure::new(),
+        backpressure: Backpressure::new(u64::MAX),
         fail: Arc::new(|reason| panic!("{reason}")),
         readers: crate::readers::Readers::start().unwrap(),
         consensus: Handle::current(),
@@ -453,5 +454,46 @@ async fn rows_are_dropped_only_when_their_log_is_gone_from_the_disk() {
     while log.step() {}
     tokio::time::timeout(PATIENCE, discarding).await.unwrap().unwrap();
     assert_eq!((tables.cohorts(), log.cohorts()), (vec![], vec![]));
+    coordinator.close().await.unwrap();
+}
+
+/// What each replica watches by itself costs the coordinator, and all nodes, the square of the cohorts
+/// when all of them change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_has_one_watch_of_a_kind_whatever_the_number_of_its_cohorts() {
+    const COHORTS: usize = 40;
+    let (folder, server) = (TempDir::new().unwrap(), EmbeddedCoordinator::start().await);
+    let coordinator = server.connect().await;
+    let splits: Vec<_> = (1..COHORTS).map(|id| Bytes::from(format!("{id:03}"))).collect();
+    let configs = (1..=COHORTS as u64).map(|id| {
+        let protocol = if id % 2 == 0 { Protocol::Spinnaker } else { Protocol::Pacifica };
+        CohortConfig { protocol, ..config(CohortId(id), 1, &[1], 1) }
+    });
+    let map = RangeMap::from_splits(&splits).unwrap();
+    let spec = ClusterSpec { cluster: ClusterId(7), map, configs: configs.collect() };
+    Catalog::bootstrap(&coordinator, spec).await.unwrap();
+    let data = DataFolder::open(folder.path()).unwrap();
+    let identity = LogIdentity { cluster: ClusterId(7), node: ME };
+    let (log, tables) = (folder.path().join("log"), folder.path().join("tables"));
+    let log = SharedLog::open(Arc::new(RealFs), &log, identity, LogOptions::default()).unwrap();
+    let tables = Tables::open(&tables, TableOptions::default()).unwrap();
+    let (router, running, stop) = host(&coordinator, &data, Duration::ZERO, &log, &tables).await;
+    let deadline = Instant::now() + PATIENCE;
+    let lead = || {
+        let routes = router.routes();
+        let led = routes.hosted.values().filter(|it| it.replica.leader() == Some(ME));
+        led.count()
+    };
+    while lead() < COHORTS {
+        assert!(Instant::now() < deadline, "only {} of {COHORTS} are led", lead());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // The catalog, the invitations and the elections.
+    assert_eq!(coordinator.counters().watches, 3);
+    stop.cancel();
+    running.await.unwrap();
+    for hosted in router.routes().hosted.values() {
+        hosted.replica.shutdown().await;
+    }
     coordinator.close().await.unwrap();
 }

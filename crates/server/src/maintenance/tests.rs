@@ -38,7 +38,7 @@ impl Fixture {
         let tables = Tables::open(folder.path(), TableOptions::default()).unwrap();
         log.protect(&tables);
         let directory = Arc::<NodeDirectory>::default();
-        let (backpressure, readers) = (Backpressure::new(), Readers::start().unwrap());
+        let (backpressure, readers) = (Backpressure::new(u64::MAX), Readers::start().unwrap());
         let map = RangeMap::from_splits(&[]).unwrap();
         let hosted = (1..=cohorts).map(CohortId).map(|cohort| {
             let table = tables.cohort(cohort, KeyRange::all()).unwrap();
@@ -225,7 +225,7 @@ async fn batches_wait_at_the_limit_until_the_log_is_shorter() {
     }
     running.abort();
 
-    let backpressure = Backpressure::new();
+    let backpressure = Backpressure::new(u64::MAX);
     backpressure.pause(true);
     let waiting = tokio::time::timeout(Duration::from_millis(50), backpressure.passed());
     waiting.await.unwrap_err();
@@ -262,4 +262,22 @@ fn limits_that_cannot_be_kept_are_refused() {
     assert!(refused(MIB, 65535).contains("--segment-bytes of 65535 is too little"));
     assert!(refused(1 << 40, (1 << 30) + 1).contains("too much"));
     assert!(refused(0, 0).contains("too little"));
+}
+
+/// What is under way holds the log for a moment, for which writes wait; were the limit raised for it,
+/// each such moment would make the log longer. What stays stuck stops nothing else.
+#[test]
+fn a_log_that_cannot_be_shortened_yet_is_waited_for_and_one_that_is_stuck_is_not() {
+    let limits = LogLimits::new(MAX, SEGMENT).unwrap();
+    let (mut excess, begin) = (Excess::default(), Instant::now());
+    let (above, long) = (limits.pause_above(), limits.pause_above() + 3 * SEGMENT);
+    assert_eq!(excess.pause_above(above, limits, begin), above);
+    assert_eq!(excess.pause_above(long, limits, begin), above);
+    let soon = begin + STUCK_AFTER - Duration::from_millis(1);
+    assert_eq!(excess.pause_above(long, limits, soon), above, "it may only be under way");
+    assert_eq!(excess.pause_above(long, limits, begin + STUCK_AFTER), long);
+    let later = begin + 2 * STUCK_AFTER;
+    assert_eq!(excess.pause_above(long + SEGMENT, limits, later), long + SEGMENT);
+    assert_eq!(excess.pause_above(above, limits, later), above, "it was made shorter");
+    assert_eq!(excess.pause_above(long, limits, later + STUCK_AFTER), above);
 }

@@ -31,6 +31,7 @@ use crate::hosting::{Hosting, Opener};
 use crate::listener::{Accepting, ClientSocket};
 use crate::maintenance::{LogLimits, Maintenance, Progress};
 use crate::peers::Peers;
+use crate::protocols::SharedCoordinator;
 use crate::readers::Readers;
 use crate::replacement::Replacement;
 use crate::routes::{NodeDirectory, Router};
@@ -117,6 +118,8 @@ impl Starting {
             fail.send_if_modified(|first| first.is_none() && first.replace(reason).is_none());
         });
         self.watch_storage(&fail);
+        let limits = LogLimits::new(options.log_bytes_max, options.segment_bytes)?;
+        let backpressure = Backpressure::new(limits.under_way_max());
         let peers = Peers::new(self.folder.incoming());
         let transport_options = TransportOptions {
             connections_max: self.descriptors.peers,
@@ -130,7 +133,6 @@ impl Starting {
                 .map_err(|source| self.refused(source))?;
         updates.first().await.map_err(|source| self.refused(source))?;
 
-        let backpressure = Backpressure::new();
         let record = info(&self.file, &self.folder)?;
         let continuity = Continuity::new(
             self.file.node,
@@ -140,7 +142,9 @@ impl Starting {
             directory.clone(),
             record.clone(),
         );
-        let shared = (&continuity, &backpressure);
+        let coordinator = SharedCoordinator::start(&self.coordinator, continuity.clone())
+            .map_err(|source| self.refused(source))?;
+        let shared = (&continuity, &backpressure, coordinator);
         let opener = self.opener(&directory, &transport, shared, options, &fail, consensus)?;
         let hosting = Hosting::start(opener, peers, self.catalog.clone()).await?;
         let router = hosting.router();
@@ -150,7 +154,7 @@ impl Starting {
             tables: self.tables.clone(),
             router: router.clone(),
             backpressure,
-            limits: LogLimits::new(options.log_bytes_max, options.segment_bytes)?,
+            limits,
             progress: Progress::default(),
         };
         let replacement = Replacement {
@@ -188,7 +192,8 @@ impl Starting {
         let hosting = hosting.run(self.coordinator.clone(), stop_hosting.clone());
         let hosting = tokio::spawn(hosting);
         let (stop_serving, stopped) = oneshot::channel();
-        let server = self.serve(router.clone(), continuity, options, accepted, stopped, fail);
+        let admin = self.admin(&router, &transport, continuity, options);
+        let server = Self::serve(router.clone(), admin, accepted, stopped, fail);
         Ok(Node {
             id: self.file.node,
             address: self.address,
@@ -223,7 +228,11 @@ impl Starting {
         &self,
         directory: &Arc<NodeDirectory>,
         transport: &Arc<PeerTransport>,
-        (continuity, backpressure): (&Arc<Continuity>, &Arc<Backpressure>),
+        (continuity, backpressure, coordinator): (
+            &Arc<Continuity>,
+            &Arc<Backpressure>,
+            Arc<SharedCoordinator>,
+        ),
         options: &NodeOptions,
         fail: &Arc<impl Fn(String) + Send + Sync + 'static>,
         consensus: &Handle,
@@ -239,7 +248,7 @@ impl Starting {
             tables: self.tables.clone(),
             transport: transport.clone(),
             directory: directory.clone(),
-            coordinator: self.coordinator.clone(),
+            coordinator,
             backpressure: backpressure.clone(),
             fail: fail.clone(),
             readers: Readers::start()?,
@@ -247,16 +256,13 @@ impl Starting {
         })
     }
 
-    /// Serves clients until `stopped` resolves.
-    fn serve(
+    fn admin(
         &self,
-        router: Arc<Router>,
+        router: &Arc<Router>,
+        transport: &Arc<PeerTransport>,
         continuity: Arc<Continuity>,
         options: &NodeOptions,
-        accepted: mpsc::Receiver<ClientSocket>,
-        stopped: oneshot::Receiver<()>,
-        fail: Arc<impl Fn(String) + Send + Sync + 'static>,
-    ) -> JoinHandle<()> {
+    ) -> AdminService {
         let description = NodeDescription {
             node: self.file.node,
             cluster: self.catalog.cluster,
@@ -264,17 +270,28 @@ impl Starting {
             engine: self.file.engine,
             durability: self.file.durability,
         };
-        let answers = Arc::<NodeAnswers>::default();
-        let kv = v1::kv_server::KvServer::new(KvService::new(router.clone(), answers.clone()))
-            .max_decoding_message_size(REQUEST_FRAME_BYTES_MAX);
-        let admin = AdminService {
+        AdminService {
             description,
-            router,
+            router: router.clone(),
             log: self.log.clone(),
+            transport: transport.clone(),
             continuity,
             discard_after: options.discard_after,
             faults: self.faults.clone(),
-        };
+        }
+    }
+
+    /// Serves clients until `stopped` resolves.
+    fn serve(
+        router: Arc<Router>,
+        admin: AdminService,
+        accepted: mpsc::Receiver<ClientSocket>,
+        stopped: oneshot::Receiver<()>,
+        fail: Arc<impl Fn(String) + Send + Sync + 'static>,
+    ) -> JoinHandle<()> {
+        let answers = Arc::<NodeAnswers>::default();
+        let kv = v1::kv_server::KvServer::new(KvService::new(router, answers.clone()))
+            .max_decoding_message_size(REQUEST_FRAME_BYTES_MAX);
         let admin = v1::admin_server::AdminServer::new(admin);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)

@@ -2,36 +2,35 @@
 
 use std::sync::{Arc, Weak};
 
+use trireme_coordinator::CoordinatorError;
 use trireme_coordinator::recipes::election::{Election, ElectionState};
-use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_replication::driver::CoreReplica;
 use trireme_replication::spinnaker::{Candidate, ElectionRequest, ElectionView, Spinnaker};
 use trireme_types::{CohortId, NodeId};
 
 use super::pending_request::{PendingRequest, RETRY_PAUSE, notify};
-use crate::continuity::Continuity;
+use super::shared::{RequestPermit, SharedCoordinator};
 
 /// Carries out what a replica asks of its cohort's election, and sends it every change, until the
 /// replica ends. To be called within a runtime.
 pub(crate) fn elect(
-    coordinator: &Coordinator,
-    continuity: Arc<Continuity>,
+    coordinator: Arc<SharedCoordinator>,
     (cohort, node): (CohortId, NodeId),
     replicas: Vec<NodeId>,
     request: &PendingRequest<Spinnaker>,
     replica: &Arc<CoreReplica<Spinnaker>>,
 ) {
     let server = request.server();
-    let election = Election::new(coordinator, cohort, node);
+    let election = Election::new(&coordinator.coordinator, cohort, node);
     let end = server.end.clone();
-    let coordinator = coordinator.clone();
-    let part = Part { election, coordinator, continuity, cohort, node, replicas };
+    let permits = Arc::clone(&coordinator);
+    let part = Part { election, coordinator, cohort, node, replicas };
     let (watcher, replica) = (part.clone(), Arc::downgrade(replica));
     tokio::spawn(async move {
         end.run_until_cancelled(watcher.watch(&replica)).await;
     });
     tokio::spawn(async move {
-        server.serve(|request| part.carry_out(request)).await;
+        server.serve(&permits, |request, permit| part.carry_out(request, permit)).await;
     });
 }
 
@@ -39,8 +38,7 @@ pub(crate) fn elect(
 #[derive(Clone)]
 struct Part {
     election: Election,
-    coordinator: Coordinator,
-    continuity: Arc<Continuity>,
+    coordinator: Arc<SharedCoordinator>,
     cohort: CohortId,
     node: NodeId,
     replicas: Vec<NodeId>,
@@ -50,38 +48,30 @@ impl Part {
     /// Passes to the replica how the election stands, whenever that has changed. What an older coordinator
     /// says is passed over: it is brought forward, and says so then.
     async fn watch(&self, replica: &Weak<CoreReplica<Spinnaker>>) {
-        let mut newest = 0;
-        loop {
-            while !self.continuity.is_cleared(self.cohort) {
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
-            let mut watch = match self.election.watch() {
-                Ok(watch) => watch,
-                Err(error) => {
-                    tracing::error!(%error, "the election cannot be watched");
-                    return;
-                }
-            };
-            while let Some(state) = watch.next().await {
-                match state {
-                    Ok(state) if state.epoch < newest => {
-                        tracing::info!(epoch = state.epoch, newest, "the coordinator is older");
-                    }
-                    Ok(state) => {
-                        newest = state.epoch;
-                        if !notify(replica, self.view(&state)).await {
-                            return;
-                        }
-                    }
-                    Err(error) => tracing::error!(%error, "the election cannot be read"),
-                }
-            }
+        let (continuity, cohort) = (&self.coordinator.continuity, self.cohort);
+        while !continuity.is_cleared(cohort) {
             tokio::time::sleep(RETRY_PAUSE).await;
+        }
+        // The node's watch may not have come as far as the coordinator was brought.
+        let mut newest = continuity.epoch_floor(cohort);
+        let mut states = match self.coordinator.elections(cohort) {
+            Ok(states) => states,
+            Err(error) => return tracing::error!(%error, "the elections cannot be watched"),
+        };
+        while let Some((_, state)) = states.next().await {
+            if state.epoch < newest {
+                tracing::info!(epoch = state.epoch, newest, "the coordinator is older");
+                continue;
+            }
+            newest = state.epoch;
+            if !notify(replica, self.view(&state)).await {
+                return;
+            }
         }
     }
 
     fn view(&self, state: &ElectionState) -> ElectionView {
-        let session = self.coordinator.session_id();
+        let session = self.coordinator.coordinator.session_id();
         // What an earlier session of this node holds is none of this replica's.
         let is_ours = |node, of| node != self.node || of == session;
         let leader = state.leader.filter(|leader| is_ours(leader.node, leader.session));
@@ -102,7 +92,7 @@ impl Part {
     /// Has the candidates of the rounds that are over removed, which would else stay for as long as
     /// their nodes' sessions. It is not waited for: the next leader does what this one cannot.
     fn clean_up(&self) {
-        let (election, end) = (self.election.clone(), self.coordinator.clone());
+        let (election, end) = (self.election.clone(), self.coordinator.coordinator.clone());
         tokio::spawn(async move {
             tokio::select! {
                 cleaned = election.clean_up() => {
@@ -116,16 +106,17 @@ impl Part {
     }
 
     /// Carries out a request; returns true if its outcome is known.
-    async fn carry_out(&self, request: ElectionRequest) -> bool {
-        if !self.continuity.may_change(self.cohort).await {
+    async fn carry_out(&self, request: ElectionRequest, _permit: RequestPermit) -> bool {
+        if !self.coordinator.continuity.may_change(self.cohort).await {
             return false;
         }
+        let known = self.coordinator.election(self.cohort);
         let done: Result<(), CoordinatorError> = match request {
             ElectionRequest::Stand { round, last } => {
-                self.election.stand(round, last).await.map(drop)
+                self.election.stand(round, last, known).await.map(drop)
             }
             ElectionRequest::Lead { round } => {
-                let led = self.election.try_lead(round, &self.replicas).await;
+                let led = self.election.try_lead(round, &self.replicas, known).await;
                 if let Ok(Some(_)) = led {
                     self.clean_up();
                 }

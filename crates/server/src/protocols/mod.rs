@@ -3,11 +3,12 @@
 
 mod configuration;
 mod election;
+mod election_feed;
 mod pending_request;
+mod shared;
 
 use std::sync::Arc;
 
-use trireme_coordinator::Coordinator;
 use trireme_replication::core::{Core, Recovered};
 use trireme_replication::driver::{Coordination, CoreReplica, DriverOptions, Wiring};
 use trireme_replication::pacifica::{Pacifica, PacificaOptions};
@@ -20,7 +21,7 @@ use trireme_types::{CohortConfig, Incarnation, NodeId, Protocol, Timing};
 use self::configuration::configure;
 use self::election::elect;
 use self::pending_request::PendingRequest;
-use crate::continuity::Continuity;
+pub(crate) use self::shared::SharedCoordinator;
 
 /// What every replica is made of, whatever its protocol.
 pub(crate) struct ReplicaParts {
@@ -33,9 +34,7 @@ pub(crate) struct ReplicaParts {
     pub(crate) timing: Timing,
     pub(crate) min_replicas_for_write: usize,
     /// The coordinator, for the protocols that elect or change configurations through it.
-    pub(crate) coordinator: Coordinator,
-    /// What keeps them from changing anything at a coordinator that is older than it was.
-    pub(crate) continuity: Arc<Continuity>,
+    pub(crate) coordinator: Arc<SharedCoordinator>,
     /// Whether the node once lost its disk, with what its replicas had acknowledged (S14): one that
     /// finds nothing here must first be brought up to date before it counts.
     pub(crate) rejoins: bool,
@@ -91,7 +90,6 @@ async fn open_raft(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError
 
 fn open_spinnaker(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
     let (node, coordinator) = (parts.node, parts.coordinator.clone());
-    let continuity = parts.continuity.clone();
     let CohortConfig { cohort, replicas, .. } = parts.config.clone();
     let options = SpinnakerOptions {
         timing: parts.timing,
@@ -102,13 +100,12 @@ fn open_spinnaker(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError>
     let request = PendingRequest::new();
     let make = |recovered: Recovered| Spinnaker::new(&recovered, options);
     let replica = start(parts, request.clone(), make)?;
-    elect(&coordinator, continuity, (cohort, node), replicas, &request, &replica);
+    elect(coordinator, (cohort, node), replicas, &request, &replica);
     Ok(replica)
 }
 
 fn open_pacifica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
     let (cohort, coordinator) = (parts.config.cohort, parts.coordinator.clone());
-    let continuity = parts.continuity.clone();
     let options = PacificaOptions {
         timing: parts.timing,
         min_replicas_for_write: parts.min_replicas_for_write,
@@ -119,7 +116,7 @@ fn open_pacifica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> 
     let request = PendingRequest::new();
     let make = |recovered: Recovered| Pacifica::new(&recovered, options);
     let replica = start(parts, request.clone(), make)?;
-    configure(&coordinator, continuity, cohort, &request, &replica);
+    configure(coordinator, cohort, &request, &replica);
     Ok(replica)
 }
 

@@ -14,6 +14,8 @@ use trireme_replication::ReplicaError;
 use trireme_replication::core::Core;
 use trireme_replication::driver::{Coordination, CoreReplica};
 
+use super::shared::{RequestPermit, SharedCoordinator};
+
 /// The pause before an event is passed again to a replica whose queue was full.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
@@ -63,18 +65,26 @@ pub(super) struct RequestServer<C: Core> {
 impl<C: Core> RequestServer<C> {
     /// Carries out the newest request, one after the other, until the replica ends. A request for
     /// which `carry_out` returns false is tried again unless there is a newer one.
-    pub(super) async fn serve<F>(&self, carry_out: impl Fn(C::CoordinatorRequest) -> F)
-    where
+    ///
+    /// The permit that a request is carried out with is one of the node's, for which all cohorts wait
+    /// in turn; what a core asks for meanwhile replaces what waits.
+    pub(super) async fn serve<F>(
+        &self,
+        coordinator: &SharedCoordinator,
+        carry_out: impl Fn(C::CoordinatorRequest, RequestPermit) -> F,
+    ) where
         F: Future<Output = bool>,
         C::CoordinatorRequest: Clone,
     {
         let serving = async {
             loop {
-                let Some(request) = self.newest.request.lock().take() else {
+                if self.newest.request.lock().is_none() {
                     self.newest.changed.notified().await;
                     continue;
-                };
-                if !carry_out(request.clone()).await {
+                }
+                let permit = coordinator.permit().await;
+                let Some(request) = self.newest.request.lock().take() else { continue };
+                if !carry_out(request.clone(), permit).await {
                     tokio::time::sleep(RETRY_PAUSE).await;
                     self.newest.request.lock().get_or_insert(request);
                 }

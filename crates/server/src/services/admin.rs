@@ -13,6 +13,7 @@ use crate::cohort::HostedCohort;
 use crate::continuity::Continuity;
 use crate::faults::{FaultSet, Faults};
 use crate::routes::Router;
+use crate::transport::{PeerState, PeerTransport, Sent};
 
 /// What a node says of itself besides its replicas.
 pub(crate) struct NodeDescription {
@@ -28,6 +29,7 @@ pub(crate) struct AdminService {
     pub(crate) description: NodeDescription,
     pub(crate) router: Arc<Router>,
     pub(crate) log: SharedLog,
+    pub(crate) transport: Arc<PeerTransport>,
     pub(crate) continuity: Arc<Continuity>,
     /// How long what is set aside is kept.
     pub(crate) discard_after: Duration,
@@ -82,6 +84,7 @@ impl v1::admin_server::Admin for AdminService {
             log: Some(self.log_status(commands)),
             set_aside: self.set_aside(),
             waits_for: self.continuity.waits_for().unwrap_or_default(),
+            peers: self.transport.peer_state().into_iter().map(peer_status).collect(),
         }))
     }
 
@@ -122,6 +125,22 @@ impl v1::admin_server::Admin for AdminService {
         let asked = FaultSet::read(self.description.node, request.into_inner());
         faults.set(asked.map_err(Status::invalid_argument)?);
         Ok(Response::new(v1::SetFaultsResponse {}))
+    }
+}
+
+fn peer_status(peer: PeerState) -> v1::PeerStatus {
+    let lane = |sent: Sent| {
+        Some(v1::LaneStatus { frames: sent.frames, messages: sent.messages, bytes: sent.bytes })
+    };
+    v1::PeerStatus {
+        node: peer.node.0,
+        connected: peer.connected,
+        round_trip_us: peer
+            .round_trip
+            .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+        queued_bytes: peer.queued_bytes as u64,
+        data: lane(peer.data),
+        heartbeat: lane(peer.heartbeat),
     }
 }
 

@@ -159,9 +159,9 @@ impl FrameWriter {
         self.half.write_all(bytes).await
     }
 
-    /// Writes a frame, in one piece. If it is dropped before it is done, part of a frame may have
+    /// Writes a frame, in one piece, and returns its bytes. If it is dropped before it is done, part of a frame may have
     /// gone, and the connection is of no use any more.
-    pub(super) async fn send(&mut self, message: &impl Message) -> io::Result<()> {
+    pub(super) async fn send(&mut self, message: &impl Message) -> io::Result<usize> {
         let bytes = message.encoded_len();
         let length = u32::try_from(bytes).map_err(|_| {
             io::Error::new(io::ErrorKind::InvalidInput, "a frame of more than 4 GiB")
@@ -175,7 +175,7 @@ impl FrameWriter {
         if self.buffer.capacity() > 2 * GATHER_BYTES {
             self.buffer = BytesMut::new();
         }
-        Ok(())
+        Ok(LENGTH_BYTES + bytes)
     }
 
     /// Writes a frame, unless the other end takes nothing of it for too long.
@@ -185,7 +185,7 @@ impl FrameWriter {
         message: &impl Message,
     ) -> Result<(), LinkError> {
         match timeout(stall_max, self.send(message)).await {
-            Ok(sent) => Ok(sent?),
+            Ok(sent) => Ok(sent.map(|_bytes| ())?),
             Err(_) => Err(LinkError::Stalled(stall_max)),
         }
     }

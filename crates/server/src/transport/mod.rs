@@ -78,7 +78,7 @@ pub use self::faults::{Fate, LinkFaults};
 pub use self::handler::PeerHandler;
 pub use self::hello::is_peer;
 pub use self::options::{GATHER_BYTES, TransportOptions};
-pub use self::peer::PeerState;
+pub use self::peer::{PeerState, Sent};
 
 use self::accept::Turns;
 use self::log_once::LogOnce;

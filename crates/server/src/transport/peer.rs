@@ -48,6 +48,7 @@ pub(super) struct Link {
     round_trip: AtomicU64,
     frames: AtomicU64,
     messages: AtomicU64,
+    bytes: AtomicU64,
 }
 
 /// How the way to a peer is.
@@ -62,10 +63,21 @@ pub struct PeerState {
     pub round_trip: Option<Duration>,
     /// The bytes that wait to be sent to it, all lanes together.
     pub queued_bytes: usize,
-    /// The frames that were written to it, each of them with one write.
-    pub frames_sent: u64,
+    /// What was sent to it on the data lane.
+    pub data: Sent,
+    /// What was sent to it on the heartbeat lane.
+    pub heartbeat: Sent,
+}
+
+/// What was sent on a lane since the node started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Frames, each of them with one write.
+    pub frames: u64,
     /// The messages in those frames.
-    pub messages_sent: u64,
+    pub messages: u64,
+    /// The bytes of those frames.
+    pub bytes: u64,
 }
 
 impl Peer {
@@ -105,17 +117,14 @@ impl Peer {
 
     pub(super) fn state(&self) -> PeerState {
         let links = [&self.data, &self.heartbeat];
-        let sum = |count: fn(&Link) -> &AtomicU64| {
-            links.iter().map(|link| count(link).load(Ordering::Relaxed)).sum()
-        };
         let round_trip = self.heartbeat.round_trip.load(Ordering::Relaxed);
         PeerState {
             node: self.node,
             connected: links.iter().all(|link| link.is_connected.load(Ordering::Relaxed)),
             round_trip: round_trip.checked_sub(1).map(Duration::from_micros),
             queued_bytes: links.iter().map(|link| link.queue.bytes()).sum(),
-            frames_sent: sum(|link| &link.frames),
-            messages_sent: sum(|link| &link.messages),
+            data: self.data.sent(),
+            heartbeat: self.heartbeat.sent(),
         }
     }
 }
@@ -130,6 +139,16 @@ impl Link {
             round_trip: AtomicU64::new(0),
             frames: AtomicU64::new(0),
             messages: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    fn sent(&self) -> Sent {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Sent {
+            frames: count(&self.frames),
+            messages: count(&self.messages),
+            bytes: count(&self.bytes),
         }
     }
 }
@@ -276,9 +295,10 @@ async fn write_due(
     in_flight: &mut InFlight<PeerFrame>,
 ) -> io::Result<()> {
     while let Some(frame) = in_flight.pop() {
-        writer.send(&frame).await?;
+        let bytes = writer.send(&frame).await?;
         link.frames.fetch_add(1, Ordering::Relaxed);
         link.messages.fetch_add(frame.messages.len() as u64, Ordering::Relaxed);
+        link.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
     Ok(())
 }

@@ -203,7 +203,7 @@ async fn a_delay_holds_up_no_frame_behind_another() {
     assert!(took >= DELAY && took < 5 * DELAY, "{MESSAGES} delayed frames took {took:?}");
     let arrived: Vec<u64> = two.handler.arrived.lock().iter().map(|one| one.cohort.0).collect();
     assert_eq!(arrived, (0..MESSAGES).collect::<Vec<_>>());
-    assert!(one.state().frames_sent >= MESSAGES, "they went as one frame");
+    assert!(one.state().data.frames >= MESSAGES, "they went as one frame");
 }
 
 /// A node whose answers to pings were delayed once read nothing until each had left.

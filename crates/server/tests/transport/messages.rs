@@ -32,8 +32,9 @@ async fn messages_of_many_cohorts_keep_their_order_and_share_writes() {
         assert_eq!(message.cohort, CohortId(1 + number % COHORTS));
     }
     let state = one.state();
-    assert_eq!(state.messages_sent, MESSAGES);
-    assert!(state.frames_sent < MESSAGES / 4, "{} writes", state.frames_sent);
+    assert_eq!(state.data.messages, MESSAGES);
+    assert!(state.data.frames < MESSAGES / 4, "{} writes", state.data.frames);
+    assert!(state.data.bytes > MESSAGES * numbered(0).len() as u64, "{:?}", state.data);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

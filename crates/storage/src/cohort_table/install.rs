@@ -1,11 +1,12 @@
 //! Taking over a snapshot in place of the rows in force.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use trireme_types::Version;
 
 use crate::cohort_table::sessions::Sessions;
-use crate::cohort_table::{CohortTable, State, Writer};
+use crate::cohort_table::{CohortTable, Serving, State, Writer, wait_for_readers};
 use crate::snapshot::{Record, SnapshotError, SnapshotHeader, StagedSnapshot};
 use crate::table::keys::{self, Meta, Place};
 use crate::table::{TableError, WriteBatch};
@@ -69,10 +70,11 @@ impl CohortTable {
         step(InstallStep::RowsWritten)?;
         state.core.flush()?;
         step(InstallStep::RowsDurable)?;
-        state.flip(new, &mut writer, loaded)?;
+        let replaced = state.flip(new, &mut writer, loaded)?;
         step(InstallStep::Flipped)?;
         state.core.flush()?;
         step(InstallStep::FlipDurable)?;
+        wait_for_readers(&replaced);
         state.core.remove_span(&old.all())?;
         tracing::info!(cohort = %state.id, applied = %writer.applied, "installed a snapshot");
         Ok(())
@@ -81,16 +83,19 @@ impl CohortTable {
 
 impl State {
     fn place(&self) -> Result<Place, TableError> {
-        let serving = self.serving.read();
-        serving.check(self.id)?;
-        Ok(Place { cohort: self.id, generation: serving.generation })
+        Ok(self.serving()?.place(self.id))
     }
 
-    /// Puts the generation `new` in force, for the disk and for readers.
-    fn flip(&self, new: Place, writer: &mut Writer, loaded: Writer) -> Result<(), TableError> {
-        // Readers on the old generation finish first, so that its rows can be removed after this.
-        let mut serving = self.serving.write();
-        serving.check(self.id)?;
+    /// Puts the generation `new` in force, for the disk and for readers, and returns what those still
+    /// keep that read the old one.
+    fn flip(
+        &self,
+        new: Place,
+        writer: &mut Writer,
+        loaded: Writer,
+    ) -> Result<Arc<Serving>, TableError> {
+        let _replacing = self.replacing.lock();
+        self.serving()?;
         let meta = Meta {
             generation: new.generation,
             applied: loaded.applied,
@@ -100,12 +105,13 @@ impl State {
         let mut batch = WriteBatch::default();
         batch.put(&[&keys::meta_key(self.id)], &[&meta.encode()]);
         self.core.write(batch)?;
-        serving.generation = new.generation;
+        let generation = new.generation;
+        let replaced = self.replace(|serving| Serving { generation, ..serving });
         *writer = loaded;
         self.protocol.write().clone_from(&writer.protocol);
         self.clock.store(writer.sessions.clock(), Ordering::Release);
         self.points.set_applied(writer.applied);
-        Ok(())
+        Ok(replaced)
     }
 }
 

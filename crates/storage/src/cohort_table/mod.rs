@@ -56,11 +56,13 @@ mod sessions;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use trireme_types::limits::{SCAN_BYTES_MAX, SCAN_ROWS_MAX};
-use trireme_types::{CohortId, Entry, KeyRange, Lsn, Outcome, Version};
+use trireme_types::{CohortId, Entry, KeyRange, Lsn, Outcome, PATH, Version};
 
 use crate::cohort_table::apply::Apply;
 use crate::cohort_table::sessions::Sessions;
@@ -72,6 +74,10 @@ use crate::table::{Core, Points, ScanBudget, Scanned, TableError, Visit, WriteBa
 /// milliseconds; more makes scans over deleted rows take fewer pages, and others wait longer.
 const PAGE_BUDGET: ScanBudget =
     ScanBudget { entries: 2 * SCAN_ROWS_MAX, bytes: 4 * SCAN_BYTES_MAX };
+
+/// How often it is looked whether the readers of what was replaced are done. Only a scan of files takes
+/// longer than this.
+const READERS_PAUSE: Duration = Duration::from_millis(1);
 
 /// What became of one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,10 +124,13 @@ struct State {
     id: CohortId,
     core: Arc<Core>,
     points: Arc<Points>,
-    /// Held for reading while rows are looked up, so that a generation is not removed under a
-    /// reader.
-    serving: RwLock<Serving>,
-    /// Taken before `serving` where both are needed.
+    /// Kept by each reader while rows are looked up, so that a generation is not removed under it. It is
+    /// replaced and never locked: what replaces it waits for the readers there are, and no later reader
+    /// waits for either.
+    serving: ArcSwap<Serving>,
+    /// Held while `serving` is replaced, so that no replacement is lost.
+    replacing: Mutex<()>,
+    /// Taken before `replacing` where both are needed.
     writer: Mutex<Writer>,
     protocol: RwLock<Option<(Lsn, Bytes)>>,
     /// The cohort's clock as of what was applied last.
@@ -129,7 +138,8 @@ struct State {
 }
 
 /// Where reads go.
-struct Serving {
+#[derive(Clone)]
+pub(crate) struct Serving {
     generation: u32,
     range: KeyRange,
     is_dropped: bool,
@@ -178,7 +188,8 @@ impl CohortTable {
             id,
             core,
             points,
-            serving: RwLock::new(serving),
+            serving: ArcSwap::from_pointee(serving),
+            replacing: Mutex::default(),
             protocol: RwLock::new(writer.protocol.clone()),
             clock: AtomicU64::new(meta.clock),
             writer: Mutex::new(writer),
@@ -195,9 +206,8 @@ impl CohortTable {
         let state = &*self.state;
         state.core.check_usable()?;
         let mut writer = state.writer.lock();
-        let serving = state.serving.read();
-        serving.check(state.id)?;
-        let place = Place { cohort: state.id, generation: serving.generation };
+        let serving = state.serving()?;
+        let place = serving.place(state.id);
         let entries = apply::decode(place, writer.applied, entries)?;
         if entries.is_empty() {
             return Ok(Vec::new());
@@ -211,6 +221,7 @@ impl CohortTable {
         }
         state.clock.store(writer.sessions.clock(), Ordering::Release);
         state.points.set_applied(writer.applied);
+        tracing::trace!(target: PATH, cohort = %state.id, upto = %writer.applied, "path: applied");
         Ok(applied)
     }
 
@@ -244,13 +255,11 @@ impl CohortTable {
     /// Returns the row of a key; `None` if there is none or if the key is not in the range.
     pub fn get(&self, key: &[u8]) -> Result<Option<Row>, TableError> {
         let state = &*self.state;
-        let serving = state.serving.read();
-        serving.check(state.id)?;
+        let serving = state.serving()?;
         if !serving.range.contains(key) {
             return Ok(None);
         }
-        let place = Place { cohort: state.id, generation: serving.generation };
-        let value = state.core.get(&place.row_key(key))?;
+        let value = state.core.get(&serving.place(state.id).row_key(key))?;
         value.map(|value| decode_row(state.id, key, &value)).transpose()
     }
 
@@ -258,15 +267,20 @@ impl CohortTable {
     /// includes in which it was found.
     pub fn get_with_applied(&self, key: &[u8]) -> Result<(Option<Row>, Lsn), TableError> {
         let state = &*self.state;
-        let serving = state.serving.read();
-        serving.check(state.id)?;
-        let place = Place { cohort: state.id, generation: serving.generation };
-        // The applied point is written together with the rows, and so it is read.
-        let keys = [&keys::meta_key(state.id)[..], &place.row_key(key)];
-        let [meta, value] = state.core.get_both(keys)?;
-        let value = value.filter(|_| serving.range.contains(key));
-        let row = value.map(|value| decode_row(state.id, key, &value)).transpose()?;
-        Ok((row, applied_of(state.id, meta.as_ref())?))
+        loop {
+            let serving = state.serving()?;
+            let place = serving.place(state.id);
+            // The applied point is written together with the rows, and so it is read.
+            let keys = [&keys::meta_key(state.id)[..], &place.row_key(key)];
+            let [meta, value] = state.core.get_both(keys)?;
+            let Some(applied) = applied_of(place, meta.as_ref())? else {
+                std::thread::yield_now();
+                continue;
+            };
+            let value = value.filter(|_| serving.range.contains(key));
+            let row = value.map(|value| decode_row(state.id, key, &value)).transpose()?;
+            return Ok((row, applied));
+        }
     }
 
     /// Returns what [`CohortTable::get_with_applied`] does if that takes no read of a file; `None`
@@ -276,29 +290,27 @@ impl CohortTable {
         key: &[u8],
     ) -> Result<Option<(Option<Row>, Lsn)>, TableError> {
         let state = &*self.state;
-        let serving = state.serving.read();
-        serving.check(state.id)?;
-        let place = Place { cohort: state.id, generation: serving.generation };
+        let serving = state.serving()?;
+        let place = serving.place(state.id);
         let keys = [&keys::meta_key(state.id)[..], &place.row_key(key)];
         let Some([meta, value]) = state.core.get_both_resident(keys)? else { return Ok(None) };
+        // Where the rows are just being replaced, whoever may wait reads again.
+        let Some(applied) = applied_of(place, meta.as_ref())? else { return Ok(None) };
         let value = value.filter(|_| serving.range.contains(key));
         let row = value.map(|value| decode_row(state.id, key, &value)).transpose()?;
-        Ok(Some((row, applied_of(state.id, meta.as_ref())?)))
+        Ok(Some((row, applied)))
     }
 
     /// Returns what [`CohortTable::get`] does if that takes no read of a file: the outer option is
     /// `None` where a file may have to be read.
     pub fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Row>>, TableError> {
         let state = &*self.state;
-        let serving = state.serving.read();
-        serving.check(state.id)?;
+        let serving = state.serving()?;
         if !serving.range.contains(key) {
             return Ok(Some(None));
         }
-        let place = Place { cohort: state.id, generation: serving.generation };
-        let Some(value) = state.core.get_resident(&place.row_key(key))? else {
-            return Ok(None);
-        };
+        let row_key = serving.place(state.id).row_key(key);
+        let Some(value) = state.core.get_resident(&row_key)? else { return Ok(None) };
         Ok(Some(value.map(|value| decode_row(state.id, key, &value)).transpose()?))
     }
 
@@ -314,10 +326,8 @@ impl CohortTable {
         reverse: bool,
     ) -> Result<ScanPage, TableError> {
         let state = &*self.state;
-        let serving = state.serving.read();
-        serving.check(state.id)?;
-        let place = Place { cohort: state.id, generation: serving.generation };
-        let mut span = place.rows(&serving.range.intersection(range));
+        let serving = state.serving()?;
+        let mut span = serving.place(state.id).rows(&serving.range.intersection(range));
         span.reverse = reverse;
         collect(state.id, limit, |visit| Ok(((), state.core.scan(&span, PAGE_BUDGET, visit)?)))
             .map(|(page, ())| page)
@@ -332,21 +342,31 @@ impl CohortTable {
         reverse: bool,
     ) -> Result<(ScanPage, Lsn), TableError> {
         let state = &*self.state;
-        let serving = state.serving.read();
-        serving.check(state.id)?;
-        let place = Place { cohort: state.id, generation: serving.generation };
-        let mut span = place.rows(&serving.range.intersection(range));
-        span.reverse = reverse;
         let meta_key = keys::meta_key(state.id);
-        let scan = |visit: Visit<'_>| state.core.get_and_scan(&meta_key, &span, PAGE_BUDGET, visit);
-        let (page, meta) = collect(state.id, limit, scan)?;
-        Ok((page, applied_of(state.id, meta.as_ref())?))
+        loop {
+            let serving = state.serving()?;
+            let place = serving.place(state.id);
+            let mut span = place.rows(&serving.range.intersection(range));
+            span.reverse = reverse;
+            let scan =
+                |visit: Visit<'_>| state.core.get_and_scan(&meta_key, &span, PAGE_BUDGET, visit);
+            let (page, meta) = collect(state.id, limit, scan)?;
+            if let Some(applied) = applied_of(place, meta.as_ref())? {
+                return Ok((page, applied));
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// Has the table serve `range` from now on. Rows outside it stay on disk but are not served,
     /// and commands on them have the outcome [`Outcome::WrongRange`].
+    /// When this returns, nothing of the range before is under way.
     pub fn set_range(&self, range: KeyRange) {
-        self.state.serving.write().range = range;
+        let replaced = {
+            let _replacing = self.state.replacing.lock();
+            self.state.replace(|serving| Serving { range, ..serving })
+        };
+        wait_for_readers(&replaced);
     }
 
     /// Begins a snapshot of the table as of this call: the rows in the range, the sessions and the
@@ -355,9 +375,8 @@ impl CohortTable {
         let state = &*self.state;
         // Nothing is applied while the view is taken, so it fits the header.
         let writer = state.writer.lock();
-        let serving = state.serving.read();
-        serving.check(state.id)?;
-        let place = Place { cohort: state.id, generation: serving.generation };
+        let serving = state.serving()?;
+        let place = serving.place(state.id);
         let header = SnapshotHeader {
             cohort: state.id,
             applied: writer.applied,
@@ -371,15 +390,51 @@ impl CohortTable {
         Ok(SnapshotReader::new(header, sessions, rows))
     }
 
-    /// Refuses everything from now on.
+    /// Does what a reader does while it looks up rows, until what this returns is dropped.
+    #[cfg(test)]
+    pub(crate) fn begin_to_read(&self) -> impl Drop + '_ {
+        self.state.serving.load_full()
+    }
+
+    /// Refuses everything from now on. When this returns, nothing is under way any more.
     pub(crate) fn set_dropped(&self) {
-        self.state.serving.write().is_dropped = true;
+        let replaced = {
+            let _replacing = self.state.replacing.lock();
+            self.state.replace(|serving| Serving { is_dropped: true, ..serving })
+        };
+        wait_for_readers(&replaced);
+    }
+}
+
+impl State {
+    /// Returns where reads go now, which stays as it is while the caller keeps it.
+    fn serving(&self) -> Result<Guard<Arc<Serving>>, TableError> {
+        let serving = self.serving.load();
+        serving.check(self.id)?;
+        Ok(serving)
+    }
+
+    /// Has later reads go elsewhere, and returns where they went. `replacing` is held.
+    fn replace(&self, change: impl FnOnce(Serving) -> Serving) -> Arc<Serving> {
+        let next = change(Serving::clone(&self.serving.load()));
+        self.serving.swap(Arc::new(next))
+    }
+}
+
+/// Waits until nobody reads where `replaced` says any more.
+fn wait_for_readers(replaced: &Arc<Serving>) {
+    while Arc::strong_count(replaced) > 1 {
+        std::thread::sleep(READERS_PAUSE);
     }
 }
 
 impl Serving {
     fn check(&self, id: CohortId) -> Result<(), TableError> {
         if self.is_dropped { Err(TableError::Dropped(id)) } else { Ok(()) }
+    }
+
+    const fn place(&self, cohort: CohortId) -> Place {
+        Place { cohort, generation: self.generation }
     }
 }
 
@@ -443,9 +498,12 @@ fn collect<T>(
     damaged.map_or(Ok((page, value)), Err)
 }
 
-/// Reads the last applied entry from a cohort's meta row; without one nothing was applied.
-fn applied_of(cohort: CohortId, meta: Option<&Bytes>) -> Result<Lsn, TableError> {
-    meta.map_or(Ok(Lsn::ZERO), |meta| Ok(Meta::decode(cohort, meta)?.applied))
+/// Reads the last applied entry from a cohort's meta row; without one nothing was applied. `None` if the
+/// row is of another generation than what was read with it, which is just being replaced.
+fn applied_of(place: Place, meta: Option<&Bytes>) -> Result<Option<Lsn>, TableError> {
+    let Some(meta) = meta else { return Ok(Some(Lsn::ZERO)) };
+    let Meta { generation, applied, .. } = Meta::decode(place.cohort, meta)?;
+    Ok((generation == place.generation).then_some(applied))
 }
 
 fn decode_row(cohort: CohortId, key: &[u8], value: &Bytes) -> Result<Row, TableError> {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Instant;
 
-use trireme_types::{CohortId, Durability, Entry};
+use trireme_types::{CohortId, Durability, Entry, PATH};
 
 use super::cohort::Cohort;
 use super::format::{
@@ -323,6 +323,7 @@ impl Writer {
         self.core.counters.syncs.fetch_add(1, Ordering::Relaxed);
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.core.counters.last_sync_micros.store(micros, Ordering::Relaxed);
+        tracing::trace!(target: PATH, micros, "path: forced");
         self.synced_block = self.next_block - 1;
         Ok(())
     }

@@ -1,0 +1,323 @@
+//! Has clusters suffer faults while callers write and read, and draws what came of it over time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::time::sleep_until;
+use trireme_client::{ClientOptions, Consistency};
+use trireme_testbed::{Cluster, Frozen, Lost, Statuses, Suffering};
+use trireme_types::NodeId;
+
+use super::{Contender, Run, Steps};
+use crate::load::{Asked, Done, Load, Recorded, nanoseconds};
+use crate::report::{FaultReport, Suffered};
+use crate::suite::{FAULT_CALLERS, Fault, FaultKind, SLOW_BY, Sizes, Workload};
+
+/// The time line is cut into pieces of this length.
+const PIECE: Duration = Duration::from_millis(100);
+
+/// How many pieces in a row must reach a part of the former throughput for it to count as reached.
+const PIECES_REACHED: usize = 5;
+
+/// How long a caller waits for one node before it asks again, and for an operation in all. Short,
+/// so that what is measured is the cluster's outage and not the client's wait.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// See [`ATTEMPT_TIMEOUT`].
+const DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long a healed cluster may take until it serves and all its replicas follow.
+const WHOLE_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// How many keys callers write and read meanwhile.
+const KEYS: u64 = 200;
+
+/// How far apart two replicas are lost: long enough for a configuration to be changed.
+const SECOND_LOSS_AFTER: Duration = Duration::from_secs(2);
+
+/// Returns about how long one system takes with one fault.
+pub(super) fn run_s(sizes: &Sizes) -> f64 {
+    (sizes.before + sizes.during + sizes.after).as_secs_f64() + 4.0
+}
+
+/// Has a cluster of each protocol suffer a fault.
+pub(super) async fn run(
+    run: &Run,
+    contenders: &[Contender],
+    fault: Fault,
+    sizes: &Sizes,
+    steps: &mut Steps,
+) -> anyhow::Result<()> {
+    let from = sizes.before.as_secs_f64();
+    let mut report = FaultReport {
+        name: fault.name.to_owned(),
+        description: fault.description.to_owned(),
+        from_s: from,
+        to_s: from + sizes.during.as_secs_f64(),
+        systems: Vec::new(),
+    };
+    for contender in contenders.iter().filter(|it| it.system.role == "protocol") {
+        let name = &contender.system.name;
+        steps.begin(format!("{}: {name}", fault.name), run_s(sizes));
+        let suffered = match suffer(run, contender, fault, sizes).await {
+            Ok(suffered) => suffered,
+            // A run that could not be carried out is shown as such, and the others go on.
+            Err(error) => Suffered { error: Some(format!("{error:#}")), ..Suffered::default() },
+        };
+        report.systems.push(Suffered { system: name.clone(), ..suffered });
+    }
+    run.report.lock().faults.push(report);
+    Ok(())
+}
+
+async fn suffer(
+    run: &Run,
+    contender: &Contender,
+    fault: Fault,
+    sizes: &Sizes,
+) -> anyhow::Result<Suffered> {
+    let mut cluster = run.start(contender).await?;
+    let options = ClientOptions {
+        deadline: DEADLINE,
+        attempt_timeout: ATTEMPT_TIMEOUT,
+        ..ClientOptions::default()
+    };
+    let client = run.client(&cluster, options).await?;
+    let workload = Workload {
+        name: fault.name,
+        description: fault.description,
+        callers: FAULT_CALLERS,
+        reads: 0.5,
+        consistency: Consistency::Strong,
+        zipfian: false,
+        rate: None,
+    };
+    let (keys, value_bytes, seed) = (KEYS, sizes.value_bytes, run.options.seed);
+    let (tag, epoch) = (fault.name.to_owned(), Instant::now());
+    let load = Load { client, workload, keys, value_bytes, seed, tag, epoch, handicap_percent: 0 };
+    let filled = load.fill().await?;
+    cluster.wait_until_whole(WHOLE_TIMEOUT).await?;
+
+    let start = Instant::now();
+    let (begin, end) = (start + sizes.before, start + sizes.before + sizes.during);
+    let (done, injected) = tokio::join!(load.run_until(end + sizes.after), async {
+        sleep_until(begin.into()).await;
+        let mut victims = Victims::default();
+        let begun = inflict(&mut cluster, fault.kind, &mut victims).await?;
+        sleep_until(end.into()).await;
+        heal(&mut cluster, victims).await?;
+        Ok::<_, anyhow::Error>(begun)
+    });
+    let (done, begun) = (done?, injected.context("the fault could not be inflicted")?);
+    cluster.wait_until_whole(WHOLE_TIMEOUT).await.context("after the fault")?;
+    let last = load.read_all().await?;
+    let suffered = measure(&done, (epoch, start, begun), sizes);
+    drop(cluster);
+    let operations = [filled.operations, done.operations].concat();
+    run.judge(format!("{}, {}", contender.system.name, fault.name), operations, last.operations)
+        .await?;
+    if last.failed > 0 {
+        let why = last.first_error.unwrap_or_default();
+        anyhow::bail!("{} keys could not be read after the fault: {why}", last.failed);
+    }
+    Ok(suffered)
+}
+
+/// Whom a fault has hit, until it is healed.
+#[derive(Default)]
+struct Victims {
+    killed: Vec<NodeId>,
+    frozen: Option<Frozen>,
+    has_faults: bool,
+}
+
+/// Has the cluster suffer, and returns when that began.
+async fn inflict(
+    cluster: &mut Cluster,
+    kind: FaultKind,
+    victims: &mut Victims,
+) -> anyhow::Result<Instant> {
+    let statuses = cluster.statuses().await?;
+    let (leader, _) = statuses.leader().context("no replica leads")?;
+    let follower = follower(&statuses)?;
+    let begun = Instant::now();
+    match kind {
+        FaultKind::LeaderKill => kill(cluster, leader, victims).await?,
+        FaultKind::FollowerKill => kill(cluster, follower, victims).await?,
+        FaultKind::LeaderPause => victims.frozen = Some(cluster.freeze(leader)?),
+        FaultKind::LeaderCut => {
+            cluster.suffer(leader, Suffering::links(Lost::BothWays, false)).await?;
+        }
+        FaultKind::LeaderMute => {
+            cluster.suffer(leader, Suffering::links(Lost::FromLeader, false)).await?;
+        }
+        FaultKind::SlowFollower => cluster.delay_all_from(follower, SLOW_BY).await?,
+        FaultKind::StalledDisk => cluster.suffer(leader, Suffering::StalledDisk).await?,
+        FaultKind::CoordinatorDown => cluster.cut_coordinator().await?,
+        FaultKind::CoordinatorDownLeaderKill => {
+            cluster.cut_coordinator().await?;
+            kill(cluster, leader, victims).await?;
+        }
+        FaultKind::RollingRestart => {
+            for node in cluster.processes().into_keys() {
+                cluster.kill(node).await?;
+                cluster.restart(node)?;
+                cluster.wait_until_whole(WHOLE_TIMEOUT).await?;
+            }
+        }
+        FaultKind::TwoLost => {
+            kill(cluster, leader, victims).await?;
+            sleep_until((begun + SECOND_LOSS_AFTER).into()).await;
+            // Whoever leads now is kept: what is asked is whether one replica is enough.
+            let led = cluster.statuses().await?.leader().map(|(node, _)| node);
+            let second = cluster.processes().into_keys().find(|node| Some(*node) != led);
+            kill(cluster, second.context("no second replica runs")?, victims).await?;
+        }
+    }
+    victims.has_faults = matches!(
+        kind,
+        FaultKind::LeaderCut
+            | FaultKind::LeaderMute
+            | FaultKind::SlowFollower
+            | FaultKind::StalledDisk
+            | FaultKind::CoordinatorDown
+            | FaultKind::CoordinatorDownLeaderKill
+    );
+    Ok(begun)
+}
+
+async fn kill(cluster: &mut Cluster, node: NodeId, victims: &mut Victims) -> anyhow::Result<()> {
+    cluster.kill(node).await?;
+    victims.killed.push(node);
+    Ok(())
+}
+
+fn follower(statuses: &Statuses) -> anyhow::Result<NodeId> {
+    statuses.followers().first().copied().context("there is no follower")
+}
+
+async fn heal(cluster: &mut Cluster, victims: Victims) -> anyhow::Result<()> {
+    if victims.has_faults {
+        cluster.heal_all().await?;
+    }
+    if let Some(frozen) = victims.frozen {
+        frozen.thaw()?;
+    }
+    victims.killed.into_iter().try_for_each(|node| cluster.restart(node))
+}
+
+/// Returns the time line of a run, and what can be read off it.
+fn measure(
+    done: &Done,
+    (epoch, start, begun): (Instant, Instant, Instant),
+    sizes: &Sizes,
+) -> Suffered {
+    let zero = nanoseconds(start - epoch);
+    let all = sizes.before + sizes.during + sizes.after;
+    let pieces = usize::try_from(all.as_millis() / PIECE.as_millis()).unwrap_or(usize::MAX);
+    let at = |returned: u64| {
+        let piece = returned.checked_sub(zero)? / nanoseconds(PIECE);
+        usize::try_from(piece).ok().filter(|piece| *piece < pieces)
+    };
+    let (mut writes, mut reads) = (vec![0_u32; pieces], vec![0_u32; pieces]);
+    let mut latencies: Vec<Vec<u64>> = vec![Vec::new(); pieces];
+    let mut acknowledged = Vec::new();
+    for operation in &done.operations {
+        let Some(returned) = operation.returned else { continue };
+        let Some(piece) = at(returned) else { continue };
+        match operation.asked {
+            Asked::Put(_) => {
+                writes[piece] += 1;
+                latencies[piece].push((returned - operation.called) / 1000);
+                acknowledged.push(returned);
+            }
+            Asked::Get(_) => reads[piece] += 1,
+        }
+    }
+    acknowledged.sort_unstable();
+    let fault = nanoseconds(begun - epoch);
+    let first = usize::try_from((fault - zero) / nanoseconds(PIECE)).unwrap_or(0).min(pieces);
+    let end = usize::try_from((sizes.before + sizes.during).as_millis() / PIECE.as_millis());
+    let end = end.unwrap_or(pieces).min(pieces);
+    let before_per_s = per_second(&writes[..first]);
+    let after = |part: f64| reached_after(&writes[first..], before_per_s * part);
+    let late = end.saturating_sub(10);
+    let middle = usize::midpoint(first, end);
+    Suffered {
+        system: String::new(),
+        write_p50_us: latencies.iter().map(|piece| median(piece.clone())).collect(),
+        longest_outage_ms: longest_gap(&acknowledged, fault, zero + nanoseconds(all)),
+        half_after_ms: after(0.5),
+        nine_tenths_after_ms: after(0.9),
+        nearly_all_after_ms: after(0.99),
+        before_per_s,
+        late_in_fault_per_s: per_second(&writes[late..end]),
+        write_p50_before_us: median(latencies[..first].concat()),
+        write_p50_in_fault_us: median(latencies[middle..end].concat()),
+        writes,
+        reads,
+        failed: done.failed,
+        unknown: done.operations.iter().filter(is_unknown).count() as u64,
+        error: None,
+    }
+}
+
+fn is_unknown(operation: &&Recorded) -> bool {
+    operation.returned.is_none()
+}
+
+/// Returns how many there were in a second.
+fn per_second(pieces: &[u32]) -> f64 {
+    let sum: f64 = pieces.iter().copied().map(f64::from).sum();
+    let seconds = PIECE.as_secs_f64() * pieces.len() as f64;
+    if pieces.is_empty() { 0.0 } else { sum / seconds }
+}
+
+/// Returns after how many milliseconds a throughput was reached, and kept for half a second on
+/// average.
+fn reached_after(pieces: &[u32], throughput: f64) -> Option<f64> {
+    let at = pieces.windows(PIECES_REACHED).position(|few| per_second(few) >= throughput)?;
+    Some(at as f64 * PIECE.as_secs_f64() * 1000.0)
+}
+
+/// Returns the longest time, in milliseconds, without an acknowledgement between the last one before
+/// `from` and `end`.
+fn longest_gap(acknowledged: &[u64], from: u64, end: u64) -> f64 {
+    let first = acknowledged.partition_point(|at| *at < from).saturating_sub(1);
+    let mut last = acknowledged.get(first).map_or(from, |at| *at.min(&from));
+    let mut longest = 0;
+    for &at in acknowledged[first.min(acknowledged.len())..].iter().chain([&end]) {
+        longest = longest.max(at.saturating_sub(last));
+        last = last.max(at);
+    }
+    longest as f64 / 1e6
+}
+
+fn median(mut latencies: Vec<u64>) -> f64 {
+    latencies.sort_unstable();
+    latencies.get(latencies.len() / 2).map_or(0.0, |latency| *latency as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_gap_begins_before_the_fault_or_after_it() {
+        let ms = |at: u64| at * 1_000_000;
+        let acknowledged = [ms(10), ms(20), ms(500), ms(510)];
+        let near = |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-6, "{found}");
+        near(longest_gap(&acknowledged, ms(25), ms(520)), 480.0);
+        near(longest_gap(&acknowledged, ms(505), ms(520)), 10.0);
+        near(longest_gap(&acknowledged, ms(505), ms(900)), 390.0);
+        near(longest_gap(&[], ms(100), ms(300)), 200.0);
+    }
+
+    #[test]
+    fn a_throughput_is_reached_when_it_is_kept() {
+        let pieces = [0, 0, 9, 0, 0, 10, 10, 10, 10, 10, 10];
+        assert_eq!(reached_after(&pieces, 100.0), Some(500.0));
+        assert_eq!(reached_after(&pieces, 101.0), None);
+        assert!((per_second(&pieces[5..]) - 100.0).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,307 @@
+//! Starts clusters, takes turns among them, and fills the report.
+
+mod faults;
+mod path;
+mod sweeps;
+mod workloads;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use parking_lot::Mutex;
+use trireme_client::{Client, ClientOptions};
+use trireme_testbed::{ALLOW_FAULTS, Cluster, ClusterArgs};
+use trireme_types::{Durability, Engine, Protocol};
+
+use crate::claims;
+use crate::report::{Checks, Handicap, Machine, Report, SCHEMA, System};
+use crate::suite::{Fault, SWEEPS, Suite, Sweep, Workload};
+use crate::{machine, predictions};
+
+/// What is compared, how, and where.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The `trireme` program.
+    pub program: PathBuf,
+    /// The protocols, in the order of the report.
+    pub protocols: Vec<Protocol>,
+    /// How long everything takes.
+    pub suite: Suite,
+    /// The workloads; empty for those of the suite.
+    pub workloads: Vec<Workload>,
+    /// The faults; empty for those of the suite.
+    pub faults: Vec<Fault>,
+    /// Whether no workload, or no fault, is wanted rather than the suite's.
+    pub without: Without,
+    /// Systems whose callers are slowed down in the workloads.
+    pub handicaps: Vec<Handicap>,
+    /// What all choices are made from.
+    pub seed: u64,
+    /// The storage engine.
+    pub engine: Engine,
+    /// What an acknowledged write has survived.
+    pub durability: Durability,
+    /// Where the clusters' folders are made; `None` for the system's temporary folder.
+    pub folder: Option<PathBuf>,
+}
+
+/// What of the suite is left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Without {
+    /// No workload is driven.
+    pub workloads: bool,
+    /// No fault is suffered.
+    pub faults: bool,
+}
+
+/// A comparison that goes on. What it has found so far can be fetched at any time.
+#[derive(Clone)]
+pub struct Run {
+    options: Arc<Options>,
+    report: Arc<Mutex<Report>>,
+    progress: Arc<dyn Fn(Progress) + Send + Sync>,
+}
+
+/// How far a comparison has come.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// What is being done.
+    pub what: String,
+    /// Which part of the whole is done, by the time that it takes.
+    pub part: f64,
+    /// About how many seconds are left.
+    pub left_s: f64,
+}
+
+/// One of the systems that are compared, with what its clusters are started with.
+#[derive(Clone, Debug)]
+struct Contender {
+    system: System,
+    protocol: Protocol,
+}
+
+impl Run {
+    /// Returns a comparison that is yet to run. `progress` is called whenever a step begins.
+    pub fn new(options: Options, progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let report = Report {
+            schema: SCHEMA,
+            trireme: env!("CARGO_PKG_VERSION").to_owned(),
+            suite: options.suite.name().to_owned(),
+            seed: options.seed,
+            began_s: began.as_secs(),
+            machine: Machine::this(),
+            handicaps: options.handicaps.clone(),
+            ..Report::default()
+        };
+        let (options, report) = (Arc::new(options), Arc::new(Mutex::new(report)));
+        Self { options, report, progress: Arc::new(progress) }
+    }
+
+    /// Returns what was found so far.
+    pub fn report(&self) -> Report {
+        self.report.lock().clone()
+    }
+
+    /// Runs everything. Dropped, it stops its clusters and leaves the report as far as it came.
+    pub async fn run(&self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let contenders = self.contenders();
+        let sizes = self.options.suite.sizes();
+        let (workloads, faults) = (self.workloads(), self.faults());
+        let mut steps = Steps::new(self, &contenders, &workloads, &faults);
+        self.probe_disk()?;
+        self.report.lock().systems = contenders.iter().map(|it| it.system.clone()).collect();
+        if !workloads.is_empty() {
+            workloads::run(self, &contenders, &workloads, &sizes, &mut steps).await?;
+        }
+        for fault in faults {
+            faults::run(self, &contenders, fault, &sizes, &mut steps).await?;
+        }
+        if self.is_whole() {
+            path::run(self, &contenders, &mut steps).await?;
+        }
+        for sweep in self.sweeps() {
+            sweeps::run(self, &contenders, sweep, &mut steps).await?;
+        }
+        let mut report = self.report.lock();
+        report.claims = claims::judge(&report);
+        report.predictions = predictions::judge(&report);
+        report.took_s = began.elapsed().as_secs_f64();
+        report.is_complete = true;
+        Ok(())
+    }
+
+    fn workloads(&self) -> Vec<Workload> {
+        match self.options.workloads.as_slice() {
+            _ if self.options.without.workloads => Vec::new(),
+            [] => self.options.suite.workloads(),
+            chosen => chosen.to_vec(),
+        }
+    }
+
+    fn faults(&self) -> Vec<Fault> {
+        match self.options.faults.as_slice() {
+            _ if self.options.without.faults => Vec::new(),
+            [] => self.options.suite.faults(),
+            chosen => chosen.to_vec(),
+        }
+    }
+
+    /// Whether the whole suite is run, and not only what was named.
+    fn is_whole(&self) -> bool {
+        let Options { workloads, faults, without, .. } = &*self.options;
+        workloads.is_empty() && faults.is_empty() && *without == Without::default()
+    }
+
+    /// Returns the papers' experiments: all of them, unless something else was asked for.
+    fn sweeps(&self) -> Vec<Sweep> {
+        let has_values = !self.options.suite.sweep_values().is_empty();
+        if self.is_whole() && has_values { SWEEPS.to_vec() } else { Vec::new() }
+    }
+
+    /// Returns the protocols, one replica without any, and the first protocol once more: two clusters
+    /// that do not differ show how much two figures differ by chance.
+    fn contenders(&self) -> Vec<Contender> {
+        let system = |name: &str, protocol: Protocol, nodes, description: &str, role: &str| {
+            let (name, description, role) = (name.into(), description.into(), role.into());
+            let system =
+                System { name, protocol: protocol.name().into(), nodes, description, role };
+            Contender { system, protocol }
+        };
+        let of = |protocol: Protocol| {
+            system(protocol.name(), protocol, 3, description(protocol), "protocol")
+        };
+        let mut contenders: Vec<_> = self.options.protocols.iter().copied().map(of).collect();
+        let alone = "One replica, which waits for its own disk alone: what the machine can do \
+                     without replication.";
+        contenders.push(system("none", Protocol::Raft, 1, alone, "none"));
+        if let Some(first) = self.options.protocols.first() {
+            let name = format!("{} again", first.name());
+            let again = "The first protocol once more: where it differs from itself, so do the \
+                         others by chance.";
+            contenders.push(system(&name, *first, 3, again, "control"));
+        }
+        contenders
+    }
+
+    fn probe_disk(&self) -> anyhow::Result<()> {
+        let parent = self.options.folder.clone().unwrap_or_else(std::env::temp_dir);
+        let folder = tempfile::tempdir_in(parent).context("making a folder")?;
+        let times = machine::forced_writes(folder.path())?;
+        let at = |percent: usize| {
+            let rank = (times.len() * percent).div_ceil(100).max(1);
+            times[rank - 1].as_secs_f64() * 1e6
+        };
+        let durability = &mut self.report.lock().durability;
+        (durability.forced_write_p50_us, durability.forced_write_p99_us) = (at(50), at(99));
+        Ok(())
+    }
+
+    /// Starts a cluster of a contender.
+    async fn start(&self, contender: &Contender) -> anyhow::Result<Cluster> {
+        self.start_with(contender, &[]).await
+    }
+
+    /// Starts a cluster of a contender whose nodes have more options than others.
+    async fn start_with(&self, contender: &Contender, options: &[&str]) -> anyhow::Result<Cluster> {
+        let Options { program, engine, durability, folder, .. } = &*self.options;
+        let args = ClusterArgs {
+            nodes: contender.system.nodes,
+            engine: *engine,
+            durability: *durability,
+            folder: folder.clone(),
+            ..ClusterArgs::of(program.clone())
+        };
+        let options = [&[ALLOW_FAULTS], options].concat();
+        let cluster = Cluster::start(&args, contender.protocol, &options).await;
+        let cluster = cluster.with_context(|| format!("starting {}", contender.system.name))?;
+        let conditions = cluster.conditions().await?;
+        let found = &mut self.report.lock().durability;
+        found.setting = conditions.durability;
+        found.engine = conditions.engine;
+        found.is_in_memory = conditions.in_memory;
+        Ok(cluster)
+    }
+
+    async fn client(&self, cluster: &Cluster, options: ClientOptions) -> anyhow::Result<Client> {
+        cluster.client(options).await
+    }
+
+    /// Judges a history away from the runtime's threads, and keeps what was found.
+    async fn judge(
+        &self,
+        what: String,
+        operations: Vec<crate::load::Recorded>,
+        last: Vec<crate::load::Recorded>,
+    ) -> anyhow::Result<()> {
+        let mut checks: Checks = self.report.lock().checks.clone();
+        let judged = tokio::task::spawn_blocking(move || {
+            crate::judge::judge(&what, &operations, &last, &mut checks);
+            checks
+        });
+        self.report.lock().checks = judged.await.context("judging a history")?;
+        Ok(())
+    }
+}
+
+/// Returns what a protocol is, for a reader who knows none.
+const fn description(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Spinnaker => {
+            "A leader forces each write on a majority; a coordinator elects the leader. Strong reads \
+             are answered by the leader alone, under a lease."
+        }
+        Protocol::Raft => {
+            "A leader forces each write on a majority; the replicas elect it among themselves. \
+             Strong reads ask a majority first."
+        }
+        Protocol::Pacifica => {
+            "A primary forces each write on all replicas of the configuration; a replica that does \
+             not answer is removed through a configuration manager. Strong reads are answered by the \
+             primary alone, under leases."
+        }
+    }
+}
+
+/// The steps of a run, each with the seconds that it is expected to take.
+struct Steps {
+    progress: Arc<dyn Fn(Progress) + Send + Sync>,
+    done: f64,
+    all: f64,
+}
+
+/// About how long it takes to start a cluster, or to judge what was done to one, in seconds.
+const START_S: f64 = 2.0;
+
+impl Steps {
+    fn new(run: &Run, contenders: &[Contender], workloads: &[Workload], faults: &[Fault]) -> Self {
+        let sizes = run.options.suite.sizes();
+        let systems = |faulty: bool| {
+            let taken = contenders.iter().filter(|it| !faulty || it.system.role == "protocol");
+            taken.count() as f64
+        };
+        let round = workloads::round_s(&sizes) * sizes.rounds as f64;
+        let driven: f64 = workloads.len() as f64 * systems(false) * round;
+        let each = 2.0 * START_S + sizes.idle.as_secs_f64();
+        let starts = if workloads.is_empty() { 0.0 } else { systems(false) * each };
+        let suffered = faults.len() as f64 * systems(true) * faults::run_s(&sizes);
+        let values = run.options.suite.sweep_values().iter().map(|value| sweeps::value_s(*value));
+        let swept = run.sweeps().len() as f64 * values.sum::<f64>();
+        let followed = if run.is_whole() { systems(true) * path::RUN_S } else { 0.0 };
+        Self {
+            progress: Arc::clone(&run.progress),
+            done: 0.0,
+            all: (driven + starts + suffered + swept + followed).max(1.0),
+        }
+    }
+
+    /// Says that a step of about so many seconds begins.
+    fn begin(&mut self, what: String, seconds: f64) {
+        let (part, left_s) = ((self.done / self.all).min(1.0), (self.all - self.done).max(0.0));
+        (self.progress)(Progress { what, part, left_s });
+        self.done += seconds;
+    }
+}

@@ -1,0 +1,335 @@
+//! Drives the workloads: every round drives every system before the next round begins.
+
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use trireme_client::{Client, ClientOptions};
+use trireme_testbed::Cluster;
+
+use super::{Contender, Run, START_S, Steps};
+use crate::load::{Asked, Load, Recorded, nanoseconds};
+use crate::machine::processor_time;
+use crate::report::{Cost, Idle, Measured, WorkloadReport};
+use crate::statistics::{interval, ratio, shows_difference};
+use crate::suite::{Sizes, Workload};
+
+/// The digits that a latency keeps.
+const LATENCY_DIGITS: u8 = 3;
+
+/// At how many points a distribution of latencies is drawn.
+const CDF_POINTS: u32 = 60;
+
+/// How long whoever drives a system leaves alone what the round before has left behind.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A cluster that is driven, with everything that was done to it.
+struct Driven {
+    cluster: Cluster,
+    client: Client,
+    epoch: Instant,
+    operations: Vec<Recorded>,
+    handicap_percent: u32,
+}
+
+/// What a system did under one workload so far.
+struct Rounds {
+    throughput: Vec<f64>,
+    p50: Vec<f64>,
+    p99: Vec<f64>,
+    all: Histogram<u64>,
+    failed: u64,
+    unknown: u64,
+    costs: Usage,
+    costed: u64,
+}
+
+/// What all nodes of a cluster have used.
+#[derive(Clone, Copy, Debug, Default)]
+struct Usage {
+    processor: Duration,
+    syncs: u64,
+    log_bytes: u64,
+    entries: u64,
+    messages: u64,
+    network_bytes: u64,
+    heartbeats: u64,
+}
+
+/// Returns about how long a round of one system takes.
+pub(super) fn round_s(sizes: &Sizes) -> f64 {
+    (PAUSE + sizes.warm_up + sizes.measured).as_secs_f64()
+}
+
+/// Drives all workloads at all systems.
+pub(super) async fn run(
+    run: &Run,
+    contenders: &[Contender],
+    workloads: &[Workload],
+    sizes: &Sizes,
+    steps: &mut Steps,
+) -> anyhow::Result<()> {
+    let mut driven = Vec::new();
+    for contender in contenders {
+        steps.begin(format!("starting {}", contender.system.name), START_S);
+        driven.push(start(run, contender, workloads[0], sizes).await?);
+    }
+    for (contender, driven) in contenders.iter().zip(&driven) {
+        steps.begin(format!("{}, idle", contender.system.name), sizes.idle.as_secs_f64());
+        let idle = idle(&contender.system.name, driven, sizes.idle).await?;
+        run.report.lock().idle.push(idle);
+    }
+    for (index, workload) in workloads.iter().enumerate() {
+        // Only the first workload is driven at the control: it shows what differs by chance.
+        let taking_part = |at: &usize| index == 0 || contenders[*at].system.role != "control";
+        let systems: Vec<usize> = (0..contenders.len()).filter(taking_part).collect();
+        let mut rounds: Vec<Rounds> = systems.iter().map(|_| Rounds::new()).collect();
+        for round in 0..sizes.rounds {
+            for turn in 0..systems.len() {
+                // Each round begins with another system, so that none always comes first.
+                let at = (turn + round) % systems.len();
+                let name = &contenders[systems[at]].system.name;
+                let what = format!("{}: {name}, round {}", workload.name, round + 1);
+                steps.begin(what, round_s(sizes));
+                let tag = format!("{index}-{round}");
+                let seed = run.options.seed ^ ((index as u64) << 32 | round as u64);
+                let driven = &mut driven[systems[at]];
+                drive(driven, *workload, sizes, (seed, tag), &mut rounds[at]).await?;
+            }
+        }
+        let names = systems.iter().map(|at| contenders[*at].system.name.clone());
+        let systems = names.zip(&rounds).map(|(name, rounds)| rounds.measured(name)).collect();
+        let mut report = WorkloadReport {
+            name: workload.name.to_owned(),
+            description: workload.description.to_owned(),
+            callers: workload.callers,
+            rate: workload.rate,
+            value_bytes: sizes.value_bytes,
+            keys: sizes.keys,
+            systems,
+            finding: String::new(),
+        };
+        report.finding = finding(run, &report);
+        run.report.lock().workloads.push(report);
+    }
+    for (contender, driven) in contenders.iter().zip(driven) {
+        let name = &contender.system.name;
+        steps.begin(format!("judging what {name} answered"), START_S);
+        let load = driven.load(workloads[0], sizes, (0, String::new()));
+        let last = load.read_all().await?;
+        let Driven { operations, cluster, .. } = driven;
+        drop(cluster);
+        run.judge(format!("{name}, workloads"), operations, last.operations).await?;
+    }
+    Ok(())
+}
+
+async fn start(
+    run: &Run,
+    contender: &Contender,
+    workload: Workload,
+    sizes: &Sizes,
+) -> anyhow::Result<Driven> {
+    let cluster = run.start(contender).await?;
+    let client = run.client(&cluster, ClientOptions::default()).await?;
+    let handicap = run.options.handicaps.iter().find(|it| it.system == contender.system.name);
+    let mut driven = Driven {
+        cluster,
+        client,
+        epoch: Instant::now(),
+        operations: Vec::new(),
+        handicap_percent: handicap.map_or(0, |it| it.percent),
+    };
+    let filled = driven.load(workload, sizes, (0, "f".to_owned())).fill().await?;
+    driven.operations.extend(filled.operations);
+    Ok(driven)
+}
+
+async fn drive(
+    driven: &mut Driven,
+    workload: Workload,
+    sizes: &Sizes,
+    choices: (u64, String),
+    rounds: &mut Rounds,
+) -> anyhow::Result<()> {
+    tokio::time::sleep(PAUSE).await;
+    let load = driven.load(workload, sizes, choices);
+    let start = Instant::now() + sizes.warm_up;
+    let end = start + sizes.measured;
+    let driving = load.run_until(end);
+    let before = async {
+        tokio::time::sleep_until(start.into()).await;
+        usage(&driven.cluster).await
+    };
+    let (done, before) = tokio::join!(driving, before);
+    let (done, before, after) = (done?, before?, usage(&driven.cluster).await?);
+    let from = nanoseconds(start - driven.epoch);
+    let window = from..nanoseconds(end - driven.epoch);
+    rounds.add(&done.operations, &window, sizes.measured, done.failed);
+    // Operations that ended after the window used the nodes too, as did those that began before it.
+    let costed = done.operations.iter().filter_map(|operation| operation.returned);
+    rounds.costed += costed.filter(|returned| *returned >= from).count() as u64;
+    rounds.costs.add(before, after);
+    driven.operations.extend(done.operations);
+    Ok(())
+}
+
+/// Returns what a cluster uses while nobody asks it for anything.
+async fn idle(system: &str, driven: &Driven, time: Duration) -> anyhow::Result<Idle> {
+    let (before, begun) = (usage(&driven.cluster).await?, Instant::now());
+    tokio::time::sleep(time).await;
+    let (after, seconds) = (usage(&driven.cluster).await?, begun.elapsed().as_secs_f64());
+    let mut used = Usage::default();
+    used.add(before, after);
+    Ok(Idle {
+        system: system.to_owned(),
+        messages_per_s: used.messages as f64 / seconds,
+        heartbeats_per_s: used.heartbeats as f64 / seconds,
+        forced_writes_per_s: used.syncs as f64 / seconds,
+        processor_part: used.processor.as_secs_f64() / seconds,
+    })
+}
+
+/// Asks what all nodes have used so far.
+async fn usage(cluster: &Cluster) -> anyhow::Result<Usage> {
+    let mut usage = Usage::default();
+    for pid in cluster.processes().into_values() {
+        usage.processor += processor_time(pid)?;
+    }
+    for status in cluster.statuses().await?.nodes() {
+        let log = status.log.unwrap_or_default();
+        usage.syncs += log.syncs;
+        usage.log_bytes += log.written_bytes;
+        usage.entries += log.entries;
+        for peer in &status.peers {
+            let (data, heartbeat) =
+                (peer.data.unwrap_or_default(), peer.heartbeat.unwrap_or_default());
+            usage.messages += data.messages;
+            usage.network_bytes += data.bytes;
+            usage.heartbeats += heartbeat.messages;
+        }
+    }
+    Ok(usage)
+}
+
+/// Returns what can be said of the protocols' throughput: only differences that chance does not
+/// explain.
+fn finding(run: &Run, report: &WorkloadReport) -> String {
+    if report.rate.is_some() {
+        // All did as many as were due.
+        return String::new();
+    }
+    let is_protocol = |name: &str| run.options.protocols.iter().any(|it| it.name() == name);
+    let mut systems: Vec<_> = report.systems.iter().filter(|it| is_protocol(&it.system)).collect();
+    systems.sort_by(|a, b| b.throughput.mean.total_cmp(&a.throughput.mean));
+    let [first, others @ ..] = systems.as_slice() else { return String::new() };
+    let shown: Vec<String> = others
+        .iter()
+        .filter_map(|other| {
+            let ratio = ratio(&first.rounds, &other.rounds).filter(shows_difference)?;
+            let (low, high) = (ratio.low?, ratio.high?);
+            let (name, mean) = (&other.system, ratio.mean);
+            Some(format!("{mean:.2} times as many as {name} (95 %: {low:.2} to {high:.2})"))
+        })
+        .collect();
+    match (others.len(), shown.as_slice()) {
+        (0, _) => String::new(),
+        (_, []) => "No difference in throughput was shown.".to_owned(),
+        (_, shown) => {
+            format!("Operations per second: {} did {}.", first.system, shown.join(" and "))
+        }
+    }
+}
+
+impl Driven {
+    fn load(&self, workload: Workload, sizes: &Sizes, choices: (u64, String)) -> Load {
+        let (seed, tag) = choices;
+        let Sizes { keys, value_bytes, .. } = *sizes;
+        let (client, epoch) = (self.client.clone(), self.epoch);
+        let handicap_percent = self.handicap_percent;
+        Load { client, workload, keys, value_bytes, seed, tag, epoch, handicap_percent }
+    }
+}
+
+impl Usage {
+    fn add(&mut self, before: Self, after: Self) {
+        self.processor += after.processor.saturating_sub(before.processor);
+        self.syncs += after.syncs.saturating_sub(before.syncs);
+        self.log_bytes += after.log_bytes.saturating_sub(before.log_bytes);
+        self.entries += after.entries.saturating_sub(before.entries);
+        self.messages += after.messages.saturating_sub(before.messages);
+        self.network_bytes += after.network_bytes.saturating_sub(before.network_bytes);
+        self.heartbeats += after.heartbeats.saturating_sub(before.heartbeats);
+    }
+}
+
+impl Rounds {
+    fn new() -> Self {
+        Self {
+            throughput: Vec::new(),
+            p50: Vec::new(),
+            p99: Vec::new(),
+            all: Histogram::new(LATENCY_DIGITS).expect("3 digits are supported"),
+            failed: 0,
+            unknown: 0,
+            costs: Usage::default(),
+            costed: 0,
+        }
+    }
+
+    /// Adds a round: what ended within the window counts.
+    fn add(
+        &mut self,
+        operations: &[Recorded],
+        window: &std::ops::Range<u64>,
+        measured: Duration,
+        failed: u64,
+    ) {
+        let mut latencies: Histogram<u64> =
+            Histogram::new(LATENCY_DIGITS).expect("3 digits are supported");
+        for operation in operations {
+            match operation.returned {
+                Some(returned) if window.contains(&returned) => {
+                    let microseconds = (returned - operation.due) / 1000;
+                    latencies.record(microseconds).expect("the histogram grows as needed");
+                }
+                Some(_) => {}
+                None => self.unknown += u64::from(matches!(operation.asked, Asked::Put(_))),
+            }
+        }
+        self.failed += failed;
+        self.throughput.push(latencies.len() as f64 / measured.as_secs_f64());
+        if !latencies.is_empty() {
+            self.p50.push(latencies.value_at_quantile(0.5) as f64);
+            self.p99.push(latencies.value_at_quantile(0.99) as f64);
+        }
+        self.all.add(&latencies).expect("the histogram grows as needed");
+    }
+
+    fn measured(&self, system: String) -> Measured {
+        let each = |sum: f64| if self.costed == 0 { 0.0 } else { sum / self.costed as f64 };
+        let points =
+            (0..=CDF_POINTS).map(|at| 1.0 - 0.001_f64.powf(f64::from(at) / f64::from(CDF_POINTS)));
+        let cdf = points.map(|part| (self.all.value_at_quantile(part) as f64, part)).collect();
+        Measured {
+            system,
+            rounds: self.throughput.clone(),
+            throughput: interval(&self.throughput).unwrap_or_default(),
+            p50_us: interval(&self.p50).unwrap_or_default(),
+            p99_us: interval(&self.p99).unwrap_or_default(),
+            p999_us: self.all.value_at_quantile(0.999) as f64,
+            operations: self.all.len(),
+            failed: self.failed,
+            unknown: self.unknown,
+            cdf,
+            cost: Cost {
+                processor_us: each(self.costs.processor.as_secs_f64() * 1e6),
+                forced_writes: each(self.costs.syncs as f64),
+                log_bytes: each(self.costs.log_bytes as f64),
+                log_entries: each(self.costs.entries as f64),
+                messages: each(self.costs.messages as f64),
+                network_bytes: each(self.costs.network_bytes as f64),
+                heartbeats: each(self.costs.heartbeats as f64),
+            },
+        }
+    }
+}

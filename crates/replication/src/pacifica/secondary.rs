@@ -1,0 +1,102 @@
+//! The secondary or candidate: it prepares what the primary orders, and catches up.
+
+use trireme_types::{Entry, NodeId};
+
+use super::{PacificaMessage, Shared};
+use crate::core::Moment;
+use crate::streaming::{Beacon, Following, Preceding};
+
+/// What a secondary or a candidate knows: which of both it is, the configuration says.
+#[derive(Debug, Default)]
+pub(super) struct Secondary {
+    pub(super) following: Following,
+}
+
+impl Secondary {
+    pub(super) fn of(primary: NodeId, now: Moment) -> Self {
+        Self { following: Following::of(primary, now) }
+    }
+
+    pub(super) fn on_prepare(
+        &mut self,
+        cx: &mut Shared,
+        from: NodeId,
+        preceding: &Preceding,
+        entries: Vec<Entry>,
+    ) {
+        //= PAC-3
+        let accepted = self.following.accept_entries(cx, from, preceding, entries);
+        let Some(matched) = accepted else { return };
+        //= PAC-4
+        let supports = self.support(cx, preceding.sent);
+        let when = cx.journal.when_durable();
+        let (epoch, incarnation) = (preceding.epoch, cx.own.incarnation);
+        let prepared = PacificaMessage::Prepared { epoch, upto: matched, supports, incarnation };
+        cx.journal.send(from, prepared, when);
+        cx.commit_as_follower(preceding.committed.seq.min(matched.seq));
+    }
+
+    pub(super) fn on_beacon(&mut self, cx: &mut Shared, from: NodeId, beacon: Beacon) {
+        let Beacon { epoch, committed, sent, .. } = beacon;
+        cx.journal.take_current(cx.now, from, &beacon);
+        let supports = self.support(cx, sent);
+        let incarnation = cx.own.incarnation;
+        cx.journal.signal(from, PacificaMessage::BeaconAck { epoch, supports, incarnation });
+        if cx.journal.log().holds(committed) {
+            cx.commit_as_follower(committed.seq);
+        }
+        self.following.report_again(cx, from, epoch);
+    }
+
+    /// Returns what to acknowledge a message of this time with, and keeps what that promises: the
+    /// grace counts from now. A secondary that has asked to be primary promises nothing more.
+    fn support(&self, cx: &mut Shared, sent: Moment) -> Option<Moment> {
+        //= PAC-21
+        let asks = cx.own.pending.is_some() || cx.own.named.is_some();
+        if asks || self.following.leader.is_none() {
+            return None;
+        }
+        //= PAC-22
+        cx.support.renew(cx.now);
+        Some(sent)
+    }
+
+    /// Asks the primary again to be brought up to date, as long as nothing comes from it (PAC-40).
+    pub(super) fn on_timeout(&mut self, cx: &mut Shared) {
+        if cx.now < self.asks_from(cx) {
+            return;
+        }
+        if self.following.is_report_held_back(cx) {
+            // It will be sent when the disk is back, and is given its time to be answered.
+            self.following.reported_at = Some(cx.now);
+        } else if let Some(primary) = self.following.leader {
+            //= PAC-40
+            self.following.report_position(cx, primary, cx.state.promised);
+        }
+    }
+
+    /// Returns when a candidate asks (again) to be brought up to date.
+    fn asks_from(&self, cx: &Shared) -> Moment {
+        let Following { leader, heard, is_streaming, reported_at } = self.following;
+        if cx.own.is_listed(cx.node) || leader.is_none() {
+            return Moment::FAR;
+        }
+        let grace = cx.timing.grace;
+        let heard = if is_streaming { heard } else { None };
+        let quiet = heard.map_or(Moment::START, |heard| heard + grace);
+        reported_at.map_or(Moment::START, |reported| reported + grace).max(quiet)
+    }
+
+    /// Records that a node can be reached again. A primary that was away may not know that this
+    /// replica waits for it.
+    pub(super) fn on_peer_alive(&mut self, node: NodeId) {
+        if self.following.leader == Some(node) {
+            self.following.reported_at = None;
+        }
+    }
+
+    pub(super) fn next_timeout(&self, cx: &Shared) -> Option<Moment> {
+        let take_over = cx.may_take_over_from();
+        [take_over, self.asks_from(cx)].into_iter().min().filter(|at| *at < Moment::FAR)
+    }
+}

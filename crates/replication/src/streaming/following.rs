@@ -1,0 +1,93 @@
+//! What a follower knows of its leader, in both protocols.
+
+use trireme_types::{Entry, Epoch, Lsn, NodeId};
+
+use super::{Preceding, Shared, Streams, Taken};
+use crate::core::Moment;
+
+/// What a follower knows of its leader.
+#[derive(Debug, Default)]
+pub(crate) struct Following {
+    /// The leader, as far as it knows.
+    pub(crate) leader: Option<NodeId>,
+    /// When it last heard from it, or of it.
+    pub(crate) heard: Option<Moment>,
+    /// The leader streams its log to it: something that continues its log has arrived.
+    pub(crate) is_streaming: bool,
+    /// When it last reported its position in this epoch.
+    pub(crate) reported_at: Option<Moment>,
+}
+
+impl Following {
+    /// Returns what a follower knows that has just heard of `leader`.
+    pub(crate) fn of(leader: NodeId, now: Moment) -> Self {
+        Self { leader: Some(leader), heard: Some(now), ..Self::default() }
+    }
+
+    /// Applies a leader's entries to the log and returns up to where the log is the leader's; `None`,
+    /// and the position is reported, if they leave a gap.
+    pub(crate) fn accept_entries<C: Streams>(
+        &mut self,
+        cx: &mut Shared<C>,
+        from: NodeId,
+        preceding: &Preceding,
+        entries: Vec<Entry>,
+    ) -> Option<Lsn> {
+        cx.journal.take_current(cx.now, from, &preceding.beacon());
+        let Taken::Matched(matched) = cx.journal.take(preceding, entries) else {
+            self.report_position(cx, from, preceding.epoch);
+            return None;
+        };
+        self.is_streaming = true;
+        Some(matched)
+    }
+
+    /// Reports the position again that may have been lost, as long as nothing continues the log.
+    pub(crate) fn report_again<C: Streams>(
+        &mut self,
+        cx: &mut Shared<C>,
+        leader: NodeId,
+        epoch: Epoch,
+    ) {
+        if !self.is_streaming {
+            self.report_position(cx, leader, epoch);
+        }
+    }
+
+    /// Reports the replica's position, at most once in a beacon interval, and not again while a
+    /// stalled disk still holds back an earlier report: each one has the leader start anew. What is not
+    /// reported for that reason is as soon as the disk is back.
+    pub(crate) fn report_position<C: Streams>(
+        &mut self,
+        cx: &mut Shared<C>,
+        leader: NodeId,
+        epoch: Epoch,
+    ) {
+        let interval = cx.timing.beacon_interval;
+        let is_recent = self.reported_at.is_some_and(|reported| cx.now < reported + interval);
+        if is_recent || self.is_report_held_back(cx) {
+            return;
+        }
+        self.reported_at = Some(cx.now);
+        let report = C::position_message(cx, epoch);
+        let when = cx.journal.when_durable();
+        cx.journal.send(leader, report, when);
+    }
+
+    /// Returns true if the disk may still hold back the last report.
+    pub(crate) fn is_report_held_back<C: Streams>(&self, cx: &Shared<C>) -> bool {
+        self.reported_at.is_some() && !cx.journal.is_durable()
+    }
+
+    /// Checks what must hold of what it knows.
+    pub(crate) fn validate(&self, node: NodeId) -> Result<(), String> {
+        match self.leader {
+            Some(leader) if leader == node => Err("it follows itself".into()),
+            Some(_) if self.heard.is_none() => {
+                Err("it follows a leader of which it never heard".into())
+            }
+            None if self.is_streaming => Err("it is sent a log, and follows no leader".into()),
+            _ => Ok(()),
+        }
+    }
+}
