@@ -35,29 +35,15 @@ pub(crate) async fn open(parts: Parts) -> Result<Arc<dyn Replica>, ReplicaError>
     let replicas = world.plan.config(world.setup.protocol).replicas;
     match world.setup.protocol {
         Protocol::Spinnaker => {
-            let faults = match mistake {
-                Some(Mistake::Spinnaker(faults)) => faults,
-                _ => Default::default(),
-            };
             let base = replicas.first().copied();
-            let options = SpinnakerOptions {
-                base,
-                timing,
-                rejoins,
-                faults,
-                ..SpinnakerOptions::new(replicas)
-            };
+            let options =
+                SpinnakerOptions { base, timing, rejoins, ..SpinnakerOptions::new(replicas) };
             start(parts, |recovered| Spinnaker::new(&recovered, options))
         }
         Protocol::Pacifica => {
-            let faults = match mistake {
-                Some(Mistake::Pacifica(faults)) => faults,
-                _ => Default::default(),
-            };
             let options = PacificaOptions {
                 timing,
                 rejoins,
-                faults,
                 min_replicas_for_write: world.plan.min_replicas_for_write,
                 ..PacificaOptions::new(Incarnation(world.draw()))
             };

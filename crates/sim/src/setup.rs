@@ -4,8 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use trireme_replication::pacifica::PacificaFaults;
-use trireme_replication::spinnaker::SpinnakerFaults;
 use trireme_types::{CohortConfig, CohortId, NodeId, Protocol, Timing};
 
 use crate::chance::Chance;
@@ -25,13 +23,10 @@ pub struct Setup {
     pub mistake: Option<Mistake>,
 }
 
-/// A mistake that a replica makes, or what surrounds it, so that a test can show that it is found.
+/// A mistake of what surrounds the replicas, so that a test can show that it is found. Those of the
+/// cores are for the tests of their own crate alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mistake {
-    /// One of Spinnaker's own switches.
-    Spinnaker(SpinnakerFaults),
-    /// One of PacificA's own switches.
-    Pacifica(PacificaFaults),
     /// A log reports what it has not forced as durable.
     LyingDisk,
     /// A node that lost its disk does not know that it did.
@@ -46,30 +41,13 @@ impl FromStr for Mistake {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let (mut spinnaker, mut pacifica) = (SpinnakerFaults::default(), PacificaFaults::default());
-        let switch = match name {
-            "lying-disk" => return Ok(Self::LyingDisk),
-            "forgets-loss" => return Ok(Self::ForgetsLoss),
-            "takes-unknown-for-done" => return Ok(Self::TakesUnknownForDone),
-            "renames-retries" => return Ok(Self::RenamesRetries),
-            "commits-older-epochs" => &mut spinnaker.commits_older_epochs,
-            "publishes-without-fence" => &mut spinnaker.publishes_without_fence,
-            "counts-old-candidates" => &mut spinnaker.counts_old_candidates,
-            "reads-without-lease" => &mut spinnaker.reads_without_lease,
-            "trusts-an-empty-disk" => &mut spinnaker.trusts_an_empty_disk,
-            "leases-from-receipt" => &mut pacifica.leases_from_receipt,
-            "lease-of-majority" => &mut pacifica.lease_of_majority,
-            "serves-while-removing" => &mut pacifica.serves_while_removing,
-            "takes-old-versions" => &mut pacifica.takes_old_versions,
-            "adds-without-waiting" => &mut pacifica.adds_without_waiting,
-            "resumes-its-version" => &mut pacifica.resumes_its_version,
-            "drops-its-tail" => &mut pacifica.drops_its_tail,
-            "serves-before-reconciling" => &mut pacifica.serves_before_reconciling,
-            other => return Err(format!("no mistake is called {other}")),
-        };
-        *switch = true;
-        let is_spinnakers = spinnaker != SpinnakerFaults::default();
-        Ok(if is_spinnakers { Self::Spinnaker(spinnaker) } else { Self::Pacifica(pacifica) })
+        match name {
+            "lying-disk" => Ok(Self::LyingDisk),
+            "forgets-loss" => Ok(Self::ForgetsLoss),
+            "takes-unknown-for-done" => Ok(Self::TakesUnknownForDone),
+            "renames-retries" => Ok(Self::RenamesRetries),
+            other => Err(format!("no mistake is called {other}")),
+        }
     }
 }
 
