@@ -14,6 +14,7 @@ mod freshness;
 pub mod pacifica;
 pub mod raft;
 mod replica;
+pub mod simulation;
 pub mod spinnaker;
 pub mod streaming;
 mod transport;

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::time::Instant;
 use trireme_storage::StagedSnapshot;
 use trireme_types::{CohortId, CommandBatch, Epoch, Lsn, NodeId, Outcome, Protocol};
 
@@ -29,7 +30,7 @@ pub trait Replica: Send + Sync + 'static {
     /// Returns how old a state of the table was that was read, from `at` on, for a timeline read;
     /// `applied` is the newest entry that it includes. An error means that a client should ask
     /// another replica: this one lacks what it once had, and does not know how much.
-    fn freshness(&self, applied: Lsn, at: tokio::time::Instant) -> Result<Freshness, ReplicaError>;
+    fn freshness(&self, applied: Lsn, at: Instant) -> Result<Freshness, ReplicaError>;
 
     /// Takes a message from another replica of the cohort. Never waits: a message that finds no
     /// room is dropped, as a network may drop it.

@@ -60,6 +60,7 @@ fn crates_import_only_what_the_table_allows() {
         ("crates/fuzz", &[]),
         ("crates/server", &["types", "proto", "storage", "replication", "coordinator"]),
         ("crates/testbed", &["types", "client", "coordinator"]),
+        ("crates/sim", &["types", "storage", "replication", "checker"]),
         ("crates/compare", &["types", "client", "checker", "testbed"]),
         ("crates/lab", &["types", "proto", "client", "checker", "testbed"]),
     ]);

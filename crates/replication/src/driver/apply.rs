@@ -13,6 +13,7 @@ use trireme_types::Lsn;
 
 use super::storage::{Applied, CohortLog, CohortTable, StagedSnapshot};
 use crate::core::Ticket;
+use crate::simulation;
 
 /// The most results that wait for the replica's task, before applying waits for it.
 pub(super) const RESULTS_MAX: usize = 4;
@@ -96,7 +97,7 @@ impl Applier {
                 step => step,
             };
             let worker = self.clone();
-            let work = tokio::task::spawn_blocking(move || worker.perform(step));
+            let work = simulation::blocking(move || worker.perform(step));
             let progress = match work.await {
                 Ok(progress) => progress,
                 Err(error) => Progress::Failed(format!("applying broke off: {error}")),

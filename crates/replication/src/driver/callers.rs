@@ -110,7 +110,7 @@ impl Callers {
             (Caller::Control(answer), Reply::Done) => give(answer, Ok(())),
             (Caller::Reads(answers), Reply::Read { until }) => {
                 let permit = until.map_or(ReadPermit::lasting(), |until| {
-                    self.leases.permit(clock.instant(until).into_std())
+                    self.leases.permit(clock.instant(until))
                 });
                 answers.into_iter().for_each(|answer| give(answer, Ok(permit.clone())));
             }

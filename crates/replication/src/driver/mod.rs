@@ -69,6 +69,7 @@ use self::storage::{CohortLog, CohortTable, StagedSnapshot};
 use self::task::{State, Task};
 use crate::core::{Core, Recovered};
 use crate::replica::{Freshness, ReadPermit, Replica, ReplicaError, ReplicaStatus};
+use crate::simulation;
 use crate::transport::{Lane, Transport};
 
 /// Called once, if the replica fails for good.
@@ -185,13 +186,13 @@ impl<C: Core> CoreReplica<C> {
         };
         let (end, ended) = watch::channel(false);
         let span = tracing::info_span!("replica", %node, %cohort);
-        tokio::spawn(applier.run(results).instrument(span.clone()));
+        simulation::spawn(applier.run(results).instrument(span.clone()));
         let run = async move {
             task.run().await;
             // Nobody may be waiting for the end.
             end.send_replace(true);
         };
-        tokio::spawn(run.instrument(span));
+        simulation::spawn(run.instrument(span));
         let recovered = commit_point;
         Ok(Self { node, cohort, table, mailbox, published, clock, recovered, ended })
     }

@@ -11,6 +11,7 @@ use trireme_types::{CohortId, Lsn, NodeId, PATH};
 use super::mailbox::Mailbox;
 use super::storage::{CohortLog, CohortTable, IoId};
 use crate::core::{Core, Effect, Event, Message, When};
+use crate::simulation;
 use crate::transport::{Lane, Transport};
 
 /// Effects whose condition does not hold yet, in the order of the core.
@@ -78,7 +79,7 @@ impl<C: Core> Sender<C> {
     ) {
         let (log, cohort, bytes_max) = (self.log.clone(), self.cohort, self.send_log_bytes_max);
         let (transport, mailbox) = (Arc::clone(&self.transport), Arc::clone(&self.mailbox));
-        self.tasks.spawn_blocking(move || match log.read_after(previous, seqs.end, bytes_max) {
+        let reading = move || match log.read_after(previous, seqs.end, bytes_max) {
             Ok(entries) => {
                 let mut next = seqs.start;
                 // Nothing goes out if the log has been given up beyond the first, or was replaced.
@@ -91,15 +92,16 @@ impl<C: Core> Sender<C> {
                 mailbox.notice(Event::LogSent { to, seqs, next });
             }
             Err(error) => mailbox.fail(format!("could not read what to send: {error}")),
-        });
+        };
+        simulation::spawn_blocking_into(&mut self.tasks, reading);
     }
 
     /// Sends the table.
     pub(super) fn send_snapshot(&mut self, to: NodeId, message: &C::Message) {
         let (table, cohort, header) = (self.table.clone(), self.cohort, message.encode());
         let (transport, mailbox) = (Arc::clone(&self.transport), Arc::clone(&self.mailbox));
-        self.tasks.spawn(async move {
-            let snapshot = match tokio::task::spawn_blocking(move || table.snapshot()).await {
+        let sending = async move {
+            let snapshot = match simulation::blocking(move || table.snapshot()).await {
                 Ok(Ok(snapshot)) => snapshot,
                 Ok(Err(error)) => {
                     return mailbox.fail(format!("could not take a snapshot: {error}"));
@@ -115,7 +117,8 @@ impl<C: Core> Sender<C> {
                 }
             };
             mailbox.notice(Event::SnapshotSent { to, answer });
-        });
+        };
+        simulation::spawn_into(&mut self.tasks, sending);
     }
 
     /// Forgets the tasks that have ended.

@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::AnyError;
 use openraft::errors::{NetworkError, RPCError, Timeout, Unreachable};
@@ -24,6 +24,7 @@ use openraft::network::RPCTypes;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_proto::v1::raft_message::Body;
 use trireme_types::{CohortId, Lsn, NodeId, PATH};
@@ -31,6 +32,7 @@ use trireme_types::{CohortId, Lsn, NodeId, PATH};
 use super::heard::Heard;
 use super::types::{RaftId, TypeConfig};
 use super::wire;
+use crate::simulation;
 use crate::transport::{Lane, SendError, Transport};
 
 pub(super) type CallError = RPCError<TypeConfig>;
@@ -92,7 +94,7 @@ impl Calls {
         transport: Arc<dyn Transport>,
         heard: Arc<Heard>,
     ) -> Arc<Self> {
-        let first = u64::from(rand::random::<u32>()) << 31;
+        let first = (simulation::random() >> 32) << 31;
         Arc::new(Self { cohort, me, transport, first, lanes: Mutex::default(), heard })
     }
 
@@ -211,7 +213,10 @@ impl Calls {
             state.waiting.values().any(|waiting| waiting.asked_at.elapsed() > period)
         };
         let found = lanes.iter().filter(|((_, it), state)| *it == lane && overdue(state));
-        found.map(|((node, _), _)| *node).collect()
+        // In an order of its own, that the same run may be had again.
+        let mut found: Vec<NodeId> = found.map(|((node, _), _)| *node).collect();
+        found.sort_unstable();
+        found
     }
 
     /// Asks a replica what has arrived on a lane.

@@ -21,6 +21,7 @@ use super::heard::Heard;
 use super::state_machine::RaftTable;
 use super::types::{RaftId, TypeConfig, Vote};
 use super::wire;
+use crate::simulation;
 use crate::transport::Lane;
 
 /// The most questions of one replica, on one lane, that wait to be taken in; a leader has fewer
@@ -151,7 +152,7 @@ impl Inbound {
     fn start_task(&self, from: NodeId, lane: Lane) -> mpsc::Sender<Question> {
         let (queue, questions) = mpsc::channel(QUESTIONS_MAX);
         let (raft, calls) = (self.raft.clone(), self.calls.clone());
-        tokio::spawn(answer_in_order(raft, calls, from, lane, questions));
+        simulation::spawn(answer_in_order(raft, calls, from, lane, questions));
         queue
     }
 }

@@ -6,9 +6,10 @@
 //! gone on from it, as long as there is progress: a follower that is lost must not hold the log.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::types::RaftId;
 

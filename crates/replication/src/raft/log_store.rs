@@ -6,13 +6,14 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, entry::RaftEntry as _};
 use prost::Message;
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_storage::{CohortLog, LogError, LogErrorClass, LogWrite};
 
@@ -20,6 +21,7 @@ use super::types::{
     LogId, RaftEntry, TypeConfig, Vote, from_log, log_id, lsn, lsn_or_zero, malformed, to_log,
     vote, vote_message,
 };
+use crate::simulation;
 
 /// The most bytes of entries that one read for a follower returns: the size of an append.
 const APPEND_BYTES_MAX: usize = 1024 * 1024;
@@ -109,7 +111,7 @@ impl RaftLogStore {
             None => {
                 let _permit = FILE_READS.acquire().await.map_err(io::Error::other)?;
                 let log = self.log.clone();
-                let reading = tokio::task::spawn_blocking(move || log.read(start..end, bytes_max));
+                let reading = simulation::blocking(move || log.read(start..end, bytes_max));
                 reading.await.map_err(io::Error::other)?.map_err(io_error)?
             }
         };

@@ -56,6 +56,7 @@ mod log_store;
 mod network;
 mod options;
 mod replica;
+mod runtime;
 mod state_machine;
 mod tending;
 mod types;

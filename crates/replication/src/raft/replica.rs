@@ -31,6 +31,7 @@ use super::tending::Tending;
 use super::types::{Proposal, RaftId, TypeConfig, lsn_or_zero};
 use super::{RaftOptions, wire};
 use crate::replica::{Freshness, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role};
+use crate::simulation;
 use crate::transport::{Lane, Transport};
 
 /// How long a strong read waits for a majority to confirm the leader.
@@ -130,7 +131,7 @@ impl RaftReplica {
         let running = RwLock::new(Arc::new(kept.start(incarnation).await?));
         let is_closed = tokio::sync::Mutex::new(false);
         let replica = Arc::new(Self { kept, recovered, running, is_closed });
-        tokio::spawn(take_events(Arc::downgrade(&replica), reported));
+        simulation::spawn(take_events(Arc::downgrade(&replica), reported));
         Ok(replica)
     }
 
@@ -144,7 +145,7 @@ impl RaftReplica {
             Event::Join(newcomer) => {
                 // A change of membership waits for a majority, which nothing else must wait for.
                 let cohort = self.kept.config.cohort;
-                tokio::spawn(async move {
+                simulation::spawn(async move {
                     running.admission.step(&running.raft, cohort, newcomer).await;
                 });
             }
@@ -219,10 +220,10 @@ impl Kept {
             options: options.clone(),
         };
         let watch = watch_for_failure(raft.clone(), self.on_failure.clone());
-        let mut tasks = vec![tokio::spawn(tending.run()), tokio::spawn(watch)];
+        let mut tasks = vec![simulation::spawn(tending.run()), simulation::spawn(watch)];
         if incarnation == 0 {
             let forming = form_cohort(raft.clone(), id, self.config.clone(), options.clone());
-            tasks.push(tokio::spawn(forming));
+            tasks.push(simulation::spawn(forming));
         }
         heard.attach(raft.metrics());
         let (table, events) = (self.table.clone(), self.events.clone());
@@ -360,7 +361,11 @@ impl Replica for RaftReplica {
         let running = self.running();
         let metrics = running.raft.metrics().borrow_watched().clone();
         let bounds = self.kept.log.bounds();
-        let durable = running.raft.watch_log_progress().get().and_then(|it| it.last_log_id);
+        let flushed = running.raft.watch_log_progress().get().and_then(|it| it.last_log_id);
+        // Either may have been replaced since by what another leader sent.
+        let is_in_log = |lsn: &Lsn| self.kept.log.lsn_at(lsn.seq) == Some(*lsn);
+        let on_disk = [lsn_or_zero(flushed), self.recovered].into_iter().filter(is_in_log);
+        let durable = on_disk.fold(bounds.purged, Ord::max);
         let committed = metrics.local_committed;
         let role = match role(metrics.state) {
             Role::Follower if is_newcomer(running.id, &metrics.membership_config, committed) => {
@@ -385,7 +390,7 @@ impl Replica for RaftReplica {
             leader: metrics.current_leader.map(RaftId::node),
             epoch: metrics.current_term,
             last: bounds.last,
-            durable: lsn_or_zero(durable).max(self.recovered.min(bounds.last)),
+            durable,
             committed: lsn_or_zero(committed),
             applied: self.kept.table.applied(),
             purged: bounds.purged,
@@ -413,7 +418,7 @@ impl Running {
             let known = metrics.replication.as_ref()?.get(&id)?;
             Some(lsn_or_zero(*known).seq)
         };
-        self.holds.limit(upto, committed, Instant::now().into_std(), matched)
+        self.holds.limit(upto, committed, Instant::now(), matched)
     }
 }
 
@@ -440,7 +445,7 @@ async fn incarnation(log: &CohortLog, lost_disk: bool) -> std::io::Result<u64> {
 }
 
 fn draw_incarnation() -> u64 {
-    rand::random::<u64>().max(1)
+    simulation::random().max(1)
 }
 
 /// Returns the identity of a node's replica as the membership has it; its first, if it has none.

@@ -12,6 +12,7 @@ use super::types::{
     LogId, SnapshotMeta, StoredMembership, TypeConfig, decode_membership, log_id, lsn_or_zero,
     to_log,
 };
+use crate::simulation;
 
 type RaftSnapshot = alias::SnapshotOf<TypeConfig, SnapshotData>;
 
@@ -79,7 +80,7 @@ impl RaftStateMachine<TypeConfig> for RaftTable {
             }
             // May wait for a flush when memory is full: the thread's other tasks, heartbeats among
             // them, go on elsewhere.
-            let applied = tokio::task::block_in_place(|| self.table.apply(&entries));
+            let applied = simulation::in_place(|| self.table.apply(&entries));
             let applied = applied.map_err(io_error)?;
             for (responder, applied) in responders.into_iter().zip(applied) {
                 if let Some(responder) = responder {
@@ -153,7 +154,7 @@ async fn run_blocking<F>(work: F) -> io::Result<()>
 where
     F: FnOnce() -> Result<(), TableError> + Send + 'static,
 {
-    let result = tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?;
+    let result = simulation::blocking(work).await.map_err(io::Error::other)?;
     result.map_err(io_error)
 }
 

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{RaftMetrics, ServerState};
+use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_proto::v1::raft_message::Body;
 use trireme_storage::CohortTable;

@@ -80,7 +80,7 @@ openraft::declare_raft_types!(
         NodeId = RaftId,
         Node = EmptyNode,
         LeaderId = leader_id_std::LeaderId<u64, RaftId>,
-        AsyncRuntime = openraft_rt_tokio::TokioRuntime,
+        AsyncRuntime = super::runtime::Runtime,
 );
 
 pub(super) type LogId = openraft::alias::LogIdOf<TypeConfig>;

@@ -16,7 +16,9 @@
 //! Each is believed only at several looks in a row that came in time: a process that stood still
 //! finds everything late and everybody silent, and knows nothing yet.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// How long a leader's table may stand still while a follower's has gone further. Many times what a
 /// flush of the table takes; with the time that the others need for an election, writes flow again

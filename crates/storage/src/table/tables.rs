@@ -118,6 +118,16 @@ impl Tables {
         Self::with_engine(dir, engine, &options)
     }
 
+    /// Opens the tables as [`Tables::open`] does, but without threads: nothing is flushed or merged
+    /// unless [`Tables::flush`] or [`Tables::merge`] is called. For simulators, where nothing may
+    /// happen by itself; their writes must fit into memory between two flushes.
+    pub fn open_stepped(dir: &Path, options: &TableOptions) -> Result<Self, TableError> {
+        let (cache_bytes, files) = (options.cache_bytes as u64, options.open_files_max);
+        let engine = folder::open_engine(dir, options.engine, cache_bytes, files)?;
+        let core = Arc::new(Core::new(engine, options.memtable_bytes as u64));
+        Self::over(dir, core, None, options)
+    }
+
     /// Opens tables over an engine that is open already.
     pub(crate) fn with_engine(
         dir: &Path,
@@ -127,6 +137,15 @@ impl Tables {
         let core = Arc::new(Core::new(engine, options.memtable_bytes as u64));
         let maintenance = Maintenance::start(&core, options.engine)
             .map_err(TableError::io("start the maintenance threads of", dir))?;
+        Self::over(dir, core, Some(maintenance), options)
+    }
+
+    fn over(
+        dir: &Path,
+        core: Arc<Core>,
+        maintenance: Option<Maintenance>,
+        options: &TableOptions,
+    ) -> Result<Self, TableError> {
         let on_disk = find_cohorts(&core)?;
         tracing::info!(
             dir = %dir.display(),
@@ -137,7 +156,7 @@ impl Tables {
         );
         let cohorts = Cohorts { on_disk, open: BTreeMap::new(), busy: BTreeSet::new() };
         let (cohorts, settled) = (Mutex::new(cohorts), Condvar::new());
-        let maintenance = Mutex::new(Some(maintenance));
+        let maintenance = Mutex::new(maintenance);
         Ok(Self { shared: Arc::new(Shared { core, maintenance, cohorts, settled }) })
     }
 
@@ -200,6 +219,12 @@ impl Tables {
     /// (S10). Concurrent flushes wait for one another.
     pub fn flush(&self) -> Result<(), TableError> {
         self.shared.core.flush()
+    }
+
+    /// Merges files in one step, and returns true if there may be more to merge. Without
+    /// [`Tables::open_stepped`] a thread does so after each flush.
+    pub fn merge(&self) -> Result<bool, TableError> {
+        self.shared.core.compact()
     }
 
     /// Returns how far the cohorts' tables are on disk, for who gives up their logs.

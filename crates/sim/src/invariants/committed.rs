@@ -1,0 +1,86 @@
+//! What is committed never changes, and is the same wherever it is known to be committed: Raft's
+//! State Machine Safety, and the Commit Invariant of PacificA (§2.1) as far as it is about two
+//! replicas' committed lists.
+
+use trireme_types::{Entry, EntryKind, Lsn};
+
+use super::Seen;
+
+/// How many bytes of a log are read at a time.
+const READ_BYTES: usize = 1 << 20;
+
+/// Every entry that was seen to be committed.
+#[derive(Default)]
+pub(crate) struct Committed {
+    /// Entry `seq` at `seq - 1`.
+    entries: Vec<Entry>,
+    /// As far as each is known to be on enough disks.
+    checked: usize,
+}
+
+impl Committed {
+    /// Looks at a node's commit point. Returns true if there is more than was known.
+    pub(super) fn look(&mut self, seen: &Seen<'_>) -> Result<bool, String> {
+        let upto = seen.status.committed.seq;
+        let bounds = seen.log.bounds();
+        let known = self.entries.len() as u64;
+        // What the log still holds of what is known.
+        let newest_known = upto.min(known).min(bounds.last.seq);
+        if newest_known > bounds.purged.seq {
+            self.compare(newest_known, seen.log.lsn_at(newest_known))?;
+        }
+        // What a table alone still has is learned from a log that has it.
+        if upto <= known || bounds.purged.seq > known {
+            return Ok(false);
+        }
+        let read = seen.log.read(known + 1..upto.min(bounds.last.seq) + 1, READ_BYTES);
+        let read = read.map_err(|error| format!("the log cannot be read: {error}"))?;
+        for entry in read {
+            if entry.lsn.seq != self.entries.len() as u64 + 1 {
+                return Err(format!(
+                    "committed never changes: a log has a hole before {}",
+                    entry.lsn
+                ));
+            }
+            self.entries.push(entry);
+        }
+        Ok(self.entries.len() as u64 > known)
+    }
+
+    fn compare(&self, seq: u64, found: Option<Lsn>) -> Result<(), String> {
+        let known = self.get(seq).map(|entry| entry.lsn);
+        if found == known || found.is_none() {
+            return Ok(());
+        }
+        Err(format!("committed never changes: entry {seq} is {found:?} here and was {known:?}"))
+    }
+
+    /// Checks that what is newly committed is on enough disks.
+    pub(super) fn on_enough_disks(
+        &mut self,
+        is_on_enough: impl Fn(u64, Lsn) -> Result<(), String>,
+    ) -> Result<(), String> {
+        while let Some(entry) = self.entries.get(self.checked) {
+            is_on_enough(entry.lsn.seq, entry.lsn)?;
+            self.checked += 1;
+        }
+        Ok(())
+    }
+
+    pub(super) fn get(&self, seq: u64) -> Option<&Entry> {
+        self.entries.get(usize::try_from(seq.checked_sub(1)?).ok()?)
+    }
+
+    pub(super) fn last(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    /// Returns the entries after `seq` that hold commands, with those that do not.
+    pub(super) fn after(&self, seq: u64) -> impl Iterator<Item = (u64, Option<&[u8]>)> {
+        let from = usize::try_from(seq).unwrap_or(usize::MAX).min(self.entries.len());
+        self.entries[from..].iter().map(|entry| {
+            let commands = (entry.kind == EntryKind::Commands).then_some(&entry.payload[..]);
+            (entry.lsn.seq, commands)
+        })
+    }
+}

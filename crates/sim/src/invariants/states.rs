@@ -1,0 +1,116 @@
+//! What a table holds follows from the committed entries up to its applied point, whichever node it
+//! is on and whether it was applied, replayed after a crash or installed from a snapshot; and each
+//! request takes effect once, however often it is in the log. The reference is a store of our own,
+//! much simpler than the tables.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use trireme_storage::CohortTable;
+use trireme_types::{
+    ClientId, Command, CommandBatch, Condition, KeyRange, NodeId, Operation, Version,
+};
+
+use super::Seen;
+use super::committed::Committed;
+
+/// Keys and values, with their versions.
+pub(super) type Rows = BTreeMap<Bytes, (Bytes, u64)>;
+
+/// The rows as of every committed entry.
+#[derive(Default)]
+pub(crate) struct States {
+    now: Rows,
+    writes: u64,
+    /// The requests that took effect or were judged, of each client.
+    heard: BTreeMap<ClientId, Client>,
+    /// The rows as of entry `seq`, at `seq - 1`.
+    by_seq: Vec<Rows>,
+    /// As of which entry each node's table was compared last.
+    compared: BTreeMap<NodeId, (u64, u64)>,
+}
+
+#[derive(Default)]
+struct Client {
+    floor: u64,
+    judged: std::collections::BTreeSet<u64>,
+}
+
+impl States {
+    pub(super) fn look(&mut self, seen: &Seen<'_>, committed: &Committed) -> Result<(), String> {
+        let applied = seen.table.applied().seq;
+        let compared = (seen.start, applied);
+        if self.compared.get(&seen.node) == Some(&compared) {
+            return Ok(());
+        }
+        let Some(expected) = self.as_of(applied, committed)? else { return Ok(()) };
+        let found = rows(seen.table)?;
+        if found != *expected {
+            return Err(format!(
+                "states follow from the log: as of {applied}, {} holds {found:?} in place of \
+                 {expected:?}",
+                seen.node
+            ));
+        }
+        self.compared.insert(seen.node, compared);
+        Ok(())
+    }
+
+    /// Returns the rows as of an entry; `None` if that is not known to be committed yet.
+    pub(super) fn as_of(
+        &mut self,
+        seq: u64,
+        committed: &Committed,
+    ) -> Result<Option<&Rows>, String> {
+        for (_, commands) in committed.after(self.by_seq.len() as u64) {
+            if let Some(commands) = commands {
+                let batch = CommandBatch::decode(commands)
+                    .map_err(|error| format!("a committed entry cannot be read: {error}"))?;
+                batch.commands.into_iter().for_each(|command| self.apply(command));
+            }
+            self.by_seq.push(self.now.clone());
+        }
+        static NOTHING: Rows = Rows::new();
+        let Some(at) = seq.checked_sub(1) else { return Ok(Some(&NOTHING)) };
+        Ok(usize::try_from(at).ok().and_then(|at| self.by_seq.get(at)))
+    }
+
+    fn apply(&mut self, Command { request, operation }: Command) {
+        if let Some(request) = request {
+            let client = self.heard.entry(request.client).or_default();
+            client.floor = client.floor.max(request.first_incomplete);
+            if request.sequence < client.floor || !client.judged.insert(request.sequence) {
+                return;
+            }
+        }
+        let (Operation::Put { key, condition, .. } | Operation::Delete { key, condition }) =
+            &operation;
+        let current = self.now.get(key).map(|(_, version)| *version);
+        let holds = match condition {
+            Condition::None => true,
+            Condition::Absent => current.is_none(),
+            Condition::Version(Version(version)) => current == Some(*version),
+        };
+        if !holds {
+            return;
+        }
+        match operation {
+            Operation::Put { key, value, .. } => {
+                self.writes += 1;
+                self.now.insert(key, (value, self.writes));
+            }
+            Operation::Delete { key, .. } => {
+                if self.now.remove(&key).is_some() {
+                    self.writes += 1;
+                }
+            }
+        }
+    }
+}
+
+/// Returns every row of a table.
+pub(super) fn rows(table: &CohortTable) -> Result<Rows, String> {
+    let page = table.scan(&KeyRange::all(), usize::MAX, false);
+    let page = page.map_err(|error| format!("a table cannot be read: {error}"))?;
+    Ok(page.rows.into_iter().map(|row| (row.key, (row.value, row.version.0))).collect())
+}

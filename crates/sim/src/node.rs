@@ -1,0 +1,144 @@
+//! A node of the world: what lasts of it, and one start of it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use trireme_replication::simulation::SimulatedNode;
+use trireme_replication::{Replica, ReplicaError};
+use trireme_storage::fs::MemFs;
+use trireme_storage::{
+    CohortLog, CohortTable, LogIdentity, LogOptions, SharedLog, TableOptions, Tables,
+};
+use trireme_types::{ClusterId, Durability, KeyRange, NodeId};
+
+use crate::disk::{self, Disk};
+use crate::network::{self, Link};
+use crate::protocol::{self, Parts};
+use crate::setup::{COHORT, Mistake};
+use crate::world::World;
+
+/// What of a node outlives its processes.
+pub(crate) struct Slot {
+    pub(crate) running: Option<Arc<Running>>,
+    pub(crate) is_starting: bool,
+    /// How often it was started.
+    pub(crate) starts: u64,
+    /// The log's disk, of a node that does not run.
+    pub(crate) fs: MemFs,
+    /// The folder of the tables, which only the present process changes.
+    pub(crate) tables: PathBuf,
+    /// It once lost its disk.
+    pub(crate) rejoins: bool,
+    /// The longest that a process of it has stood still, in milliseconds.
+    pub(crate) stood_still: u64,
+    /// It has lost its disk and has not caught up with what was committed then.
+    pub(crate) lacks: Option<u64>,
+}
+
+/// One start of a node.
+pub(crate) struct Running {
+    pub(crate) node: NodeId,
+    pub(crate) start: u64,
+    pub(crate) process: SimulatedNode,
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) log: CohortLog,
+    pub(crate) tables: Tables,
+    pub(crate) table: CohortTable,
+    pub(crate) replica: Arc<dyn Replica>,
+}
+
+impl Slot {
+    pub(crate) fn new(tables: PathBuf) -> Self {
+        let (running, fs) = (None, MemFs::new());
+        Self {
+            running,
+            is_starting: false,
+            starts: 0,
+            fs,
+            tables,
+            rejoins: false,
+            stood_still: 0,
+            lacks: None,
+        }
+    }
+}
+
+/// Starts a node on what its slot has.
+pub(crate) async fn start(
+    world: &Arc<World>,
+    node: NodeId,
+    start: u64,
+    (fs, tables_folder, rejoins): (MemFs, PathBuf, bool),
+) -> Result<Arc<Running>, String> {
+    let mut chance = world.fork();
+    let process = SimulatedNode::new(chance.next());
+    let plan = &world.plan;
+    let disk = Arc::new(Disk::new(fs.clone(), chance.fork(), plan.disk_delay));
+    let identity = LogIdentity { cluster: ClusterId(1), node };
+    let lies = world.setup.mistake == Some(Mistake::LyingDisk);
+    let options = LogOptions {
+        segment_bytes: plan.segment_bytes,
+        cache_bytes: plan.cache_bytes,
+        durability: if lies { Durability::Memory } else { Durability::Fsync },
+        ..LogOptions::default()
+    };
+    let open = SharedLog::open_stepped(Arc::new(fs), Path::new("/log"), identity, options);
+    let shared = open.map_err(|error| format!("the log does not open: {error}"))?;
+    let options = TableOptions { cache_bytes: 1 << 20, ..TableOptions::default() };
+    let tables = Tables::open_stepped(&tables_folder, &options)
+        .map_err(|error| format!("the tables do not open: {error}"))?;
+    shared.protect(&tables);
+    let table = tables
+        .cohort(COHORT, KeyRange::all())
+        .map_err(|error| format!("the table does not open: {error}"))?;
+    let log = shared.cohort(COHORT);
+    // As in the server, a log that fails ends the node, whatever its replicas make of it.
+    let failed = on_failure(Arc::downgrade(world), node, start);
+    shared.on_failure(move |error| failed(format!("the log failed: {error}")));
+    let weak = Arc::downgrade(world);
+    tokio::spawn(process.task(disk::write(weak.clone(), node, Arc::clone(&disk), shared)));
+    let parts = Parts {
+        world: weak.clone(),
+        node,
+        start,
+        rejoins,
+        log: log.clone(),
+        tables: tables.clone(),
+        table: table.clone(),
+        transport: Arc::new(Link { world: weak.clone(), from: node }),
+    };
+    let replica = process.task(protocol::open(parts)).await;
+    let replica = replica.map_err(|error: ReplicaError| format!("no replica: {error}"))?;
+    tokio::spawn(process.task(network::ping(weak, node)));
+    Ok(Arc::new(Running { node, start, process, disk, log, tables, table, replica }))
+}
+
+/// Hears that a replica has failed, which ends its node.
+pub(crate) fn on_failure(
+    world: Weak<World>,
+    node: NodeId,
+    start: u64,
+) -> impl Fn(String) + Send + Sync {
+    move |reason| {
+        if let Some(world) = world.upgrade() {
+            world.replica_failed(node, start, reason);
+        }
+    }
+}
+
+/// Copies a folder of files and folders.
+pub(crate) fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type()?.is_dir() {
+            copy_folder(&path, &copy)?;
+        } else {
+            fs::copy(&path, &copy)?;
+        }
+    }
+    Ok(())
+}

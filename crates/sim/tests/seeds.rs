@@ -1,0 +1,90 @@
+//! Seeds of every protocol: whatever happens, the invariants hold and the cluster heals.
+//!
+//! `SEED=n` runs one, and with `TRACE=file` writes every event; `FROM=n SEEDS=m` runs others.
+
+#![allow(clippy::print_stdout, reason = "the test prints what the runs have done")]
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use trireme_sim::{Setup, Summary, run_into};
+use trireme_types::Protocol;
+
+/// How many seeds of a protocol are a part of the test command; fewer of Raft's, which cost more.
+const fn seeds_of(protocol: Protocol) -> u64 {
+    match protocol {
+        Protocol::Spinnaker | Protocol::Pacifica => 10,
+        Protocol::Raft => 4,
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+}
+
+fn try_seeds(protocol: Protocol) {
+    let (from, seeds) = match number("SEED") {
+        Some(seed) => (seed, 1),
+        None => (number("FROM").unwrap_or(0), number("SEEDS").unwrap_or(seeds_of(protocol))),
+    };
+    let (next, done) = (AtomicU64::new(from), Mutex::new(Vec::<(u64, Summary)>::new()));
+    let failures = Mutex::new(Vec::new());
+    let work = || loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= from + seeds {
+            return;
+        }
+        // One seed alone may be looked at event by event.
+        let sink = std::env::var("TRACE").ok().filter(|_| seeds == 1);
+        let sink = sink.map(|path| {
+            let file = File::create(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+            Box::new(BufWriter::new(file)) as Box<dyn Write + Send>
+        });
+        match run_into(Setup { protocol, seed, mistake: None }, sink) {
+            Ok(summary) => done.lock().expect("no panic").push((seed, summary)),
+            Err(failure) => failures.lock().expect("no panic").push((seed, failure)),
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        (0..workers).for_each(|_| drop(scope.spawn(work)));
+    });
+    let done = done.into_inner().expect("no panic");
+    let sum = |of: fn(&Summary) -> u64| done.iter().map(|(_, summary)| of(summary)).sum::<u64>();
+    println!(
+        "{protocol}: {} seeds, {} virtual seconds, {} writes, {} refused, {} ambiguous, {} reads, {} \
+         timeline reads, {} epochs",
+        done.len(),
+        sum(|it| it.millis) / 1000,
+        sum(|it| it.written),
+        sum(|it| it.refused),
+        sum(|it| it.ambiguous),
+        sum(|it| it.read),
+        sum(|it| it.timeline_reads),
+        sum(|it| it.epochs),
+    );
+    let mut failures = failures.into_inner().expect("no panic");
+    failures.sort_by_key(|(seed, _)| *seed);
+    if let Some((_, failure)) = failures.first() {
+        let seeds: Vec<u64> = failures.iter().map(|(seed, _)| *seed).collect();
+        panic!("{failure}\nof the seeds {seeds:?}");
+    }
+}
+
+#[test]
+fn spinnaker() {
+    try_seeds(Protocol::Spinnaker);
+}
+
+#[test]
+fn pacifica() {
+    try_seeds(Protocol::Pacifica);
+}
+
+#[test]
+fn raft() {
+    try_seeds(Protocol::Raft);
+}
