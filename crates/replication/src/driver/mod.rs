@@ -48,7 +48,8 @@ mod storage;
 mod task;
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -71,6 +72,9 @@ use crate::core::{Core, Recovered};
 use crate::replica::{Freshness, ReadPermit, Replica, ReplicaError, ReplicaStatus};
 use crate::simulation;
 use crate::transport::{Lane, Transport};
+
+/// The pause before an event is passed again to a replica whose queue was full.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// Called once, if the replica fails for good.
 pub type FailureListener = Box<dyn FnOnce(&ReplicaError) + Send>;
@@ -197,8 +201,25 @@ impl<C: Core> CoreReplica<C> {
         Ok(Self { node, cohort, table, mailbox, published, clock, recovered, ended })
     }
 
-    /// Hands the core something that the coordinator said. [`ReplicaError::Busy`] means that it was
-    /// not taken and must be told again.
+    /// Passes an event of the coordinator to a replica that others keep alive, however full its queue
+    /// is. Returns false if the replica has ended.
+    pub async fn notify(replica: &Weak<Self>, event: C::CoordinatorEvent) -> bool
+    where
+        C::CoordinatorEvent: Clone,
+    {
+        loop {
+            let Some(replica) = replica.upgrade() else { return false };
+            match replica.coordination(event.clone()) {
+                Err(ReplicaError::Busy) => {}
+                _ => return true,
+            }
+            drop(replica);
+            tokio::time::sleep(BUSY_PAUSE).await;
+        }
+    }
+
+    /// Hands the core an event of the coordinator. [`ReplicaError::Busy`] means that it was not
+    /// accepted and must be passed again.
     pub fn coordination(&self, event: C::CoordinatorEvent) -> Result<(), ReplicaError> {
         self.mailbox.coordination(event)
     }

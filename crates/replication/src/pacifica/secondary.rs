@@ -37,15 +37,11 @@ impl Secondary {
     }
 
     pub(super) fn on_beacon(&mut self, cx: &mut Shared, from: NodeId, beacon: Beacon) {
-        let Beacon { epoch, committed, sent, .. } = beacon;
-        cx.journal.take_current(cx.now, from, &beacon);
+        let Beacon { epoch, sent, .. } = beacon;
         let supports = self.support(cx, sent);
         let incarnation = cx.own.incarnation;
         cx.journal.signal(from, PacificaMessage::BeaconAck { epoch, supports, incarnation });
-        if cx.journal.log().holds(committed) {
-            cx.commit_as_follower(committed.seq);
-        }
-        self.following.report_again(cx, from, epoch);
+        self.following.on_beacon(cx, from, &beacon);
     }
 
     /// Returns what to acknowledge a message of this time with, and keeps what that promises: the

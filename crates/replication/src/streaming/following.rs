@@ -2,7 +2,7 @@
 
 use trireme_types::{Entry, Epoch, Lsn, NodeId};
 
-use super::{Preceding, Shared, Streams, Taken};
+use super::{Beacon, Preceding, Shared, Streams, Taken};
 use crate::core::Moment;
 
 /// What a follower knows of its leader.
@@ -42,15 +42,20 @@ impl Following {
         Some(matched)
     }
 
-    /// Reports the position again that may have been lost, as long as nothing continues the log.
-    pub(crate) fn report_again<C: Streams>(
+    /// Applies what a beacon says is committed, and reports the position again that may have been lost,
+    /// as long as nothing continues the log.
+    pub(crate) fn on_beacon<C: Streams>(
         &mut self,
         cx: &mut Shared<C>,
         leader: NodeId,
-        epoch: Epoch,
+        beacon: &Beacon,
     ) {
+        cx.journal.take_current(cx.now, leader, beacon);
+        if cx.journal.log().holds(beacon.committed) {
+            cx.commit_as_follower(beacon.committed.seq);
+        }
         if !self.is_streaming {
-            self.report_position(cx, leader, epoch);
+            self.report_position(cx, leader, beacon.epoch);
         }
     }
 

@@ -9,7 +9,7 @@ use trireme_replication::driver::CoreReplica;
 use trireme_replication::pacifica::{Newest, Pacifica, Proposal};
 use trireme_types::{CohortConfig, CohortId};
 
-use super::pending_request::{PendingRequest, RETRY_PAUSE, notify};
+use super::pending_request::{PendingRequest, RETRY_PAUSE};
 use super::shared::{RequestPermit, SharedCoordinator};
 
 /// Carries out what a replica proposes to its cohort's configuration manager, and sends it the newest
@@ -47,7 +47,7 @@ impl Part {
     async fn watch(&self) {
         let mut configs = self.coordinator.catalog.configs(self.cohort);
         while let Some(config) = configs.next().await {
-            if !notify(&self.replica, Newest(config)).await {
+            if !CoreReplica::notify(&self.replica, Newest(config)).await {
                 return;
             }
         }
@@ -62,7 +62,7 @@ impl Part {
             {
                 Ok(newest) if newest.is_empty() => return,
                 Ok(_) => {
-                    notify(&self.replica, Newest(config)).await;
+                    CoreReplica::notify(&self.replica, Newest(config)).await;
                     return;
                 }
                 Err(error) => {

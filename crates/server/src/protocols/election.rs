@@ -8,7 +8,7 @@ use trireme_replication::driver::CoreReplica;
 use trireme_replication::spinnaker::{Candidate, ElectionRequest, ElectionView, Spinnaker};
 use trireme_types::{CohortId, NodeId};
 
-use super::pending_request::{PendingRequest, RETRY_PAUSE, notify};
+use super::pending_request::{PendingRequest, RETRY_PAUSE};
 use super::shared::{RequestPermit, SharedCoordinator};
 
 /// Carries out what a replica asks of its cohort's election, and sends it every change, until the
@@ -64,7 +64,7 @@ impl Part {
                 continue;
             }
             newest = state.epoch;
-            if !notify(replica, self.view(&state)).await {
+            if !CoreReplica::notify(replica, self.view(&state)).await {
                 return;
             }
         }

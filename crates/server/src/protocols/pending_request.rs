@@ -4,20 +4,16 @@
 //! until it sees that it has happened or cannot. Ends with the replica.
 
 use std::future::Future;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use trireme_replication::ReplicaError;
 use trireme_replication::core::Core;
-use trireme_replication::driver::{Coordination, CoreReplica};
+use trireme_replication::driver::Coordination;
 
 use super::shared::{RequestPermit, SharedCoordinator};
-
-/// The pause before an event is passed again to a replica whose queue was full.
-const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// The pause before a request is tried again that the coordinator did not answer.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -91,22 +87,5 @@ impl<C: Core> RequestServer<C> {
             }
         };
         self.end.run_until_cancelled(serving).await;
-    }
-}
-
-/// Passes an event of the coordinator to a replica, however full its queue is. Returns false if
-/// the replica has ended.
-pub(super) async fn notify<C: Core<CoordinatorEvent: Clone>>(
-    replica: &Weak<CoreReplica<C>>,
-    event: C::CoordinatorEvent,
-) -> bool {
-    loop {
-        let Some(replica) = replica.upgrade() else { return false };
-        match replica.coordination(event.clone()) {
-            Err(ReplicaError::Busy) => {}
-            _ => return true,
-        }
-        drop(replica);
-        tokio::time::sleep(BUSY_PAUSE).await;
     }
 }

@@ -13,7 +13,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
-use trireme_replication::ReplicaError;
 use trireme_replication::core::Core;
 use trireme_replication::driver::{Coordination, CoreReplica};
 use trireme_types::{CohortConfig, NodeId};
@@ -33,9 +32,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The pause before a request is sent again that was not answered.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-
-/// The pause before an event is passed again to a replica whose queue was full.
-const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// The coordinator of a world.
 pub(crate) struct Coordinator {
@@ -292,7 +288,7 @@ pub(crate) async fn serve<C>(
             }
             Carried::Done => {}
             Carried::Answered(event) => {
-                if !notify(&replica, event).await {
+                if !CoreReplica::notify(&replica, event).await {
                     return;
                 }
             }
@@ -331,25 +327,9 @@ where
             event
         };
         if let Some(event) = event
-            && !notify(&replica, event).await
+            && !CoreReplica::notify(&replica, event).await
         {
             return;
         }
-    }
-}
-
-/// Passes an event to a replica, however full its queue is. Returns false if the replica has ended.
-async fn notify<C: Core<CoordinatorEvent: Clone>>(
-    replica: &Weak<CoreReplica<C>>,
-    event: C::CoordinatorEvent,
-) -> bool {
-    loop {
-        let Some(replica) = replica.upgrade() else { return false };
-        match replica.coordination(event.clone()) {
-            Err(ReplicaError::Busy) => {}
-            _ => return true,
-        }
-        drop(replica);
-        sleep(BUSY_PAUSE).await;
     }
 }

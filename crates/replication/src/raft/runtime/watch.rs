@@ -66,7 +66,7 @@ impl<T> Clone for Sender<T> {
 
 impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
-        // Whoever waits looks whether this was the last one.
+        // Each receiver that waits checks whether this was the last sender.
         self.wake();
     }
 }
