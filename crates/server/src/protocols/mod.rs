@@ -47,7 +47,7 @@ pub(crate) struct ReplicaParts {
 impl ReplicaParts {
     /// Returns true if the replica must be brought up to date before it counts.
     fn lost_disk(&self) -> bool {
-        self.rejoins && !self.mistakes.trusts_an_empty_disk
+        self.rejoins && !self.mistakes.trusts_an_empty_disk()
     }
 }
 
