@@ -123,7 +123,7 @@ impl CompareArgs {
         self.write(&report)?;
         outcome?;
         if let Some(baseline) = baseline {
-            self.tell_worse(&baseline, &report)?;
+            self.print_worse(&baseline, &report)?;
         }
         let broken = self.expectations.iter().filter_map(|it| it.broken_by(&report));
         let broken: Vec<String> = broken.collect();
@@ -161,7 +161,7 @@ impl CompareArgs {
     }
 
     /// Prints what is worse than in an earlier report.
-    fn tell_worse(&self, baseline: &Report, report: &Report) -> anyhow::Result<()> {
+    fn print_worse(&self, baseline: &Report, report: &Report) -> anyhow::Result<()> {
         let worse = baseline::worse(baseline, report).map_err(|why| anyhow::anyhow!(why))?;
         let of = self.baseline.as_deref().unwrap_or_else(|| Path::new("")).display();
         for line in &worse {

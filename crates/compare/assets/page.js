@@ -317,6 +317,6 @@
       chart.update();
     });
   });
-  // For whoever wants to know whether everything was drawn.
+  // For tests: whether everything was drawn.
   window.triremeCharts = charts;
 })();

@@ -3,7 +3,7 @@
 //! A claim holds, or does not, or is not shown: because the run did not measure it, or because
 //! the difference is within what chance makes.
 
-use crate::report::{Claim, Measured, Report, Suffered};
+use crate::report::{Claim, Measured, Report, Role, Suffered, Verdict};
 use crate::statistics::{differ, ratio, shows_difference};
 
 /// A fault that costs a protocol less than this is nothing to it: a few lost attempts of a client.
@@ -19,15 +19,15 @@ const SLOWED_TIMES: f64 = 2.0;
 /// counted with it.
 const NO_MESSAGE: f64 = 0.02;
 
-/// What a run says of a claim.
-struct Verdict {
+/// What a run shows of a claim.
+struct Shown {
     /// `None` if it was not shown.
     holds: Option<bool>,
     evidence: String,
 }
 
 /// Judges one claim; `None` if the run did not measure it.
-type Judge = fn(&Report) -> Option<Verdict>;
+type Judge = fn(&Report) -> Option<Shown>;
 
 /// Judges every claim.
 pub fn judge(report: &Report) -> Vec<Claim> {
@@ -75,20 +75,20 @@ pub fn judge(report: &Report) -> Vec<Claim> {
     claims
         .into_iter()
         .map(|(claim, source, judged)| {
-            let verdict = judged(report).unwrap_or_else(|| Verdict {
+            let shown = judged(report).unwrap_or_else(|| Shown {
                 holds: None,
                 evidence: "This run did not measure it.".to_owned(),
             });
-            let word = match verdict.holds {
-                Some(true) => "holds",
-                Some(false) => "does not hold",
-                None => "not shown",
+            let verdict = match shown.holds {
+                Some(true) => Verdict::Holds,
+                Some(false) => Verdict::DoesNotHold,
+                None => Verdict::NotShown,
             };
             Claim {
                 claim: claim.to_owned(),
                 source: source.to_owned(),
-                verdict: word.to_owned(),
-                evidence: verdict.evidence,
+                verdict,
+                evidence: shown.evidence,
             }
         })
         .collect()
@@ -120,16 +120,16 @@ fn listed(all: [&Suffered; 3], figure: impl Fn(&Suffered) -> String) -> String {
     each.collect::<Vec<_>>().join(", ")
 }
 
-fn coordinator_down(report: &Report) -> Option<Verdict> {
+fn coordinator_down(report: &Report) -> Option<Shown> {
     let all = suffered(report, "coordinator-down-leader-kill")?;
     let [spinnaker, raft, pacifica] = all;
     let holds = serves(raft) && !serves(spinnaker) && !serves(pacifica);
     let evidence = listed(all, |it| format!("{:.0} writes/s", it.late_in_fault_per_s));
     let evidence = format!("In the last second of the fault: {evidence}.");
-    Some(Verdict { holds: Some(holds), evidence })
+    Some(Shown { holds: Some(holds), evidence })
 }
 
-fn slow_replica(report: &Report) -> Option<Verdict> {
+fn slow_replica(report: &Report) -> Option<Shown> {
     let all = suffered(report, "slow-follower")?;
     let times = |it: &Suffered| it.write_p50_in_fault_us / it.write_p50_before_us.max(1.0);
     let [spinnaker, raft, pacifica] = all.map(times);
@@ -139,36 +139,36 @@ fn slow_replica(report: &Report) -> Option<Verdict> {
         let (before, during) = (it.write_p50_before_us, it.write_p50_in_fault_us);
         format!("{:.1} ms before and {:.1} ms meanwhile", before / 1e3, during / 1e3)
     });
-    Some(Verdict { holds: Some(holds), evidence: format!("Median write: {evidence}.") })
+    Some(Shown { holds: Some(holds), evidence: format!("Median write: {evidence}.") })
 }
 
-fn two_lost(report: &Report) -> Option<Verdict> {
+fn two_lost(report: &Report) -> Option<Shown> {
     let all = suffered(report, "two-lost")?;
     let [spinnaker, raft, pacifica] = all;
     let holds = serves(pacifica) && !serves(spinnaker) && !serves(raft);
     let evidence = listed(all, |it| format!("{:.0} writes/s", it.late_in_fault_per_s));
     let evidence = format!("With one replica left: {evidence}.");
-    Some(Verdict { holds: Some(holds), evidence })
+    Some(Shown { holds: Some(holds), evidence })
 }
 
-fn follower_death(report: &Report) -> Option<Verdict> {
+fn follower_death(report: &Report) -> Option<Shown> {
     let all = suffered(report, "follower-kill")?;
     let [spinnaker, raft, pacifica] = all.map(|it| it.longest_outage_ms);
     let holds = pacifica > NO_OUTAGE_MS && spinnaker <= NO_OUTAGE_MS && raft <= NO_OUTAGE_MS;
     let evidence = listed(all, |it| format!("{:.0} ms", it.longest_outage_ms));
     let evidence = format!("Longest time without an acknowledged write: {evidence}.");
-    Some(Verdict { holds: Some(holds), evidence })
+    Some(Shown { holds: Some(holds), evidence })
 }
 
-fn leader_death(report: &Report) -> Option<Verdict> {
+fn leader_death(report: &Report) -> Option<Shown> {
     let all = suffered(report, "leader-kill")?;
     let holds = all.iter().all(|it| serves(it) && it.half_after_ms.is_some());
     let evidence = listed(all, |it| format!("{:.0} ms", it.longest_outage_ms));
     let evidence = format!("Longest time without an acknowledged write: {evidence}.");
-    Some(Verdict { holds: Some(holds), evidence })
+    Some(Shown { holds: Some(holds), evidence })
 }
 
-fn timeline_reads(report: &Report) -> Option<Verdict> {
+fn timeline_reads(report: &Report) -> Option<Shown> {
     let (mut evidence, mut faster, mut slower) = (Vec::new(), 0, 0);
     for system in ["spinnaker", "raft", "pacifica"] {
         let strong = measured(report, "read-strong", system)?;
@@ -186,10 +186,10 @@ fn timeline_reads(report: &Report) -> Option<Verdict> {
         _ => Some(false),
     };
     let evidence = format!("Median latency, strong and timeline: {}.", evidence.join(", "));
-    Some(Verdict { holds, evidence })
+    Some(Shown { holds, evidence })
 }
 
-fn reads_under_lease(report: &Report) -> Option<Verdict> {
+fn reads_under_lease(report: &Report) -> Option<Shown> {
     let messages = |system| {
         let cost = &measured(report, "read-strong", system)?.cost;
         Some(cost.messages + cost.heartbeats)
@@ -201,10 +201,10 @@ fn reads_under_lease(report: &Report) -> Option<Verdict> {
         "Messages a strong read, shared by all that are under way: spinnaker {spinnaker:.3}, raft \
          {raft:.3}, pacifica {pacifica:.3}."
     );
-    Some(Verdict { holds: Some(holds), evidence })
+    Some(Shown { holds: Some(holds), evidence })
 }
 
-fn commit_period(report: &Report) -> Option<Verdict> {
+fn commit_period(report: &Report) -> Option<Shown> {
     let sweep = report.sweeps.iter().find(|it| it.name == "commit-period")?;
     if sweep.points.len() < 2 || sweep.points.iter().any(|point| point.error.is_some()) {
         return None;
@@ -212,11 +212,11 @@ fn commit_period(report: &Report) -> Option<Verdict> {
     let takeovers: Vec<f64> = sweep.points.iter().map(|point| point.takeover_ms).collect();
     let each = sweep.points.iter().map(|it| format!("{} s {:.1} ms", it.value_s, it.takeover_ms));
     let evidence = format!("Takeover by period: {}.", each.collect::<Vec<_>>().join(", "));
-    Some(Verdict { holds: Some(takeovers.is_sorted_by(|a, b| a < b)), evidence })
+    Some(Shown { holds: Some(takeovers.is_sorted_by(|a, b| a < b)), evidence })
 }
 
-fn control(report: &Report) -> Option<Verdict> {
-    let control = report.systems.iter().find(|it| it.role == "control")?;
+fn control(report: &Report) -> Option<Shown> {
+    let control = report.systems.iter().find(|it| it.role == Role::Control)?;
     let workload = report.workloads.first()?;
     let again = workload.systems.iter().find(|it| it.system == control.name)?;
     let first = workload.systems.iter().find(|it| it.system == control.protocol)?;
@@ -226,7 +226,7 @@ fn control(report: &Report) -> Option<Verdict> {
         "{}: {:.0} and {:.0} operations per second, {:.2} times as many ({low:.2} to {high:.2}).",
         workload.name, first.throughput.mean, again.throughput.mean, ratio.mean
     );
-    Some(Verdict { holds: Some(!shows_difference(&ratio)), evidence })
+    Some(Shown { holds: Some(!shows_difference(&ratio)), evidence })
 }
 
 #[cfg(test)]
@@ -251,7 +251,7 @@ mod tests {
         Report { faults, ..Report::default() }
     }
 
-    fn verdict(report: &Report, words: &str) -> String {
+    fn verdict(report: &Report, words: &str) -> Verdict {
         let claims = judge(report);
         claims.into_iter().find(|it| it.claim.contains(words)).expect("the claim").verdict
     }
@@ -260,14 +260,20 @@ mod tests {
     fn a_claim_holds_only_if_every_protocol_does_what_it_says() {
         let two = "after two of three";
         let lost = |figures| with("two-lost", figures);
-        assert_eq!(verdict(&lost([(0.0, 1.0), (0.0, 1.0), (900.0, 1.0)]), two), "holds");
-        assert_eq!(verdict(&lost([(0.0, 1.0), (800.0, 1.0), (900.0, 1.0)]), two), "does not hold");
-        assert_eq!(verdict(&lost([(0.0, 1.0), (0.0, 1.0), (50.0, 1.0)]), two), "does not hold");
-        assert_eq!(verdict(&Report::default(), two), "not shown");
+        assert_eq!(verdict(&lost([(0.0, 1.0), (0.0, 1.0), (900.0, 1.0)]), two), Verdict::Holds);
+        assert_eq!(
+            verdict(&lost([(0.0, 1.0), (800.0, 1.0), (900.0, 1.0)]), two),
+            Verdict::DoesNotHold
+        );
+        assert_eq!(
+            verdict(&lost([(0.0, 1.0), (0.0, 1.0), (50.0, 1.0)]), two),
+            Verdict::DoesNotHold
+        );
+        assert_eq!(verdict(&Report::default(), two), Verdict::NotShown);
         let follower = |figures| with("follower-kill", figures);
         let death = "follower's death";
         let figures = [(1.0, 50.0), (1.0, 60.0), (1.0, 1100.0)];
-        assert_eq!(verdict(&follower(figures), death), "holds");
+        assert_eq!(verdict(&follower(figures), death), Verdict::Holds);
     }
 
     #[test]
@@ -286,14 +292,14 @@ mod tests {
             };
             Report { sweeps: vec![sweep], ..Report::default() }
         };
-        assert_eq!(verdict(&swept([5.0, 40.0, 160.0]), "commit period"), "holds");
-        assert_eq!(verdict(&swept([5.0, 40.0, 30.0]), "commit period"), "does not hold");
+        assert_eq!(verdict(&swept([5.0, 40.0, 160.0]), "commit period"), Verdict::Holds);
+        assert_eq!(verdict(&swept([5.0, 40.0, 30.0]), "commit period"), Verdict::DoesNotHold);
     }
 
     #[test]
     fn a_run_that_failed_shows_nothing() {
         let mut report = with("two-lost", [(0.0, 1.0), (0.0, 1.0), (900.0, 1.0)]);
         report.faults[0].systems[1].error = Some("it did not start".to_owned());
-        assert_eq!(verdict(&report, "after two of three"), "not shown");
+        assert_eq!(verdict(&report, "after two of three"), Verdict::NotShown);
     }
 }

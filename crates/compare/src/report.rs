@@ -92,8 +92,21 @@ pub struct System {
     pub nodes: u16,
     /// What it is, in plain words.
     pub description: String,
-    /// `protocol`, `none` (one replica) or `control` (the first protocol once more).
-    pub role: String,
+    /// What it is compared for.
+    pub role: Role,
+}
+
+/// What a system is compared for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It is one of the protocols.
+    #[default]
+    Protocol,
+    /// One replica: what the machine can do without replication.
+    None,
+    /// The first protocol once more: what differs by chance.
+    Control,
 }
 
 /// A mean with its 95 % confidence interval.
@@ -338,10 +351,36 @@ pub struct Claim {
     pub claim: String,
     /// Who claims it.
     pub source: String,
-    /// `holds`, `does not hold` or `not shown`.
-    pub verdict: String,
+    /// What this run says of it.
+    pub verdict: Verdict,
     /// The figures by which it was judged.
     pub evidence: String,
+}
+
+/// What a run says of a claim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// The figures are as claimed.
+    #[serde(rename = "holds")]
+    Holds,
+    /// They are not.
+    #[serde(rename = "does not hold")]
+    DoesNotHold,
+    /// The run did not measure it, or the difference is within what chance makes.
+    #[default]
+    #[serde(rename = "not shown")]
+    NotShown,
+}
+
+impl Verdict {
+    /// Returns it in words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Holds => "holds",
+            Self::DoesNotHold => "does not hold",
+            Self::NotShown => "not shown",
+        }
+    }
 }
 
 /// What the judge found in all histories.

@@ -83,7 +83,7 @@ pub fn summary(report: &Report) -> String {
     if !report.claims.is_empty() {
         line("\nclaims".to_owned());
         for claim in &report.claims {
-            line(format!("- {}: {} {}", claim.verdict, claim.claim, claim.evidence));
+            line(format!("- {}: {} {}", claim.verdict.words(), claim.claim, claim.evidence));
         }
     }
     line(format!("\n{}", checks(report)));

@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::parts::{after, chart, digits, table};
-use crate::report::{FaultReport, Report, Suffered};
+use crate::report::{FaultReport, Report, Role, Suffered};
 
 /// Outages up to these many milliseconds are coloured alike, from harmless to bad.
 const HEAT_MS: [f64; 4] = [100.0, 500.0, 1500.0, 3000.0];
@@ -32,7 +32,7 @@ pub(super) fn section(report: &Report) -> Markup {
 }
 
 fn heat_map(report: &Report) -> Markup {
-    let names = report.systems.iter().filter(|it| it.role == "protocol").map(|it| &it.name);
+    let names = report.systems.iter().filter(|it| it.role == Role::Protocol).map(|it| &it.name);
     let names: Vec<&String> = names.collect();
     html! {
         div.scroll {

@@ -12,7 +12,7 @@ mod workloads;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::report::{Checks, Report};
+use crate::report::{Checks, Report, Verdict};
 
 /// Chart.js 4, under the MIT licence (`assets/chart.LICENSE.md`).
 const CHART_JS: &str = include_str!("../../assets/chart.umd.min.js");
@@ -119,10 +119,10 @@ fn verdict(checks: &Checks) -> Markup {
 }
 
 fn claims(report: &Report) -> Markup {
-    let class = |verdict: &str| match verdict {
-        "holds" => "good",
-        "does not hold" => "bad",
-        _ => "unsure",
+    let class = |verdict| match verdict {
+        Verdict::Holds => "good",
+        Verdict::DoesNotHold => "bad",
+        Verdict::NotShown => "unsure",
     };
     html! {
         @if !report.claims.is_empty() {
@@ -135,7 +135,7 @@ fn claims(report: &Report) -> Markup {
                             @for claim in &report.claims {
                                 tr {
                                     td.prose { (claim.claim) br; small { (claim.source) } }
-                                    td { span class={ "tag " (class(&claim.verdict)) } { (claim.verdict) } }
+                                    td { span class={ "tag " (class(claim.verdict)) } { (claim.verdict.words()) } }
                                     td.prose { (claim.evidence) }
                                 }
                             }

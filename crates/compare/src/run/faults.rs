@@ -10,7 +10,7 @@ use trireme_types::NodeId;
 
 use super::{Contender, Run, Steps};
 use crate::load::{Asked, Done, Load, Recorded, nanoseconds};
-use crate::report::{FaultReport, Suffered};
+use crate::report::{FaultReport, Role, Suffered};
 use crate::suite::{FAULT_CALLERS, Fault, FaultKind, SLOW_BY, Sizes, Workload};
 
 /// The time line is cut into pieces of this length.
@@ -56,7 +56,7 @@ pub(super) async fn run(
         to_s: from + sizes.during.as_secs_f64(),
         systems: Vec::new(),
     };
-    for contender in contenders.iter().filter(|it| it.system.role == "protocol") {
+    for contender in contenders.iter().filter(|it| it.system.role == Role::Protocol) {
         let name = &contender.system.name;
         steps.begin(format!("{}: {name}", fault.name), run_s(sizes));
         let suffered = match suffer(run, contender, fault, sizes).await {
@@ -82,7 +82,7 @@ async fn suffer(
         attempt_timeout: ATTEMPT_TIMEOUT,
         ..ClientOptions::default()
     };
-    let client = run.client(&cluster, options).await?;
+    let client = cluster.client(options).await?;
     let workload = Workload {
         name: fault.name,
         description: fault.description,
@@ -128,7 +128,6 @@ async fn suffer(
 struct Victims {
     killed: Vec<NodeId>,
     frozen: Option<Frozen>,
-    has_faults: bool,
 }
 
 /// Has the cluster suffer, and returns when that began.
@@ -168,21 +167,12 @@ async fn inflict(
         FaultKind::TwoLost => {
             kill(cluster, leader, victims).await?;
             sleep_until((begun + SECOND_LOSS_AFTER).into()).await;
-            // Whoever leads now is kept: what is asked is whether one replica is enough.
+            // The replica that leads now is kept: what is asked is whether one replica is enough.
             let led = cluster.statuses().await?.leader().map(|(node, _)| node);
             let second = cluster.processes().into_keys().find(|node| Some(*node) != led);
             kill(cluster, second.context("no second replica runs")?, victims).await?;
         }
     }
-    victims.has_faults = matches!(
-        kind,
-        FaultKind::LeaderCut
-            | FaultKind::LeaderMute
-            | FaultKind::SlowFollower
-            | FaultKind::StalledDisk
-            | FaultKind::CoordinatorDown
-            | FaultKind::CoordinatorDownLeaderKill
-    );
     Ok(begun)
 }
 
@@ -197,12 +187,10 @@ fn follower(statuses: &Statuses) -> anyhow::Result<NodeId> {
 }
 
 async fn heal(cluster: &mut Cluster, victims: Victims) -> anyhow::Result<()> {
-    if victims.has_faults {
-        cluster.heal_all().await?;
-    }
     if let Some(frozen) = victims.frozen {
         frozen.thaw()?;
     }
+    cluster.heal_all().await?;
     victims.killed.into_iter().try_for_each(|node| cluster.restart(node))
 }
 

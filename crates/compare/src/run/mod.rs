@@ -11,12 +11,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use parking_lot::Mutex;
-use trireme_client::{Client, ClientOptions};
 use trireme_testbed::{ALLOW_FAULTS, Cluster, ClusterArgs};
 use trireme_types::{Durability, Engine, Protocol};
 
 use crate::claims;
-use crate::report::{Checks, Handicap, Machine, Report, SCHEMA, System};
+use crate::report::{Checks, Handicap, Machine, Report, Role, SCHEMA, System};
 use crate::suite::{Fault, SWEEPS, Suite, Sweep, Workload};
 use crate::{machine, predictions};
 
@@ -165,24 +164,24 @@ impl Run {
     /// Returns the protocols, one replica without any, and the first protocol once more: two clusters
     /// that do not differ show how much two figures differ by chance.
     fn contenders(&self) -> Vec<Contender> {
-        let system = |name: &str, protocol: Protocol, nodes, description: &str, role: &str| {
-            let (name, description, role) = (name.into(), description.into(), role.into());
+        let system = |name: &str, protocol: Protocol, nodes, description: &str, role| {
+            let (name, description) = (name.into(), description.into());
             let system =
                 System { name, protocol: protocol.name().into(), nodes, description, role };
             Contender { system, protocol }
         };
         let of = |protocol: Protocol| {
-            system(protocol.name(), protocol, 3, description(protocol), "protocol")
+            system(protocol.name(), protocol, 3, description(protocol), Role::Protocol)
         };
         let mut contenders: Vec<_> = self.options.protocols.iter().copied().map(of).collect();
         let alone = "One replica, which waits for its own disk alone: what the machine can do \
                      without replication.";
-        contenders.push(system("none", Protocol::Raft, 1, alone, "none"));
+        contenders.push(system("none", Protocol::Raft, 1, alone, Role::None));
         if let Some(first) = self.options.protocols.first() {
             let name = format!("{} again", first.name());
             let again = "The first protocol once more: where it differs from itself, so do the \
                          others by chance.";
-            contenders.push(system(&name, *first, 3, again, "control"));
+            contenders.push(system(&name, *first, 3, again, Role::Control));
         }
         contenders
     }
@@ -224,10 +223,6 @@ impl Run {
         found.engine = conditions.engine;
         found.is_in_memory = conditions.in_memory;
         Ok(cluster)
-    }
-
-    async fn client(&self, cluster: &Cluster, options: ClientOptions) -> anyhow::Result<Client> {
-        cluster.client(options).await
     }
 
     /// Judges a history away from the runtime's threads, and keeps what was found.
@@ -280,7 +275,7 @@ impl Steps {
     fn new(run: &Run, contenders: &[Contender], workloads: &[Workload], faults: &[Fault]) -> Self {
         let sizes = run.options.suite.sizes();
         let systems = |faulty: bool| {
-            let taken = contenders.iter().filter(|it| !faulty || it.system.role == "protocol");
+            let taken = contenders.iter().filter(|it| !faulty || it.system.role == Role::Protocol);
             taken.count() as f64
         };
         let round = workloads::round_s(&sizes) * sizes.rounds as f64;

@@ -14,7 +14,7 @@ use trireme_client::ClientOptions;
 use trireme_types::{NodeId, PATH};
 
 use super::{Contender, Run, Steps};
-use crate::report::{Hop, PathReport};
+use crate::report::{Hop, PathReport, Role};
 
 /// Writes before the one that is shown: they open connections and fill caches.
 const WARM_UP: usize = 50;
@@ -42,7 +42,7 @@ pub(super) async fn run(
     contenders: &[Contender],
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
-    for contender in contenders.iter().filter(|it| it.system.role == "protocol") {
+    for contender in contenders.iter().filter(|it| it.system.role == Role::Protocol) {
         let system = contender.system.name.clone();
         steps.begin(format!("the path of a write: {system}"), RUN_S);
         let path = match follow(run, contender).await {
@@ -63,7 +63,7 @@ async fn follow(run: &Run, contender: &Contender) -> anyhow::Result<PathReport> 
         logs.insert(node, cluster.restart_logging(node, Some(&filter))?);
         cluster.wait_until_whole(WHOLE_TIMEOUT).await?;
     }
-    let client = run.client(&cluster, ClientOptions::default()).await?;
+    let client = cluster.client(ClientOptions::default()).await?;
     for _ in 0..WARM_UP {
         client.put("warm-up", "x").await?;
     }

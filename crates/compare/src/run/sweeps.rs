@@ -10,7 +10,7 @@ use trireme_types::{NodeId, Protocol};
 
 use super::{Contender, Run, Steps};
 use crate::load::Load;
-use crate::report::{SweepPoint, SweepReport};
+use crate::report::{Role, SweepPoint, SweepReport};
 use crate::suite::{Sweep, WORKLOADS};
 
 /// How many keys are written meanwhile.
@@ -42,7 +42,7 @@ pub(super) async fn run(
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
     let is_taking_part =
-        |it: &&Contender| it.protocol == Protocol::Spinnaker && it.system.role == "protocol";
+        |it: &&Contender| it.protocol == Protocol::Spinnaker && it.system.role == Role::Protocol;
     let Some(contender) = contenders.iter().find(is_taking_part) else { return Ok(()) };
     let mut report = SweepReport {
         name: sweep.name.to_owned(),
@@ -77,7 +77,7 @@ async fn takeover(
 ) -> anyhow::Result<Duration> {
     let value_ms = format!("{}ms", value.as_millis());
     let mut cluster = run.start_with(contender, &[sweep.option, &value_ms]).await?;
-    let client = run.client(&cluster, ClientOptions::default()).await?;
+    let client = cluster.client(ClientOptions::default()).await?;
     let epoch = std::time::Instant::now();
     let mut workload = WORKLOADS[0];
     workload.callers = CALLERS;

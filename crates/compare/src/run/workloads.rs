@@ -9,7 +9,7 @@ use trireme_testbed::Cluster;
 use super::{Contender, Run, START_S, Steps};
 use crate::load::{Asked, Load, Recorded, nanoseconds};
 use crate::machine::processor_time;
-use crate::report::{Cost, Idle, Measured, WorkloadReport};
+use crate::report::{Cost, Idle, Measured, Role, WorkloadReport};
 use crate::statistics::{interval, ratio, shows_difference};
 use crate::suite::{Sizes, Workload};
 
@@ -19,7 +19,7 @@ const LATENCY_DIGITS: u8 = 3;
 /// At how many points a distribution of latencies is drawn.
 const CDF_POINTS: u32 = 60;
 
-/// How long whoever drives a system leaves alone what the round before has left behind.
+/// How long a system is left alone before a round, for what the round before has left it to do.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A cluster that is driven, with everything that was done to it.
@@ -80,7 +80,7 @@ pub(super) async fn run(
     }
     for (index, workload) in workloads.iter().enumerate() {
         // Only the first workload is driven at the control: it shows what differs by chance.
-        let taking_part = |at: &usize| index == 0 || contenders[*at].system.role != "control";
+        let taking_part = |at: &usize| index == 0 || contenders[*at].system.role != Role::Control;
         let systems: Vec<usize> = (0..contenders.len()).filter(taking_part).collect();
         let mut rounds: Vec<Rounds> = systems.iter().map(|_| Rounds::new()).collect();
         for round in 0..sizes.rounds {
@@ -130,7 +130,7 @@ async fn start(
     sizes: &Sizes,
 ) -> anyhow::Result<Driven> {
     let cluster = run.start(contender).await?;
-    let client = run.client(&cluster, ClientOptions::default()).await?;
+    let client = cluster.client(ClientOptions::default()).await?;
     let handicap = run.options.handicaps.iter().find(|it| it.system == contender.system.name);
     let mut driven = Driven {
         cluster,
@@ -173,7 +173,7 @@ async fn drive(
     Ok(())
 }
 
-/// Returns what a cluster uses while nobody asks it for anything.
+/// Returns what a cluster uses while it is asked for nothing.
 async fn idle(system: &str, driven: &Driven, time: Duration) -> anyhow::Result<Idle> {
     let (before, begun) = (usage(&driven.cluster).await?, Instant::now());
     tokio::time::sleep(time).await;
