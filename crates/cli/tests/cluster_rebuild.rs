@@ -17,7 +17,7 @@ const COHORT: u64 = 1;
 
 const PROTOCOLS: [Protocol; 3] = [Protocol::Raft, Protocol::Spinnaker, Protocol::Pacifica];
 
-/// What the command reports of a cohort that can elect nobody.
+/// What the command reports of a cohort that cannot elect a leader.
 const NO_MAJORITY: &str = "keeps 1 of its 3 replicas";
 
 /// How a folder is refused that is not its node's any more.
@@ -90,11 +90,7 @@ fn a_cluster_of_which_one_node_is_left_goes_on_where_its_protocol_can() {
         for node in [2, 3] {
             cluster.start_new_node(node, &[]);
         }
-        until_ok("there are three replicas again", PATIENCE, || {
-            let list = cluster.run(["range", "list", "--json"]);
-            let replicas = list.json()[0]["replicas"].as_array().map(Vec::len);
-            if replicas == Some(3) { Ok(()) } else { Err(list) }
-        });
+        wait_for_three_replicas(cluster);
         cluster.wait_until_caught_up(PATIENCE);
         cluster.kill(1);
         assert_values(cluster, &[("before", "1"), ("after", "2")]);
@@ -115,11 +111,7 @@ fn a_folder_that_was_given_up_does_not_take_back_what_was_written_without_it() {
         cluster.kill(node);
         cluster.wipe(node);
         cluster.start_new_node(node, &[]);
-        until_ok("the node is a replica again", PATIENCE, || {
-            let list = cluster.run(["range", "list", "--json"]);
-            let replicas = list.json()[0]["replicas"].as_array().map(Vec::len);
-            if replicas == Some(3) { Ok(()) } else { Err(list) }
-        });
+        wait_for_three_replicas(cluster);
         cluster.wait_until_caught_up(PATIENCE);
     }
     let primary = cluster.wait_for_leader(COHORT, PATIENCE);
@@ -165,7 +157,7 @@ fn the_newest_configuration_of_those_given_counts() {
         cluster.kill(node);
     }
     lose_coordinator(cluster);
-    // The first primary is in no configuration that is newer, so that nobody has to wait for it.
+    // The first primary is in no configuration that is newer, so that no node has to wait for it.
     let from: Vec<_> = std::iter::once(primary).chain(others.iter().copied()).collect();
     let from: Vec<_> = from.into_iter().map(|node| folder(cluster, node)).collect();
     assert!(rebuild(cluster, &from, &[]).out().starts_with("created "));
@@ -215,6 +207,14 @@ fn put(cluster: &Cluster, key: &str, value: &str) {
     until_ok("the cluster takes a write", PATIENCE, || {
         let ran = cluster.run(["put", key, value]);
         if ran.status == 0 { Ok(()) } else { Err(ran) }
+    });
+}
+
+fn wait_for_three_replicas(cluster: &Cluster) {
+    until_ok("there are three replicas again", PATIENCE, || {
+        let list = cluster.run(["range", "list", "--json"]);
+        let replicas = list.json()[0]["replicas"].as_array().map(Vec::len);
+        if replicas == Some(3) { Ok(()) } else { Err(list) }
     });
 }
 

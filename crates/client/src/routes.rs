@@ -230,30 +230,30 @@ impl Routes {
     }
 
     /// Applies a table that a node sent. Called by one caller at a time.
-    fn install(&self, told: v1::RouteTable) -> Result<(), String> {
+    fn install(&self, received: v1::RouteTable) -> Result<(), String> {
         let old = self.table.load_full();
-        if told.cluster != old.cluster.0 {
+        if received.cluster != old.cluster.0 {
             return Err(format!(
                 "the routes of cluster {} instead of {}",
-                ClusterId(told.cluster),
+                ClusterId(received.cluster),
                 old.cluster
             ));
         }
-        let map = convert::range_map(&told).map_err(|error| error.to_string())?;
-        let outdated = told.version < old.version;
+        let map = convert::range_map(&received).map_err(|error| error.to_string())?;
+        let outdated = received.version < old.version;
         let mut table = Table {
             cluster: old.cluster,
-            version: told.version.max(old.version),
+            version: received.version.max(old.version),
             generation: old.generation + 1,
             ranges: old.ranges.clone(),
-            nodes: told.nodes.iter().filter_map(node).collect(),
+            nodes: received.nodes.iter().filter_map(node).collect(),
         };
         if outdated {
-            debug!(received = told.version, known = old.version, "a node has outdated routes");
-            hint_leaders(&old, &told);
+            debug!(received = received.version, known = old.version, "a node has outdated routes");
+            hint_leaders(&old, &received);
         } else {
             let mut routes: HashMap<u64, v1::RangeRoute> =
-                told.ranges.into_iter().map(|route| (route.cohort, route)).collect();
+                received.ranges.into_iter().map(|route| (route.cohort, route)).collect();
             let before: HashMap<CohortId, &Arc<CachedRoute>> =
                 old.ranges.iter().map(|route| (route.descriptor.cohort, route)).collect();
             table.ranges = map
@@ -286,17 +286,17 @@ impl Routes {
     fn cached(
         &self,
         descriptor: &RangeDescriptor,
-        told: v1::RangeRoute,
+        received: v1::RangeRoute,
         before: Option<&Arc<CachedRoute>>,
     ) -> CachedRoute {
         let known = before.and_then(|route| route.leader()).map_or(0, |leader| leader.0);
         CachedRoute {
             descriptor: descriptor.clone(),
-            protocol: told.protocol,
-            replicas: told.replicas.into_iter().filter_map(convert::node_id).collect(),
-            leader: AtomicU64::new(if told.leader == 0 { known } else { told.leader }),
+            protocol: received.protocol,
+            replicas: received.replicas.into_iter().filter_map(convert::node_id).collect(),
+            leader: AtomicU64::new(if received.leader == 0 { known } else { received.leader }),
             sessions: before.map_or_else(
-                || Arc::new(Sessions::new(self.options.in_flight_max, told.session_start)),
+                || Arc::new(Sessions::new(self.options.in_flight_max, received.session_start)),
                 |route| Arc::clone(&route.sessions),
             ),
             seen: before.map_or_else(Arc::default, |route| Arc::clone(&route.seen)),
@@ -321,8 +321,8 @@ impl CachedRoute {
     }
 }
 
-fn hint_leaders(table: &Table, told: &v1::RouteTable) {
-    for hint in &told.ranges {
+fn hint_leaders(table: &Table, received: &v1::RouteTable) {
+    for hint in &received.ranges {
         let route = table.ranges.iter().find(|route| route.descriptor.cohort.0 == hint.cohort);
         if let (Some(route), Some(leader)) = (route, convert::node_id(hint.leader)) {
             route.set_leader(leader);
@@ -330,9 +330,9 @@ fn hint_leaders(table: &Table, told: &v1::RouteTable) {
     }
 }
 
-fn node(told: &v1::Node) -> Option<Node> {
-    let id = convert::node_id(told.id)?;
-    Some(Node { id, address: told.address.clone(), alive: told.alive })
+fn node(received: &v1::Node) -> Option<Node> {
+    let id = convert::node_id(received.id)?;
+    Some(Node { id, address: received.address.clone(), alive: received.alive })
 }
 
 /// Asks nodes for the routes until one answers or `deadline` passes.

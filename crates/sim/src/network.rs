@@ -214,7 +214,7 @@ async fn carry(
         };
         let Some(world) = world.upgrade() else { return };
         let Some(running) = running.filter(|it| start.is_none_or(|start| start == it.start)) else {
-            world.trace.note("nobody there", format_args!("{from} > {to}"));
+            world.trace.note("not running", format_args!("{from} > {to}"));
             continue;
         };
         match parcel {

@@ -141,7 +141,7 @@ impl World {
 
     /// Checks every invariant.
     pub(crate) fn observe(&self) {
-        // Whoever observes may be within what an observation asks a replica.
+        // The observer may be called from within what an observation asks a replica.
         let Some(mut observer) = self.observer.try_lock() else { return };
         let running = self.all_running();
         let seen: Vec<_> = running

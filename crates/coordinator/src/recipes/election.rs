@@ -198,7 +198,7 @@ impl Election {
         replicas: &[NodeId],
         known: Option<ElectionState>,
     ) -> Result<Option<Leader>, CoordinatorError> {
-        // A majority of candidates that is known is one, whoever else stands by now.
+        // A majority of candidates that is known stays one, however many more stand by now.
         let mut known = known.filter(|known| {
             known.round() > round || (known.round() == round && self.wins(known, replicas))
         });

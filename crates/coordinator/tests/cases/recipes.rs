@@ -156,13 +156,13 @@ pub async fn a_known_configuration_is_replaced_with_one_request(options: Coordin
     let installed = catalog.compare_and_set_known_cohort(&second, config(3, 3, 1)).await;
     assert_eq!(installed, Ok(CompareAndSet::Installed(config(3, 3, 1))));
     // What is known to be installed is not proposed again.
-    let told = catalog.compare_and_set_known_cohort(&second, config(3, 2, 1)).await;
-    assert_eq!(told, Ok(CompareAndSet::Superseded(config(3, 2, 2))));
+    let outcome = catalog.compare_and_set_known_cohort(&second, config(3, 2, 1)).await;
+    assert_eq!(outcome, Ok(CompareAndSet::Superseded(config(3, 2, 2))));
     assert_eq!(asked(), (reads, writes + 1));
     for old in [first, second] {
         let version = old.configs[&CohortId(3)].version + 1;
-        let told = catalog.compare_and_set_known_cohort(&old, config(3, version, 1)).await;
-        assert_eq!(told, Ok(CompareAndSet::Superseded(config(3, 3, 1))));
+        let outcome = catalog.compare_and_set_known_cohort(&old, config(3, version, 1)).await;
+        assert_eq!(outcome, Ok(CompareAndSet::Superseded(config(3, 3, 1))));
     }
 }
 
@@ -287,9 +287,9 @@ pub async fn the_configuration_manager_installs_one_successor(options: Coordinat
         assert_eq!(newest.version, at + 1);
         at = newest.version;
         loop {
-            let told = timeout(PATIENCE, watch.next()).await.unwrap().unwrap().unwrap();
-            if told.configs[&CohortId(1)].version == at {
-                assert_eq!(told.configs[&CohortId(1)], newest);
+            let state = timeout(PATIENCE, watch.next()).await.unwrap().unwrap().unwrap();
+            if state.configs[&CohortId(1)].version == at {
+                assert_eq!(state.configs[&CohortId(1)], newest);
                 break;
             }
         }

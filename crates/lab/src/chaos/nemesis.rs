@@ -80,7 +80,7 @@ pub(crate) enum Fault {
     /// as few replicas as its configuration has, so that it happens to a whole cluster only.
     Wipe,
     /// Two of three replicas are lost one after the other: a node is killed, another loses its data and
-    /// comes back with none, then the leader is killed and the first comes back. Nobody has all that was
+    /// comes back with none, then the leader is killed and the first comes back. No replica has all that was
     /// acknowledged until the leader is back. Only to a whole cluster.
     LoseInTurn,
     /// The coordinator is killed, and started again.
@@ -535,7 +535,7 @@ impl Nemesis {
                 self.note(&format!("{host} has stopped: {}", ended.status));
                 continue;
             }
-            // A node needs its coordinator to start; whoever runs it starts it again.
+            // A node needs its coordinator to start; a supervisor would start it again.
             let is_start = ended.said.contains("starting the node in");
             if is_start && self.lacks_coordinator() {
                 self.note(&format!("{host} did not start without the coordinator"));

@@ -296,7 +296,7 @@ impl CohortTable {
         let place = serving.place(state.id);
         let keys = [&keys::meta_key(state.id)[..], &place.row_key(key)];
         let Some([meta, value]) = state.core.get_both_resident(keys)? else { return Ok(None) };
-        // Where the rows are just being replaced, whoever may wait reads again.
+        // Where the rows are just being replaced, a caller that may wait reads again.
         let Some(applied) = applied_of(place, meta.as_ref())? else { return Ok(None) };
         let value = value.filter(|_| serving.range.contains(key));
         let row = value.map(|value| decode_row(state.id, key, &value)).transpose()?;
@@ -423,7 +423,7 @@ impl State {
     }
 }
 
-/// Waits until nobody reads where `replaced` says any more.
+/// Waits until no reader uses `replaced` any more.
 fn wait_for_readers(replaced: &Arc<Serving>) {
     while Arc::strong_count(replaced) > 1 {
         std::thread::sleep(READERS_PAUSE);

@@ -338,7 +338,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -351,7 +351,8 @@ mod tests {
         BlockPlace { identity: identity(), segment: 4, position: 1024 }
     }
 
-    fn bodies() -> Vec<(RecordBody, &'static [u8])> {
+    /// Returns a record of each kind, with its payload.
+    pub(in crate::log) fn bodies() -> Vec<(RecordBody, &'static [u8])> {
         let lsn = Lsn::new(3, 9);
         let restatement = |hard_state| {
             RecordBody::Restatement(Restatement {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use trireme_fuzz::{Fuzz, Verdict};
 use trireme_types::{ClusterId, CohortId, Entry, EntryKind, Lsn, NodeId};
 
+use super::format::tests::bodies;
 use super::format::{
     BLOCK_HEADER_BYTES, BlockHeader, BlockPlace, FIRST_BLOCK, RECORD_HEADER_BYTES, Record,
-    RecordBody, Restatement, SegmentHeader, block_bytes, decode_record, encode_record,
+    RecordBody, SegmentHeader, block_bytes, decode_record, encode_record,
 };
 use super::{LogError, LogIdentity, LogOptions, LogWrite, SharedLog};
 use crate::fs::{Fs, MemFs, SECTOR_BYTES};
@@ -58,24 +59,7 @@ fn repair_record(bytes: &mut [u8]) {
 
 #[test]
 fn fuzz_log_record() {
-    let lsn = Lsn::new(3, 9);
-    let state = |hard_state: Option<&'static [u8]>| {
-        let hard_state = hard_state.map(bytes::Bytes::from_static);
-        let commit_point = Lsn::new(4, 11);
-        RecordBody::Restatement(Restatement { purged: lsn, last: 12, commit_point, hard_state })
-    };
-    let bodies: [(RecordBody, &[u8]); 9] = [
-        (RecordBody::Entry(EntryKind::Commands, lsn), b"commands"),
-        (RecordBody::Entry(EntryKind::Protocol, lsn), b"members"),
-        (RecordBody::HardState, b"vote"),
-        (RecordBody::TruncateAfter(lsn), b""),
-        (RecordBody::Purge(lsn), b""),
-        (RecordBody::CommitPoint(lsn), b""),
-        (RecordBody::Forget, b""),
-        (state(None), b""),
-        (state(Some(b"vote")), b""),
-    ];
-    let valid = bodies.map(|(body, payload)| {
+    let valid = bodies().into_iter().map(|(body, payload)| {
         let mut bytes = Vec::new();
         encode_record(&mut bytes, CohortId(5), &body, payload);
         bytes

@@ -418,7 +418,7 @@ impl Drop for Hosts {
         let pids: Vec<u32> = self.running.values().map(Child::id).collect();
         pids.iter().for_each(|pid| process::kill(*pid));
         for child in self.running.values_mut() {
-            // Nobody is left to report it to if one cannot be waited for.
+            // There is nothing left to report it to if one cannot be waited for.
             let _ended = child.wait();
         }
     }
