@@ -12,6 +12,7 @@ use trireme_replication::{Lane, Replica};
 use trireme_storage::StagedSnapshot;
 use trireme_types::{CohortId, NodeId};
 
+use crate::backpressure::{Backpressure, NO_COHORT};
 use crate::transport::PeerHandler;
 
 /// The replicas of one node.
@@ -24,12 +25,14 @@ pub(crate) struct Peers {
     /// replica hears every up and down, in order.
     up: Mutex<BTreeSet<NodeId>>,
     incoming: PathBuf,
+    backpressure: Arc<Backpressure>,
 }
 
 impl Peers {
     /// Returns a handler without replicas: what arrives for them is dropped, as on any network.
-    pub(crate) fn new(incoming: PathBuf) -> Arc<Self> {
-        Arc::new(Self { replicas: ArcSwap::default(), up: Mutex::default(), incoming })
+    pub(crate) fn new(incoming: PathBuf, backpressure: Arc<Backpressure>) -> Arc<Self> {
+        let (replicas, up) = (ArcSwap::default(), Mutex::default());
+        Arc::new(Self { replicas, up, incoming, backpressure })
     }
 
     /// Gives it the node's replicas. Those that it did not have before hear which nodes are up.
@@ -49,6 +52,11 @@ impl Peers {
 #[async_trait]
 impl PeerHandler for Peers {
     fn message(&self, from: NodeId, cohort: CohortId, lane: Lane, payload: Bytes) {
+        if cohort == NO_COHORT {
+            return self
+                .backpressure
+                .peer_log(from, payload.first().is_some_and(|is_full| *is_full != 0));
+        }
         match self.replicas.load().get(&cohort) {
             Some(replica) => replica.deliver(from, lane, payload),
             None => tracing::debug!(%from, %cohort, "a message for a cohort that is not here"),
@@ -100,7 +108,7 @@ mod tests {
     /// that node may ever come.
     #[test]
     fn replicas_hear_of_nodes_and_those_opened_later_of_nodes_that_are_up() {
-        let peers = Peers::new(PathBuf::new());
+        let peers = Peers::new(PathBuf::new(), Backpressure::new(u64::MAX));
         let (early, late) = (FakeReplica::new(1, 1), FakeReplica::new(1, 2));
         peers.set(replicas(&[(1, &early)]));
         peers.peer_up(NodeId(2));

@@ -128,7 +128,7 @@ impl Batcher {
 
     async fn replicate(self: Arc<Self>, batch: Vec<Queued>) {
         let bytes = batch.iter().map(|queued| queued.size).sum();
-        let under_way = self.backpressure.admit(bytes).await;
+        let under_way = self.backpressure.admit(bytes, || self.replica.status().replicas).await;
         let now = Instant::now();
         let mut commands = Vec::with_capacity(batch.len());
         let mut replies = Vec::with_capacity(batch.len());

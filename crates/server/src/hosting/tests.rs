@@ -215,7 +215,7 @@ async fn host(
     log: &SharedLog,
     tables: &Tables,
 ) -> (Arc<Router>, JoinHandle<()>, CancellationToken) {
-    let peers = Peers::new(PathBuf::new());
+    let peers = Peers::new(PathBuf::new(), Backpressure::new(u64::MAX));
     let (opener, catalog) = opener(coordinator, data, discard_after, (log, tables), &peers).await;
     let hosting = Hosting::start(opener, peers, catalog).await.unwrap();
     let (router, stop) = (hosting.router(), CancellationToken::new());
@@ -446,7 +446,7 @@ async fn rows_are_dropped_only_when_their_log_is_gone_from_the_disk() {
     log.cohort(ONE).submit(state).unwrap();
     while log.step() {}
 
-    let peers = Peers::new(PathBuf::new());
+    let peers = Peers::new(PathBuf::new(), Backpressure::new(u64::MAX));
     let (opener, _) = opener(&coordinator, &data, Duration::ZERO, (&log, &tables), &peers).await;
     let mut discarding = std::pin::pin!(opener.discard(ONE));
     let early = tokio::time::timeout(Duration::from_millis(100), discarding.as_mut()).await;

@@ -120,7 +120,7 @@ impl Starting {
         self.watch_storage(&fail);
         let limits = LogLimits::new(options.log_bytes_max, options.segment_bytes)?;
         let backpressure = Backpressure::new(limits.under_way_max());
-        let peers = Peers::new(self.folder.incoming());
+        let peers = Peers::new(self.folder.incoming(), backpressure.clone());
         let transport_options = TransportOptions {
             connections_max: self.descriptors.peers,
             faults: self.faults.as_ref().map(|faults| faults.links()),
@@ -173,6 +173,11 @@ impl Starting {
             silent_max: self.descriptors.silent,
         };
         let accepting = accepting.run();
+        let announcing = {
+            let peers = transport.clone();
+            let nodes = move || peers.peer_state().into_iter().map(|peer| peer.node).collect();
+            maintenance.backpressure.clone().announce(transport.clone(), nodes)
+        };
         let on_accept_failure = fail.clone();
         let mut tasks = vec![
             consensus.spawn(async move {
@@ -181,6 +186,7 @@ impl Starting {
                 }
             }),
             tokio::spawn(maintenance.run()),
+            consensus.spawn(announcing),
             tokio::spawn(replacement.run()),
             tokio::spawn(updates.run()),
         ];
