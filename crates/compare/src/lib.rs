@@ -20,6 +20,7 @@
 
 pub mod baseline;
 pub mod claims;
+pub mod etcd;
 pub mod expectation;
 pub mod judge;
 pub mod load;
@@ -30,6 +31,7 @@ mod predictions;
 pub mod report;
 pub mod run;
 mod statistics;
+pub mod store;
 pub mod suite;
 pub mod terminal;
 

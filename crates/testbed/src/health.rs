@@ -159,6 +159,11 @@ impl Cluster {
         Ok(Statuses(statuses))
     }
 
+    /// Waits until every node that runs says how it is, whatever it says.
+    pub async fn wait_until_answered(&self, patience: Duration) -> anyhow::Result<Statuses> {
+        self.wait_for("every node to answer", patience, |_| Ok::<_, String>(())).await
+    }
+
     /// Waits until every node's replica follows one leader and has applied all that the leader
     /// knew to be committed when that came to be so. Writes may go on meanwhile.
     pub async fn wait_until_whole(&self, patience: Duration) -> anyhow::Result<Statuses> {

@@ -2,44 +2,51 @@
 
 use maud::{Markup, html};
 
-use super::parts::{chart, table};
-use crate::report::{Report, SweepReport};
+use super::parts::{chart, digits, table};
+use crate::report::{ExperimentReport, Point, Report};
 
 pub(super) fn section(report: &Report) -> Markup {
     html! {
-        @if !report.sweeps.is_empty() {
+        @if !report.experiments.is_empty() {
             section {
                 h2 { "The papers' own experiments" }
                 p {
                     "The papers' machines were others, and their figures are theirs: what can be \
-                     compared is the shape."
+                     compared is the shape. Figures that were read off a plot are about right."
                 }
-                @for (at, sweep) in report.sweeps.iter().enumerate() {
-                    (one(at, sweep))
+                @for (at, experiment) in report.experiments.iter().enumerate() {
+                    (one(at, experiment))
                 }
             }
         }
     }
 }
 
-fn one(at: usize, sweep: &SweepReport) -> Markup {
-    let head = [sweep.setting.as_str(), "System", "Takeover ms", "In the paper, ms"];
-    let of_paper = |value_s: f64| {
-        let near = sweep.paper.iter().find(|(paper_s, _)| (paper_s - value_s).abs() < 1e-9);
-        near.map_or_else(|| "not measured".to_owned(), |(_, milliseconds)| milliseconds.to_string())
-    };
-    let rows = sweep.points.iter().map(|point| {
-        let takeover = match &point.error {
+fn one(at: usize, experiment: &ExperimentReport) -> Markup {
+    let head = ["System", "Series", &experiment.setting, &experiment.quantity];
+    let measured = experiment.points.iter().map(|point| {
+        let Point { system, series, x, y, error } = point;
+        let y = match error {
             Some(error) => format!("not measured: {error}"),
-            None => format!("{:.1}", point.takeover_ms),
+            None => digits(*y, 2),
         };
-        let value = format!("{} s", point.value_s);
-        vec![value, point.system.clone(), takeover, of_paper(point.value_s)]
+        vec![system.clone(), series.clone(), short(*x), y]
+    });
+    let paper = experiment.paper.iter().map(|point| {
+        vec!["the paper".to_owned(), point.series.clone(), short(point.x), digits(point.y, 2)]
     });
     html! {
-        h3 { (sweep.name) }
-        p { (sweep.description) " (" (sweep.source) ")." }
-        (chart(&format!("sweep-{at}"), "Time of a takeover by the setting"))
-        (table(&head, rows))
+        h3 { (experiment.name) }
+        p { (experiment.description) " (" (experiment.source) ")." }
+        (chart(&format!("experiment-{at}"), &experiment.description))
+        details {
+            summary { "The figures" }
+            (table(&head, measured.chain(paper)))
+        }
     }
+}
+
+/// A figure of which nothing behind the point matters, unless it is small.
+fn short(figure: f64) -> String {
+    if figure >= 100.0 { digits(figure, 0) } else { figure.to_string() }
 }
