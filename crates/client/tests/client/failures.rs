@@ -138,6 +138,28 @@ async fn a_leader_that_fell_silent_is_left_for_its_successor() {
     assert_eq!(cluster.state().applied, 51);
 }
 
+/// A client that had asked a silent leader a few times waited for it for longer than the outage lasted.
+#[tokio::test]
+async fn a_silent_leaders_answer_is_not_waited_for_once_another_leads() {
+    let cluster = Cluster::start(3, &[]).await;
+    let attempt_timeout = Duration::from_millis(200);
+    let options = ClientOptions { attempt_timeout, ..ClientOptions::default() };
+    let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
+    client.put("k", "1").await.unwrap();
+    cluster.state().silent.push(1);
+    let before = cluster.state().requests;
+    let put = tokio::spawn(async move { client.put("k", "2").await });
+    // It and another are asked in turn: the fourth time it would be waited for for 1.6 s.
+    while cluster.state().requests < before + 7 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cluster.lead(1, 2);
+    let moved = Instant::now();
+    put.await.unwrap().unwrap();
+    assert!(moved.elapsed() < Duration::from_secs(1), "{:?}", moved.elapsed());
+    cluster.assert_no_violation();
+}
+
 #[tokio::test]
 async fn many_callers_in_the_same_trouble_ask_for_the_routes_once() {
     let cluster = Cluster::start(2, &[]).await;
