@@ -9,7 +9,7 @@
     raft: { color: "#D55E00", dash: [8, 3], point: "triangle" },
     pacifica: { color: "#009E73", dash: [2, 3], point: "rect" },
     none: { color: "#999999", dash: [12, 3, 2, 3], point: "cross" },
-    etcd: { color: "#E69F00", dash: [1, 3], point: "rectRot" },
+    etcd: { color: "#E69F00", dash: [4, 2], point: "rectRot" },
   };
   const styleOf = (name) => styles[name] || { color: "#CC79A7", dash: [4, 4], point: "star" };
   document.querySelectorAll(".swatch").forEach((it) => {
@@ -25,9 +25,19 @@
   dress();
   Chart.defaults.animation = false;
   Chart.defaults.maintainAspectRatio = false;
+  Chart.defaults.plugins.legend.labels.usePointStyle = true;
   Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
 
-  const axis = (title, more) => ({ title: { display: true, text: title }, ...more });
+  // Of a logarithmic axis, 1, 2 and 5 of each power of ten have room.
+  const few = (value) => {
+    const first = Number(value.toExponential()[0]);
+    return [1, 2, 5].includes(first) ? value.toLocaleString("en") : "";
+  };
+  const axis = (title, more) => ({
+    title: { display: true, text: title },
+    ...(more?.type === "logarithmic" ? { ticks: { callback: few, maxRotation: 0 } } : {}),
+    ...more,
+  });
   const draw = (id, config) => {
     const canvas = document.getElementById(id);
     if (canvas) charts.push(new Chart(canvas, config));
@@ -219,7 +229,8 @@
       const index = left.findIndex(found);
       return index < 0 ? null : left.splice(index, 1)[0];
     };
-    const last = Math.max(path.took_us, ...path.hops.map((it) => it.at_us));
+    // What comes long after the answer is in the table.
+    const last = Math.min(1.4 * path.took_us, Math.max(path.took_us, ...path.hops.map((it) => it.at_us)));
     const segment = (points, more) => ({
       data: points, borderColor: color, backgroundColor: color, borderWidth: 1.5, pointRadius: 0, ...more,
     });
@@ -267,7 +278,7 @@
               },
             },
           }),
-          y: axis("microseconds", { reverse: true, min: 0, suggestedMax: last }),
+          y: axis("microseconds", { reverse: true, min: 0, max: Math.ceil(last / 100) * 100 }),
         },
         plugins: {
           legend: { display: false },

@@ -197,8 +197,8 @@ impl Run {
             contenders.push(system(&name, *first, 3, again, Role::Control));
         }
         if self.options.against_etcd {
-            let etcd = "etcd, with its own defaults and its own client, which asks its three \
-                        members in turn. Its log is forced before it acknowledges.";
+            let etcd = "Three members with etcd's defaults, through its own client, which asks them \
+                        in turn. A majority forces each write.";
             contenders.push(system("etcd", Protocol::Raft, 3, etcd, Role::Reference));
         }
         contenders
