@@ -72,14 +72,6 @@ impl Statuses {
         self.replicas().map(|(node, _)| node).filter(|node| Some(*node) != leader).collect()
     }
 
-    /// Returns how many of its entries the leader does not know a node to have; `None` if it does
-    /// not say.
-    pub fn lag(&self, node: NodeId) -> Option<u64> {
-        let (_, leader) = self.leader()?;
-        let progress = leader.progress.iter().find(|progress| progress.node == node.0)?;
-        Some(leader.last?.seq.saturating_sub(progress.matched?.seq))
-    }
-
     /// Returns what every node says.
     pub fn nodes(&self) -> &[NodeStatus] {
         &self.0
@@ -238,7 +230,6 @@ fn is_in_memory(folder: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use trireme_proto::v1::Progress;
     use trireme_types::Lsn;
 
     use super::*;
@@ -265,16 +256,6 @@ mod tests {
         assert_eq!(statuses.leader().unwrap().0, NodeId(2));
         assert_eq!(statuses.followers(), [NodeId(1), NodeId(3)]);
         assert!(statuses.lacks_members(3).unwrap_err().contains("n1 is a leader"));
-    }
-
-    #[test]
-    fn a_lag_is_what_the_leader_does_not_know_a_node_to_have() {
-        let mut leader = node(1, "leader", 1, 4, 9);
-        let lsn = |seq| Some(Lsn::new(4, seq).into());
-        leader.replicas[0].last = lsn(12);
-        leader.replicas[0].progress = vec![Progress { node: 2, matched: lsn(5) }];
-        let statuses = Statuses(vec![leader, node(2, "follower", 1, 4, 9)]);
-        assert_eq!((statuses.lag(NodeId(2)), statuses.lag(NodeId(3))), (Some(7), None));
     }
 
     #[test]
