@@ -23,6 +23,7 @@ pub mod claims;
 pub mod etcd;
 pub mod expectation;
 pub mod judge;
+pub mod keys;
 pub mod load;
 mod machine;
 pub mod pace;

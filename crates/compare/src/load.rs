@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,17 +14,14 @@ use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use rand_distr::Zipf;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use trireme_client::Consistency;
 
+use crate::keys::Keys;
 use crate::pace::Pace;
 use crate::store::{Failure, Row, Store};
-use crate::suite::{Action, KeyChoice, SCAN_ROWS_MAX, Workload};
-
-/// The exponent of the zipfian choice, as YCSB has it.
-const ZIPF_EXPONENT: f64 = 0.99;
+use crate::suite::{Action, SCAN_ROWS_MAX, Workload};
 
 /// A caller that is slowed down waits once it owes this much: shorter waits would be too long, since
 /// the runtime's timer counts in milliseconds.
@@ -115,31 +111,6 @@ impl Recorded {
     }
 }
 
-/// The keys of a cluster, which callers add to.
-#[derive(Clone, Debug)]
-pub struct Keys {
-    /// How many there were at the start.
-    filled: u64,
-    /// How many there are or are being put.
-    count: Arc<AtomicU64>,
-}
-
-impl Keys {
-    /// Returns keys of which so many are there before anything is measured.
-    pub fn new(filled: u64) -> Self {
-        Self { filled, count: Arc::new(AtomicU64::new(filled)) }
-    }
-
-    /// Returns how many there are or are being put.
-    pub fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
-    }
-
-    fn add(&self) -> u64 {
-        self.count.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
 /// Callers, before they begin.
 #[derive(Clone)]
 pub struct Load {
@@ -178,11 +149,11 @@ impl Load {
     /// Puts every key once.
     pub async fn fill(&self) -> anyhow::Result<Done> {
         let mut running = JoinSet::new();
-        let callers = 32.min(self.keys.filled);
+        let callers = 32.min(self.keys.filled());
         for number in 0..callers {
             let mut caller = self.caller(number);
             running.spawn(async move {
-                let keys = number..caller.load.keys.filled;
+                let keys = number..caller.load.keys.filled();
                 for key in keys.step_by(usize::try_from(callers).unwrap_or(1)) {
                     let name = format!("{}-fill-{key}", caller.load.tag);
                     caller.put(caller.load.now(), key, name).await;
@@ -326,21 +297,8 @@ impl Caller {
 
     /// Chooses a key.
     fn choose(&mut self) -> u64 {
-        let Keys { filled, .. } = self.load.keys;
-        match self.load.workload.keys {
-            KeyChoice::Uniform => self.random.random_range(0..filled),
-            KeyChoice::Zipfian => spread(zipf(&mut self.random, filled), filled),
-            KeyChoice::Latest => {
-                let count = self.load.keys.count();
-                count - zipf(&mut self.random, count)
-            }
-            KeyChoice::One => 0,
-            KeyChoice::Own => {
-                let callers = self.load.workload.callers;
-                let own = (filled - self.number % filled).div_ceil(callers);
-                self.random.random_range(0..own) * callers + self.number % filled
-            }
-        }
+        let Load { keys, workload, .. } = &self.load;
+        keys.choose(workload.keys, (self.number, workload.callers), &mut self.random)
     }
 
     /// Returns a name for a value that no other value has.
@@ -448,19 +406,6 @@ fn number_of(key: &[u8]) -> Option<u64> {
     std::str::from_utf8(key).ok()?.strip_prefix(KEY_PREFIX)?.parse().ok()
 }
 
-/// Chooses a rank from 1 to `count`, the first ones most.
-fn zipf(random: &mut StdRng, count: u64) -> u64 {
-    let zipf = Zipf::new(count as f64, ZIPF_EXPONENT).expect("there is at least one key");
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at least 1")]
-    let rank = zipf.sample(random) as u64;
-    rank.clamp(1, count)
-}
-
-/// Spreads the keys that are asked for most over all keys, as YCSB's scrambled choice does.
-fn spread(rank: u64, keys: u64) -> u64 {
-    rank.wrapping_mul(0x9e37_79b9_7f4a_7c15) % keys
-}
-
 fn filled(name: &str, bytes: usize) -> Bytes {
     let mut value = name.as_bytes().to_vec();
     value.resize(value.len().max(bytes), FILLER);
@@ -507,16 +452,5 @@ mod tests {
     fn ranges_meet_at_keys() {
         assert_eq!(borders(1000, 1), [""; 0]);
         assert_eq!(borders(1000, 4), ["user00000250", "user00000500", "user00000750"]);
-    }
-
-    #[test]
-    fn a_rank_stays_within_the_keys_and_is_low_most_of_the_time() {
-        let mut random = StdRng::seed_from_u64(1);
-        for count in [1, 2, 1000] {
-            assert!((0..1000).all(|_| (1..=count).contains(&zipf(&mut random, count))));
-        }
-        let low = (0..1000).filter(|_| zipf(&mut random, 1000) <= 100).count();
-        assert!((500..900).contains(&low), "{low}");
-        assert!((1..1000).all(|rank| spread(rank, 100) < 100));
     }
 }

@@ -10,7 +10,8 @@ use trireme_testbed::{ALLOW_FAULTS, Cluster, Frozen, Lost, Statuses, Suffering};
 use trireme_types::NodeId;
 
 use super::{Contender, Run, Steps};
-use crate::load::{Done, Keys, Load, Recorded, nanoseconds};
+use crate::keys::Keys;
+use crate::load::{Done, Load, Recorded, nanoseconds};
 use crate::report::{FaultReport, Role, Suffered};
 use crate::store::Store;
 use crate::suite::{self, FAULT_CALLERS, Fault, FaultKind, SLOW_BY, Sizes};

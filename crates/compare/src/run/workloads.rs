@@ -10,7 +10,8 @@ use trireme_types::{Consistency, NodeId};
 
 use super::{Contender, Run, START_S, Steps};
 use crate::etcd::EtcdStore;
-use crate::load::{Keys, Load, Recorded, nanoseconds};
+use crate::keys::Keys;
+use crate::load::{Load, Recorded, nanoseconds};
 use crate::machine::processor_time;
 use crate::report::{Cost, Idle, Measured, Role, System, WorkloadReport};
 use crate::statistics::{interval, ratio, shows_difference};

@@ -11,8 +11,8 @@ use clap::ValueEnum;
 pub(crate) use self::experiments::seconds;
 pub use self::experiments::{Axis, EXPERIMENTS, Experiment, PaperSeries, Series, Sweep};
 pub use self::faults::{FAULT_CALLERS, Fault, FaultKind, SLOW_BY, fault};
-pub use self::workloads::{Action, KeyChoice, Setting, Workload, workload};
-pub(crate) use self::workloads::{SCAN_ROWS_MAX, half_reads_by, writes_by};
+pub use self::workloads::{Action, KeyChoice, SCAN_ROWS_MAX, Setting, Workload, workload};
+pub(crate) use self::workloads::{half_reads_by, writes_by};
 
 /// How thorough a comparison is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -44,7 +44,7 @@ pub enum Action {
 }
 
 /// The most rows that a scan asks for, as in YCSB E.
-pub(crate) const SCAN_ROWS_MAX: u64 = 100;
+pub const SCAN_ROWS_MAX: u64 = 100;
 
 /// Which key a caller chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
