@@ -58,6 +58,7 @@ fn crates_import_only_what_the_table_allows() {
         ("crates/client", &["types", "proto"]),
         ("crates/checker", &[]),
         ("crates/fuzz", &[]),
+        ("crates/fake", &["types", "proto"]),
         ("crates/server", &["types", "proto", "storage", "replication", "coordinator"]),
         ("crates/testbed", &["types", "client", "coordinator"]),
         ("crates/sim", &["types", "storage", "replication", "checker"]),
