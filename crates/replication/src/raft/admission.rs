@@ -4,7 +4,9 @@
 //! a learner; once that has caught up, it swaps the membership, the predecessor out and the newcomer
 //! in, through a joint configuration. The predecessor counts until then and stores nothing, so at no
 //! moment does an entry have fewer durable copies than it had; and it never votes again, because
-//! what is addressed to it is refused on its node.
+//! what is addressed to it is refused on its node. A leader that dies between the two halves of the
+//! swap leaves a joint membership, in which both count: the newcomer goes on asking until that is
+//! over, and the next leader completes it.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +41,10 @@ enum Step {
         voters: BTreeSet<RaftId>,
         abandoned: BTreeSet<RaftId>,
     },
+    /// The voters of the second half of a joint membership, which a leader before has left behind.
+    Complete {
+        voters: BTreeSet<RaftId>,
+    },
 }
 
 impl Admission {
@@ -72,6 +78,10 @@ impl Admission {
                 let removal = ChangeMembers::RemoveNodes(abandoned);
                 raft.change_membership(ChangeMembers::Batch(vec![removal, swap]), false).await
             }
+            Step::Complete { voters } => {
+                tracing::info!(%cohort, %newcomer, "a change of members that was left half done ends");
+                raft.change_membership(ChangeMembers::ReplaceAllVoters(voters), false).await
+            }
         };
         if let Err(error) = done {
             // It asks again.
@@ -97,7 +107,13 @@ fn step(
 ) -> Step {
     let voters: BTreeSet<RaftId> = membership.voter_ids().collect();
     let is_predecessor = |id: &RaftId| id.node == newcomer.node && *id != newcomer;
-    if voters.contains(&newcomer) || !voters.iter().any(is_predecessor) {
+    if voters.contains(&newcomer) {
+        return match membership.get_joint_config().as_slice() {
+            [_, .., last] => Step::Complete { voters: last.clone() },
+            _ => Step::Nothing,
+        };
+    }
+    if !voters.iter().any(is_predecessor) {
         return Step::Nothing;
     }
     if !membership.nodes().any(|(id, _)| *id == newcomer) {
@@ -154,6 +170,17 @@ mod tests {
         assert_eq!(step(&learning, newcomer, Some(800), 900), swap);
         let new = membership(&[id(1, 0), id(2, 0), newcomer], &[]);
         assert_eq!(step(&new, newcomer, Some(800), 900), Step::Nothing);
+    }
+
+    /// A leader that was killed between the two halves of the swap left a joint membership, and no
+    /// later one ended it: the newcomer, which it lists, asked no more, and stayed a learner.
+    #[test]
+    fn a_membership_that_was_left_half_changed_is_completed() {
+        let voters = |third| BTreeSet::from([id(1, 0), id(2, 0), third]);
+        let (old, new) = (voters(id(3, 0)), voters(id(3, 9)));
+        let halves = vec![old.clone(), new.clone()];
+        let joint = RaftMembership::new_with_defaults(halves, old.into_iter().chain(new.clone()));
+        assert_eq!(step(&joint, id(3, 9), Some(800), 900), Step::Complete { voters: new });
     }
 
     #[test]
