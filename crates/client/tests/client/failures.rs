@@ -141,7 +141,7 @@ async fn a_leader_that_fell_silent_is_left_for_its_successor() {
 /// A client that had asked a silent leader a few times waited for it for longer than the outage lasted.
 #[tokio::test]
 async fn a_silent_leaders_answer_is_not_waited_for_once_another_leads() {
-    let cluster = Cluster::start(3, &[]).await;
+    let cluster = Cluster::start(3, &[]);
     let attempt_timeout = Duration::from_millis(200);
     let options = ClientOptions { attempt_timeout, ..ClientOptions::default() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
