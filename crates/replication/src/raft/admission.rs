@@ -4,9 +4,11 @@
 //! a learner; once that has caught up, it swaps the membership, the predecessor out and the newcomer
 //! in, through a joint configuration. The predecessor counts until then and stores nothing, so at no
 //! moment does an entry have fewer durable copies than it had; and it never votes again, because
-//! what is addressed to it is refused on its node. A leader that dies between the two halves of the
-//! swap leaves a joint membership, in which both count: the newcomer goes on asking until that is
-//! over, and the next leader completes it.
+//! what is addressed to it is refused on its node.
+//!
+//! openraft has the leader that proposed a joint membership propose the final one too, and no other
+//! leader: if the first one dies in between, the joint one would last, in which the predecessor counts
+//! and every remaining voter must live. So each leader completes a joint membership that it finds.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +18,7 @@ use openraft::{ChangeMembers, EmptyNode, ServerState};
 use trireme_types::CohortId;
 
 use super::inbound::RaftHandle;
-use super::types::{LogId, RaftId, RaftMembership, StoredMembership};
+use super::types::{LogId, RaftId, RaftMembership, StoredMembership, lsn_or_zero};
 
 /// How far behind the commit point, in entries, a learner may be when it is made a voter. It has
 /// nearly everything then; to have all of it is a race that it need not win under load.
@@ -40,10 +42,6 @@ enum Step {
     Swap {
         voters: BTreeSet<RaftId>,
         abandoned: BTreeSet<RaftId>,
-    },
-    /// The voters of the second half of a joint membership, which a leader before has left behind.
-    Complete {
-        voters: BTreeSet<RaftId>,
     },
 }
 
@@ -78,16 +76,33 @@ impl Admission {
                 let removal = ChangeMembers::RemoveNodes(abandoned);
                 raft.change_membership(ChangeMembers::Batch(vec![removal, swap]), false).await
             }
-            Step::Complete { voters } => {
-                tracing::info!(%cohort, %newcomer, "a change of members that was left half done ends");
-                raft.change_membership(ChangeMembers::ReplaceAllVoters(voters), false).await
-            }
         };
         if let Err(error) = done {
             // It asks again.
             tracing::debug!(%cohort, %newcomer, %error, "a replica was not admitted yet");
         }
     }
+
+    /// Proposes the final membership of a change whose leader proposed the joint one alone.
+    pub(super) async fn complete(&self, raft: &RaftHandle, cohort: CohortId) {
+        if self.is_busy.swap(true, Ordering::Acquire) {
+            return;
+        }
+        let _free = Busy(&self.is_busy);
+        tracing::info!(%cohort, "a joint membership is completed");
+        // A change that adds nothing to the newer half leads out of the joint membership to it.
+        let to_newer_half = ChangeMembers::AddVoterIds(BTreeSet::new());
+        if let Err(error) = raft.change_membership(to_newer_half, false).await {
+            // The next look finds the joint membership still there.
+            tracing::debug!(%cohort, %error, "a joint membership was not completed yet");
+        }
+    }
+}
+
+/// Returns true if a joint membership is committed, so that its final one may be proposed.
+pub(super) fn is_committed_joint(stored: &StoredMembership, committed: u64) -> bool {
+    let is_joint = stored.membership().get_joint_config().len() > 1;
+    is_joint && lsn_or_zero(*stored.log_id()).seq <= committed
 }
 
 /// Marks the admission as free when it is dropped, also if its task is aborted.
@@ -107,13 +122,7 @@ fn step(
 ) -> Step {
     let voters: BTreeSet<RaftId> = membership.voter_ids().collect();
     let is_predecessor = |id: &RaftId| id.node == newcomer.node && *id != newcomer;
-    if voters.contains(&newcomer) {
-        return match membership.get_joint_config().as_slice() {
-            [_, .., last] => Step::Complete { voters: last.clone() },
-            _ => Step::Nothing,
-        };
-    }
-    if !voters.iter().any(is_predecessor) {
+    if voters.contains(&newcomer) || !voters.iter().any(is_predecessor) {
         return Step::Nothing;
     }
     if !membership.nodes().any(|(id, _)| *id == newcomer) {
@@ -172,17 +181,6 @@ mod tests {
         assert_eq!(step(&new, newcomer, Some(800), 900), Step::Nothing);
     }
 
-    /// A leader that was killed between the two halves of the swap left a joint membership, and no
-    /// later one ended it: the newcomer, which it lists, asked no more, and stayed a learner.
-    #[test]
-    fn a_membership_that_was_left_half_changed_is_completed() {
-        let voters = |third| BTreeSet::from([id(1, 0), id(2, 0), third]);
-        let (old, new) = (voters(id(3, 0)), voters(id(3, 9)));
-        let halves = vec![old.clone(), new.clone()];
-        let joint = RaftMembership::new_with_defaults(halves, old.into_iter().chain(new.clone()));
-        assert_eq!(step(&joint, id(3, 9), Some(800), 900), Step::Complete { voters: new });
-    }
-
     #[test]
     fn a_node_that_is_no_member_is_not_let_in_by_asking() {
         let two = membership(&[id(1, 0), id(2, 0)], &[]);
@@ -207,6 +205,11 @@ mod tests {
             assert!(is_newcomer(id(3, 9), &joint, committed), "{committed:?}");
             assert!(!is_newcomer(id(1, 0), &joint, committed), "{committed:?}");
         }
+        let is_left = |membership: &RaftMembership, committed| {
+            is_committed_joint(&StoredMembership::new(Some(at(5)), membership.clone()), committed)
+        };
+        assert_eq!([4, 5].map(|committed| is_left(&joint, committed)), [false, true]);
+        assert!(!is_left(&last, 5), "it is no joint one");
         assert!(is_newcomer(id(3, 9), &last, Some(at(4))));
         assert!(!is_newcomer(id(3, 9), &last, Some(at(5))));
     }
