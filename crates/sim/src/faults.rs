@@ -248,6 +248,8 @@ impl Faults {
             }
             let upto = running.table.persisted().seq;
             world.trace.note("flush", format_args!("{node} as of {upto}, releases: {releases}"));
+            // What is committed is looked at before the log lets go of it.
+            world.observe();
             drop(world);
             if releases {
                 // A replica that cannot now is asked again another time.

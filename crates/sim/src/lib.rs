@@ -132,8 +132,9 @@ fn run_here(setup: Setup, sink: Option<Sink>) -> Result<Summary, Box<Failure>> {
             () = live(&world) => {}
             reason = watch.panicked() => world.trace.fail(reason),
         }
+        let result = finish(&world);
         world.end();
-        finish(&world)
+        result
     });
     drop(runtime);
     result
@@ -165,7 +166,9 @@ async fn live(world: &Arc<World>) {
 fn finish(world: &Arc<World>) -> Result<Summary, Box<Failure>> {
     let trace: &Trace = &world.trace;
     let counts = world.history.counts();
-    if let Err(reason) = world.observer.lock().at_the_end() {
+    let applied = world.all_running().iter().map(|it| it.table.applied().seq).max();
+    let applied = applied.unwrap_or_default();
+    if let Err(reason) = world.observer.lock().at_the_end(applied) {
         trace.fail(reason);
     }
     if trace.failure().is_none() {

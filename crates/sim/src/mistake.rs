@@ -23,8 +23,8 @@ pub enum Mistake {
     EachWins,
     /// A node takes a coordinator that was put back to an older state for what it was.
     TrustsAnyCoordinator,
-    /// A node's clock runs at half the speed of the others'.
-    HalfSpeed,
+    /// A node's clock runs at a fifth of the speed of the others'.
+    SlowClock,
     /// A client takes a write whose outcome is ambiguous for one that was done.
     TakesUnknownForDone,
     /// A client sends a write again under a new name.
@@ -47,7 +47,7 @@ const AROUND: [(&str, Mistake); 12] = [
     ("drops-damaged", Mistake::DropsDamaged),
     ("each-wins", Mistake::EachWins),
     ("trusts-any-coordinator", Mistake::TrustsAnyCoordinator),
-    ("half-speed", Mistake::HalfSpeed),
+    ("slow-clock", Mistake::SlowClock),
     ("takes-unknown-for-done", Mistake::TakesUnknownForDone),
     ("renames-retries", Mistake::RenamesRetries),
     ("names-committed", Mistake::NamesCommitted),

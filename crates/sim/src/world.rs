@@ -126,7 +126,7 @@ impl World {
     pub(crate) fn clock_rate(&self, node: NodeId) -> ClockRate {
         let at = self.plan.nodes.iter().position(|other| *other == node);
         match self.setup.mistake {
-            Some(Mistake::HalfSpeed) if at == Some(0) => ClockRate { per_mille: -500 },
+            Some(Mistake::SlowClock) if at == Some(0) => ClockRate { per_mille: -800 },
             _ => at.map(|at| self.plan.clocks[at]).unwrap_or_default(),
         }
     }

@@ -22,14 +22,16 @@ pub(crate) struct Committed {
 impl Committed {
     /// Looks at a node's commit point. Returns true if there is more than was known.
     pub(super) fn look(&mut self, seen: &Seen<'_>) -> Result<bool, String> {
-        let upto = seen.status.committed.seq;
+        // What is applied is committed, whether the replica has said so yet or not.
+        let point = seen.status.committed.max(seen.table.applied());
+        let upto = point.seq;
         let bounds = seen.log.bounds();
         let known = self.entries.len() as u64;
         if upto > 0 && upto <= known {
-            self.compare(upto, Some(seen.status.committed))?;
+            self.compare(upto, Some(point))?;
         }
         // A snapshot has brought the table further than the log, which is still to be replaced.
-        if bounds.last.seq < upto || !is_in(seen.log, seen.status.committed) {
+        if bounds.last.seq < upto || !is_in(seen.log, point) {
             return Ok(false);
         }
         // What the log still holds of what is known.

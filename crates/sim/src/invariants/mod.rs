@@ -138,8 +138,15 @@ impl Observer {
         }
     }
 
-    /// Judges what can be judged only when all is over and the cluster is well.
-    pub(crate) fn at_the_end(&mut self) -> Result<(), String> {
+    /// Judges what can be judged only when all is over and the cluster is well, whose tables have come
+    /// to `applied`.
+    pub(crate) fn at_the_end(&mut self, applied: u64) -> Result<(), String> {
+        if self.committed.last() < applied {
+            return Err(format!(
+                "all that is committed was looked at: {applied} is applied, and {} was seen last",
+                self.committed.last()
+            ));
+        }
         self.states.as_of(self.committed.last(), &self.committed)?;
         self.acknowledged.look(&self.states)?;
         self.acknowledged.at_the_end()
