@@ -1,9 +1,10 @@
-//! What a primary says of the age of its commit point, event by event.
+//! What a primary counts, and what it says of the age of its commit point, event by event.
 
 use std::time::Duration;
 
 use trireme_replication::core::{Core as _, Effect, EpochRuns, Event, Moment, Recovered, Ticket};
 use trireme_replication::pacifica::{Newest, Pacifica, PacificaMessage, PacificaOptions};
+use trireme_replication::streaming::Position;
 use trireme_storage::IoId;
 use trireme_types::{CohortConfig, CohortId, Incarnation, Lsn, NodeId, Protocol};
 
@@ -42,6 +43,38 @@ impl Primary {
         effects
     }
 
+    /// Has it be the primary of the first configuration, which n2, that reports as a candidate, is sent
+    /// the no-op of.
+    fn begin(&mut self) {
+        let config = CohortConfig {
+            cohort: CohortId(1),
+            version: 1,
+            protocol: Protocol::Pacifica,
+            replicas: vec![N1, N2],
+            replicas_wanted: 2,
+            incarnations: [(N1, Incarnation(1)), (N2, Incarnation(2))].into(),
+        };
+        self.tell(Event::Coordination(Newest(config)));
+        self.force();
+        let position = Position { committed: Lsn::ZERO, last: Lsn::ZERO, is_learner: true };
+        let (epoch, incarnation) = (1, Incarnation(2));
+        let message = PacificaMessage::ReportPosition { epoch, position, incarnation };
+        let effects = self.tell(Event::Message { from: N2, message });
+        let seqs = effects.into_iter().find_map(|effect| match effect {
+            Effect::SendLog { seqs, .. } => Some(seqs),
+            _ => None,
+        });
+        let seqs = seqs.expect("it sends its no-op");
+        self.tell(Event::LogSent { to: N2, next: seqs.end, seqs });
+        self.force();
+    }
+
+    /// Has everything that was written become durable.
+    fn force(&mut self) {
+        let upto = IoId(self.writes);
+        self.tell(Event::Durable { upto });
+    }
+
     /// Has n2 acknowledge everything.
     fn acknowledge(&mut self) {
         let upto = self.core.status().last;
@@ -65,33 +98,7 @@ impl Primary {
 #[test]
 fn what_a_primary_says_once_it_has_handed_over_gets_no_younger() {
     let mut primary = Primary::start();
-    let config = CohortConfig {
-        cohort: CohortId(1),
-        version: 1,
-        protocol: Protocol::Pacifica,
-        replicas: vec![N1, N2],
-        replicas_wanted: 2,
-        incarnations: [(N1, Incarnation(1)), (N2, Incarnation(2))].into(),
-    };
-    primary.tell(Event::Coordination(Newest(config)));
-    let upto = IoId(primary.writes);
-    primary.tell(Event::Durable { upto });
-    let position = trireme_replication::streaming::Position {
-        committed: Lsn::ZERO,
-        last: Lsn::ZERO,
-        is_learner: false,
-    };
-    let message =
-        PacificaMessage::ReportPosition { epoch: 1, position, incarnation: Incarnation(2) };
-    let sends = primary.tell(Event::Message { from: N2, message });
-    let seqs = sends.into_iter().find_map(|effect| match effect {
-        Effect::SendLog { seqs, .. } => Some(seqs),
-        _ => None,
-    });
-    let seqs = seqs.expect("it sends its no-op");
-    primary.tell(Event::LogSent { to: N2, next: seqs.end, seqs });
-    let upto = IoId(primary.writes);
-    primary.tell(Event::Durable { upto });
+    primary.begin();
     primary.acknowledge();
     let upto = primary.core.status().committed;
     assert_eq!(upto.seq, 1, "its no-op is committed");
@@ -105,4 +112,15 @@ fn what_a_primary_says_once_it_has_handed_over_gets_no_younger() {
         primary.now = primary.now + Duration::from_millis(200);
         assert_eq!(primary.beacon(), Some(handed_over));
     }
+}
+
+/// Whether a replica counts is for the configuration to say, not for the replica, which may not have
+/// heard of the newest [PAC-5].
+#[test]
+fn a_listed_replica_counts_though_it_reports_as_a_candidate() {
+    let mut primary = Primary::start();
+    primary.begin();
+    assert_eq!(primary.core.status().committed, Lsn::ZERO, "n2 has nothing yet");
+    primary.acknowledge();
+    assert_eq!(primary.core.status().committed.seq, 1);
 }
