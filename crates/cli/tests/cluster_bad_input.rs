@@ -58,6 +58,9 @@ fn a_cluster_that_cannot_be_is_refused_before_anything_is_made() {
         (&["--no-such-option"], "--no-such-option"),
         (&["--min-replicas-for-write", "4"], "cannot need 4 replicas where there are 3"),
         (&["--memtable-bytes", "0"], "at least 1048576"),
+        (&["--memtable-bytes", "18446744073709551615"], "at most 17179869184"),
+        (&["--min-replicas-for-write", "0"], "from 1 to 100"),
+        (&["--min-replicas-for-write", "1000000"], "from 1 to 100"),
         (&["--lease", "200ms"], "longer than two beacon intervals"),
         (&["--grace", "800ms"], "at least 880ms"),
     ];
@@ -114,9 +117,9 @@ fn a_folder_belongs_to_one_process_and_to_one_cluster() {
     }
     let description = first.data().join("cluster.json");
     let whole = fs::read(&description).unwrap();
-    fs::write(&description, br#"{"format": 2, "nodes": "unreadable"}"#).unwrap();
+    fs::write(&description, br#"{"format": 3, "nodes": "unreadable"}"#).unwrap();
     let ran = start_fails(&first.data(), first.port(), &["--nodes", "3"]);
-    assert!(ran.error(1).contains("cluster.json has format 2"), "{ran:?}");
+    assert!(ran.error(1).contains("cluster.json has format 3"), "{ran:?}");
     fs::write(&description, whole).unwrap();
 
     let coordinator = second.coordinator();
@@ -148,9 +151,9 @@ fn a_folder_that_is_not_what_it_was_is_refused_and_the_others_serve() {
     let description = folder.join("node.json");
     let whole = fs::read(&description).unwrap();
     let mut json: Value = serde_json::from_slice(&whole).unwrap();
-    json["format"] = 2.into();
+    json["format"] = 3.into();
     let future = serde_json::to_vec(&json).unwrap();
-    assert_refused(cluster, NODE, &[], &description, &future, &["node.json", "format 2"]);
+    assert_refused(cluster, NODE, &[], &description, &future, &["node.json", "format 3"]);
     assert_refused(cluster, NODE, &[], &description, &whole[..40], &["node.json", "damaged"]);
 
     // Another engine, or another node, than it was made with.

@@ -314,8 +314,13 @@ impl WriterLoop {
             if !commands.is_empty() {
                 self.commit(commands, replies)?;
             }
-            if !goes_on || self.engine.halted.load(Ordering::Acquire) {
+            if self.engine.halted.load(Ordering::Acquire) {
                 return Ok(());
+            }
+            if !goes_on {
+                // Every frame with commands has one behind it now, so that none of them that is damaged
+                // later is taken for one that a crash cut short.
+                return self.journal.append(&[]);
             }
         }
     }

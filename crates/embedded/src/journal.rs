@@ -13,7 +13,7 @@
 //! waited. It is answered for only after the sync, so that a frame which the crash of the machine
 //! left half-written held nothing that anybody was told of, and since there is one such frame at
 //! most, it is the last. A bad frame with a good one after it is therefore damage, and is named,
-//! not skipped.
+//! not skipped. A server that stops in order ends its log with an empty frame.
 //!
 //! A snapshot is written aside, synced, renamed and its folder synced, and only then are the logs
 //! that it covers removed: at every moment the newest snapshot and the logs behind it are the
@@ -433,6 +433,28 @@ mod tests {
                     assert!(at <= position as u64);
                 }
                 Err(other) => panic!("at {position}: {other}"),
+            }
+        }
+    }
+
+    /// What was answered last was taken for torn, and so for never answered, wherever its frame was
+    /// damaged.
+    #[test]
+    fn behind_an_empty_frame_no_command_is_lost_to_a_flipped_bit() {
+        let (folder, path) = three_frames();
+        Journal::open(folder.path()).unwrap().0.append(&[]).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for bit in 0..8 * whole.len() {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, &bytes).unwrap();
+            match Journal::open(folder.path()) {
+                Ok((_, recovered)) => {
+                    assert!(bit / 8 >= whole.len() - FRAME_HEADER_LEN, "bit {bit} was passed over");
+                    assert_eq!(recovered.commands, commands(&["1", "2", "3", "4", "5"]));
+                }
+                Err(EmbeddedError::Damaged { path: named, .. }) => assert_eq!(named, path),
+                Err(other) => panic!("bit {bit}: {other}"),
             }
         }
     }

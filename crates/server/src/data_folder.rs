@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use trireme_coordinator::recipes::membership::NodeInfo;
 use trireme_types::{ClusterId, Durability, Engine, NodeId, Timing};
 
+use crate::checked_json::{UnreadableJson, from_checked_json, to_checked_json};
+
 /// The format of `node.json` that this build writes, and the newest that it reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// How many replicas a PacificA cohort must have to take writes, unless more is asked for.
 pub const MIN_REPLICAS_FOR_WRITE: usize = 1;
@@ -115,15 +117,18 @@ pub enum DataFolderError {
         asked: String,
     },
     /// The folder was written by a later version.
-    #[error("{path} has format {found}; this version reads format {FORMAT} and older")]
+    #[error("{path} has format {found}, which a later version has written")]
     Future {
         /// The file that says so.
         path: PathBuf,
         /// The format it names.
         found: u32,
     },
-    /// The folder's description cannot be read as one.
-    #[error("{path} is damaged: {source}")]
+    /// A file of the folder is not what was written.
+    #[error(
+        "{path} is damaged: {source}; move the node's whole folder away and start the node on an empty \
+         one, to have it rebuilt from its peers"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -377,8 +382,7 @@ pub(crate) fn replace<T: Serialize>(
     let path = folder.join(name);
     let written = folder.join(format!("{name}.new"));
     let save = || -> io::Result<()> {
-        let mut bytes = serde_json::to_vec_pretty(content)?;
-        bytes.push(b'\n');
+        let bytes = to_checked_json(content)?;
         if fs::read(&path).is_ok_and(|found| found == bytes) {
             return Ok(());
         }
@@ -392,17 +396,22 @@ pub(crate) fn replace<T: Serialize>(
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<NodeFile, DataFolderError> {
-    #[derive(Deserialize)]
-    struct Format {
-        format: u32,
-    }
-    let damaged = |source| DataFolderError::Damaged { path: path.to_owned(), source };
-    // The format is read alone first: a later one may hold what this version cannot read.
-    let Format { format } = serde_json::from_slice(bytes).map_err(damaged)?;
-    if format > FORMAT {
-        return Err(DataFolderError::Future { path: path.to_owned(), found: format });
-    }
-    serde_json::from_slice(bytes).map_err(damaged)
+    let file: NodeFile = read_checked(path, bytes, FORMAT)?;
+    // It is written as this build writes it.
+    Ok(NodeFile { format: FORMAT, ..file })
+}
+
+/// Reads a file of a data folder whose formats go up to `newest`.
+pub(crate) fn read_checked<T: for<'de> Deserialize<'de>>(
+    path: &Path,
+    bytes: &[u8],
+    newest: u32,
+) -> Result<T, DataFolderError> {
+    let path = path.to_owned();
+    from_checked_json(bytes, newest).map_err(|error| match error {
+        UnreadableJson::Future(found) => DataFolderError::Future { path, found },
+        UnreadableJson::Damaged(source) => DataFolderError::Damaged { path, source },
+    })
 }
 
 pub(crate) fn io_error(path: &Path, source: io::Error) -> DataFolderError {
@@ -414,6 +423,7 @@ mod tests {
     use trireme_fuzz::{Fuzz, Verdict};
 
     use super::*;
+    use crate::checked_json;
 
     fn file() -> NodeFile {
         let listen = "127.0.0.1:7101".to_owned();
@@ -424,8 +434,10 @@ mod tests {
 
     #[test]
     fn fuzz_node_file() {
-        let write = |file: &NodeFile| serde_json::to_vec(file).unwrap();
-        Fuzz::new("fuzz_node_file", [write(&file())]).run(|bytes| {
+        let write = |file: &NodeFile| to_checked_json(file).unwrap();
+        let old = serde_json::to_vec(&NodeFile { format: 1, ..file() }).unwrap();
+        let valid = [write(&file()), old];
+        Fuzz::new("fuzz_node_file", valid).repair(&checked_json::repair).run(|bytes| {
             let read = parse(Path::new("node.json"), bytes);
             if let Ok(file) = &read {
                 assert_eq!(&parse(Path::new("node.json"), &write(file)).unwrap(), file);
@@ -473,7 +485,7 @@ mod tests {
     fn a_folder_that_says_nothing_of_periods_has_the_default_ones() {
         let dir = tempfile::tempdir().unwrap();
         let folder = DataFolder::open(dir.path()).unwrap();
-        let mut old = serde_json::to_value(file()).unwrap();
+        let mut old = serde_json::to_value(NodeFile { format: 1, ..file() }).unwrap();
         let fields = old.as_object_mut().unwrap();
         assert!(fields.remove("timing").is_some());
         assert!(fields.remove("min_replicas_for_write").is_some());
@@ -500,7 +512,7 @@ mod tests {
 
     #[test]
     fn a_description_that_was_written_before_nodes_could_rejoin_is_read() {
-        let mut written = serde_json::to_value(file()).unwrap();
+        let mut written = serde_json::to_value(NodeFile { format: 1, ..file() }).unwrap();
         written.as_object_mut().unwrap().remove("rejoins").unwrap();
         let read = parse(Path::new("node.json"), written.to_string().as_bytes()).unwrap();
         assert!(!read.rejoins);
@@ -512,9 +524,9 @@ mod tests {
         let folder = DataFolder::open(dir.path()).unwrap();
         let other = file().check_cluster(dir.path(), ClusterId(8)).unwrap_err();
         assert!(matches!(other, DataFolderError::OtherCluster { .. }), "{other}");
-        let future = r#"{"format": 2, "who": "knows"}"#;
+        let future = r#"{"format": 3, "who": "knows"}"#;
         fs::write(dir.path().join(DESCRIPTION_FILE), future).unwrap();
-        assert!(matches!(folder.read(), Err(DataFolderError::Future { found: 2, .. })));
+        assert!(matches!(folder.read(), Err(DataFolderError::Future { found: 3, .. })));
         fs::write(dir.path().join(DESCRIPTION_FILE), "{\"form").unwrap();
         assert!(matches!(folder.read(), Err(DataFolderError::Damaged { .. })));
     }

@@ -11,7 +11,7 @@
 //! - `faults` disturbs a node that was started to allow it.
 //! - `replacement` asks nodes to hold replicas that cohorts have lost.
 //! - `memory` keeps what the node knows of the catalog, and `continuity` compares the coordinator
-//!   with it.
+//!   with it. `checked_json` is the form of these files, and of `up`'s own.
 //! - `catalog_feed` is the node's one watch of the catalog, and `feed` hands to each cohort what such a
 //!   watch brings of it.
 //! - `maintenance` keeps the shared log within its limit; `backpressure` is what writes meet when it
@@ -22,6 +22,7 @@
 mod answers;
 mod backpressure;
 mod catalog_feed;
+mod checked_json;
 mod clients;
 mod cohort;
 mod continuity;
@@ -47,6 +48,7 @@ mod services;
 mod testing;
 pub mod transport;
 
+pub use checked_json::{UnreadableJson, from_checked_json, to_checked_json};
 pub use continuity::{NodeKnowledge, ask_at};
 pub use data_folder::{DataFolder, DataFolderError, MIN_REPLICAS_FOR_WRITE, NodeFile};
 pub use descriptors::TooFewDescriptors;

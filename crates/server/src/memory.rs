@@ -21,10 +21,10 @@ use trireme_coordinator::Line;
 use trireme_coordinator::recipes::knowledge::{Conflict, Knowledge, WrittenKnowledge};
 use trireme_types::{CohortId, NodeId};
 
-use crate::data_folder::{DataFolderError, MEMORY_FILE, io_error, replace};
+use crate::data_folder::{DataFolderError, MEMORY_FILE, io_error, read_checked, replace};
 
 /// The format that this build writes, and the newest that it reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Why something could not be remembered.
 #[derive(Debug, thiserror::Error)]
@@ -87,16 +87,8 @@ impl NodeMemory {
     }
 
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self, DataFolderError> {
-        #[derive(Deserialize)]
-        struct Formatted {
-            format: u32,
-        }
         let damaged = |source| DataFolderError::Damaged { path: path.to_owned(), source };
-        let Formatted { format } = serde_json::from_slice(bytes).map_err(damaged)?;
-        if format > FORMAT {
-            return Err(DataFolderError::Future { path: path.to_owned(), found: format });
-        }
-        let file: MemoryFile = serde_json::from_slice(bytes).map_err(damaged)?;
+        let file: MemoryFile = read_checked(path, bytes, FORMAT)?;
         let MemoryFile { node, line, revision, creation, known, set_aside, given_up, .. } = file;
         let known = Knowledge::try_from(known)
             .map_err(|error| damaged(<serde_json::Error as serde::de::Error>::custom(error)))?;
@@ -195,6 +187,7 @@ mod tests {
     use trireme_types::{ClusterId, CohortConfig, Protocol, RangeMap};
 
     use super::*;
+    use crate::checked_json::{repair, to_checked_json};
 
     fn memory() -> NodeMemory {
         let map = RangeMap::from_splits(&[]).unwrap();
@@ -214,9 +207,10 @@ mod tests {
     fn fuzz_memory_file() {
         let mut known = memory();
         known.known.configs.insert(CohortId(1), config(4, &[1, 2]));
-        let write = |memory: &NodeMemory| serde_json::to_vec(&memory.file()).unwrap();
-        let valid = [write(&memory()), write(&known)];
-        Fuzz::new("fuzz_memory_file", valid).run(|bytes| {
+        let write = |memory: &NodeMemory| to_checked_json(&memory.file()).unwrap();
+        let old = serde_json::to_vec(&MemoryFile { format: 1, ..memory().file() }).unwrap();
+        let valid = [write(&memory()), write(&known), old];
+        Fuzz::new("fuzz_memory_file", valid).repair(&repair).run(|bytes| {
             let read = NodeMemory::parse(Path::new("memory.json"), bytes);
             if let Ok(memory) = &read {
                 let again = NodeMemory::parse(Path::new("memory.json"), &write(memory));
@@ -286,9 +280,9 @@ mod tests {
     fn a_later_format_and_damage_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(MEMORY_FILE);
-        fs::write(&path, r#"{"format": 2}"#).unwrap();
+        fs::write(&path, r#"{"format": 3}"#).unwrap();
         let future = NodeMemory::read(dir.path()).unwrap_err();
-        assert!(matches!(future, DataFolderError::Future { found: 2, .. }), "{future}");
+        assert!(matches!(future, DataFolderError::Future { found: 3, .. }), "{future}");
         fs::write(&path, r#"{"format": 1}"#).unwrap();
         assert!(matches!(NodeMemory::read(dir.path()), Err(DataFolderError::Damaged { .. })));
     }

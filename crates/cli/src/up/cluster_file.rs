@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use trireme_server::{DataFolder, MIN_REPLICAS_FOR_WRITE, NodeFile, NodeMemory};
+use trireme_server::{
+    DataFolder, MIN_REPLICAS_FOR_WRITE, NodeFile, NodeMemory, UnreadableJson, from_checked_json,
+    to_checked_json,
+};
 use trireme_types::{ClusterId, Durability, Engine, Protocol, Timing};
 
 use super::HOST;
 
 /// The format that this build writes, and the newest that it reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The description of a local cluster, in `cluster.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,15 +118,17 @@ impl ClusterFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
         };
-        let damaged = || format!("{} is damaged", path.display());
-        let value: serde_json::Value = serde_json::from_slice(&bytes).with_context(damaged)?;
-        if let Some(format) = value["format"].as_u64()
-            && format > u64::from(FORMAT)
-        {
-            let path = path.display();
-            bail!("{path} has format {format}; this version reads format {FORMAT} and older");
+        match from_checked_json::<Self>(&bytes, FORMAT) {
+            // It is written as this build writes it.
+            Ok(file) => Ok(Some(Self { format: FORMAT, ..file })),
+            Err(UnreadableJson::Future(format)) => {
+                bail!("{} has format {format}, which a later version has written", path.display())
+            }
+            Err(UnreadableJson::Damaged(error)) => bail!(
+                "{} is damaged: {error}; move it away, to have it made again from the nodes' folders",
+                path.display()
+            ),
         }
-        serde_json::from_value(value).with_context(damaged).map(Some)
     }
 
     /// Writes the description so that a crash leaves the old one or this one.
@@ -132,7 +137,7 @@ impl ClusterFile {
         let written = path.with_extension("json.new");
         let save = || -> io::Result<()> {
             let mut file = fs::File::create(&written)?;
-            serde_json::to_writer_pretty(&mut file, self)?;
+            file.write_all(&to_checked_json(self)?)?;
             file.sync_all()?;
             fs::rename(&written, &path)?;
             fs::File::open(folder)?.sync_all()

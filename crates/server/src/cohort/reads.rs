@@ -351,7 +351,7 @@ fn no_room() -> v1::Error {
 
 fn failed(error: TableError) -> Answer {
     match error {
-        TableError::Dropped(_) => {
+        TableError::Dropped(_) | TableError::Closed => {
             Answer::Error(refusal::unavailable("the replica is not here any more"))
         }
         error => {
