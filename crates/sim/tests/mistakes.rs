@@ -127,6 +127,11 @@ const ROWS: &[Row] = &[
     },
     Row {
         invariant: "when all faults are over the cluster heals",
+        mistake: "trusts-any-coordinator",
+        within: &[(Pacifica, 100)],
+    },
+    Row {
+        invariant: "when all faults are over the cluster heals",
         mistake: "stays-cut",
         within: &[(Pacifica, 5), (Raft, 5)],
     },
