@@ -374,6 +374,20 @@ impl Admin for FakeNode {
         unary()
     }
 
+    async fn change_range(
+        &self,
+        request: Request<v1::ChangeRangeRequest>,
+    ) -> Result<Response<v1::ChangeRangeResponse>, Status> {
+        match request.into_inner() {
+            v1::ChangeRangeRequest { cohort: 1, .. } => {
+                Ok(Response::new(v1::ChangeRangeResponse { cohorts: vec![1] }))
+            }
+            v1::ChangeRangeRequest { cohort, .. } => {
+                Err(Status::invalid_argument(format!("there is no cohort c{cohort}")))
+            }
+        }
+    }
+
     async fn knowledge(
         &self,
         _request: Request<v1::KnowledgeRequest>,

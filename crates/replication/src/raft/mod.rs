@@ -75,4 +75,4 @@ mod suite_test;
 pub const LOG_DIRECTIVE: &str = "openraft=off";
 
 pub use options::RaftOptions;
-pub use replica::{RaftParts, RaftReplica};
+pub use replica::{RaftParts, RaftReplica, first_state};

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use trireme_storage::{CohortLog, CohortTable, StagedSnapshot, Tables};
-use trireme_types::{CohortConfig, CommandBatch, Lsn, NodeId, Outcome, Protocol};
+use trireme_types::{CohortConfig, CommandBatch, Lsn, NodeId, Outcome, Protocol, Seal};
 
 use super::admission::{Admission, is_newcomer};
 use super::calls::Calls;
@@ -28,7 +28,7 @@ use super::log_store::RaftLogStore;
 use super::network::RaftNetworkMaker;
 use super::state_machine::{RaftTable, SnapshotData};
 use super::tending::Tending;
-use super::types::{Proposal, RaftId, TypeConfig, lsn_or_zero};
+use super::types::{Proposal, RaftId, RaftMembership, TypeConfig, encode_membership, lsn_or_zero};
 use super::{RaftOptions, wire};
 use crate::replica::{Freshness, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role};
 use crate::simulation;
@@ -46,6 +46,14 @@ const EVENTS_MAX: usize = 64;
 /// After how long without a leader's append a voter believes that another incarnation has taken its
 /// place, if it sees appends to that one. Longer than an election takes.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3);
+
+/// How long the first replica of a cohort that goes on where another one ended waits for votes before it
+/// asks again: a few round trips, since the others begin at about the same time.
+const FIRST_ELECTION_PAUSE: Duration = Duration::from_millis(40);
+
+/// How often it asks at most.
+const FIRST_TERMS_MAX: u64 = 20;
+
 /// How long giving up the log waits for Raft to do it.
 const PURGE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -135,6 +143,15 @@ impl RaftReplica {
         Ok(replica)
     }
 
+    async fn write(&self, payload: Bytes) -> Result<Vec<Outcome>, ReplicaError> {
+        match self.running().raft.client_write(Proposal(payload)).await {
+            Ok(written) => Ok(written.data),
+            Err(RaftError::APIError(error)) => Err(write_error(error)),
+            // Whether the entry was in the log before Raft stopped cannot be told.
+            Err(RaftError::Fatal(fatal)) => Err(ReplicaError::Ambiguous(fatal.to_string())),
+        }
+    }
+
     fn running(&self) -> Arc<Running> {
         self.running.read().clone()
     }
@@ -221,9 +238,18 @@ impl Kept {
         };
         let watch = watch_for_failure(raft.clone(), self.on_failure.clone());
         let mut tasks = vec![simulation::spawn(tending.run()), simulation::spawn(watch)];
-        if incarnation == 0 {
-            let forming = form_cohort(raft.clone(), id, self.config.clone(), options.clone());
-            tasks.push(simulation::spawn(forming));
+        let is_first = self.config.replicas.first() == Some(&self.node);
+        match self.config.origin {
+            _ if incarnation != 0 => {}
+            None => {
+                let forming = form_cohort(raft.clone(), id, self.config.clone(), options.clone());
+                tasks.push(simulation::spawn(forming));
+            }
+            // It begins with a membership.
+            Some(_) if is_first => {
+                tasks.push(simulation::spawn(lead_at_first(raft.clone(), options.clone())));
+            }
+            Some(_) => {}
         }
         heard.attach(raft.metrics());
         let (table, events) = (self.table.clone(), self.events.clone());
@@ -266,12 +292,11 @@ impl Running {
 #[async_trait]
 impl Replica for RaftReplica {
     async fn propose(&self, batch: CommandBatch) -> Result<Vec<Outcome>, ReplicaError> {
-        match self.running().raft.client_write(Proposal(batch.encode())).await {
-            Ok(written) => Ok(written.data),
-            Err(RaftError::APIError(error)) => Err(write_error(error)),
-            // Whether the entry was in the log before Raft stopped cannot be told.
-            Err(RaftError::Fatal(fatal)) => Err(ReplicaError::Ambiguous(fatal.to_string())),
-        }
+        self.write(batch.encode()).await
+    }
+
+    async fn seal(&self, seal: &Seal) -> Result<(), ReplicaError> {
+        self.write(seal.encode()).await.map(drop)
     }
 
     async fn read_barrier(&self) -> Result<ReadPermit, ReplicaError> {
@@ -460,6 +485,13 @@ fn failed(error: &std::io::Error) -> ReplicaError {
     ReplicaError::Failed(error.to_string())
 }
 
+/// Returns what a Raft cohort keeps beside its rows whose first members are on these nodes: a
+/// membership, for one that does not begin with an empty log.
+pub fn first_state(replicas: &[NodeId]) -> Bytes {
+    let voters: BTreeSet<RaftId> = replicas.iter().map(|node| RaftId::first(*node)).collect();
+    encode_membership(&RaftMembership::new_with_defaults(vec![voters], []))
+}
+
 /// Writes the cohort's first membership, unless its log already begins with one. Every member may
 /// do so, since all would write the same; the range's base node does it at once, so that it leads
 /// at first, and the others only if it does not come.
@@ -472,6 +504,31 @@ async fn form_cohort(raft: RaftHandle, id: RaftId, config: CohortConfig, options
     match raft.initialize(members).await {
         Ok(()) => tracing::info!(cohort = %config.cohort, "the cohort was formed"),
         Err(error) => tracing::debug!(cohort = %config.cohort, %error, "the cohort exists"),
+    }
+}
+
+/// Stands at once in a cohort that goes on where another one ended and has had no leader yet, until it
+/// has one. The others are given that time, unless the first does not come; those that are not here
+/// yet do not hear it.
+async fn lead_at_first(raft: RaftHandle, options: RaftOptions) {
+    if raft.metrics().borrow_watched().current_term > 0 {
+        // It ran before.
+        return;
+    }
+    let until = Instant::now() + options.election_timeout_max * 3;
+    while Instant::now() < until {
+        let metrics = raft.metrics();
+        let (term, leader) = {
+            let metrics = metrics.borrow_watched();
+            (metrics.current_term, metrics.current_leader)
+        };
+        if leader.is_some() || term > FIRST_TERMS_MAX {
+            return;
+        }
+        if let Err(error) = raft.trigger().elect(false).await {
+            return tracing::debug!(%error, "the first election was not begun");
+        }
+        tokio::time::sleep(FIRST_ELECTION_PAUSE).await;
     }
 }
 

@@ -127,6 +127,12 @@ pub enum TableError {
     /// The cohort's rows were removed from this node.
     #[error("{0} was dropped from this node")]
     Dropped(CohortId),
+    /// The cohort has ended; others go on with its rows.
+    #[error("{0} has ended, and others go on with its rows")]
+    Sealed(CohortId),
+    /// Nobody can go on yet where the cohort ends.
+    #[error("{0} has not ended here")]
+    NotSealed(CohortId),
     /// The tables were closed.
     #[error("the tables are closed")]
     Closed,
@@ -154,6 +160,8 @@ impl TableError {
             | Self::OldSnapshot { .. }
             | Self::Snapshot { .. }
             | Self::Dropped(_)
+            | Self::Sealed(_)
+            | Self::NotSealed(_)
             | Self::Closed => false,
         }
     }

@@ -29,6 +29,13 @@ impl Admin for FakeNode {
         Ok(Response::new(v1::TransferLeaderResponse {}))
     }
 
+    async fn change_range(
+        &self,
+        _request: Request<v1::ChangeRangeRequest>,
+    ) -> Result<Response<v1::ChangeRangeResponse>, Status> {
+        Err(Status::unimplemented("its ranges stay as they are"))
+    }
+
     async fn set_faults(
         &self,
         _request: Request<v1::SetFaultsRequest>,
