@@ -28,6 +28,7 @@
 pub mod format;
 pub mod history;
 pub mod kv;
+mod register;
 pub mod search;
 pub mod timeline;
 mod verdict;

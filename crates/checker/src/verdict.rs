@@ -1,6 +1,7 @@
 //! The verdict on a whole history of the store.
 
 use crate::kv::{KvModel, KvOperation, partition};
+use crate::register::{Register, is_of_one_key};
 use crate::search::{Bound, Found, Limits, search};
 
 /// What a history is.
@@ -43,7 +44,12 @@ impl Verdict {
 pub fn check(history: Vec<KvOperation>, limits: &Limits) -> Verdict {
     let mut verdict = Verdict::Linearizable;
     for part in partition(history) {
-        match search(&KvModel, &part, limits) {
+        let found = if is_of_one_key(&part) {
+            search(&Register, &part, limits)
+        } else {
+            search(&KvModel, &part, limits)
+        };
+        match found {
             Found::Order(_) => {}
             Found::NoOrder { longest, stuck } => {
                 return Verdict::NotLinearizable(Box::new(CounterExample { part, longest, stuck }));

@@ -292,3 +292,52 @@ fn a_scan_sees_one_moment() {
     assert_eq!(verdict(&["a", "b"]), "linearizable");
     assert_eq!(verdict(&["b"]), "not linearizable");
 }
+
+/// Sixteen clients at one key for a long time: what orders their concurrent writes is only seen by
+/// later reads, and a search that notices that late does not end.
+#[test]
+fn a_busy_key_is_judged_within_the_bounds() {
+    const OPERATIONS: u64 = 60_000;
+    const CLIENTS: u64 = 16;
+    let key = || Text::from("hot");
+    let mut rng = StdRng::seed_from_u64(3);
+    let mut planned: Vec<(u64, u64, u64, u64)> = Vec::new();
+    let mut free = [0_u64; CLIENTS as usize];
+    for number in 0..OPERATIONS {
+        let client = number % CLIENTS;
+        let called = free[client as usize] + rng.random_range(1..=20);
+        let effect = called + rng.random_range(0..=200);
+        let returned = effect + rng.random_range(0..=200);
+        free[client as usize] = returned;
+        planned.push((effect, client, called, returned));
+    }
+    planned.sort_unstable();
+    let mut value: Option<Text> = None;
+    let mut history: Vec<KvOperation> = Vec::new();
+    for (number, (_, client, called, at)) in planned.into_iter().enumerate() {
+        let (input, output) = if rng.random_bool(0.5) {
+            value = Some(number.to_string().into());
+            let value = value.clone().unwrap();
+            (Input::Put { key: key(), value }, Output::Done)
+        } else {
+            (Input::Get { key: key() }, Output::Found(value.clone()))
+        };
+        history.push(Operation { client, input, called, answer: Some(Answer { at, output }) });
+    }
+    assert_eq!(check(history.clone(), &Limits::default()), Verdict::Linearizable);
+    // A read in the middle of it found what had been replaced for certain.
+    let written = history.iter().find_map(|operation| match &operation.input {
+        Input::Put { value, .. } => Some(value.clone()),
+        _ => None,
+    });
+    let late = &mut history[OPERATIONS as usize / 2];
+    let (called, at) = (late.called, late.returned());
+    let output = Output::Found(written);
+    *late = Operation {
+        client: late.client,
+        input: Input::Get { key: key() },
+        called,
+        answer: Some(Answer { at, output }),
+    };
+    assert!(matches!(check(history, &Limits::default()), Verdict::NotLinearizable(_)));
+}

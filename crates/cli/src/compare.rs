@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use parking_lot::Mutex;
 use trireme_compare::expectation::Expectation;
 use trireme_compare::report::{Handicap, Report};
@@ -28,10 +28,13 @@ pub(crate) struct CompareArgs {
     /// The protocols to compare.
     #[arg(long, value_delimiter = ',', default_value = "spinnaker,raft,pacifica")]
     protocols: Vec<Protocol>,
-    /// How thorough: tiny (seconds, to try it out), quick (at most five minutes) or standard (about
-    /// half an hour).
+    /// What to run: tiny (seconds, to try it out), quick (at most five minutes), standard (about 40
+    /// minutes), full (about two hours); spinnaker or pacifica (that paper's experiments).
     #[arg(long, value_enum, default_value = "quick")]
     suite: Suite,
+    /// Another store to drive beside the protocols, in the workloads; it must be installed.
+    #[arg(long, value_name = "STORE")]
+    against: Option<Other>,
     /// A workload to drive instead of the suite's; may be given more than once; 'none' for none.
     #[arg(long = "workload", value_name = "NAME", value_parser = named_workload)]
     workloads: Vec<Choice<Workload>>,
@@ -64,9 +67,19 @@ pub(crate) struct CompareArgs {
     /// name and a part of the latency in percent, such as raft:20.
     #[arg(long = "handicap", value_name = "SYSTEM:PERCENT", value_parser = handicap, hide = true)]
     handicaps: Vec<Handicap>,
+    /// Has nodes that have lost their disk make a mistake, to see whether the report shows it.
+    #[arg(long = "mistake", value_name = "NAME", hide = true)]
+    mistakes: Vec<String>,
     /// Prints the report as JSON instead of the summary.
     #[arg(long)]
     json: bool,
+}
+
+/// A store that can stand beside the protocols.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Other {
+    /// Three members of etcd.
+    Etcd,
 }
 
 /// One of those that there are, or none at all.
@@ -153,6 +166,8 @@ impl CompareArgs {
             faults,
             without: Without { workloads: no_workloads, faults: no_faults },
             handicaps: self.handicaps.clone(),
+            against_etcd: matches!(self.against, Some(Other::Etcd)),
+            mistakes: self.mistakes.clone(),
             seed: self.seed,
             engine: self.engine,
             durability: self.durability,

@@ -39,7 +39,7 @@ fn a_comparison_is_judged_and_drawn() {
     assert!(text(&ran.stdout).contains("consistency kept"), "{}", text(&ran.stdout));
 
     let report = report(&out);
-    assert_eq!((&report["schema"], &report["is_complete"]), (&1.into(), &true.into()));
+    assert_eq!((&report["schema"], &report["is_complete"]), (&2.into(), &true.into()));
     let systems: Vec<_> =
         report["systems"].as_array().unwrap().iter().map(|it| &it["name"]).collect();
     assert_eq!(systems, ["spinnaker", "raft", "pacifica", "none", "spinnaker again"]);
@@ -82,6 +82,80 @@ fn what_is_asserted_and_does_not_hold_fails_the_command() {
     let ran = compare(&folder.path().join("later"), &more);
     assert!(ran.status.success(), "{}", text(&ran.stderr));
     assert!(text(&ran.stderr).contains("worse than"), "{}", text(&ran.stderr));
+}
+
+/// Every kind of operation, more than one range, and another durability.
+#[test]
+fn every_kind_of_operation_is_judged() {
+    let folder = tempfile::tempdir().unwrap();
+    let workloads = ["ycsb-d", "ycsb-e", "ycsb-f", "hot-key", "write-if", "ranges-16", "memory-4"];
+    let more = workloads.iter().flat_map(|name| ["--workload", name]);
+    let more: Vec<&str> = more.chain(["--protocols", "pacifica", "--fault", "none"]).collect();
+    let ran = compare(folder.path(), &more);
+    assert!(ran.status.success(), "{}\n{}", text(&ran.stdout), text(&ran.stderr));
+    let report = report(folder.path());
+    let driven = report["workloads"].as_array().unwrap();
+    let figures = |name: &str| driven.iter().find(|it| it["name"] == name).unwrap();
+    for name in workloads {
+        let measured = &figures(name)["systems"][0];
+        assert!(measured["operations"].as_u64().unwrap() > 0, "{name}: {measured}");
+        assert_eq!(measured["failed"], 0, "{name}: {measured}");
+    }
+    assert!(figures("ycsb-f")["keys"].as_u64().unwrap() > 100, "keys were added before it");
+    assert_eq!(
+        (&figures("ranges-16")["ranges"], &figures("write-if")["ranges"]),
+        (&16.into(), &1.into())
+    );
+    assert_eq!(figures("memory-4")["durability"], "memory");
+    let checks = &report["checks"];
+    assert_eq!(
+        (&checks["undecided"], &checks["not_linearizable"]),
+        (&0.into(), &0.into()),
+        "{checks}"
+    );
+}
+
+/// A replica that votes as if it had not lost its disk: what was acknowledged is lost, the page says
+/// so in red, and the command fails.
+#[test]
+fn a_product_that_breaks_its_promises_fails_the_command() {
+    if !cfg!(debug_assertions) {
+        // A release has no deliberate mistakes.
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--protocols", "spinnaker", "--workload", "none", "--fault", "lost-in-turn"];
+    let kept = compare(&folder.path().join("kept"), &more);
+    assert!(kept.status.success(), "{}\n{}", text(&kept.stdout), text(&kept.stderr));
+    let broken = [&more[..], &["--mistake", "trusts-an-empty-disk"]].concat();
+    let out = folder.path().join("broken");
+    let ran = compare(&out, &broken);
+    assert_eq!(ran.status.code(), Some(1), "{}", text(&ran.stdout));
+    assert!(text(&ran.stderr).contains("consistency was violated"), "{}", text(&ran.stderr));
+    assert!(report(&out)["checks"]["not_linearizable"].as_u64().unwrap() > 0);
+    let page = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("class=\"banner bad\""));
+}
+
+/// etcd beside the protocols, where it is installed.
+#[test]
+#[expect(clippy::print_stderr, reason = "a test that is skipped must not go unseen")]
+fn another_store_stands_beside_the_protocols() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--against", "etcd", "--protocols", "raft", "--fault", "none"];
+    let ran = compare(folder.path(), &more);
+    if text(&ran.stderr).contains("there is no `etcd`") {
+        assert!(env::var_os("TRIREME_REQUIRE_ETCD").is_none(), "there is no etcd");
+        eprintln!("SKIPPED: there is no etcd to be compared with");
+        return;
+    }
+    assert!(ran.status.success(), "{}\n{}", text(&ran.stdout), text(&ran.stderr));
+    let report = report(folder.path());
+    let systems = report["workloads"][0]["systems"].as_array().unwrap();
+    let etcd = systems.iter().find(|it| it["system"] == "etcd").unwrap();
+    assert!(etcd["operations"].as_u64().unwrap() > 0, "{etcd}");
+    assert!(etcd["cost"]["processor_us"].as_f64().unwrap() > 0.0, "{etcd}");
+    assert!(report["predictions"].as_array().unwrap().iter().all(|it| it["system"] != "etcd"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use trireme_proto::v1;
 
 /// What a server said; `None` if the answer holds nothing that this build knows.
@@ -84,17 +84,20 @@ impl Waiter {
 }
 
 impl PendingCall {
-    /// Waits for the answer until `until`, and gives the call up then.
-    pub(crate) async fn wait(mut self, until: Instant) -> Result<Answer, CallError> {
-        match timeout_at(until, &mut self.reply).await {
-            Ok(Ok(answer)) => answer,
-            // The stream's task ended without a word, which it does when its runtime stops.
-            Ok(Err(_closed)) => {
+    /// Waits for the answer until `until` completes, and gives the call up then.
+    pub(crate) async fn wait(
+        mut self,
+        until: impl Future<Output = ()>,
+    ) -> Result<Answer, CallError> {
+        tokio::select! {
+            biased;
+            answer = &mut self.reply => answer.unwrap_or_else(|_closed| {
+                // The stream's task ended without a word, which it does when its runtime stops.
                 let sent = !self.claim.decide(ABANDONED);
                 let reason = "the client's runtime has stopped".to_owned();
                 Err(if sent { CallError::Lost(reason) } else { CallError::NotSent(reason) })
-            }
-            Err(_elapsed) => Err(CallError::Late { sent: !self.claim.decide(ABANDONED) }),
+            }),
+            () = until => Err(CallError::Late { sent: !self.claim.decide(ABANDONED) }),
         }
     }
 }
@@ -119,6 +122,8 @@ impl Claim {
 mod tests {
     use std::time::Duration;
 
+    use tokio::time::sleep_until;
+
     use super::*;
 
     fn get() -> v1::request::Operation {
@@ -129,7 +134,7 @@ mod tests {
     async fn a_call_given_up_before_it_is_sent_never_is() {
         let now = Instant::now();
         let (call, pending) = new(get(), now);
-        let late = pending.wait(now).await;
+        let late = pending.wait(sleep_until(now)).await;
         assert!(matches!(late, Err(CallError::Late { sent: false })), "{late:?}");
         assert!(!call.waiter.claim());
     }
@@ -139,7 +144,7 @@ mod tests {
         let soon = Instant::now() + Duration::from_millis(1);
         let (call, pending) = new(get(), soon);
         assert!(call.waiter.claim());
-        let late = pending.wait(soon).await;
+        let late = pending.wait(sleep_until(soon)).await;
         assert!(matches!(late, Err(CallError::Late { sent: true })), "{late:?}");
         assert!(call.waiter.is_abandoned());
     }

@@ -22,8 +22,9 @@ pub struct ClientOptions {
     /// s, several times what a cohort needs to find a new leader.
     pub deadline: Duration,
     /// How long to wait for one answer before looking whether the cohort has moved and asking
-    /// again; doubled each time, within the deadline. Shorter leaves a silent node sooner, longer
-    /// asks a slow one less often. Default: 1 s.
+    /// again. A node that stays silent is asked again after twice the time each time, within the
+    /// deadline; whether another leads by then is looked up after each time of this length. Shorter
+    /// leaves a silent node sooner, longer asks a slow one less often. Default: 1 s.
     pub attempt_timeout: Duration,
     /// How long opening a connection or asking for the routes may take. Default: 2 s.
     pub connect_timeout: Duration,

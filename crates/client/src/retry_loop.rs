@@ -230,7 +230,8 @@ impl RetryLoop<'_> {
     ) -> Next {
         let id = v1::Route { cohort: route.descriptor.cohort.0, epoch: route.descriptor.epoch };
         let operation = self.request.operation(id, write_id);
-        let until = self.deadline.min(Instant::now() + self.attempt_timeout);
+        let leader = route.leader().filter(|leader| Some(*leader) == place.node);
+        let until = self.late_or_replaced(route, leader);
         match node.call(operation, self.deadline, until).await {
             Ok(Some(response::Result::Error(error))) => self.refused(route, place, error),
             Ok(Some(answer)) if self.request.is_answered_by(&answer) => {
@@ -240,13 +241,45 @@ impl RetryLoop<'_> {
             Err(CallError::NotSent(reason)) => self.failed(place, reason, false),
             Err(CallError::Lost(reason)) => self.failed(place, reason, true),
             Err(CallError::Late { sent }) => {
-                self.attempt_timeout = self.attempt_timeout.saturating_mul(2);
+                self.attempt_timeout = if leader.is_some_and(|leader| self.is_replaced(leader)) {
+                    self.options.attempt_timeout
+                } else {
+                    self.attempt_timeout.saturating_mul(2)
+                };
                 self.in_doubt |= sent && self.request.is_write();
                 self.suspect = place.node;
                 self.last = Some((place, None));
                 Next::Reroute
             }
         }
+    }
+
+    /// Completes when an answer is waited for no longer: when it is late, or as soon as `leader`, if
+    /// it was asked, is known to be replaced. A silent leader is asked again less and less often, which
+    /// spares one that is slow; whether it was replaced is looked up again and again meanwhile.
+    async fn late_or_replaced(&self, route: &CachedRoute, leader: Option<NodeId>) {
+        let late = self.deadline.min(Instant::now() + self.attempt_timeout);
+        let Some(leader) = leader else { return sleep_until(late).await };
+        loop {
+            let look = Instant::now() + self.options.attempt_timeout;
+            if look >= late {
+                return sleep_until(late).await;
+            }
+            sleep_until(look).await;
+            let preference = Preference { first: &route.replicas, last: Some(leader) };
+            let looked = self.routes.refresh(self.routes.generation(), preference);
+            // Without newer routes there is nothing to go by but time.
+            let _known = timeout_at(late, looked).await;
+            if self.is_replaced(leader) {
+                return;
+            }
+        }
+    }
+
+    /// Returns true if another node than this one is known to lead.
+    fn is_replaced(&self, leader: NodeId) -> bool {
+        let (route, _) = self.routes.find(self.request.position());
+        route.leader().is_some_and(|newer| newer != leader)
     }
 
     /// Keeps what a timeline read must not go back behind, as of when it begins.

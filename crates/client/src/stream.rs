@@ -11,6 +11,7 @@
 //! [`CallError::Lost`], one that was not as [`CallError::NotSent`].
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -94,17 +95,18 @@ impl StreamHandle {
     }
 
     /// Sends an operation, which its caller awaits until `deadline`, and returns its answer if
-    /// that comes before `until`.
+    /// that comes before `until` completes.
     pub(crate) async fn call(
         &self,
         operation: Operation,
         deadline: Instant,
-        until: Instant,
+        until: impl Future<Output = ()>,
     ) -> Result<Answer, CallError> {
         let (call, pending) = call::new(operation, deadline);
+        let mut until = pin!(until);
         match self.queue.try_send(call) {
             Ok(()) => {}
-            Err(TrySendError::Full(call)) => self.enqueue(call, until).await?,
+            Err(TrySendError::Full(call)) => self.enqueue(call, until.as_mut()).await?,
             Err(TrySendError::Closed(_)) => return Err(stopped()),
         }
         pending.wait(until).await
@@ -115,14 +117,14 @@ impl StreamHandle {
         self.health.is_closed()
     }
 
-    async fn enqueue(&self, call: Call, until: Instant) -> Result<(), CallError> {
-        match timeout_at(until, self.queue.reserve()).await {
-            Ok(Ok(place)) => {
-                place.send(call);
+    async fn enqueue(&self, call: Call, until: impl Future<Output = ()>) -> Result<(), CallError> {
+        tokio::select! {
+            biased;
+            reserved = self.queue.reserve() => {
+                reserved.map_err(|_closed| stopped())?.send(call);
                 Ok(())
             }
-            Ok(Err(_closed)) => Err(stopped()),
-            Err(_elapsed) => Err(CallError::Late { sent: false }),
+            () = until => Err(CallError::Late { sent: false }),
         }
     }
 }

@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(unanswered.len(), 1);
         unanswered.forget_expired(deadline);
         assert_eq!(unanswered.len(), 0);
-        let ended = pending.wait(deadline).await;
+        let ended = pending.wait(tokio::time::sleep_until(deadline)).await;
         assert!(matches!(ended, Err(CallError::Late { sent: true })), "{ended:?}");
     }
 }

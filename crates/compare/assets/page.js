@@ -9,6 +9,7 @@
     raft: { color: "#D55E00", dash: [8, 3], point: "triangle" },
     pacifica: { color: "#009E73", dash: [2, 3], point: "rect" },
     none: { color: "#999999", dash: [12, 3, 2, 3], point: "cross" },
+    etcd: { color: "#E69F00", dash: [4, 2], point: "rectRot" },
   };
   const styleOf = (name) => styles[name] || { color: "#CC79A7", dash: [4, 4], point: "star" };
   document.querySelectorAll(".swatch").forEach((it) => {
@@ -24,9 +25,19 @@
   dress();
   Chart.defaults.animation = false;
   Chart.defaults.maintainAspectRatio = false;
+  Chart.defaults.plugins.legend.labels.usePointStyle = true;
   Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
 
-  const axis = (title, more) => ({ title: { display: true, text: title }, ...more });
+  // Of a logarithmic axis, 1, 2 and 5 of each power of ten have room.
+  const few = (value) => {
+    const first = Number(value.toExponential()[0]);
+    return [1, 2, 5].includes(first) ? value.toLocaleString("en") : "";
+  };
+  const axis = (title, more) => ({
+    title: { display: true, text: title },
+    ...(more?.type === "logarithmic" ? { ticks: { callback: few, maxRotation: 0 } } : {}),
+    ...more,
+  });
   const draw = (id, config) => {
     const canvas = document.getElementById(id);
     if (canvas) charts.push(new Chart(canvas, config));
@@ -121,7 +132,7 @@
   });
 
   // Throughput against latency: the same writes by more and more callers.
-  const writes = report.workloads.filter((it) => it.name.startsWith("write"))
+  const writes = report.workloads.filter((it) => /^write(-\d+)?$/.test(it.name))
     .sort((a, b) => a.callers - b.callers);
   draw("load", {
     type: "line",
@@ -218,7 +229,8 @@
       const index = left.findIndex(found);
       return index < 0 ? null : left.splice(index, 1)[0];
     };
-    const last = Math.max(path.took_us, ...path.hops.map((it) => it.at_us));
+    // What comes long after the answer is in the table.
+    const last = Math.min(1.4 * path.took_us, Math.max(path.took_us, ...path.hops.map((it) => it.at_us)));
     const segment = (points, more) => ({
       data: points, borderColor: color, backgroundColor: color, borderWidth: 1.5, pointRadius: 0, ...more,
     });
@@ -266,7 +278,7 @@
               },
             },
           }),
-          y: axis("microseconds", { reverse: true, min: 0, suggestedMax: last }),
+          y: axis("microseconds", { reverse: true, min: 0, max: Math.ceil(last / 100) * 100 }),
         },
         plugins: {
           legend: { display: false },
@@ -281,26 +293,39 @@
     });
   });
 
-  report.sweeps.forEach((sweep, at) => {
-    const points = sweep.points.filter((it) => !it.error);
+  // The papers' experiments: a colour for each system, a dash for each series.
+  const dashes = [[], [6, 4], [2, 3]];
+  report.experiments.forEach((experiment, at) => {
+    const points = experiment.points.filter((it) => !it.error);
+    const series = [...new Set([...points, ...experiment.paper].map((it) => it.series))];
+    const sets = (of, name, color, point) => series
+      .map((one) => [one, of.filter((it) => it.series === one)])
+      .filter(([, its]) => its.length)
+      .map(([one, its]) => ({
+        label: name + (one ? ", " + one : ""),
+        data: its.map(({ x, y }) => ({ x, y })),
+        borderColor: color,
+        backgroundColor: color,
+        pointStyle: point,
+        borderDash: dashes[series.indexOf(one) % dashes.length],
+        borderWidth: 2,
+      }));
     const names = [...new Set(points.map((it) => it.system))];
-    draw("sweep-" + at, {
+    draw("experiment-" + at, {
       type: "line",
       data: {
         datasets: [
-          ...names.map((name) => line(name, points.filter((it) => it.system === name)
-            .map((it) => ({ x: it.value_s, y: it.takeover_ms })))),
-          {
-            ...line("the paper", sweep.paper.map(([x, y]) => ({ x, y }))),
-            borderColor: css("--muted"),
-            backgroundColor: css("--muted"),
-          },
+          ...names.flatMap((name) => sets(points.filter((it) => it.system === name), name,
+            styleOf(name).color, styleOf(name).point)),
+          ...sets(experiment.paper, "the paper", css("--muted"), "crossRot"),
         ],
       },
       options: {
         scales: {
-          x: axis(sweep.setting + ", seconds", { type: "logarithmic" }),
-          y: axis("takeover, milliseconds", { type: "logarithmic" }),
+          x: axis(experiment.setting, {
+            type: experiment.setting.includes("percent") ? "linear" : "logarithmic",
+          }),
+          y: axis(experiment.quantity, { type: "logarithmic" }),
         },
       },
     });

@@ -3,8 +3,8 @@
 //! A claim holds, or does not, or is not shown: because the run did not measure it, or because
 //! the difference is within what chance makes.
 
-use crate::report::{Claim, Measured, Report, Role, Suffered, Verdict};
-use crate::statistics::{differ, ratio, shows_difference};
+use crate::report::{Claim, Measured, Point, Report, Role, Suffered, Verdict};
+use crate::statistics::{ratio, shows_difference};
 
 /// A fault that costs a protocol less than this is nothing to it: a few lost attempts of a client.
 const NO_OUTAGE_MS: f64 = 300.0;
@@ -19,6 +19,15 @@ const SLOWED_TIMES: f64 = 2.0;
 /// counted with it.
 const NO_MESSAGE: f64 = 0.02;
 
+/// A conditional write is marginally worse than another at worst if as many are done as this part.
+const MARGINALLY_WORSE: f64 = 0.85;
+
+/// An outage does not depend on something if the longest is not this many times the shortest.
+const FLAT_TIMES: f64 = 2.0;
+
+/// The names of the protocols.
+const PROTOCOLS: [&str; 3] = ["spinnaker", "raft", "pacifica"];
+
 /// What a run shows of a claim.
 struct Shown {
     /// `None` if it was not shown.
@@ -31,7 +40,7 @@ type Judge = fn(&Report) -> Option<Shown>;
 
 /// Judges every claim.
 pub fn judge(report: &Report) -> Vec<Claim> {
-    let claims: [(&str, &str, Judge); 9] = [
+    let claims: [(&str, &str, Judge); 11] = [
         (
             "Without the coordinator, Raft elects another leader; Spinnaker and PacificA wait for it.",
             "Spinnaker, section 7; PacificA, section 3; Raft, section 5.2",
@@ -59,7 +68,11 @@ pub fn judge(report: &Report) -> Vec<Claim> {
             "Spinnaker, table 1; PacificA, figure 5",
             leader_death,
         ),
-        ("Timeline reads are faster than strong ones.", "Spinnaker, figure 8", timeline_reads),
+        (
+            "Timeline reads are cheaper than strong ones: the busiest node spends less on each.",
+            "Spinnaker, figure 8",
+            timeline_reads,
+        ),
         (
             "Strong reads need no message under a lease; Raft's ask a majority.",
             "Spinnaker, section 8; PacificA, section 2.2; Raft (dissertation), section 6.4",
@@ -69,6 +82,16 @@ pub fn judge(report: &Report) -> Vec<Claim> {
             "The longer the commit period, the longer takes a Spinnaker leader's takeover.",
             "Spinnaker, table 1",
             commit_period,
+        ),
+        (
+            "A write that depends on a condition costs little more than any other.",
+            "Spinnaker, figure 14",
+            conditional_writes,
+        ),
+        (
+            "How long a leader's death stops writes does not depend on the length of the log.",
+            "PacificA, figure 6, logical replication",
+            log_size,
         ),
         ("Two clusters that do not differ measure the same.", "the control of this run", control),
     ];
@@ -169,24 +192,21 @@ fn leader_death(report: &Report) -> Option<Shown> {
 }
 
 fn timeline_reads(report: &Report) -> Option<Shown> {
-    let (mut evidence, mut faster, mut slower) = (Vec::new(), 0, 0);
-    for system in ["spinnaker", "raft", "pacifica"] {
+    let (mut evidence, mut holds) = (Vec::new(), true);
+    for system in PROTOCOLS {
         let strong = measured(report, "read-strong", system)?;
         let timeline = measured(report, "read-timeline", system)?;
-        let (strong, timeline) = (&strong.p50_us, &timeline.p50_us);
-        evidence.push(format!("{system} {:.0} us and {:.0} us", strong.mean, timeline.mean));
-        if differ(strong, timeline) {
-            faster += usize::from(timeline.mean < strong.mean);
-            slower += usize::from(timeline.mean > strong.mean);
-        }
+        let (strong_us, timeline_us) = (strong.cost.busiest_node_us, timeline.cost.busiest_node_us);
+        holds &= timeline_us < strong_us;
+        evidence.push(format!(
+            "{system} {strong_us:.1} us and {timeline_us:.1} us (median latency {:.0} us and \
+             {:.0} us)",
+            strong.p50_us.mean, timeline.p50_us.mean
+        ));
     }
-    let holds = match (faster, slower) {
-        (3, _) => Some(true),
-        (_, 0) => None,
-        _ => Some(false),
-    };
-    let evidence = format!("Median latency, strong and timeline: {}.", evidence.join(", "));
-    Some(Shown { holds, evidence })
+    let evidence = evidence.join(", ");
+    let evidence = format!("Processor time of the busiest node, strong and timeline: {evidence}.");
+    Some(Shown { holds: Some(holds), evidence })
 }
 
 fn reads_under_lease(report: &Report) -> Option<Shown> {
@@ -205,14 +225,41 @@ fn reads_under_lease(report: &Report) -> Option<Shown> {
 }
 
 fn commit_period(report: &Report) -> Option<Shown> {
-    let sweep = report.sweeps.iter().find(|it| it.name == "commit-period")?;
-    if sweep.points.len() < 2 || sweep.points.iter().any(|point| point.error.is_some()) {
-        return None;
-    }
-    let takeovers: Vec<f64> = sweep.points.iter().map(|point| point.takeover_ms).collect();
-    let each = sweep.points.iter().map(|it| format!("{} s {:.1} ms", it.value_s, it.takeover_ms));
+    let points = points(report, "commit-period")?;
+    let takeovers: Vec<f64> = points.iter().map(|point| point.y).collect();
+    let each = points.iter().map(|it| format!("{} s {:.1} ms", it.x, it.y));
     let evidence = format!("Takeover by period: {}.", each.collect::<Vec<_>>().join(", "));
     Some(Shown { holds: Some(takeovers.is_sorted_by(|a, b| a < b)), evidence })
+}
+
+/// Returns the points of an experiment that went well and has at least two.
+fn points<'a>(report: &'a Report, experiment: &str) -> Option<&'a [Point]> {
+    let points = &report.experiments.iter().find(|it| it.name == experiment)?.points;
+    let went_well = points.len() > 1 && points.iter().all(|point| point.error.is_none());
+    went_well.then_some(points)
+}
+
+fn log_size(report: &Report) -> Option<Shown> {
+    let points = points(report, "log-size")?;
+    let outages = points.iter().map(|point| point.y);
+    let (least, most) = (outages.clone().fold(f64::MAX, f64::min), outages.fold(0.0, f64::max));
+    let each = points.iter().map(|it| format!("{} {} MiB {:.0} ms", it.system, it.x, it.y));
+    let evidence = format!("Outage: {}.", each.collect::<Vec<_>>().join(", "));
+    Some(Shown { holds: Some(most < FLAT_TIMES * least), evidence })
+}
+
+fn conditional_writes(report: &Report) -> Option<Shown> {
+    let (mut evidence, mut holds) = (Vec::new(), true);
+    for system in PROTOCOLS {
+        let plain = measured(report, "write", system)?;
+        let conditional = measured(report, "write-if", system)?;
+        let part = conditional.throughput.mean / plain.throughput.mean.max(1.0);
+        holds &= part >= MARGINALLY_WORSE;
+        evidence.push(format!("{system} {part:.2}"));
+    }
+    let evidence = evidence.join(", ");
+    let evidence = format!("Conditional writes per second, as a part of other writes: {evidence}.");
+    Some(Shown { holds: Some(holds), evidence })
 }
 
 fn control(report: &Report) -> Option<Shown> {
@@ -232,7 +279,7 @@ fn control(report: &Report) -> Option<Shown> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{FaultReport, SweepPoint, SweepReport};
+    use crate::report::{ExperimentReport, FaultReport};
 
     fn with(fault: &str, figures: [(f64, f64); 3]) -> Report {
         let names = ["spinnaker", "raft", "pacifica"];
@@ -280,17 +327,13 @@ mod tests {
     fn a_takeover_grows_with_the_commit_period_or_does_not() {
         let swept = |takeovers: [f64; 3]| {
             let points = [0.1, 1.0, 4.0].into_iter().zip(takeovers);
-            let points = points.map(|(value_s, takeover_ms)| SweepPoint {
-                value_s,
-                takeover_ms,
-                ..SweepPoint::default()
-            });
-            let sweep = SweepReport {
+            let points = points.map(|(x, y)| Point { x, y, ..Point::default() });
+            let experiment = ExperimentReport {
                 name: "commit-period".to_owned(),
                 points: points.collect(),
-                ..SweepReport::default()
+                ..ExperimentReport::default()
             };
-            Report { sweeps: vec![sweep], ..Report::default() }
+            Report { experiments: vec![experiment], ..Report::default() }
         };
         assert_eq!(verdict(&swept([5.0, 40.0, 160.0]), "commit period"), Verdict::Holds);
         assert_eq!(verdict(&swept([5.0, 40.0, 30.0]), "commit period"), Verdict::DoesNotHold);

@@ -20,8 +20,10 @@
 
 pub mod baseline;
 pub mod claims;
+pub mod etcd;
 pub mod expectation;
 pub mod judge;
+pub mod keys;
 pub mod load;
 mod machine;
 pub mod pace;
@@ -30,6 +32,7 @@ mod predictions;
 pub mod report;
 pub mod run;
 mod statistics;
+pub mod store;
 pub mod suite;
 pub mod terminal;
 

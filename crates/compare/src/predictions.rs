@@ -3,7 +3,7 @@
 //! The prediction is of a write by itself: with one caller, no two writes share an entry, a message
 //! or a forced write.
 
-use crate::report::{Prediction, Report, System};
+use crate::report::{Prediction, Report, Role, System};
 
 /// The workload that the predictions are of: writes by one caller.
 const WORKLOAD: &str = "write-1";
@@ -17,7 +17,8 @@ pub(crate) fn judge(report: &Report) -> Vec<Prediction> {
         return Vec::new();
     };
     let systems = workload.systems.iter().filter_map(|measured| {
-        let system = report.systems.iter().find(|it| it.name == measured.system)?;
+        let is_ours = |it: &&System| it.name == measured.system && it.role != Role::Reference;
+        let system = report.systems.iter().find(is_ours)?;
         let (messages, why) = messages(system);
         let replicas = f64::from(system.nodes);
         let forced = "Every replica forces the entry to its disk once.".to_owned();

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The version of the schema. It rises whenever a field changes its meaning or goes.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// A whole comparison.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,7 +44,7 @@ pub struct Report {
     /// One write on its way through each protocol.
     pub paths: Vec<PathReport>,
     /// What the papers' experiments measured.
-    pub sweeps: Vec<SweepReport>,
+    pub experiments: Vec<ExperimentReport>,
     /// What is claimed, and what this run says of it.
     pub claims: Vec<Claim>,
     /// Whether every history can be explained and nothing was lost.
@@ -107,6 +107,9 @@ pub enum Role {
     None,
     /// The first protocol once more: what differs by chance.
     Control,
+    /// Another store, which stands beside the protocols in the workloads. Of its costs, only
+    /// processor time is known.
+    Reference,
 }
 
 /// A mean with its 95 % confidence interval.
@@ -134,8 +137,12 @@ pub struct WorkloadReport {
     pub rate: Option<u32>,
     /// Bytes of a value.
     pub value_bytes: usize,
-    /// How many keys there were.
+    /// How many keys there were at its start.
     pub keys: u64,
+    /// How many ranges the keys lay in.
+    pub ranges: u64,
+    /// What an acknowledged write had survived: `fsync`, `os` or `memory`.
+    pub durability: String,
     /// What each system did.
     pub systems: Vec<Measured>,
     /// What can be said of the throughput: which is highest, or that no difference was shown.
@@ -174,6 +181,8 @@ pub struct Measured {
 pub struct Cost {
     /// Processor time of all nodes, in microseconds.
     pub processor_us: f64,
+    /// The same of the node that used most.
+    pub busiest_node_us: f64,
     /// Forced writes of all nodes.
     pub forced_writes: f64,
     /// Bytes written to logs by all nodes.
@@ -313,35 +322,49 @@ pub struct Hop {
     pub took_us: Option<f64>,
 }
 
-/// What an experiment of a paper measured, in which one setting is varied.
+/// What an experiment of a paper measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SweepReport {
+pub struct ExperimentReport {
     /// Its name.
     pub name: String,
     /// What is varied and what is measured.
     pub description: String,
-    /// The paper and its table.
+    /// The paper and its table or figure.
     pub source: String,
-    /// The setting that is varied.
+    /// What is drawn from left to right, with its unit.
     pub setting: String,
-    /// What the paper measured: seconds of the setting, milliseconds of the takeover. Its machines
-    /// were others: what can be compared is the shape.
-    pub paper: Vec<(f64, f64)>,
+    /// What is measured, with its unit.
+    pub quantity: String,
     /// What this run measured.
-    pub points: Vec<SweepPoint>,
+    pub points: Vec<Point>,
+    /// What the paper measured. Its machines were others: what can be compared is the shape.
+    pub paper: Vec<PaperPoint>,
 }
 
-/// What was measured with one value of a setting.
+/// What an experiment measured at one place.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SweepPoint {
+pub struct Point {
     /// The system's name.
     pub system: String,
-    /// The value of the setting.
-    pub value_s: f64,
-    /// How long the takeover took.
-    pub takeover_ms: f64,
+    /// Which of the experiment's series it belongs to.
+    pub series: String,
+    /// From left to right.
+    pub x: f64,
+    /// What was measured.
+    pub y: f64,
     /// What went wrong with the run itself, which then says nothing about the system.
     pub error: Option<String>,
+}
+
+/// What a paper measured at one place.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PaperPoint {
+    /// Which of the experiment's series it belongs to.
+    pub series: String,
+    /// From left to right.
+    pub x: f64,
+    /// What was measured.
+    pub y: f64,
 }
 
 /// What is claimed of the protocols, and what this run says of it.
@@ -410,13 +433,13 @@ impl Report {
             .faults
             .iter()
             .flat_map(|fault| fault.systems.iter().map(|it| (&fault.name, &it.system, &it.error)));
-        let sweeps = self
-            .sweeps
+        let points = self
+            .experiments
             .iter()
-            .flat_map(|sweep| sweep.points.iter().map(|it| (&sweep.name, &it.system, &it.error)));
+            .flat_map(|of| of.points.iter().map(|it| (&of.name, &it.system, &it.error)));
         let path = "path of a write".to_owned();
         let paths = self.paths.iter().map(|it| (&path, &it.system, &it.error));
-        let failed = faults.chain(sweeps).chain(paths).filter_map(|(run, system, error)| {
+        let failed = faults.chain(points).chain(paths).filter_map(|(run, system, error)| {
             error.as_ref().map(|error| format!("{system}, {run}: {error}"))
         });
         failed.collect()

@@ -68,15 +68,17 @@ pub fn summary(report: &Report) -> String {
         }
         line(table.to_string());
     }
-    for sweep in &report.sweeps {
-        line(format!("\n{}: {}", sweep.name, sweep.description));
-        let mut table = table(&[&sweep.setting, "system", "takeover"]);
-        for point in &sweep.points {
-            let takeover = match &point.error {
+    for experiment in &report.experiments {
+        line(format!("\n{}: {} ({})", experiment.name, experiment.description, experiment.source));
+        let head = ["system", "series", &experiment.setting, &experiment.quantity];
+        let mut table = table(&head);
+        for point in &experiment.points {
+            let y = match &point.error {
                 Some(error) => format!("not measured: {error}"),
-                None => format!("{:.1} ms", point.takeover_ms),
+                None => format!("{:.2}", point.y),
             };
-            table.add_row([format!("{} s", point.value_s), point.system.clone(), takeover]);
+            let (system, series) = (point.system.clone(), point.series.clone());
+            table.add_row([system, series, round(point.x), y]);
         }
         line(table.to_string());
     }
@@ -113,6 +115,11 @@ fn table(head: &[&str]) -> Table {
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(head.to_vec());
     table
+}
+
+/// A figure of which nothing behind the point matters, unless it is small.
+fn round(figure: f64) -> String {
+    if figure >= 100.0 { format!("{figure:.0}") } else { figure.to_string() }
 }
 
 fn interval(interval: &Interval) -> String {

@@ -8,7 +8,6 @@
 mod chaos;
 mod check;
 mod experiments;
-mod load;
 mod measure;
 mod parse;
 mod report;
@@ -22,7 +21,7 @@ use anyhow::bail;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use experiments::{commit_period, kills, log_size, outages, slow_replica};
+use experiments::{commit_period, kills, outages};
 use trireme_testbed::Network;
 
 /// Experiments on real clusters of Trireme on this machine.
@@ -43,10 +42,6 @@ enum Experiment {
     /// Measures how stale timeline reads are and how long a takeover takes, by how often a leader
     /// tells its followers what is committed.
     CommitPeriod(commit_period::CommitPeriodArgs),
-    /// Measures what one slow follower does to the latency of puts.
-    SlowReplica(slow_replica::SlowReplicaArgs),
-    /// Measures whether a takeover takes longer when more was written before.
-    LogSize(log_size::LogSizeArgs),
     /// Has faults of every kind befall a cluster, several at once, while clients read and write, and
     /// judges what they saw.
     Chaos(Box<chaos::ChaosArgs>),
@@ -62,8 +57,6 @@ impl Experiment {
             Self::Kills(args) => args.run().await,
             Self::Outages(args) => args.run().await,
             Self::CommitPeriod(args) => args.run().await,
-            Self::SlowReplica(args) => args.run().await,
-            Self::LogSize(args) => args.run().await,
             Self::Check(args) => tokio::task::spawn_blocking(|| args.run()).await?,
         }
     }

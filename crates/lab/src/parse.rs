@@ -1,4 +1,4 @@
-//! Durations and sizes as they are typed.
+//! Durations and protocols as they are typed.
 
 use std::time::Duration;
 
@@ -6,13 +6,6 @@ use trireme_types::Protocol;
 
 /// The protocols, in the order in which they are told of.
 const ALL: [Protocol; 3] = [Protocol::Spinnaker, Protocol::Raft, Protocol::Pacifica];
-
-/// A number of bytes, with the text that it was typed as.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Size {
-    pub(crate) bytes: u64,
-    pub(crate) text: String,
-}
 
 /// Reads a duration above zero: a number and its unit, `ms`, `s` or `m`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -27,29 +20,6 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) if !duration.is_zero() => Ok(duration),
         _ => Err("out of range".to_owned()),
     }
-}
-
-/// Reads a number of bytes above zero: a number and its unit, `B`, `kB`, `MB`, `GB` for thousands
-/// or `KiB`, `MiB`, `GiB` for 1024s; a number alone is bytes.
-pub(crate) fn size(text: &str) -> Result<Size, String> {
-    let (number, unit) = number_and_unit(text)?;
-    let factor = match unit {
-        "" | "B" => 1.0,
-        "kB" | "KB" => 1e3,
-        "MB" => 1e6,
-        "GB" => 1e9,
-        "KiB" => 1024.0,
-        "MiB" => 1024.0 * 1024.0,
-        "GiB" => 1024.0 * 1024.0 * 1024.0,
-        _ => return Err("expected a number with a unit, such as 25MB or 1GiB".to_owned()),
-    };
-    let bytes = (number * factor).round();
-    // Past 2^53 a number with a fraction is not exact; nobody writes that much here.
-    if !(1.0..=9_007_199_254_740_992.0).contains(&bytes) {
-        return Err("out of range".to_owned());
-    }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
-    Ok(Size { bytes: bytes as u64, text: text.to_owned() })
 }
 
 /// Reads a list of protocols, of which `all` stands for every one.
@@ -88,23 +58,6 @@ mod tests {
         }
         for text in ["", "10", "s", "-1s", "0s", "NaNs", "10 s", "10d", "1e999s"] {
             assert!(duration(text).is_err(), "{text:?} was taken");
-        }
-    }
-
-    #[test]
-    fn a_size_is_bytes_with_or_without_a_unit() {
-        for (text, bytes) in [
-            ("4096", 4096),
-            ("1B", 1),
-            ("25MB", 25_000_000),
-            ("1.5kB", 1500),
-            ("64MiB", 64 << 20),
-            ("2GiB", 2 << 30),
-        ] {
-            assert_eq!(size(text).unwrap(), Size { bytes, text: text.to_owned() });
-        }
-        for text in ["", "MB", "0", "-1", "10mb", "1 MB", "NaN", "99999999999GB"] {
-            assert!(size(text).is_err(), "{text:?} was taken");
         }
     }
 

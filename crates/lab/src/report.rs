@@ -60,11 +60,6 @@ impl Report {
         }
     }
 
-    /// Says whether the table has no row yet.
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// Adds a line under the table.
     pub(crate) fn line(&mut self, line: impl Into<String>) {
         self.lines.push(line.into());
@@ -168,11 +163,6 @@ pub(crate) fn milliseconds_or_dash(duration: Option<Duration>) -> String {
     duration.map_or_else(|| "-".to_owned(), milliseconds)
 }
 
-/// Returns a number of bytes as millions.
-pub(crate) fn megabytes(bytes: u64) -> String {
-    format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -218,11 +208,5 @@ mod tests {
         assert_eq!(json["conditions"][0]["protocol"], "raft");
         assert_eq!(json["results"]["kills"][0]["gap_us"], 1500);
         assert_eq!(json["settings"]["victim"], "leader");
-    }
-
-    #[test]
-    fn bytes_are_told_in_millions() {
-        assert_eq!(megabytes(25_049_000), "25.0 MB");
-        assert_eq!(megabytes(950_000), "0.9 MB");
     }
 }

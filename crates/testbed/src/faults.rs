@@ -26,6 +26,8 @@ pub enum Suffering {
     },
     /// Its log's forces wait.
     StalledDisk,
+    /// Its log's forces take so much longer.
+    SlowDisk(Duration),
     /// It does not reach the coordinator.
     CoordinatorCut,
 }
@@ -71,18 +73,27 @@ impl Drop for Frozen {
 impl Cluster {
     /// Delays all that a node sends to the others.
     pub async fn delay_all_from(&self, node: NodeId, delay: Duration) -> anyhow::Result<()> {
-        let delay_ms = u64::try_from(delay.as_millis()).context("no delay is as long as that")?;
-        let links = Self::links(self.others(node), false, link_fault::Fate::DelayMs(delay_ms));
-        self.set_faults(node, links).await
+        let fate = link_fault::Fate::DelayMs(milliseconds(delay)?);
+        self.set_faults(node, Self::links(self.others(node), false, fate)).await
+    }
+
+    /// Has all messages between two nodes be lost. Both reach the others.
+    pub async fn cut_between(&self, one: NodeId, other: NodeId) -> anyhow::Result<()> {
+        let fate = link_fault::Fate::Drop(LostOnTheWay {});
+        let cut = [(one, other), (other, one)];
+        let asked = cut.map(|(at, to)| self.set_faults(at, Self::links(vec![to], false, fate)));
+        try_join_all(asked).await.map(drop)
     }
 
     /// Has the leader suffer, and the others what it takes for that, all at the same time.
     pub async fn suffer(&self, leader: NodeId, suffering: Suffering) -> anyhow::Result<()> {
+        let disk = |fault| {
+            let disk = Some(DiskFault { fault: Some(fault) });
+            vec![(leader, SetFaultsRequest { disk, ..Default::default() })]
+        };
         let faults = match suffering {
-            Suffering::StalledDisk => {
-                let stalled = DiskFault { fault: Some(disk_fault::Fault::Stall(StalledDisk {})) };
-                vec![(leader, SetFaultsRequest { disk: Some(stalled), ..Default::default() })]
-            }
+            Suffering::StalledDisk => disk(disk_fault::Fault::Stall(StalledDisk {})),
+            Suffering::SlowDisk(by) => disk(disk_fault::Fault::SlowMs(milliseconds(by)?)),
             Suffering::CoordinatorCut => {
                 vec![(leader, SetFaultsRequest { coordinator_cut: true, ..Default::default() })]
             }
@@ -150,4 +161,8 @@ impl Cluster {
         let asked = self.observer.set_faults(self.address(node), faults).await;
         asked.with_context(|| format!("asking {node} to suffer"))
     }
+}
+
+fn milliseconds(duration: Duration) -> anyhow::Result<u64> {
+    u64::try_from(duration.as_millis()).context("nothing takes as long as that")
 }

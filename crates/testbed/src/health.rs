@@ -72,14 +72,6 @@ impl Statuses {
         self.replicas().map(|(node, _)| node).filter(|node| Some(*node) != leader).collect()
     }
 
-    /// Returns how many of its entries the leader does not know a node to have; `None` if it does
-    /// not say.
-    pub fn lag(&self, node: NodeId) -> Option<u64> {
-        let (_, leader) = self.leader()?;
-        let progress = leader.progress.iter().find(|progress| progress.node == node.0)?;
-        Some(leader.last?.seq.saturating_sub(progress.matched?.seq))
-    }
-
     /// Returns what every node says.
     pub fn nodes(&self) -> &[NodeStatus] {
         &self.0
@@ -159,6 +151,11 @@ impl Cluster {
         Ok(Statuses(statuses))
     }
 
+    /// Waits until every node that runs says how it is, whatever it says.
+    pub async fn wait_until_answered(&self, patience: Duration) -> anyhow::Result<Statuses> {
+        self.wait_for("every node to answer", patience, |_| Ok::<_, String>(())).await
+    }
+
     /// Waits until every node's replica follows one leader and has applied all that the leader
     /// knew to be committed when that came to be so. Writes may go on meanwhile.
     pub async fn wait_until_whole(&self, patience: Duration) -> anyhow::Result<Statuses> {
@@ -233,7 +230,6 @@ fn is_in_memory(folder: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use trireme_proto::v1::Progress;
     use trireme_types::Lsn;
 
     use super::*;
@@ -260,16 +256,6 @@ mod tests {
         assert_eq!(statuses.leader().unwrap().0, NodeId(2));
         assert_eq!(statuses.followers(), [NodeId(1), NodeId(3)]);
         assert!(statuses.lacks_members(3).unwrap_err().contains("n1 is a leader"));
-    }
-
-    #[test]
-    fn a_lag_is_what_the_leader_does_not_know_a_node_to_have() {
-        let mut leader = node(1, "leader", 1, 4, 9);
-        let lsn = |seq| Some(Lsn::new(4, seq).into());
-        leader.replicas[0].last = lsn(12);
-        leader.replicas[0].progress = vec![Progress { node: 2, matched: lsn(5) }];
-        let statuses = Statuses(vec![leader, node(2, "follower", 1, 4, 9)]);
-        assert_eq!((statuses.lag(NodeId(2)), statuses.lag(NodeId(3))), (Some(7), None));
     }
 
     #[test]

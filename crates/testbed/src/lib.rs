@@ -1,6 +1,7 @@
 //! Clusters of processes on this machine, for experiments: each is started by `trireme up` in a
 //! folder of its own, does not outlive its owner, and can be given faults.
 
+mod etcd;
 mod faults;
 mod health;
 mod hosts;
@@ -26,6 +27,7 @@ use trireme_types::{Durability, Engine, NodeId, Protocol};
 use self::ports::{PORTS_MAX, Ports};
 use self::ready::Ready;
 
+pub use self::etcd::EtcdCluster;
 pub use self::faults::{ALLOW as ALLOW_FAULTS, Frozen, Lost, Suffering};
 pub use self::health::{Conditions, Statuses};
 pub use self::hosts::{Disk, Ended, Host, Hosts, Network, NodeFaults};
@@ -54,6 +56,9 @@ pub struct ClusterArgs {
     /// What an acknowledged write has survived: fsync, os or memory.
     #[arg(long, default_value_t)]
     pub durability: Durability,
+    /// Where its ranges meet; there is one more than these keys.
+    #[arg(skip)]
+    pub borders: Vec<String>,
     /// One more argument for `trireme up`, as it stands; may be given more than once.
     #[arg(long = "up", value_name = "ARGUMENT", allow_hyphen_values = true)]
     pub more: Vec<String>,
@@ -65,9 +70,13 @@ pub struct ClusterArgs {
     pub keep: bool,
 }
 
-/// A running cluster of one range with a replica on every node. Dropped, it is killed.
+/// A running cluster with a replica of every range on every node. Dropped, it is killed.
 pub struct Cluster {
     program: PathBuf,
+    engine: Engine,
+    durability: Durability,
+    /// Where the coordinator listens.
+    coordinator_url: String,
     addresses: BTreeMap<NodeId, String>,
     up: Child,
     /// The coordinator, which outlives `up`: that ends when none of the nodes runs that it started.
@@ -107,6 +116,7 @@ impl ClusterArgs {
             nodes: 3,
             engine: Engine::default(),
             durability: Durability::default(),
+            borders: Vec::new(),
             more: Vec::new(),
             folder: None,
             keep: false,
@@ -135,11 +145,16 @@ impl ClusterArgs {
 
     /// Returns the arguments of `up` that every cluster is started with.
     fn up_arguments(&self, protocol: Protocol, port: u16) -> Vec<String> {
+        let ranges = if self.borders.is_empty() {
+            ("--ranges", "1".to_owned())
+        } else {
+            ("--split-at", self.borders.join(","))
+        };
         let named = [
+            ranges,
             ("--replication", protocol.to_string()),
             ("--nodes", self.nodes.to_string()),
             ("--replicas", self.nodes.to_string()),
-            ("--ranges", "1".to_owned()),
             ("--port", port.to_string()),
             ("--engine", self.engine.to_string()),
             ("--durability", self.durability.to_string()),
@@ -166,7 +181,7 @@ impl ClusterArgs {
 }
 
 impl Cluster {
-    /// Starts a cluster of one range, with these arguments of `up` besides what the command line
+    /// Starts a cluster, with these arguments of `up` besides what the command line
     /// gave, and returns when it serves.
     pub async fn start(
         args: &ClusterArgs,
@@ -183,7 +198,8 @@ impl Cluster {
         let mut starting = Starting { up: None, coordinator: Some(coordinator) };
         let mut command = trireme(&program);
         command.arg("up").arg("--data").arg(folder.path().join("data"));
-        command.arg("--coordinator").arg(format!("http://{}", loopback(ports.first())));
+        let coordinator_url = format!("http://{}", loopback(ports.first()));
+        command.args(["--coordinator", &coordinator_url]);
         command.args(args.up_arguments(protocol, ports.first())).args(more).args(&args.more);
         starting.up = Some(spawn_up(&mut command, folder.path())?);
         let ready = starting.ready(folder.path()).await?;
@@ -193,6 +209,9 @@ impl Cluster {
         let nodes = ready.pids.into_iter().map(|pid| NodeProcess { pid, child: None });
         Ok(Self {
             program,
+            engine: args.engine,
+            durability: args.durability,
+            coordinator_url,
             addresses: numbers().zip(ready.endpoints).collect(),
             running: numbers().zip(nodes).collect(),
             up: starting.up.take().context("up was started")?,
@@ -239,6 +258,35 @@ impl Cluster {
         node: NodeId,
         filter: Option<&str>,
     ) -> anyhow::Result<PathBuf> {
+        self.spawn_node(node, &[], filter)
+    }
+
+    /// Starts a node that does not run on an empty disk: what its folder held is lost. It gets these
+    /// arguments of `node` besides those that it had at first. Does not wait until it serves.
+    pub fn restart_wiped(&mut self, node: NodeId, more: &[String]) -> anyhow::Result<()> {
+        let folder = self.node_folder(node);
+        if !self.running.contains_key(&node) {
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("removing {}", folder.display()))?;
+        }
+        let first = [
+            ("--id", node.0.to_string()),
+            ("--listen", self.address(node).to_owned()),
+            ("--coordinator", self.coordinator_url.clone()),
+            ("--engine", self.engine.to_string()),
+            ("--durability", self.durability.to_string()),
+        ];
+        let first = first.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        let arguments: Vec<String> = first.chain(more.iter().cloned()).collect();
+        self.spawn_node(node, &arguments, None).map(drop)
+    }
+
+    fn spawn_node(
+        &mut self,
+        node: NodeId,
+        arguments: &[String],
+        filter: Option<&str>,
+    ) -> anyhow::Result<PathBuf> {
         if self.running.contains_key(&node) {
             bail!("{node} runs already");
         }
@@ -246,6 +294,7 @@ impl Cluster {
         let said = self.folder.path().join(format!("{}-{node}.stderr", self.restarts));
         let mut command = trireme(&self.program);
         command.arg("node").arg("--data").arg(self.node_folder(node)).arg("--stop-at-stdin-end");
+        command.args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(File::create(&said)?);
         command.envs(filter.map(|filter| ("TRIREME_LOG", filter)));
         let child = command.spawn().with_context(|| format!("starting {node} again"))?;

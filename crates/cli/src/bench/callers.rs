@@ -6,11 +6,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
+use rand::distr::Distribution;
+use rand::distr::weighted::WeightedIndex;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use tokio::task::JoinSet;
-use trireme_client::{Client, ClientError, Consistency, ReadOptions};
+use trireme_client::{Client, ClientError, Consistency, ReadOptions, Value};
+use trireme_compare::keys::Keys as Numbers;
 use trireme_compare::pace::Pace;
+use trireme_compare::suite::{self, Action, KeyChoice};
 
 use super::Workload;
 use super::keys::{Keys, mixed};
@@ -81,8 +85,10 @@ impl Load {
         let window = Window { start, end: start + duration };
         let pace = self.rate.map(|rate| Pace::start(rate, window.end)).transpose()?;
         let mut running = JoinSet::new();
-        for caller in 0..callers {
-            running.spawn(self.clone().call(caller, window, pace.clone()));
+        let keys = Numbers::new(self.keys.count());
+        for number in 0..callers {
+            let caller = self.caller((number, callers), keys.clone());
+            running.spawn(caller.call(window, pace.clone()));
         }
         let mut all = Measured::new(duration);
         while let Some(measured) = running.join_next().await {
@@ -116,19 +122,51 @@ impl Load {
         Ok(())
     }
 
+    fn caller(&self, number: (u64, u64), numbers: Numbers) -> Caller {
+        let choices = self.workload.choices();
+        let weights = choices.mix.iter().map(|(_, weight)| *weight);
+        Caller {
+            number,
+            random: StdRng::seed_from_u64(mixed(self.seed) ^ number.0),
+            mix: WeightedIndex::new(weights).expect("the comparison adds up every mix"),
+            choices,
+            numbers,
+            load: self.clone(),
+        }
+    }
+
+    fn value(&self, choice: u64) -> Bytes {
+        let start = usize::try_from(choice % VALUE_VARIETY).expect("64 KiB at most");
+        let length = usize::try_from(self.value_bytes).expect("values are of limited size");
+        self.values.slice(start..start + length)
+    }
+}
+
+/// A caller at work.
+struct Caller {
+    /// Its number, and how many callers there are.
+    number: (u64, u64),
+    random: StdRng,
+    choices: suite::Workload,
+    mix: WeightedIndex<u32>,
+    /// The keys by their numbers, those included that callers have added.
+    numbers: Numbers,
+    load: Load,
+}
+
+impl Caller {
     /// Does one operation after the other until the window ends. The one that is outstanding then
     /// is waited for, and adds no operation but its latency or its failure: a cluster that stands
     /// still must not look idle.
-    async fn call(self, caller: u64, window: Window, pace: Option<Pace>) -> Measured {
+    async fn call(mut self, window: Window, pace: Option<Pace>) -> Measured {
         let mut measured = Measured::new(window.end - window.start);
-        let mut random = StdRng::seed_from_u64(mixed(self.seed) ^ caller);
         let mut begun = Instant::now();
         while begun < window.end {
             if let Some(pace) = &pace {
                 let Some(due) = pace.next().await else { break };
                 begun = due;
             }
-            let done = self.operate(&mut random).await;
+            let done = self.operate().await;
             let ended = Instant::now();
             if ended >= window.start {
                 measured.operations += u64::from(done.is_ok() && ended < window.end);
@@ -140,25 +178,48 @@ impl Load {
     }
 
     /// Does one operation. Returns true if it found what it must find.
-    async fn operate(&self, random: &mut StdRng) -> Result<bool, ClientError> {
-        let key = self.keys.key(random.random_range(0..self.keys.count()));
-        let puts = match self.workload {
-            Workload::Put => true,
-            Workload::Get => false,
-            Workload::Mixed => random.random(),
+    async fn operate(&mut self) -> Result<bool, ClientError> {
+        let (action, _) = self.choices.mix[self.mix.sample(&mut self.random)];
+        let number = match action {
+            Action::Insert => self.numbers.add(),
+            _ => self.numbers.choose(self.choices.keys, self.number, &mut self.random),
         };
-        if puts {
-            self.client.put(key, self.value(random.random())).await?;
-            return Ok(true);
+        let key = self.load.keys.key(number);
+        match action {
+            Action::Get(_) => {
+                let is_there = self.get(key).await?.is_some();
+                // Of the newest keys, some are being put.
+                Ok(is_there || self.choices.keys == KeyChoice::Latest)
+            }
+            Action::Put | Action::Insert => {
+                let value = self.value();
+                self.load.client.put(key, value).await?;
+                Ok(true)
+            }
+            Action::Modify | Action::PutIf => {
+                let Some(found) = self.get(key.clone()).await? else { return Ok(false) };
+                let value = self.value();
+                // That another caller was faster is an answer like any other.
+                let _is_done = self.load.client.put_if_version(key, value, found.version).await?;
+                Ok(true)
+            }
+            Action::Scan => {
+                let rows = self.random.random_range(1..=suite::SCAN_ROWS_MAX);
+                let rows = usize::try_from(rows).expect("few");
+                let scan = self.load.client.scan(key..).consistency(self.load.consistency);
+                Ok(!scan.limit(rows).collect().await?.is_empty())
+            }
         }
-        let options = ReadOptions { consistency: self.consistency, deadline: None };
-        Ok(self.client.get_with(key, options).await?.value.is_some())
     }
 
-    fn value(&self, choice: u64) -> Bytes {
-        let start = usize::try_from(choice % VALUE_VARIETY).expect("64 KiB at most");
-        let length = usize::try_from(self.value_bytes).expect("values are of limited size");
-        self.values.slice(start..start + length)
+    async fn get(&self, key: Bytes) -> Result<Option<Value>, ClientError> {
+        let options = ReadOptions { consistency: self.load.consistency, deadline: None };
+        Ok(self.load.client.get_with(key, options).await?.value)
+    }
+
+    fn value(&mut self) -> Bytes {
+        let choice = self.random.random();
+        self.load.value(choice)
     }
 }
 

@@ -46,7 +46,8 @@ impl Keys {
         self.count
     }
 
-    /// Returns the key of a number below their count.
+    /// Returns the key of a number. Those below their count come once each, and so do those past it, as
+    /// long as there are keys of that many letters.
     pub(super) fn key(&self, number: u64) -> Bytes {
         let way = u128::from(number) * u128::from(self.step) + u128::from(self.first);
         let place = u64::try_from(way % u128::from(self.circle)).expect("below the circle");

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum, value_parser};
 use trireme_client::{Client, ClientOptions};
+use trireme_compare::suite;
 use trireme_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
 use super::cluster::ClusterArgs;
@@ -105,6 +106,18 @@ pub(crate) enum Workload {
     Get,
     /// Half puts, half gets.
     Mixed,
+    /// YCSB A: half gets, half puts; a few keys most of the time, as in the others of YCSB.
+    YcsbA,
+    /// YCSB B: 95 gets to 5 puts.
+    YcsbB,
+    /// YCSB C: gets.
+    YcsbC,
+    /// YCSB D: 95 gets, of the newest keys most of the time, to 5 new keys.
+    YcsbD,
+    /// YCSB E: 95 scans of 1 to 100 rows to 5 new keys.
+    YcsbE,
+    /// YCSB F: half gets, half gets that are followed by a conditional put of the same key.
+    YcsbF,
 }
 
 impl Workload {
@@ -113,14 +126,29 @@ impl Workload {
             Self::Put => "put",
             Self::Get => "get",
             Self::Mixed => "mixed",
+            Self::YcsbA => "ycsb-a",
+            Self::YcsbB => "ycsb-b",
+            Self::YcsbC => "ycsb-c",
+            Self::YcsbD => "ycsb-d",
+            Self::YcsbE => "ycsb-e",
+            Self::YcsbF => "ycsb-f",
         }
     }
 
+    /// Returns what is done with which weight, and to which keys: what `trireme compare` has under
+    /// another name or the same.
+    fn choices(self) -> suite::Workload {
+        let name = match self {
+            Self::Put => "write",
+            Self::Get => "read-strong",
+            Self::Mixed => "writes-50",
+            ycsb => ycsb.name(),
+        };
+        suite::workload(name).expect("a test looks each up")
+    }
+
     const fn reads(self) -> bool {
-        match self {
-            Self::Put => false,
-            Self::Get | Self::Mixed => true,
-        }
+        !matches!(self, Self::Put)
     }
 }
 
@@ -197,6 +225,18 @@ async fn watched<T>(work: impl Future<Output = T>, text: &str, progress: &mut Pr
         tokio::select! {
             done = &mut work => return done,
             () = progress.due() => progress.show(0, text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_workload_has_something_to_do() {
+        for workload in Workload::value_variants() {
+            assert!(!workload.choices().mix.is_empty(), "{}", workload.name());
         }
     }
 }

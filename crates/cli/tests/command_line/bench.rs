@@ -7,6 +7,24 @@ const QUICK: [&str; 8] =
     ["--keys", "200", "--duration", "300ms", "--warm-up", "50ms", "--callers", "1,8"];
 
 #[test]
+fn the_mixes_of_ycsb_are_measured() {
+    let cluster = Cluster::start(3, &["g", "n"]);
+    let mixes = "ycsb-a,ycsb-b,ycsb-c,ycsb-d,ycsb-e,ycsb-f";
+    let ran = run(&cluster, ["bench", "--json", "--workload", mixes].into_iter().chain(QUICK));
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let report: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+    let runs = report["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 12);
+    for run in runs {
+        assert!(run["operations"].as_u64().unwrap() > 0, "{run}");
+        assert_eq!((run["errors"].as_u64(), run["missing"].as_u64()), (Some(0), Some(0)), "{run}");
+    }
+    let state = cluster.state();
+    assert!(state.rows.len() > 200, "keys were added");
+    assert!(state.done["scan"] > 0, "{:?}", state.done);
+}
+
+#[test]
 fn every_workload_is_measured_with_every_number_of_callers() {
     let cluster = Cluster::start(3, &["g", "n"]);
     let arguments = ["bench", "--json", "--workload", "put,get,mixed", "--value-bytes", "10"];

@@ -45,7 +45,7 @@ fn status_names_nodes_that_do_not_answer() {
 #[test]
 fn a_cohort_without_a_leader_is_a_failure() {
     let cluster = Cluster::start(2, &["g", "m"]);
-    cluster.state().leaderless = vec![2, 3];
+    [2, 3].into_iter().for_each(|cohort| cluster.leave_without_leader(cohort));
     let ran = run(&cluster, ["status"]);
     assert_eq!(ran.error(1), "no leader is to be found of c2, c3");
     let ran = run(&cluster, ["status", "--json"]);
@@ -65,7 +65,7 @@ fn a_cohort_without_a_leader_is_a_failure() {
 #[test]
 fn ranges_and_nodes_are_listed() {
     let cluster = Cluster::start(2, &["m"]);
-    cluster.state().leaderless = vec![2];
+    cluster.leave_without_leader(2);
     let ran = run(&cluster, ["range", "list"]);
     let lines: Vec<&str> = ran.out().lines().collect();
     assert_eq!(cells(lines[0]), ["RANGE", "COHORT", "EPOCH", "PROTOCOL", "REPLICAS", "LEADER"]);
@@ -84,4 +84,17 @@ fn ranges_and_nodes_are_listed() {
     assert_eq!(cells(nodes.out().lines().nth(1).unwrap()), ["n1", address, "yes"]);
     let nodes = run(&cluster, ["node", "list", "--json"]).json();
     assert_eq!(nodes[0], json!({"node": 1, "address": address, "alive": true}));
+}
+
+#[test]
+fn a_range_that_is_replicated_so_already_is_one_line() {
+    let cluster = Cluster::start(3, &["m"]);
+    let ran = run(&cluster, ["range", "protocol", "c2", "raft"]);
+    assert!(ran.out().starts_with("c2 serves the range by raft, led by n"), "{}", ran.out());
+    let answer = run(&cluster, ["range", "protocol", "2", "raft", "--json"]).json();
+    assert_eq!((&answer["cohort"], &answer["protocol"]), (&json!(2), &json!("raft")));
+    let ran = run(&cluster, ["range", "protocol", "c9", "raft"]);
+    assert_eq!(ran.error(1), "invalid request: there is no cohort c9");
+    let ran = run(&cluster, ["range", "protocol", "c1", "paxos"]);
+    assert_eq!(ran.status, 2);
 }

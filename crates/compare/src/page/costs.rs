@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::parts::{chart, digits, table};
-use crate::report::Report;
+use crate::report::{Report, Role};
 
 pub(super) fn section(report: &Report) -> Markup {
     html! {
@@ -34,6 +34,7 @@ fn of_operations(report: &Report) -> Markup {
         "Workload",
         "System",
         "Processor us",
+        "of the busiest node",
         "Messages",
         "Heartbeats",
         "Bytes between nodes",
@@ -43,10 +44,17 @@ fn of_operations(report: &Report) -> Markup {
     ];
     let rows = report.workloads.iter().flat_map(|workload| {
         workload.systems.iter().map(|it| {
+            let (name, system) = (workload.name.clone(), it.system.clone());
+            let processor = digits(it.cost.processor_us, 1);
+            let busiest = digits(it.cost.busiest_node_us, 1);
+            if is_reference(report, &it.system) {
+                return vec![name, system, processor, busiest, "not known".to_owned()];
+            }
             vec![
-                workload.name.clone(),
-                it.system.clone(),
-                digits(it.cost.processor_us, 1),
+                name,
+                system,
+                processor,
+                busiest,
                 digits(it.cost.messages, 2),
                 digits(it.cost.heartbeats, 2),
                 digits(it.cost.network_bytes, 0),
@@ -57,6 +65,10 @@ fn of_operations(report: &Report) -> Markup {
         })
     });
     table(&head, rows)
+}
+
+fn is_reference(report: &Report, system: &str) -> bool {
+    report.systems.iter().any(|it| it.name == system && it.role == Role::Reference)
 }
 
 fn predicted(report: &Report) -> Markup {
@@ -77,7 +89,8 @@ fn predicted(report: &Report) -> Markup {
 fn idle(report: &Report) -> Markup {
     let head =
         ["System", "Heartbeats/s", "Other messages/s", "Forced writes/s", "Processor, % of a core"];
-    let rows = report.idle.iter().map(|it| {
+    let known = report.idle.iter().filter(|it| !is_reference(report, &it.system));
+    let rows = known.map(|it| {
         vec![
             it.system.clone(),
             digits(it.heartbeats_per_s, 1),

@@ -4,10 +4,10 @@
 //! from the report's JSON, which is part of it too.
 
 mod costs;
+mod experiments;
 mod faults;
 mod parts;
 mod paths;
-mod sweeps;
 mod workloads;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -45,7 +45,7 @@ pub fn page(report: &Report) -> anyhow::Result<String> {
                     (workloads::section(report))
                     (paths::section(report))
                     (faults::section(report))
-                    (sweeps::section(report))
+                    (experiments::section(report))
                     (costs::section(report))
                     (conditions(report))
                 }

@@ -27,7 +27,7 @@ pub(super) fn section(report: &Report) -> Markup {
             section {
                 h2 { "Latency" }
                 @for (at, workload) in report.workloads.iter().enumerate() {
-                    (one(at, workload))
+                    (one(report, at, workload))
                 }
             }
         }
@@ -36,10 +36,16 @@ pub(super) fn section(report: &Report) -> Markup {
 
 /// Whether the same writes were driven by different numbers of callers.
 fn has_load_curve(report: &Report) -> bool {
-    report.workloads.iter().filter(|workload| workload.name.starts_with("write")).count() > 1
+    report.workloads.iter().filter(|it| is_of_load_curve(it)).count() > 1
 }
 
-fn one(at: usize, workload: &WorkloadReport) -> Markup {
+/// Whether a workload is one of those that write by different numbers of callers: `write`, `write-64`.
+fn is_of_load_curve(workload: &WorkloadReport) -> bool {
+    let callers = workload.name.strip_prefix("write").map(|rest| rest.trim_start_matches('-'));
+    callers.is_some_and(|callers| callers.chars().all(|it| it.is_ascii_digit()))
+}
+
+fn one(report: &Report, at: usize, workload: &WorkloadReport) -> Markup {
     let head = ["System", "Operations/s", "p50 ms", "p99 ms", "p99.9 ms", "Failed", "Unknown"];
     let rows = workload.systems.iter().map(|it| {
         vec![
@@ -56,7 +62,12 @@ fn one(at: usize, workload: &WorkloadReport) -> Markup {
         h3 { (workload.name) }
         p {
             (workload.description) "; " (workload.callers) " callers, values of "
-            (workload.value_bytes) " bytes, " (workload.keys) " keys. " (workload.finding)
+            (workload.value_bytes) " bytes, " (workload.keys) " keys"
+            @if workload.ranges > 1 { " in " (workload.ranges) " ranges" }
+            @if workload.durability != report.durability.setting {
+                ", durability " (workload.durability)
+            }
+            ". " (workload.finding)
         }
         (chart(&format!("cdf-{at}"), "How many operations were faster than a latency"))
         (table(&head, rows))

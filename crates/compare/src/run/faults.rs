@@ -3,15 +3,18 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::time::sleep_until;
-use trireme_client::{ClientOptions, Consistency};
-use trireme_testbed::{Cluster, Frozen, Lost, Statuses, Suffering};
+use tokio::time::{sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use trireme_client::ClientOptions;
+use trireme_testbed::{ALLOW_FAULTS, Cluster, Frozen, Lost, Statuses, Suffering};
 use trireme_types::NodeId;
 
 use super::{Contender, Run, Steps};
-use crate::load::{Asked, Done, Load, Recorded, nanoseconds};
+use crate::keys::Keys;
+use crate::load::{Done, Load, Recorded, nanoseconds};
 use crate::report::{FaultReport, Role, Suffered};
-use crate::suite::{FAULT_CALLERS, Fault, FaultKind, SLOW_BY, Sizes, Workload};
+use crate::store::Store;
+use crate::suite::{self, FAULT_CALLERS, Fault, FaultKind, SLOW_BY, Sizes};
 
 /// The time line is cut into pieces of this length.
 const PIECE: Duration = Duration::from_millis(100);
@@ -21,10 +24,10 @@ const PIECES_REACHED: usize = 5;
 
 /// How long a caller waits for one node before it asks again, and for an operation in all. Short,
 /// so that what is measured is the cluster's outage and not the client's wait.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(200);
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// See [`ATTEMPT_TIMEOUT`].
-const DEADLINE: Duration = Duration::from_secs(1);
+pub(super) const DEADLINE: Duration = Duration::from_secs(1);
 
 /// How long a healed cluster may take until it serves and all its replicas follow.
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(40);
@@ -34,6 +37,13 @@ const KEYS: u64 = 200;
 
 /// How far apart two replicas are lost: long enough for a configuration to be changed.
 const SECOND_LOSS_AFTER: Duration = Duration::from_secs(2);
+
+/// How long two nodes may take to run again: one that has lost its disk waits for its predecessor's
+/// session to end.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long two nodes have to elect a leader, if they do what they must not.
+const CHANCE: Duration = Duration::from_secs(3);
 
 /// Returns about how long one system takes with one fault.
 pub(super) fn run_s(sizes: &Sizes) -> f64 {
@@ -82,40 +92,40 @@ async fn suffer(
         attempt_timeout: ATTEMPT_TIMEOUT,
         ..ClientOptions::default()
     };
-    let client = cluster.client(options).await?;
-    let workload = Workload {
-        name: fault.name,
-        description: fault.description,
-        callers: FAULT_CALLERS,
-        reads: 0.5,
-        consistency: Consistency::Strong,
-        zipfian: false,
-        rate: None,
-    };
-    let (keys, value_bytes, seed) = (KEYS, sizes.value_bytes, run.options.seed);
+    let store = Store::Trireme(cluster.client(options).await?);
+    let workload = suite::half_reads_by(fault.name, FAULT_CALLERS);
+    let (keys, value_bytes, seed) = (Keys::new(KEYS), sizes.value_bytes, run.options.seed);
     let (tag, epoch) = (fault.name.to_owned(), Instant::now());
-    let load = Load { client, workload, keys, value_bytes, seed, tag, epoch, handicap_percent: 0 };
+    let load = Load { store, workload, keys, value_bytes, seed, tag, epoch, handicap_percent: 0 };
     let filled = load.fill().await?;
     cluster.wait_until_whole(WHOLE_TIMEOUT).await?;
 
     let start = Instant::now();
     let (begin, end) = (start + sizes.before, start + sizes.before + sizes.during);
-    let (done, injected) = tokio::join!(load.run_until(end + sizes.after), async {
+    let stop = CancellationToken::new();
+    let injecting = async {
+        // However it ends, the callers end with it.
+        let _stop = stop.clone().drop_guard();
         sleep_until(begin.into()).await;
         let mut victims = Victims::default();
-        let begun = inflict(&mut cluster, fault.kind, &mut victims).await?;
+        let mistakes = &run.options.mistakes;
+        let begun = inflict(&mut cluster, fault.kind, &mut victims, mistakes).await?;
         sleep_until(end.into()).await;
-        heal(&mut cluster, victims).await?;
+        heal(&mut cluster, fault.kind, victims).await?;
+        sleep(sizes.after).await;
         Ok::<_, anyhow::Error>(begun)
-    });
+    };
+    let (done, injected) = tokio::join!(load.run_until_stopped(stop.clone()), injecting);
     let (done, begun) = (done?, injected.context("the fault could not be inflicted")?);
-    cluster.wait_until_whole(WHOLE_TIMEOUT).await.context("after the fault")?;
+    // Also what never becomes whole again is judged.
+    let is_whole = cluster.wait_until_whole(WHOLE_TIMEOUT).await;
     let last = load.read_all().await?;
     let suffered = measure(&done, (epoch, start, begun), sizes);
     drop(cluster);
     let operations = [filled.operations, done.operations].concat();
     run.judge(format!("{}, {}", contender.system.name, fault.name), operations, last.operations)
         .await?;
+    is_whole.context("after the fault")?;
     if last.failed > 0 {
         let why = last.first_error.unwrap_or_default();
         anyhow::bail!("{} keys could not be read after the fault: {why}", last.failed);
@@ -135,6 +145,7 @@ async fn inflict(
     cluster: &mut Cluster,
     kind: FaultKind,
     victims: &mut Victims,
+    mistakes: &[String],
 ) -> anyhow::Result<Instant> {
     let statuses = cluster.statuses().await?;
     let (leader, _) = statuses.leader().context("no replica leads")?;
@@ -151,6 +162,8 @@ async fn inflict(
             cluster.suffer(leader, Suffering::links(Lost::FromLeader, false)).await?;
         }
         FaultKind::SlowFollower => cluster.delay_all_from(follower, SLOW_BY).await?,
+        FaultKind::PartialCut => cluster.cut_between(leader, follower).await?,
+        FaultKind::SlowDisk => cluster.suffer(leader, Suffering::SlowDisk(SLOW_BY)).await?,
         FaultKind::StalledDisk => cluster.suffer(leader, Suffering::StalledDisk).await?,
         FaultKind::CoordinatorDown => cluster.cut_coordinator().await?,
         FaultKind::CoordinatorDownLeaderKill => {
@@ -172,6 +185,23 @@ async fn inflict(
             let second = cluster.processes().into_keys().find(|node| Some(*node) != led);
             kill(cluster, second.context("no second replica runs")?, victims).await?;
         }
+        FaultKind::LostInTurn => {
+            cluster.kill(follower).await?;
+            sleep_until((begun + SECOND_LOSS_AFTER).into()).await;
+            let led = cluster.statuses().await?.leader().map(|(node, _)| node);
+            anyhow::ensure!(led == Some(leader), "the death of a follower has changed the leader");
+            let second = cluster.processes().into_keys().find(|node| *node != leader);
+            let second = second.context("no second replica runs")?;
+            cluster.kill(second).await?;
+            kill(cluster, leader, victims).await?;
+            cluster.restart(follower)?;
+            let allow = std::iter::once(ALLOW_FAULTS.to_owned());
+            let mistakes = mistakes.iter().flat_map(|it| ["--mistake".to_owned(), it.clone()]);
+            cluster.restart_wiped(second, &allow.chain(mistakes).collect::<Vec<_>>())?;
+            // Only when both run do they have the chance to go on without the leader.
+            cluster.wait_until_answered(RESTART_TIMEOUT).await?;
+            sleep(CHANCE).await;
+        }
     }
     Ok(begun)
 }
@@ -186,11 +216,13 @@ fn follower(statuses: &Statuses) -> anyhow::Result<NodeId> {
     statuses.followers().first().copied().context("there is no follower")
 }
 
-async fn heal(cluster: &mut Cluster, victims: Victims) -> anyhow::Result<()> {
+async fn heal(cluster: &mut Cluster, kind: FaultKind, victims: Victims) -> anyhow::Result<()> {
     if let Some(frozen) = victims.frozen {
         frozen.thaw()?;
     }
-    cluster.heal_all().await?;
+    if kind.is_within_nodes() {
+        cluster.heal_all().await?;
+    }
     victims.killed.into_iter().try_for_each(|node| cluster.restart(node))
 }
 
@@ -211,15 +243,14 @@ fn measure(
     let mut latencies: Vec<Vec<u64>> = vec![Vec::new(); pieces];
     let mut acknowledged = Vec::new();
     for operation in &done.operations {
-        let Some(returned) = operation.returned else { continue };
+        let Some(returned) = operation.returned() else { continue };
         let Some(piece) = at(returned) else { continue };
-        match operation.asked {
-            Asked::Put(_) => {
-                writes[piece] += 1;
-                latencies[piece].push((returned - operation.called) / 1000);
-                acknowledged.push(returned);
-            }
-            Asked::Get(_) => reads[piece] += 1,
+        if operation.is_write() {
+            writes[piece] += 1;
+            latencies[piece].push((returned - operation.called) / 1000);
+            acknowledged.push(returned);
+        } else {
+            reads[piece] += 1;
         }
     }
     acknowledged.sort_unstable();
@@ -251,7 +282,7 @@ fn measure(
 }
 
 fn is_unknown(operation: &&Recorded) -> bool {
-    operation.returned.is_none()
+    operation.answer.is_none()
 }
 
 /// Returns how many there were in a second.
@@ -270,7 +301,7 @@ fn reached_after(pieces: &[u32], throughput: f64) -> Option<f64> {
 
 /// Returns the longest time, in milliseconds, without an acknowledgement between the last one before
 /// `from` and `end`.
-fn longest_gap(acknowledged: &[u64], from: u64, end: u64) -> f64 {
+pub(super) fn longest_gap(acknowledged: &[u64], from: u64, end: u64) -> f64 {
     let first = acknowledged.partition_point(|at| *at < from).saturating_sub(1);
     let mut last = acknowledged.get(first).map_or(from, |at| *at.min(&from));
     let mut longest = 0;

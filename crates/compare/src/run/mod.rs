@@ -1,5 +1,6 @@
 //! Starts clusters, takes turns among them, and fills the report.
 
+mod experiments;
 mod faults;
 mod path;
 mod sweeps;
@@ -16,8 +17,8 @@ use trireme_types::{Durability, Engine, Protocol};
 
 use crate::claims;
 use crate::report::{Checks, Handicap, Machine, Report, Role, SCHEMA, System};
-use crate::suite::{Fault, SWEEPS, Suite, Sweep, Workload};
-use crate::{machine, predictions};
+use crate::suite::{Fault, Setting, Suite, Sweep, Workload};
+use crate::{load, machine, predictions};
 
 /// What is compared, how, and where.
 #[derive(Clone, Debug)]
@@ -36,6 +37,11 @@ pub struct Options {
     pub without: Without,
     /// Systems whose callers are slowed down in the workloads.
     pub handicaps: Vec<Handicap>,
+    /// Whether a cluster of etcd's is driven beside them.
+    pub against_etcd: bool,
+    /// Mistakes that nodes make on purpose once they have lost their disk, to see whether the report
+    /// shows it; only in programs that are built for tests.
+    pub mistakes: Vec<String>,
     /// What all choices are made from.
     pub seed: u64,
     /// The storage engine.
@@ -78,6 +84,7 @@ pub struct Progress {
 #[derive(Clone, Debug)]
 struct Contender {
     system: System,
+    /// What its nodes replicate by.
     protocol: Protocol,
 }
 
@@ -122,10 +129,12 @@ impl Run {
         if self.is_whole() {
             path::run(self, &contenders, &mut steps).await?;
         }
-        for sweep in self.sweeps() {
-            sweeps::run(self, &contenders, sweep, &mut steps).await?;
+        for (sweep, values) in self.sweeps() {
+            sweeps::run(self, &contenders, sweep, &values, &mut steps).await?;
         }
         let mut report = self.report.lock();
+        let drawn = experiments::drawn_from(&report);
+        report.experiments.extend(drawn);
         report.claims = claims::judge(&report);
         report.predictions = predictions::judge(&report);
         report.took_s = began.elapsed().as_secs_f64();
@@ -155,10 +164,14 @@ impl Run {
         workloads.is_empty() && faults.is_empty() && *without == Without::default()
     }
 
-    /// Returns the papers' experiments: all of them, unless something else was asked for.
-    fn sweeps(&self) -> Vec<Sweep> {
-        let has_values = !self.options.suite.sweep_values().is_empty();
-        if self.is_whole() && has_values { SWEEPS.to_vec() } else { Vec::new() }
+    /// Returns the suite's sweeps, unless something else was asked for.
+    fn sweeps(&self) -> Vec<(Sweep, Vec<f64>)> {
+        if self.is_whole() { self.options.suite.sweeps() } else { Vec::new() }
+    }
+
+    /// Returns what an acknowledged write has survived in a setting.
+    fn durability(&self, setting: Setting) -> Durability {
+        if setting.in_memory { Durability::Memory } else { self.options.durability }
     }
 
     /// Returns the protocols, one replica without any, and the first protocol once more: two clusters
@@ -183,12 +196,21 @@ impl Run {
                          others by chance.";
             contenders.push(system(&name, *first, 3, again, Role::Control));
         }
+        if self.options.against_etcd {
+            let etcd = "Three members with etcd's defaults, through its own client, which asks them \
+                        in turn. A majority forces each write.";
+            contenders.push(system("etcd", Protocol::Raft, 3, etcd, Role::Reference));
+        }
         contenders
     }
 
+    /// Returns where the clusters' folders are made.
+    fn folder(&self) -> PathBuf {
+        self.options.folder.clone().unwrap_or_else(std::env::temp_dir)
+    }
+
     fn probe_disk(&self) -> anyhow::Result<()> {
-        let parent = self.options.folder.clone().unwrap_or_else(std::env::temp_dir);
-        let folder = tempfile::tempdir_in(parent).context("making a folder")?;
+        let folder = tempfile::tempdir_in(self.folder()).context("making a folder")?;
         let times = machine::forced_writes(folder.path())?;
         let at = |percent: usize| {
             let rank = (times.len() * percent).div_ceil(100).max(1);
@@ -201,27 +223,37 @@ impl Run {
 
     /// Starts a cluster of a contender.
     async fn start(&self, contender: &Contender) -> anyhow::Result<Cluster> {
-        self.start_with(contender, &[]).await
+        self.start_as(contender, Setting::default(), 0, &[]).await
     }
 
-    /// Starts a cluster of a contender whose nodes have more options than others.
-    async fn start_with(&self, contender: &Contender, options: &[&str]) -> anyhow::Result<Cluster> {
-        let Options { program, engine, durability, folder, .. } = &*self.options;
+    /// Starts a cluster of a contender in a setting, for so many keys, with more options of `up` than
+    /// others.
+    async fn start_as(
+        &self,
+        contender: &Contender,
+        setting: Setting,
+        keys: u64,
+        options: &[&str],
+    ) -> anyhow::Result<Cluster> {
+        let Options { program, engine, folder, .. } = &*self.options;
         let args = ClusterArgs {
             nodes: contender.system.nodes,
             engine: *engine,
-            durability: *durability,
+            durability: self.durability(setting),
+            borders: load::borders(keys, setting.ranges()),
             folder: folder.clone(),
             ..ClusterArgs::of(program.clone())
         };
         let options = [&[ALLOW_FAULTS], options].concat();
         let cluster = Cluster::start(&args, contender.protocol, &options).await;
         let cluster = cluster.with_context(|| format!("starting {}", contender.system.name))?;
-        let conditions = cluster.conditions().await?;
-        let found = &mut self.report.lock().durability;
-        found.setting = conditions.durability;
-        found.engine = conditions.engine;
-        found.is_in_memory = conditions.in_memory;
+        if !setting.in_memory {
+            let conditions = cluster.conditions().await?;
+            let found = &mut self.report.lock().durability;
+            found.setting = conditions.durability;
+            found.engine = conditions.engine;
+            found.is_in_memory = conditions.in_memory;
+        }
         Ok(cluster)
     }
 
@@ -229,8 +261,8 @@ impl Run {
     async fn judge(
         &self,
         what: String,
-        operations: Vec<crate::load::Recorded>,
-        last: Vec<crate::load::Recorded>,
+        operations: Vec<load::Recorded>,
+        last: Vec<load::Recorded>,
     ) -> anyhow::Result<()> {
         let mut checks: Checks = self.report.lock().checks.clone();
         let judged = tokio::task::spawn_blocking(move || {
@@ -281,10 +313,10 @@ impl Steps {
         let round = workloads::round_s(&sizes) * sizes.rounds as f64;
         let driven: f64 = workloads.len() as f64 * systems(false) * round;
         let each = 2.0 * START_S + sizes.idle.as_secs_f64();
-        let starts = if workloads.is_empty() { 0.0 } else { systems(false) * each };
+        let starts = workloads::settings(workloads).len() as f64 * systems(false) * each;
         let suffered = faults.len() as f64 * systems(true) * faults::run_s(&sizes);
-        let values = run.options.suite.sweep_values().iter().map(|value| sweeps::value_s(*value));
-        let swept = run.sweeps().len() as f64 * values.sum::<f64>();
+        let sweeps = run.sweeps();
+        let swept: f64 = sweeps.iter().map(|(sweep, values)| sweeps::run_s(*sweep, values)).sum();
         let followed = if run.is_whole() { systems(true) * path::RUN_S } else { 0.0 };
         Self {
             progress: Arc::clone(&run.progress),

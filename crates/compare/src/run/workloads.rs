@@ -1,17 +1,22 @@
 //! Drives the workloads: every round drives every system before the next round begins.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use trireme_client::{Client, ClientOptions};
-use trireme_testbed::Cluster;
+use trireme_client::ClientOptions;
+use trireme_testbed::{Cluster, EtcdCluster};
+use trireme_types::{Consistency, NodeId};
 
 use super::{Contender, Run, START_S, Steps};
-use crate::load::{Asked, Load, Recorded, nanoseconds};
+use crate::etcd::EtcdStore;
+use crate::keys::Keys;
+use crate::load::{Load, Recorded, nanoseconds};
 use crate::machine::processor_time;
-use crate::report::{Cost, Idle, Measured, Role, WorkloadReport};
+use crate::report::{Cost, Idle, Measured, Role, System, WorkloadReport};
 use crate::statistics::{interval, ratio, shows_difference};
-use crate::suite::{Sizes, Workload};
+use crate::store::Store;
+use crate::suite::{Action, Setting, Sizes, Workload, writes_by};
 
 /// The digits that a latency keeps.
 const LATENCY_DIGITS: u8 = 3;
@@ -24,11 +29,19 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// A cluster that is driven, with everything that was done to it.
 struct Driven {
-    cluster: Cluster,
-    client: Client,
+    system: System,
+    cluster: Processes,
+    store: Store,
+    keys: Keys,
     epoch: Instant,
     operations: Vec<Recorded>,
     handicap_percent: u32,
+}
+
+/// What is driven, by what it is made of.
+enum Processes {
+    Trireme(Cluster),
+    Etcd(EtcdCluster),
 }
 
 /// What a system did under one workload so far.
@@ -44,9 +57,9 @@ struct Rounds {
 }
 
 /// What all nodes of a cluster have used.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Usage {
-    processor: Duration,
+    processor: BTreeMap<NodeId, Duration>,
     syncs: u64,
     log_bytes: u64,
     entries: u64,
@@ -60,7 +73,7 @@ pub(super) fn round_s(sizes: &Sizes) -> f64 {
     (PAUSE + sizes.warm_up + sizes.measured).as_secs_f64()
 }
 
-/// Drives all workloads at all systems.
+/// Drives all workloads at all systems: those of each setting at clusters of their own.
 pub(super) async fn run(
     run: &Run,
     contenders: &[Contender],
@@ -68,79 +81,141 @@ pub(super) async fn run(
     sizes: &Sizes,
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
-    let mut driven = Vec::new();
-    for contender in contenders {
-        steps.begin(format!("starting {}", contender.system.name), START_S);
-        driven.push(start(run, contender, workloads[0], sizes).await?);
-    }
-    for (contender, driven) in contenders.iter().zip(&driven) {
-        steps.begin(format!("{}, idle", contender.system.name), sizes.idle.as_secs_f64());
-        let idle = idle(&contender.system.name, driven, sizes.idle).await?;
-        run.report.lock().idle.push(idle);
-    }
-    for (index, workload) in workloads.iter().enumerate() {
-        // Only the first workload is driven at the control: it shows what differs by chance.
-        let taking_part = |at: &usize| index == 0 || contenders[*at].system.role != Role::Control;
-        let systems: Vec<usize> = (0..contenders.len()).filter(taking_part).collect();
-        let mut rounds: Vec<Rounds> = systems.iter().map(|_| Rounds::new()).collect();
-        for round in 0..sizes.rounds {
-            for turn in 0..systems.len() {
-                // Each round begins with another system, so that none always comes first.
-                let at = (turn + round) % systems.len();
-                let name = &contenders[systems[at]].system.name;
-                let what = format!("{}: {name}, round {}", workload.name, round + 1);
-                steps.begin(what, round_s(sizes));
-                let tag = format!("{index}-{round}");
-                let seed = run.options.seed ^ ((index as u64) << 32 | round as u64);
-                let driven = &mut driven[systems[at]];
-                drive(driven, *workload, sizes, (seed, tag), &mut rounds[at]).await?;
+    for setting in settings(workloads) {
+        let workloads: Vec<_> =
+            workloads.iter().enumerate().filter(|(_, it)| it.setting == setting).collect();
+        // The control is driven in the first workload of all: it shows what differs by chance.
+        let has_control = workloads.iter().any(|(index, _)| *index == 0);
+        let contenders = contenders.iter().filter(|it| match it.system.role {
+            Role::Control => has_control,
+            Role::Reference => setting == Setting::default(),
+            Role::Protocol | Role::None => true,
+        });
+        let mut driven = Vec::new();
+        for contender in contenders {
+            steps.begin(format!("starting {}", contender.system.name), START_S);
+            driven.push(start(run, contender, setting, sizes).await?);
+        }
+        if has_control {
+            for driven in &driven {
+                steps.begin(format!("{}, idle", driven.system.name), sizes.idle.as_secs_f64());
+                let idle = idle(driven, sizes.idle).await?;
+                run.report.lock().idle.push(idle);
             }
         }
-        let names = systems.iter().map(|at| contenders[*at].system.name.clone());
-        let systems = names.zip(&rounds).map(|(name, rounds)| rounds.measured(name)).collect();
-        let mut report = WorkloadReport {
-            name: workload.name.to_owned(),
-            description: workload.description.to_owned(),
-            callers: workload.callers,
-            rate: workload.rate,
-            value_bytes: sizes.value_bytes,
-            keys: sizes.keys,
-            systems,
-            finding: String::new(),
-        };
-        report.finding = finding(run, &report);
-        run.report.lock().workloads.push(report);
-    }
-    for (contender, driven) in contenders.iter().zip(driven) {
-        let name = &contender.system.name;
-        steps.begin(format!("judging what {name} answered"), START_S);
-        let load = driven.load(workloads[0], sizes, (0, String::new()));
-        let last = load.read_all().await?;
-        let Driven { operations, cluster, .. } = driven;
-        drop(cluster);
-        run.judge(format!("{name}, workloads"), operations, last.operations).await?;
+        for (index, workload) in workloads {
+            let taking_part = driven.iter_mut().filter(|it| it.takes_part_in(index, workload));
+            let report = drive_all(run, taking_part.collect(), (index, *workload), sizes, steps);
+            let report = report.await?;
+            run.report.lock().workloads.push(report);
+        }
+        for driven in driven {
+            judge(run, driven, setting, sizes, steps).await?;
+        }
     }
     Ok(())
+}
+
+/// Returns the settings that workloads have, in the order in which they come first.
+pub(super) fn settings(workloads: &[Workload]) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    for workload in workloads {
+        if !settings.contains(&workload.setting) {
+            settings.push(workload.setting);
+        }
+    }
+    settings
+}
+
+/// Drives a workload at all systems, in rounds.
+async fn drive_all(
+    run: &Run,
+    mut driven: Vec<&mut Driven>,
+    (index, workload): (usize, Workload),
+    sizes: &Sizes,
+    steps: &mut Steps,
+) -> anyhow::Result<WorkloadReport> {
+    let mut rounds: Vec<Rounds> = driven.iter().map(|_| Rounds::new()).collect();
+    let keys = driven.iter().map(|it| it.keys.count()).max().unwrap_or_default();
+    for round in 0..sizes.rounds {
+        for turn in 0..driven.len() {
+            // Each round begins with another system, so that none always comes first.
+            let at = (turn + round) % driven.len();
+            let name = &driven[at].system.name;
+            steps.begin(format!("{}: {name}, round {}", workload.name, round + 1), round_s(sizes));
+            let tag = format!("{index}-{round}");
+            let seed = run.options.seed ^ ((index as u64) << 32 | round as u64);
+            drive(driven[at], workload, sizes, (seed, tag), &mut rounds[at]).await?;
+        }
+    }
+    let names = driven.iter().map(|it| it.system.name.clone());
+    let systems = names.zip(&rounds).map(|(name, rounds)| rounds.measured(name)).collect();
+    let durability = run.durability(workload.setting);
+    let mut report = WorkloadReport {
+        name: workload.name.to_owned(),
+        description: workload.description.to_owned(),
+        callers: workload.callers,
+        rate: workload.rate,
+        value_bytes: workload.value_bytes.unwrap_or(sizes.value_bytes),
+        keys,
+        ranges: workload.setting.ranges(),
+        durability: durability.name().to_owned(),
+        systems,
+        finding: String::new(),
+    };
+    report.finding = finding(run, &report);
+    Ok(report)
+}
+
+/// Reads every key, stops the cluster, and judges all that was done to it.
+async fn judge(
+    run: &Run,
+    driven: Driven,
+    setting: Setting,
+    sizes: &Sizes,
+    steps: &mut Steps,
+) -> anyhow::Result<()> {
+    let name = driven.system.name.clone();
+    steps.begin(format!("judging what {name} answered"), START_S);
+    let load = driven.load(writes_by("reading", 1), sizes, (0, String::new()));
+    let last = load.read_all().await?;
+    let Driven { operations, cluster, .. } = driven;
+    drop(cluster);
+    let what = match (setting.ranges(), setting.in_memory) {
+        (1, false) => format!("{name}, workloads"),
+        (1, true) => format!("{name}, workloads in memory"),
+        (ranges, _) => format!("{name}, workloads over {ranges} ranges"),
+    };
+    run.judge(what, operations, last.operations).await
 }
 
 async fn start(
     run: &Run,
     contender: &Contender,
-    workload: Workload,
+    setting: Setting,
     sizes: &Sizes,
 ) -> anyhow::Result<Driven> {
-    let cluster = run.start(contender).await?;
-    let client = cluster.client(ClientOptions::default()).await?;
+    let (cluster, store) = if contender.system.role == Role::Reference {
+        let etcd = EtcdCluster::start(&run.folder()).await?;
+        let store = EtcdStore::connect(etcd.endpoints()).await?;
+        (Processes::Etcd(etcd), Store::Etcd(Box::new(store)))
+    } else {
+        let cluster = run.start_as(contender, setting, sizes.keys, &[]).await?;
+        let client = cluster.client(ClientOptions::default()).await?;
+        (Processes::Trireme(cluster), Store::Trireme(client))
+    };
     let handicap = run.options.handicaps.iter().find(|it| it.system == contender.system.name);
     let mut driven = Driven {
+        system: contender.system.clone(),
         cluster,
-        client,
+        store,
+        keys: Keys::new(sizes.keys),
         epoch: Instant::now(),
         operations: Vec::new(),
         handicap_percent: handicap.map_or(0, |it| it.percent),
     };
-    let filled = driven.load(workload, sizes, (0, "f".to_owned())).fill().await?;
-    driven.operations.extend(filled.operations);
+    let load = driven.load(writes_by("filling", 1), sizes, (0, "f".to_owned()));
+    driven.operations.extend(load.fill().await?.operations);
     Ok(driven)
 }
 
@@ -166,34 +241,43 @@ async fn drive(
     let window = from..nanoseconds(end - driven.epoch);
     rounds.add(&done.operations, &window, sizes.measured, done.failed);
     // Operations that ended after the window used the nodes too, as did those that began before it.
-    let costed = done.operations.iter().filter_map(|operation| operation.returned);
+    let costed = done.operations.iter().filter_map(Recorded::returned);
     rounds.costed += costed.filter(|returned| *returned >= from).count() as u64;
-    rounds.costs.add(before, after);
+    rounds.costs.add(&before, &after);
     driven.operations.extend(done.operations);
     Ok(())
 }
 
 /// Returns what a cluster uses while it is asked for nothing.
-async fn idle(system: &str, driven: &Driven, time: Duration) -> anyhow::Result<Idle> {
+async fn idle(driven: &Driven, time: Duration) -> anyhow::Result<Idle> {
     let (before, begun) = (usage(&driven.cluster).await?, Instant::now());
     tokio::time::sleep(time).await;
     let (after, seconds) = (usage(&driven.cluster).await?, begun.elapsed().as_secs_f64());
     let mut used = Usage::default();
-    used.add(before, after);
+    used.add(&before, &after);
     Ok(Idle {
-        system: system.to_owned(),
+        system: driven.system.name.clone(),
         messages_per_s: used.messages as f64 / seconds,
         heartbeats_per_s: used.heartbeats as f64 / seconds,
         forced_writes_per_s: used.syncs as f64 / seconds,
-        processor_part: used.processor.as_secs_f64() / seconds,
+        processor_part: used.processor().as_secs_f64() / seconds,
     })
 }
 
 /// Asks what all nodes have used so far.
-async fn usage(cluster: &Cluster) -> anyhow::Result<Usage> {
+async fn usage(cluster: &Processes) -> anyhow::Result<Usage> {
     let mut usage = Usage::default();
-    for pid in cluster.processes().into_values() {
-        usage.processor += processor_time(pid)?;
+    let cluster = match cluster {
+        Processes::Trireme(cluster) => cluster,
+        Processes::Etcd(etcd) => {
+            for (member, pid) in (1..).zip(etcd.processes()) {
+                usage.processor.insert(NodeId(member), processor_time(pid)?);
+            }
+            return Ok(usage);
+        }
+    };
+    for (node, pid) in cluster.processes() {
+        usage.processor.insert(node, processor_time(pid)?);
     }
     for status in cluster.statuses().await?.nodes() {
         let log = status.log.unwrap_or_default();
@@ -241,18 +325,44 @@ fn finding(run: &Run, report: &WorkloadReport) -> String {
 }
 
 impl Driven {
+    /// The control is driven in the first workload of all alone. Another store promises nothing of
+    /// timeline reads.
+    fn takes_part_in(&self, index: usize, workload: &Workload) -> bool {
+        let is_timeline =
+            |(action, _): &(Action, u32)| matches!(action, Action::Get(Consistency::Timeline));
+        match self.system.role {
+            Role::Control => index == 0,
+            Role::Reference => !workload.mix.iter().any(is_timeline),
+            Role::Protocol | Role::None => true,
+        }
+    }
+
     fn load(&self, workload: Workload, sizes: &Sizes, choices: (u64, String)) -> Load {
         let (seed, tag) = choices;
-        let Sizes { keys, value_bytes, .. } = *sizes;
-        let (client, epoch) = (self.client.clone(), self.epoch);
+        let (store, keys) = (self.store.clone(), self.keys.clone());
+        let (value_bytes, epoch) = (sizes.value_bytes, self.epoch);
         let handicap_percent = self.handicap_percent;
-        Load { client, workload, keys, value_bytes, seed, tag, epoch, handicap_percent }
+        Load { store, workload, keys, value_bytes, seed, tag, epoch, handicap_percent }
     }
 }
 
 impl Usage {
-    fn add(&mut self, before: Self, after: Self) {
-        self.processor += after.processor.saturating_sub(before.processor);
+    /// Returns the processor time of all nodes.
+    fn processor(&self) -> Duration {
+        self.processor.values().sum()
+    }
+
+    /// Returns the processor time of the node that used most.
+    fn busiest(&self) -> Duration {
+        self.processor.values().max().copied().unwrap_or_default()
+    }
+
+    /// Adds what was used between two moments.
+    fn add(&mut self, before: &Self, after: &Self) {
+        for (node, after) in &after.processor {
+            let before = before.processor.get(node).copied().unwrap_or_default();
+            *self.processor.entry(*node).or_default() += after.saturating_sub(before);
+        }
         self.syncs += after.syncs.saturating_sub(before.syncs);
         self.log_bytes += after.log_bytes.saturating_sub(before.log_bytes);
         self.entries += after.entries.saturating_sub(before.entries);
@@ -287,13 +397,13 @@ impl Rounds {
         let mut latencies: Histogram<u64> =
             Histogram::new(LATENCY_DIGITS).expect("3 digits are supported");
         for operation in operations {
-            match operation.returned {
+            match operation.returned() {
                 Some(returned) if window.contains(&returned) => {
                     let microseconds = (returned - operation.due) / 1000;
                     latencies.record(microseconds).expect("the histogram grows as needed");
                 }
                 Some(_) => {}
-                None => self.unknown += u64::from(matches!(operation.asked, Asked::Put(_))),
+                None => self.unknown += u64::from(operation.is_write()),
             }
         }
         self.failed += failed;
@@ -322,7 +432,8 @@ impl Rounds {
             unknown: self.unknown,
             cdf,
             cost: Cost {
-                processor_us: each(self.costs.processor.as_secs_f64() * 1e6),
+                processor_us: each(self.costs.processor().as_secs_f64() * 1e6),
+                busiest_node_us: each(self.costs.busiest().as_secs_f64() * 1e6),
                 forced_writes: each(self.costs.syncs as f64),
                 log_bytes: each(self.costs.log_bytes as f64),
                 log_entries: each(self.costs.entries as f64),

@@ -2,9 +2,7 @@
 
 pub(crate) mod commit_period;
 pub(crate) mod kills;
-pub(crate) mod log_size;
 pub(crate) mod outages;
-pub(crate) mod slow_replica;
 
 use std::time::Duration;
 

@@ -12,10 +12,14 @@ use super::proposal::Purpose;
 use crate::core::Moment;
 
 /// For how many leases a primary may have made no progress with what it has to do, before it steps
-/// down (P14). One is as long as it serves when it is cut off from the others: the grace of the
-/// secondaries comes on top, as when it dies, so that a hang costs less than two deaths. Fewer would
-/// take the hiccups of a busy disk for a hang.
+/// down (P14). One is as long as it serves when it is cut off from the others, and less than the grace
+/// that its death would cost. Fewer would take the hiccups of a busy disk for a hang.
 const HANG_LEASES: u32 = 1;
+
+/// After how many times of what a replica would bear next it is forgotten that it hung. Where every
+/// disk is slow, each replica of a cohort hangs in turn, and each must find that it has before; one
+/// whose disk hung long ago is to be replaced as soon as the first time.
+const HANG_FORGOTTEN_AFTER: u32 = 12;
 
 /// How often the bound is doubled at the most for a replica that hung again and again: where every
 /// disk is slow, some primary must be borne.
@@ -60,9 +64,15 @@ impl Health {
 
     /// Returns for how long the data path may make no progress.
     fn patience(&self, now: Moment, lease: Duration) -> Duration {
-        let recent = self.hung.filter(|(at, _)| now < *at + REMOVALS_FORGOTTEN_AFTER);
-        let doublings = recent.map_or(0, |(_, times)| times.min(HANG_DOUBLINGS_MAX));
-        HANG_LEASES * lease * 2_u32.pow(doublings)
+        HANG_LEASES * lease * 2_u32.pow(self.doublings(now, lease))
+    }
+
+    /// Returns how often the bound is doubled for the hangs that are not forgotten yet.
+    fn doublings(&self, now: Moment, lease: Duration) -> u32 {
+        let Some((at, times)) = self.hung else { return 0 };
+        let doublings = times.min(HANG_DOUBLINGS_MAX);
+        let next = HANG_LEASES * lease * 2_u32.pow(doublings);
+        if now < at + HANG_FORGOTTEN_AFTER * next { doublings } else { 0 }
     }
 
     /// Records that another replica is the primary: what was found while none took its place is over.
@@ -71,9 +81,8 @@ impl Health {
         self.may_go_alone = false;
     }
 
-    fn note_hang(&mut self, now: Moment) {
-        let before = self.hung.filter(|(at, _)| now < *at + REMOVALS_FORGOTTEN_AFTER);
-        self.hung = Some((now, before.map_or(0, |(_, times)| times) + 1));
+    fn note_hang(&mut self, now: Moment, lease: Duration) {
+        self.hung = Some((now, self.doublings(now, lease) + 1));
     }
 }
 
@@ -173,15 +182,14 @@ impl Primary {
         cx.hangs_at().into_iter().chain(self.reaches_nobody_at(cx)).min()
     }
 
-    /// Steps down if the primary's own data path hangs: it sends nothing any more, so that the grace
-    /// of the secondaries ends as if it had died (PAC-27).
+    /// Steps down if the primary's own data path hangs, so that a secondary takes its place (PAC-27).
     pub(super) fn step_down_if_it_hangs(&self, cx: &mut Shared) -> Lead {
         if self.steps_down_at(cx).is_none_or(|at| cx.now < at) {
             return GOES_ON;
         }
         //= PAC-27
         tracing::warn!("the primary's disk, applier or network makes no progress: it steps down");
-        cx.own.health.note_hang(cx.now);
+        cx.own.health.note_hang(cx.now, cx.timing.lease);
         ControlFlow::Break(StepDown::ForOthers)
     }
 
@@ -208,5 +216,34 @@ impl Primary {
             "all leases have ended, and alone the primary takes no writes: it steps down"
         );
         ControlFlow::Break(StepDown::ForOthers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_millis(800);
+
+    #[test]
+    fn a_replica_that_hung_bears_twice_as_long_until_that_is_long_ago() {
+        let mut health = Health::default();
+        let mut now = Moment::after_start(Duration::from_secs(100));
+        let leases = |health: &Health, now| {
+            let patience = health.patience(now, LEASE);
+            patience.as_millis() / LEASE.as_millis()
+        };
+        assert_eq!(leases(&health, now), 1);
+        for borne in [2, 4, 8, 16, 16] {
+            health.note_hang(now, LEASE);
+            assert_eq!(leases(&health, now), borne);
+            now = now + Duration::from_secs(15);
+        }
+        health.note_hang(now, LEASE);
+        let forgotten = now + HANG_FORGOTTEN_AFTER * 16 * LEASE;
+        assert_eq!(leases(&health, forgotten - Duration::from_millis(1)), 16);
+        assert_eq!(leases(&health, forgotten), 1);
+        health.note_hang(forgotten, LEASE);
+        assert_eq!(leases(&health, forgotten), 2, "it begins anew");
     }
 }

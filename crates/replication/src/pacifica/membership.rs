@@ -30,6 +30,8 @@ pub(crate) struct Membership {
     pub(super) health: Health,
     /// When it stepped down, though it is the primary of the newest configuration.
     pub(super) stepped_down: Option<Moment>,
+    /// The newest version whose primary has stepped down: what it sent before counts no more.
+    pub(super) released: Epoch,
 }
 
 /// How a replica came to be named as the primary.

@@ -57,6 +57,11 @@ pub enum PacificaMessage {
         /// The version.
         epoch: Epoch,
     },
+    /// Primary to secondary: I serve no more in this version; take my place.
+    StepDown {
+        /// The version.
+        epoch: Epoch,
+    },
     /// Primary to secondary or candidate, with a snapshot.
     Snapshot {
         /// The configuration's version.
@@ -87,6 +92,7 @@ impl Message for PacificaMessage {
             }
             Self::RejectStaleEpoch { epoch } => Writer::new(6).number(*epoch).finish(),
             Self::Snapshot { epoch } => Writer::new(7).number(*epoch).finish(),
+            Self::StepDown { epoch } => Writer::new(13).number(*epoch).finish(),
         }
     }
 
@@ -114,6 +120,7 @@ impl Message for PacificaMessage {
             }
             6 => Self::RejectStaleEpoch { epoch: reader.number()? },
             7 => Self::Snapshot { epoch: reader.number()? },
+            13 => Self::StepDown { epoch: reader.number()? },
             kind => return Err(DecodeError::Kind(kind)),
         };
         reader.finish(message)
@@ -152,6 +159,7 @@ impl fmt::Display for PacificaMessage {
                 )
             }
             Self::RejectStaleEpoch { epoch } => write!(f, "reject stale epoch e{epoch}"),
+            Self::StepDown { epoch } => write!(f, "step down e{epoch}"),
             Self::Snapshot { epoch } => write!(f, "snapshot e{epoch}"),
         }
     }
@@ -188,6 +196,7 @@ mod tests {
             PacificaMessage::BeaconAck { epoch, supports: Some(sent), incarnation },
             PacificaMessage::ReportPosition { epoch, position, incarnation },
             PacificaMessage::RejectStaleEpoch { epoch },
+            PacificaMessage::StepDown { epoch },
             PacificaMessage::Snapshot { epoch },
         ]
     }

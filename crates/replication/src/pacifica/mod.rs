@@ -120,6 +120,7 @@ impl Pacifica {
             becomes_primary_at: None,
             health: Health::default(),
             stepped_down: None,
+            released: 0,
         };
         let mut shared = Shared::new(recovered, timing, state, true, membership);
         if rejoins && kept.is_none() {
@@ -334,6 +335,7 @@ impl Streams for Pacifica {
             PacificaMessage::RejectStaleEpoch { epoch } => {
                 self.as_primary(|role, cx| role.on_reject_stale_epoch(cx, epoch));
             }
+            PacificaMessage::StepDown { epoch } => self.on_step_down(from, epoch),
             // It comes with a snapshot only.
             PacificaMessage::Snapshot { .. } => {}
         }

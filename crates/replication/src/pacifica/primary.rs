@@ -493,10 +493,9 @@ impl Primary {
 
     pub(super) fn next_timeout(&self, cx: &Shared) -> Option<Moment> {
         let lease = Some(self.lease_until).filter(|end| *end > cx.now && *end < Moment::FAR);
-        let is_waiting = self.leading.has_reads() || self.leading.is_holding();
-        let suspended = self.suspended_since.filter(|_| is_waiting).map(|since| since + HOLD_MAX);
+        let refuses = self.suspended_since.map(|since| since + HOLD_MAX).filter(|at| *at > cx.now);
         let leading = self.leading.next_timeout(cx).filter(|_| !self.is_silent(cx));
         let candidates = self.next_silent_candidate(cx.timing);
-        [leading, lease, suspended, candidates, self.steps_down_at(cx)].into_iter().flatten().min()
+        [leading, lease, refuses, candidates, self.steps_down_at(cx)].into_iter().flatten().min()
     }
 }

@@ -58,6 +58,10 @@ impl Pacifica {
             cx.journal.signal(from, PacificaMessage::RejectStaleEpoch { epoch });
             return false;
         }
+        if version <= cx.own.released {
+            // It left before its sender stepped down.
+            return false;
+        }
         // A version has one primary. Of one that is newer than what the manager has sent, the replica
         // that acts in it is the primary.
         let known = cx.own.config.as_ref().filter(|config| config.version == version);
@@ -77,6 +81,19 @@ impl Pacifica {
             _ => self.follow(from),
         }
         true
+    }
+
+    /// The primary serves no more, so that this replica need not wait for the grace to end.
+    pub(super) fn on_step_down(&mut self, from: NodeId, version: Epoch) {
+        if !self.accepts(from, version) {
+            return;
+        }
+        //= PAC-27
+        let cx = &mut self.shared;
+        cx.own.released = version;
+        cx.support.release(cx.now);
+        self.become_secondary(Secondary::default());
+        self.consider_taking_over();
     }
 
     /// Answers a snapshot from another replica, or has it installed.
@@ -319,12 +336,21 @@ impl Pacifica {
     }
 
     fn step_down(&mut self, step_down: StepDown) {
-        let own = &mut self.shared.own;
-        match step_down {
-            StepDown::ForOthers => own.stepped_down = Some(self.shared.now),
-            StepDown::Replaced => (own.pending, own.named) = (None, None),
-        }
+        // Every right to read ends before a secondary is freed from its promise.
         self.become_secondary(Secondary::default());
+        let cx = &mut self.shared;
+        match step_down {
+            StepDown::ForOthers => {
+                cx.own.stepped_down = Some(cx.now);
+                let Some(config) = cx.own.config.clone() else { return };
+                let epoch = config.version;
+                for to in config.replicas.into_iter().filter(|to| *to != cx.node) {
+                    // The data lane may be why it steps down.
+                    cx.journal.signal(to, PacificaMessage::StepDown { epoch });
+                }
+            }
+            StepDown::Replaced => (cx.own.pending, cx.own.named) = (None, None),
+        }
     }
 }
 

@@ -5,6 +5,10 @@
 //! in, through a joint configuration. The predecessor counts until then and stores nothing, so at no
 //! moment does an entry have fewer durable copies than it had; and it never votes again, because
 //! what is addressed to it is refused on its node.
+//!
+//! openraft has the leader that proposed a joint membership propose the final one too, and no other
+//! leader: if the first one dies in between, the joint one would last, in which the predecessor counts
+//! and every remaining voter must live. So each leader completes a joint membership that it finds.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +18,7 @@ use openraft::{ChangeMembers, EmptyNode, ServerState};
 use trireme_types::CohortId;
 
 use super::inbound::RaftHandle;
-use super::types::{LogId, RaftId, RaftMembership, StoredMembership};
+use super::types::{LogId, RaftId, RaftMembership, StoredMembership, lsn_or_zero};
 
 /// How far behind the commit point, in entries, a learner may be when it is made a voter. It has
 /// nearly everything then; to have all of it is a race that it need not win under load.
@@ -78,6 +82,27 @@ impl Admission {
             tracing::debug!(%cohort, %newcomer, %error, "a replica was not admitted yet");
         }
     }
+
+    /// Proposes the final membership of a change whose leader proposed the joint one alone.
+    pub(super) async fn complete(&self, raft: &RaftHandle, cohort: CohortId) {
+        if self.is_busy.swap(true, Ordering::Acquire) {
+            return;
+        }
+        let _free = Busy(&self.is_busy);
+        tracing::info!(%cohort, "a joint membership is completed");
+        // A change that adds nothing to the newer half leads out of the joint membership to it.
+        let to_newer_half = ChangeMembers::AddVoterIds(BTreeSet::new());
+        if let Err(error) = raft.change_membership(to_newer_half, false).await {
+            // The next look finds the joint membership still there.
+            tracing::debug!(%cohort, %error, "a joint membership was not completed yet");
+        }
+    }
+}
+
+/// Returns true if a joint membership is committed, so that its final one may be proposed.
+pub(super) fn is_committed_joint(stored: &StoredMembership, committed: u64) -> bool {
+    let is_joint = stored.membership().get_joint_config().len() > 1;
+    is_joint && lsn_or_zero(*stored.log_id()).seq <= committed
 }
 
 /// Marks the admission as free when it is dropped, also if its task is aborted.
@@ -180,6 +205,11 @@ mod tests {
             assert!(is_newcomer(id(3, 9), &joint, committed), "{committed:?}");
             assert!(!is_newcomer(id(1, 0), &joint, committed), "{committed:?}");
         }
+        let is_left = |membership: &RaftMembership, committed| {
+            is_committed_joint(&StoredMembership::new(Some(at(5)), membership.clone()), committed)
+        };
+        assert_eq!([4, 5].map(|committed| is_left(&joint, committed)), [false, true]);
+        assert!(!is_left(&last, 5), "it is no joint one");
         assert!(is_newcomer(id(3, 9), &last, Some(at(4))));
         assert!(!is_newcomer(id(3, 9), &last, Some(at(5))));
     }

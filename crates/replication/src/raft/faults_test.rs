@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use openraft::storage::{RaftLogReader, RaftLogStorage};
+use openraft::{ChangeMembers, RaftMetrics};
 use trireme_storage::fs::{Crash, DiskFault, DiskFaults, FaultyFs, MemFs};
 use trireme_storage::{LogErrorClass, LogIdentity, LogOptions, LogWrite, SharedLog};
 use trireme_types::{ClusterId, CohortId, NodeId};
@@ -14,7 +15,7 @@ use super::log_store::RaftLogStore;
 use super::replica_test::{
     Cohort, Member, NODES, PATIENCE, PAUSE, QUEUE_BYTES_MAX, batch, batch_of,
 };
-use super::types::{RaftId, Vote};
+use super::types::{RaftId, TypeConfig, Vote};
 use crate::replica::{Replica, Role};
 use crate::transport::Lane;
 
@@ -303,4 +304,79 @@ async fn an_old_disk_that_comes_back_after_its_replica_was_replaced_is_another_r
     cohort.reopen(node, &old, false).await;
     cohort.put("b").await;
     counts(cohort, node).await;
+}
+
+/// openraft lets the leader that proposed a joint membership propose the final one, and no other: a
+/// leader that died in between left the cohort with a joint membership for ever, in which a replica
+/// that is no more counted, and the one in its place stayed a learner.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_membership_that_was_left_half_done_is_completed() {
+    let cohort = Cohort::open(&disks()).await;
+    let leader = cohort.serves().await;
+    let removed = NODES.into_iter().find(|node| *node != leader).unwrap();
+    let raft = cohort.member(leader).replica.handle();
+    let change = ChangeMembers::RemoveVoters([RaftId::first(removed)].into());
+    // The joint membership is in force before it is committed, which the second step waits for.
+    let joint = raft.wait(Some(PATIENCE));
+    tokio::select! {
+        biased;
+        is_joint = joint.metrics(is_joint, "a joint membership") => drop(is_joint.unwrap()),
+        changed = raft.change_membership(change, false) => panic!("in one step: {changed:?}"),
+    }
+    cohort
+        .until("the final membership", |cohort| {
+            let status = cohort.member(leader).replica.status();
+            !status.replicas.contains(&removed)
+        })
+        .await;
+    cohort.shutdown().await;
+}
+
+fn is_joint(metrics: &RaftMetrics<TypeConfig>) -> bool {
+    metrics.membership_config.membership().get_joint_config().len() > 1
+}
+
+/// After another leader had replaced the end of a replica's log, its status named as durable an entry
+/// that was not in the log any more: the log's progress goes on naming it until the new end is forced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_leader_has_replaced_is_not_durable_any_more() {
+    use Lost::{FromLeader, ToLeader};
+    let cohort = Cohort::open(&disks()).await;
+    let old = cohort.serves().await;
+    let member = cohort.member(old);
+    cohort.cut(old, &[FromLeader(Lane::Data), FromLeader(Lane::Heartbeat)]);
+    cohort.cut(old, &[ToLeader(Lane::Data), ToLeader(Lane::Heartbeat)]);
+    let before = member.replica.status().last;
+    let pending = member.replica.clone();
+    let stuck = tokio::spawn(async move { pending.propose(batch("stuck")).await });
+    cohort
+        .until("an entry that only the old leader has", |_| {
+            let status = member.replica.status();
+            status.last > before && status.durable == status.last
+        })
+        .await;
+    cohort.others_lead(old).await;
+    // It hears of the new leader first, and of what that has written only once nothing is forced.
+    cohort.network.cut.lock().retain(|(from, _, lane)| *from != old && *lane == Lane::Data);
+    let replaced = member.replica.status().durable;
+    cohort
+        .until("the new leader is known", |_| member.replica.status().epoch > replaced.epoch)
+        .await;
+    member.disk.set(DiskFault::Stall);
+    cohort.heal();
+    cohort
+        .until("the end is replaced", |_| member.replica.status().last.epoch > replaced.epoch)
+        .await;
+    let status = member.replica.status();
+    assert_ne!(member.log.lsn_at(replaced.seq), Some(replaced), "{status}");
+    assert_eq!(member.log.lsn_at(status.durable.seq), Some(status.durable), "{status}");
+    member.disk.set(DiskFault::None);
+    cohort
+        .until("it has caught up", |_| {
+            let status = member.replica.status();
+            status.durable == status.last && status.applied == status.last
+        })
+        .await;
+    stuck.abort();
+    cohort.shutdown().await;
 }

@@ -111,7 +111,7 @@ struct Running {
     inbound: Inbound,
     heard: Arc<Heard>,
     holds: Arc<LogHolds>,
-    admission: Admission,
+    admission: Arc<Admission>,
     since: Instant,
     tasks: Vec<AbortHandle>,
 }
@@ -154,6 +154,12 @@ impl RaftReplica {
 
     fn running(&self) -> Arc<Running> {
         self.running.read().clone()
+    }
+
+    /// Returns openraft's handle on the present incarnation.
+    #[cfg(test)]
+    pub(super) fn handle(&self) -> RaftHandle {
+        self.running().raft.clone()
     }
 
     async fn take_event(&self, event: Event) {
@@ -229,8 +235,10 @@ impl Kept {
         )
         .await
         .map_err(|error| ReplicaError::Failed(error.to_string()))?;
+        let admission = Arc::<Admission>::default();
         let tending = Tending {
             raft: raft.clone(),
+            admission: admission.clone(),
             calls: calls.clone(),
             table: self.table.clone(),
             nodes: self.config.replicas.clone(),
@@ -259,7 +267,7 @@ impl Kept {
             heard,
             raft,
             holds,
-            admission: Admission::default(),
+            admission,
             since: Instant::now(),
             tasks: tasks.iter().map(JoinHandle::abort_handle).collect(),
         })

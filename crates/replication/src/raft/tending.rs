@@ -1,5 +1,6 @@
 //! What a replica does from time to time, beside what openraft does: it probes the lanes that owe
-//! it answers, gives up a lead that it cannot use, and asks to be admitted.
+//! it answers, gives up a lead that it cannot use, completes a change of membership that an earlier
+//! leader began, and asks to be admitted.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,10 +16,12 @@ use trireme_storage::CohortTable;
 use trireme_types::NodeId;
 
 use super::RaftOptions;
+use super::admission::{Admission, is_committed_joint};
 use super::calls::Calls;
 use super::inbound::RaftHandle;
 use super::types::{RaftId, RaftMembership, StoredMembership, TypeConfig, Vote, vote_message};
 use super::watchdog::{Trouble, View, Watchdog};
+use crate::simulation;
 use crate::transport::Lane;
 
 /// How often a replica under a new incarnation asks to be admitted. Each step towards it, being
@@ -31,6 +34,7 @@ const STAND_TIMEOUT: Duration = Duration::from_millis(300);
 /// Tends one replica until it is aborted.
 pub(super) struct Tending {
     pub(super) raft: RaftHandle,
+    pub(super) admission: Arc<Admission>,
     pub(super) calls: Arc<Calls>,
     pub(super) table: CohortTable,
     /// The nodes that are to hold the cohort, as far as was known when the replica was opened.
@@ -102,7 +106,18 @@ impl Tending {
                 }
             };
             self.watch(&seen, lead, &mut watchdog, now);
+            if is_committed_joint(&seen.membership, seen.committed) {
+                self.complete_membership();
+            }
         }
+    }
+
+    /// Completes a joint membership, unless this replica is about to.
+    fn complete_membership(&self) {
+        let (raft, admission) = (self.raft.clone(), self.admission.clone());
+        let cohort = self.calls.cohort();
+        // It waits for a majority, which nothing else must wait for.
+        simulation::spawn(async move { admission.complete(&raft, cohort).await });
     }
 
     fn see(&self) -> Snapshot {

@@ -345,7 +345,7 @@ impl Leader {
 
     pub(super) fn next_timeout(&self, cx: &Shared) -> Option<Moment> {
         let hand_over = self.hand_over.as_ref().map(|hand_over| hand_over.until);
-        let stalled = self.stall.due(cx.timing.grace, cx.now);
+        let stalled = self.stall.due(cx.timing, cx.now);
         let others = [hand_over, self.reclaim_at, Some(self.end_of_support(cx)), stalled];
         let next = self.leading.next_timeout(cx);
         others.into_iter().chain([next]).flatten().min()

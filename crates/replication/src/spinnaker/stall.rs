@@ -19,6 +19,8 @@
 
 use std::time::Duration;
 
+use trireme_types::Timing;
+
 use super::Shared;
 use super::leader::Leader;
 use crate::core::Moment;
@@ -65,13 +67,21 @@ impl Waiting {
 }
 
 impl Stall {
-    /// Returns when what waits has waited for `limit`; what is overdue and not the leader's
+    /// Returns when what waits has waited for too long; what is overdue and not the leader's
     /// fault is examined again whenever something happens.
-    pub(super) fn due(&self, limit: Duration, now: Moment) -> Option<Moment> {
-        let waiting = [&self.committed, &self.applied, &self.durable];
-        let due = waiting.into_iter().filter_map(|waiting| waiting.since).map(|at| at + limit);
+    pub(super) fn due(&self, timing: Timing, now: Moment) -> Option<Moment> {
+        let limits = [timing.grace, timing.grace, data_limit(timing)];
+        let waiting = [&self.durable, &self.applied, &self.committed].into_iter().zip(limits);
+        let due = waiting.filter_map(|(waiting, limit)| waiting.since.map(|at| at + limit));
         due.filter(|at| *at > now).min()
     }
+}
+
+/// Returns for how long data may not get through: a little less than a grace. After a grace of
+/// silence the nodes give up the connections that would carry the resignation, and followers that hear
+/// the leader, and are not heard, would be bound to it for a grace more.
+fn data_limit(Timing { lease, grace, .. }: Timing) -> Duration {
+    lease + (grace - lease) * 3 / 4
 }
 
 /// How a replica that failed to lead lets the others be first.
@@ -127,7 +137,7 @@ impl Leader {
         if self.stall.applied.is_overdue(now, limit) {
             return Some("its table does not apply what is committed");
         }
-        let last = cx.journal.last().seq;
+        let (last, limit) = (cx.journal.last().seq, data_limit(cx.timing));
         let is_overdue = self.stall.committed.is_overdue(now, limit);
         if is_overdue && reachable(&self.leading, now, limit, last) < needed {
             return Some("its data does not get through");

@@ -174,3 +174,33 @@ fn pieces(entries: &[Entry]) -> Vec<&[Entry]> {
     pieces.push(&entries[start..]);
     pieces
 }
+
+#[cfg(test)]
+mod tests {
+    use trireme_types::EntryKind;
+
+    use super::*;
+
+    /// Returns how many entries there are in each message, of entries of so many bytes.
+    fn cut(bytes: &[usize]) -> Vec<usize> {
+        let entry = |(bytes, seq): (&usize, u64)| Entry {
+            lsn: Lsn::new(1, seq),
+            kind: EntryKind::Commands,
+            payload: vec![0; *bytes].into(),
+        };
+        let entries: Vec<_> = bytes.iter().zip(1..).map(entry).collect();
+        let pieces = pieces(&entries);
+        assert_eq!(pieces.concat(), entries, "nothing is left out");
+        pieces.iter().map(|piece| piece.len()).collect()
+    }
+
+    #[test]
+    fn a_message_holds_no_more_than_its_bytes_unless_one_entry_has_more() {
+        let (max, half) = (PROPOSAL_BYTES_MAX, PROPOSAL_BYTES_MAX / 2);
+        assert_eq!(cut(&[half, half]), [2], "as much as a message holds");
+        assert_eq!(cut(&[half, half, 1]), [2, 1]);
+        assert_eq!(cut(&[half, half + 1]), [1, 1]);
+        assert_eq!(cut(&[max + 1, 1, max, max + 1]), [1, 1, 1, 1]);
+        assert_eq!(cut(&[1, 0, 0]), [3]);
+    }
+}

@@ -220,11 +220,6 @@ impl Leading {
         self.followers.values().filter(|follower| follower.is_voter()).count()
     }
 
-    /// Returns true if writes are held.
-    pub(crate) fn is_holding(&self) -> bool {
-        !self.held.is_empty()
-    }
-
     /// Gives up the writes that are held: they were never in the log.
     pub(crate) fn take_held_tickets(&mut self) -> Vec<Ticket> {
         std::mem::take(&mut self.held).into_iter().map(|(ticket, _)| ticket).collect()

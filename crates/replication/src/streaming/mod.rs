@@ -66,6 +66,8 @@ mod events;
 mod faults;
 mod following;
 mod journal;
+#[cfg(test)]
+mod journal_test;
 mod leading;
 mod progress;
 mod serving;
@@ -103,7 +105,7 @@ const WRITE_STALL_PAUSE: Duration = Duration::from_secs(1);
 
 /// After how long without an acknowledgement a leader asks a follower whether something was lost.
 /// Longer than most forced writes take, shorter than a lease.
-pub(crate) const PROBE_AFTER: Duration = Duration::from_millis(300);
+pub(crate) const PROBE_AFTER: Duration = Duration::from_millis(200);
 
 /// The bytes of entries that a follower may have been sent and not have acknowledged, before it is
 /// sent no more. A follower whose disk is slow must not have its memory, and the network's queues,

@@ -40,11 +40,6 @@ impl Leading {
         self.reads.push(ticket);
     }
 
-    /// Returns true if reads wait.
-    pub(crate) const fn has_reads(&self) -> bool {
-        !self.reads.is_empty()
-    }
-
     /// Answers the reads that wait: they hold until `until`.
     pub(crate) fn answer_reads<C: Streams>(
         &mut self,

@@ -311,7 +311,7 @@ impl CohortTable {
             return Ok(None);
         }
         let value = state.core.get(&serving.rows.row_key(key))?;
-        value.map(|value| decode_row(state.id, key, &value)).transpose()
+        state.row(key, value)
     }
 
     /// Returns the row of a key as [`CohortTable::get`] does, and the last entry that the state
@@ -324,12 +324,11 @@ impl CohortTable {
             // The applied point is written together with the rows, and so it is read.
             let keys = [&keys::meta_key(state.id)[..], &serving.rows.row_key(key)];
             let [meta, value] = state.core.get_both(keys)?;
-            let Some(applied) = applied_of(place, meta.as_ref())? else {
+            let Some(applied) = state.applied_of(place, meta.as_ref())? else {
                 std::thread::yield_now();
                 continue;
             };
-            let value = value.filter(|_| serving.range.contains(key));
-            let row = value.map(|value| decode_row(state.id, key, &value)).transpose()?;
+            let row = state.row(key, value.filter(|_| serving.range.contains(key)))?;
             return Ok((row, applied));
         }
     }
@@ -346,9 +345,8 @@ impl CohortTable {
         let keys = [&keys::meta_key(state.id)[..], &serving.rows.row_key(key)];
         let Some([meta, value]) = state.core.get_both_resident(keys)? else { return Ok(None) };
         // Where the rows are just being replaced, a caller that may wait reads again.
-        let Some(applied) = applied_of(place, meta.as_ref())? else { return Ok(None) };
-        let value = value.filter(|_| serving.range.contains(key));
-        let row = value.map(|value| decode_row(state.id, key, &value)).transpose()?;
+        let Some(applied) = state.applied_of(place, meta.as_ref())? else { return Ok(None) };
+        let row = state.row(key, value.filter(|_| serving.range.contains(key)))?;
         Ok(Some((row, applied)))
     }
 
@@ -362,7 +360,7 @@ impl CohortTable {
         }
         let row_key = serving.rows.row_key(key);
         let Some(value) = state.core.get_resident(&row_key)? else { return Ok(None) };
-        Ok(Some(value.map(|value| decode_row(state.id, key, &value)).transpose()?))
+        Ok(Some(state.row(key, value)?))
     }
 
     /// Returns the rows of `range` that lie in the cohort's own range, as of one moment, from the
@@ -380,8 +378,9 @@ impl CohortTable {
         let serving = state.serving()?;
         let mut span = serving.rows.rows(&serving.range.intersection(range));
         span.reverse = reverse;
-        collect(state.id, limit, |visit| Ok(((), state.core.scan(&span, PAGE_BUDGET, visit)?)))
-            .map(|(page, ())| page)
+        let scan = |visit: Visit<'_>| Ok(((), state.core.scan(&span, PAGE_BUDGET, visit)?));
+        let (page, ()) = state.core.readable(collect(state.id, limit, scan))?;
+        Ok(page)
     }
 
     /// Returns a page as [`CohortTable::scan`] does, and the last entry that the state includes in
@@ -401,8 +400,8 @@ impl CohortTable {
             span.reverse = reverse;
             let scan =
                 |visit: Visit<'_>| state.core.get_and_scan(&meta_key, &span, PAGE_BUDGET, visit);
-            let (page, meta) = collect(state.id, limit, scan)?;
-            if let Some(applied) = applied_of(place, meta.as_ref())? {
+            let (page, meta) = state.core.readable(collect(state.id, limit, scan))?;
+            if let Some(applied) = state.applied_of(place, meta.as_ref())? {
                 return Ok((page, applied));
             }
             std::thread::yield_now();
@@ -483,6 +482,20 @@ impl State {
         wait_for_readers(&replaced);
         tracing::info!(cohort = %self.id, seal = ?writer.seal, "sealed");
         self.core.sealed(self.id);
+    }
+
+    /// Reads the row that was found for a key.
+    fn row(&self, key: &[u8], value: Option<Bytes>) -> Result<Option<Row>, TableError> {
+        let row = value.map(|value| decode_row(self.id, key, &value)).transpose();
+        self.core.readable(row)
+    }
+
+    /// Reads the last applied entry from a cohort's meta row; without one nothing was applied. `None`
+    /// if the row is of another generation than what was read with it, which is just being replaced.
+    fn applied_of(&self, place: Place, meta: Option<&Bytes>) -> Result<Option<Lsn>, TableError> {
+        let Some(meta) = meta else { return Ok(Some(Lsn::ZERO)) };
+        let meta = self.core.readable(Meta::decode(place.cohort, meta))?;
+        Ok((meta.generation == place.generation).then_some(meta.applied))
     }
 
     /// Has later reads go elsewhere, and returns where they went. `replacing` is held.
@@ -568,14 +581,6 @@ fn collect<T>(
         page.last = Some(key.slice(PREFIX_BYTES.min(key.len())..));
     }
     damaged.map_or(Ok((page, value)), Err)
-}
-
-/// Reads the last applied entry from a cohort's meta row; without one nothing was applied. `None` if the
-/// row is of another generation than what was read with it, which is just being replaced.
-fn applied_of(place: Place, meta: Option<&Bytes>) -> Result<Option<Lsn>, TableError> {
-    let Some(meta) = meta else { return Ok(Some(Lsn::ZERO)) };
-    let Meta { generation, applied, .. } = Meta::decode(place.cohort, meta)?;
-    Ok((generation == place.generation).then_some(applied))
 }
 
 fn decode_row(cohort: CohortId, key: &[u8], value: &Bytes) -> Result<Row, TableError> {

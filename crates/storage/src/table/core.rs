@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -80,6 +80,24 @@ pub(crate) struct Tasks {
 pub(crate) struct Points {
     /// Applied, then persisted. The second never passes the first.
     values: Mutex<(Lsn, Lsn)>,
+}
+
+/// A view whose failed reads are failures of the tables. It does not keep them open.
+struct WatchedView {
+    view: View,
+    core: Weak<Core>,
+}
+
+impl Iterator for WatchedView {
+    type Item = Result<(Bytes, Bytes), TableError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let row = self.view.next()?;
+        Some(match self.core.upgrade() {
+            Some(core) => core.readable(row),
+            None => row,
+        })
+    }
 }
 
 #[derive(Default)]
@@ -206,30 +224,37 @@ impl Core {
     /// Returns the first row of the span.
     pub(crate) fn first(&self, span: &Span) -> Result<Option<(Bytes, Bytes)>, TableError> {
         let mut first = None;
-        self.engine.scan(span, ScanBudget::UNLIMITED, &mut |key, value| {
+        let scanned = self.engine.scan(span, ScanBudget::UNLIMITED, &mut |key, value| {
             first = Some((key, value));
             ControlFlow::Break(())
-        })?;
+        });
+        self.readable(scanned)?;
         Ok(first)
     }
 
+    /// Has the tables fail if a read found the disk damaged, and returns what was read. A replica that
+    /// cannot read what it acknowledged must not go on to serve, lead and vote beside others that can.
+    pub(crate) fn readable<T>(&self, read: Result<T, TableError>) -> Result<T, TableError> {
+        read.map_err(|error| if error.is_of_the_disk() { self.fail(error) } else { error })
+    }
+
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-        self.engine.get(key)
+        self.readable(self.engine.get(key))
     }
 
     pub(crate) fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError> {
-        self.engine.get_both(keys)
+        self.readable(self.engine.get_both(keys))
     }
 
     pub(crate) fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
-        self.engine.get_resident(key)
+        self.readable(self.engine.get_resident(key))
     }
 
     pub(crate) fn get_both_resident(
         &self,
         keys: [&[u8]; 2],
     ) -> Result<Option<[Option<Bytes>; 2]>, TableError> {
-        self.engine.get_both_resident(keys)
+        self.readable(self.engine.get_both_resident(keys))
     }
 
     pub(crate) fn get_and_scan(
@@ -239,7 +264,8 @@ impl Core {
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<(Option<Bytes>, Scanned), TableError> {
-        let (value, scanned) = self.engine.get_and_scan(key, span, budget, visit)?;
+        let read = self.engine.get_and_scan(key, span, budget, visit);
+        let (value, scanned) = self.readable(read)?;
         self.count_tombstones(scanned.tombstones);
         Ok((value, scanned))
     }
@@ -250,7 +276,7 @@ impl Core {
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<Scanned, TableError> {
-        let scanned = self.engine.scan(span, budget, visit)?;
+        let scanned = self.readable(self.engine.scan(span, budget, visit))?;
         self.count_tombstones(scanned.tombstones);
         Ok(scanned)
     }
@@ -278,8 +304,9 @@ impl Core {
         Ok(())
     }
 
-    pub(crate) fn view(&self, span: &Span) -> Result<View, TableError> {
-        self.engine.view(span)
+    pub(crate) fn view(self: &Arc<Self>, span: &Span) -> Result<View, TableError> {
+        let view = self.readable(self.engine.view(span))?;
+        Ok(Box::new(WatchedView { view, core: Arc::downgrade(self) }))
     }
 
     /// Has every flush from now on move these points.
@@ -359,6 +386,11 @@ impl Core {
         self.tasks().stopping = true;
         self.failed.store(true, Ordering::Release);
         self.changed.notify_all();
+    }
+
+    /// Ends the use of the engine's files, after the maintenance threads have ended.
+    pub(crate) fn close_engine(&self) -> Result<(), TableError> {
+        self.engine.close()
     }
 
     pub(crate) fn metrics(&self) -> TableMetrics {

@@ -72,6 +72,12 @@ pub trait TableEngine: Send + Sync {
     /// Returns how many bytes were written since what the last completed flush has made durable.
     fn unflushed_bytes(&self) -> u64;
 
+    /// Ends the use of the files after a last flush. Whatever comes later may be refused as
+    /// [`TableError::Closed`].
+    fn close(&self) -> Result<(), TableError> {
+        Ok(())
+    }
+
     /// Returns about how many bytes the files hold.
     fn disk_bytes(&self) -> u64;
 }

@@ -32,11 +32,28 @@ pub enum TableError {
         /// The engine's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The engine's files cannot be opened. The rows are lost to this node, but not to the
-    /// cluster: with the folder set aside they come back from the log and from other replicas.
+    /// A file of the engine is not what was written. The rows are lost to this node, but not to the
+    /// cluster.
     #[error(
-        "the {engine} table in {} will not open: {reason}; move the folder away to have the \
-         rows rebuilt from the log and from other replicas",
+        "the {engine} engine cannot {doing}: {} is damaged ({source}); move the node's whole folder \
+         away and start the node on an empty one, to have it rebuilt from its peers",
+        path.display()
+    )]
+    Damaged {
+        /// The engine.
+        engine: Engine,
+        /// What was tried.
+        doing: &'static str,
+        /// The file, or the folder if it is not known which of its files it is.
+        path: PathBuf,
+        /// The engine's own error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The engine's files cannot be opened. The rows are lost to this node, but not to the
+    /// cluster: a node with an empty folder gets them from other replicas.
+    #[error(
+        "the {engine} table in {} will not open: {reason}; move the node's whole folder away and \
+         start the node on an empty one, to have it rebuilt from its peers",
         path.display()
     )]
     WillNotOpen {
@@ -149,7 +166,9 @@ impl TableError {
     /// Says whether the tables take no more writes after this error.
     pub fn is_fatal(&self) -> bool {
         match self {
-            Self::Io { .. } | Self::Engine { .. } | Self::Failed { .. } => true,
+            Self::Io { .. } | Self::Engine { .. } | Self::Damaged { .. } | Self::Failed { .. } => {
+                true
+            }
             Self::WillNotOpen { .. }
             | Self::OtherEngine { .. }
             | Self::NotATable { .. }
@@ -163,6 +182,30 @@ impl TableError {
             | Self::Sealed(_)
             | Self::NotSealed(_)
             | Self::Closed => false,
+        }
+    }
+
+    /// Returns true if a read that ended so has found that the disk does not give back what was
+    /// written to it.
+    pub fn is_of_the_disk(&self) -> bool {
+        match self {
+            Self::Io { .. }
+            | Self::Engine { .. }
+            | Self::Damaged { .. }
+            | Self::Format { .. }
+            | Self::Corrupt { .. } => true,
+            Self::WillNotOpen { .. }
+            | Self::OtherEngine { .. }
+            | Self::NotATable { .. }
+            | Self::OutOfOrder { .. }
+            | Self::Batch { .. }
+            | Self::OldSnapshot { .. }
+            | Self::Snapshot { .. }
+            | Self::Dropped(_)
+            | Self::Sealed(_)
+            | Self::NotSealed(_)
+            | Self::Closed
+            | Self::Failed { .. } => false,
         }
     }
 

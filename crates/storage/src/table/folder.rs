@@ -93,7 +93,7 @@ fn claim(dir: &Path, engine: Engine) -> Result<(), TableError> {
 
 fn check_claim(dir: &Path, engine: Engine, text: &str) -> Result<(), TableError> {
     let not_a_table = || TableError::NotATable { path: dir.to_owned() };
-    let mut words = text.split_whitespace();
+    let mut words = text.trim_end_matches('\n').split(' ');
     if words.next() != Some(FORMAT_NAME) {
         return Err(not_a_table());
     }
@@ -112,18 +112,23 @@ fn check_claim(dir: &Path, engine: Engine, text: &str) -> Result<(), TableError>
 }
 
 fn write_claim(dir: &Path, engine: Engine) -> Result<(), TableError> {
-    let unfinished = dir.join(FORMAT_FILE_UNFINISHED);
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&unfinished)?;
-        writeln!(file, "{FORMAT_NAME} {FOLDER_FORMAT} {engine}")?;
-        file.sync_all()?;
-        fs::rename(&unfinished, dir.join(FORMAT_FILE))
-    };
-    write().map_err(TableError::io("write", &unfinished))?;
-    force_directory(dir)?;
+    let claim = format!("{FORMAT_NAME} {FOLDER_FORMAT} {engine}\n");
+    write_whole(&dir.join(FORMAT_FILE), &dir.join(FORMAT_FILE_UNFINISHED), claim.as_bytes())?;
     // The folder's own name must outlive a crash too.
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
     force_directory(parent.unwrap_or(&PathBuf::from(".")))
+}
+
+/// Writes a file so that it is there whole or not at all, whatever happens meanwhile.
+pub(super) fn write_whole(path: &Path, unfinished: &Path, bytes: &[u8]) -> Result<(), TableError> {
+    let write = || -> io::Result<()> {
+        let mut file = File::create(unfinished)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(unfinished, path)
+    };
+    write().map_err(TableError::io("write", unfinished))?;
+    force_directory(path.parent().unwrap_or(path))
 }
 
 /// Says whether nothing but an unfinished claim lies in the folder.

@@ -28,7 +28,7 @@
 //!   last level writes 0 in place of numbers, which is below every later one, so that is enough.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,14 +43,14 @@ use trireme_types::Engine;
 
 use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
 use crate::table::lsm_merge::{Memtables, Parts};
-use crate::table::{TableError, WriteBatch, folder};
+use crate::table::{TableError, WriteBatch, folder, lsm_files};
 
 /// The sorted runs in the first level at which flushes wait for compaction. Each run is one more
 /// place for a read to look; the tree begins to merge them at 4.
 const FIRST_LEVEL_RUNS_MAX: usize = 20;
 
 /// Where in its folder the tree keeps its sorted files.
-const TABLES_FOLDER: &str = "tables";
+pub(super) const TABLES_FOLDER: &str = "tables";
 
 /// The levels of a tree.
 const LEVELS: usize = 7;
@@ -63,11 +63,15 @@ const ENTRIES_PER_TOMBSTONE_MAX: u64 = 8;
 /// its tombstones merged away level by level.
 const PURGE_FILES_MAX: usize = 64;
 
+/// What a disk that cannot read a sector answers.
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+
 /// The size of the files that such a merge writes; the tree's own default.
 const FILE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// A log-structured merge tree.
 pub(crate) struct LsmEngine {
+    folder: PathBuf,
     tree: AnyTree,
     /// Gives every batch and every version of the tree its number.
     numbers: SequenceNumberCounter,
@@ -101,8 +105,17 @@ impl LsmEngine {
         let config = Config::new(path, numbers.clone(), SequenceNumberCounter::default())
             .use_cache(Arc::new(Cache::with_capacity_bytes(cache_bytes)))
             .use_descriptor_table(Some(Arc::new(DescriptorTable::new(open_files_max))));
+        let will_not_open =
+            |path, reason| TableError::WillNotOpen { engine: Engine::Lsm, path, reason };
+        lsm_files::check_list(path).map_err(|damage| will_not_open(damage.path, damage.reason))?;
         let tree = folder::catch_panic(Engine::Lsm, path, || {
             config.open().map_err(|error| error.to_string())
+        });
+        let tree = tree.map_err(|error| match (error, lsm_files::find_damaged(path)) {
+            (TableError::WillNotOpen { reason, .. }, Some(damaged)) => {
+                will_not_open(damaged, reason)
+            }
+            (error, _) => error,
         })?;
         // A process that was killed may have left files that the system has and the disk has not.
         // What is read from now on counts as persisted, so it must be.
@@ -113,6 +126,7 @@ impl LsmEngine {
         numbers.set(next);
         let memtables = Memtables { active: tree.active_memtable(), sealed: Vec::new() };
         Ok(Self {
+            folder: path.to_owned(),
             tree,
             memtables: RwLock::new(memtables),
             numbers,
@@ -164,8 +178,9 @@ impl LsmEngine {
 
     fn rows(&self, span: &Span) -> impl DoubleEndedIterator<Item = RowResult> + Send + use<> {
         let range = &span.start[..]..&span.end[..];
-        self.with_visible(|visible| self.tree.range(range, visible, None)).map(|row| {
-            let (key, value) = row.into_inner().map_err(|e| failed("read rows", e))?;
+        let folder = self.folder.clone();
+        self.with_visible(|visible| self.tree.range(range, visible, None)).map(move |row| {
+            let (key, value) = row.into_inner().map_err(|e| failed(&folder, "read rows", e))?;
             Ok((Bytes::from(key), Bytes::from(value)))
         })
     }
@@ -175,8 +190,12 @@ impl LsmEngine {
         Parts::new(&self.tree, &self.memtables.read(), span, visible)
     }
 
+    fn failed(&self, doing: &'static str, source: lsm_tree::Error) -> TableError {
+        failed(&self.folder, doing, source)
+    }
+
     fn get_below(&self, visible: SeqNo, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-        let value = self.tree.get(key, visible).map_err(|e| failed("read a row", e))?;
+        let value = self.tree.get(key, visible).map_err(|e| self.failed("read a row", e))?;
         Ok(value.map(Bytes::from))
     }
 }
@@ -267,7 +286,7 @@ impl TableEngine for LsmEngine {
         let (value, parts) =
             self.with_files(|visible| (self.get_below(visible, key), self.parts(span, visible)));
         let scanned = parts.scan(span.reverse, budget, visit);
-        Ok((value?, scanned.map_err(|e| failed("read rows", e))?))
+        Ok((value?, scanned.map_err(|e| self.failed("read rows", e))?))
     }
 
     fn scan(
@@ -280,7 +299,7 @@ impl TableEngine for LsmEngine {
             return Ok(Scanned::default());
         }
         let parts = self.with_visible(|visible| self.parts(span, visible));
-        parts.scan(span.reverse, budget, visit).map_err(|e| failed("read rows", e))
+        parts.scan(span.reverse, budget, visit).map_err(|e| self.failed("read rows", e))
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {
@@ -304,7 +323,7 @@ impl TableEngine for LsmEngine {
         }
         let watermark = self.watermark();
         // The tree writes and forces the files, then its manifest, then the folders of both.
-        self.tree.flush(&flushing, watermark).map_err(|e| failed("flush", e))?;
+        self.tree.flush(&flushing, watermark).map_err(|e| self.failed("flush", e))?;
         // All that were sealed are in files now; the lock on flushing keeps others away.
         self.memtables.write().sealed.clear();
         self.sealed_bytes.store(0, Ordering::Release);
@@ -315,7 +334,7 @@ impl TableEngine for LsmEngine {
     fn compact(&self) -> Result<bool, TableError> {
         let before = self.shape();
         let strategy = Arc::clone(&self.strategy);
-        self.tree.compact(strategy, self.watermark()).map_err(|e| failed("compact", e))?;
+        self.tree.compact(strategy, self.watermark()).map_err(|e| self.failed("compact", e))?;
         self.show_newest_version();
         Ok(self.shape() != before)
     }
@@ -329,7 +348,7 @@ impl TableEngine for LsmEngine {
         }
         tracing::debug!(tombstones, entries, files, "rewriting the tables without what is deleted");
         let purged = self.tree.major_compact(FILE_BYTES, self.watermark());
-        purged.map_err(|e| failed("remove tombstones", e))?;
+        purged.map_err(|e| self.failed("remove tombstones", e))?;
         self.show_newest_version();
         Ok(true)
     }
@@ -352,8 +371,17 @@ fn value(entry: InternalValue) -> Option<Bytes> {
     (!entry.is_tombstone()).then(|| Bytes::from(entry.value))
 }
 
-fn failed(doing: &'static str, source: lsm_tree::Error) -> TableError {
-    TableError::Engine { engine: Engine::Lsm, doing, source: Box::new(source) }
+/// Names the file that is damaged, if it is one that made an operation fail.
+fn failed(folder: &Path, doing: &'static str, source: lsm_tree::Error) -> TableError {
+    // What else a system refuses, such as room on a full disk, is no damage of a file.
+    let is_refused = matches!(&source, lsm_tree::Error::Io(error)
+        if error.raw_os_error().is_some_and(|code| code != EIO));
+    let (engine, source) = (Engine::Lsm, Box::new(source));
+    let damaged = if is_refused { None } else { lsm_files::find_damaged(folder) };
+    match damaged {
+        Some(path) => TableError::Damaged { engine, doing, path, source },
+        None => TableError::Engine { engine, doing, source },
+    }
 }
 
 #[cfg(test)]

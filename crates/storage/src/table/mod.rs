@@ -35,8 +35,10 @@ mod error;
 pub(crate) mod folder;
 pub(crate) mod keys;
 mod lsm;
+mod lsm_files;
 mod lsm_merge;
 mod maintenance;
+mod seal;
 mod sled;
 mod tables;
 

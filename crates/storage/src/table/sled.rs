@@ -2,18 +2,21 @@
 //!
 //! Three things are done around it:
 //!
-//! * **Visibility.** sled applies a batch row by row as far as iterators can tell, so a gate keeps
+//! * **Visibility.** sled applies a batch row by row as far as iterators can tell, so a lock keeps
 //!   writers out while a page is read. A view copies its rows into an unlinked file under the same
-//!   gate, and reads them from there.
+//!   lock, and reads them from there.
 //! * **Durability.** On Linux sled's flush starts write-back with `sync_file_range`, which forces
 //!   neither the file's length nor the disk's cache (sled issue 1452). After it, every file that
 //!   may have changed is forced here, and the folders too.
 //! * **Opening.** sled can fail or panic on files that a crash left behind. Both become
 //!   [`TableError::WillNotOpen`]: the rows are lost to this node and come back from the log and
 //!   from other replicas.
+//! * **Damage.** sled checks what it reads, but its recovery takes damage for what a crash has torn and
+//!   passes over it. So its files are sealed when it is closed in order, and compared when it is opened.
 //!
 //! What is left out: after a power cut sled may find its own older writes torn, since it reuses
-//! space of its file before our forcing. It then does not open, or opens at an earlier point.
+//! space of its file before our forcing. It then does not open, or opens at an earlier point. Nor is
+//! all damage found that comes to the files of a table that a crash left.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -24,11 +27,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
+use rustix::fs::{FlockOperation, flock};
 use sled::IVec;
 use trireme_types::Engine;
 
 use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
-use crate::table::{TableError, WriteBatch, folder};
+use crate::table::{TableError, WriteBatch, folder, seal};
 
 /// How long to wait for the file lock of a table that was closed a moment ago: sled's threads let
 /// go of it a little after its handle.
@@ -37,13 +41,15 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How often the lock is tried meanwhile.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
+/// sled's file of rows.
+const ROWS_FILE: &str = "db";
+
 /// A sled database.
 pub(crate) struct SledEngine {
     path: PathBuf,
-    db: sled::Db,
-    /// Held for writing by writers and for reading by pages and views, so that neither sees a
-    /// batch in part.
-    gate: RwLock<()>,
+    /// Locked for writing by writers and for reading by pages and views, so that neither sees a
+    /// batch in part. `None` once closed.
+    db: RwLock<Option<sled::Db>>,
     unflushed_bytes: AtomicU64,
 }
 
@@ -53,11 +59,16 @@ impl SledEngine {
         let config = sled::Config::new().path(path).cache_capacity(cache_bytes);
         // Flushes are ours to start.
         let config = config.flush_every_ms(None);
+        seal::check(path).map_err(|seal::Broken { path, reason }| TableError::WillNotOpen {
+            engine: Engine::Sled,
+            path,
+            reason,
+        })?;
+        seal::break_seal(path)?;
         let db = folder::catch_panic(Engine::Sled, path, || open_unlocked(&config))?;
         let engine = Self {
             path: path.to_owned(),
-            db,
-            gate: RwLock::new(()),
+            db: RwLock::new(Some(db)),
             unflushed_bytes: AtomicU64::new(0),
         };
         // A killed process may have left writes that the system has and the disk has not. What is
@@ -66,15 +77,37 @@ impl SledEngine {
         Ok(engine)
     }
 
-    /// Returns the value of a key. The caller holds the gate.
-    fn get_gated(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-        let value = self.db.get(key).map_err(|e| failed("read a row", e))?;
-        Ok(value.map(to_bytes))
+    fn get_from(&self, db: &sled::Db, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        self.reading("read a row", || Ok(db.get(key)?.map(to_bytes)))
     }
 
-    /// Shows the rows of the span to `visit`. The caller holds the gate.
-    fn scan_gated(
+    /// Calls `read`. What it finds of the files is an error that names them, and so is a panic of sled
+    /// over them.
+    fn reading<T>(
         &self,
+        doing: &'static str,
+        read: impl FnOnce() -> Result<T, sled::Error>,
+    ) -> Result<T, TableError> {
+        let read = folder::catch_panic(Engine::Sled, &self.path, || Ok(read()));
+        read.map_err(|panic| self.damaged(doing, Box::new(panic)))?.map_err(|error| match error {
+            sled::Error::Io(_) => failed(doing, error),
+            error => self.damaged(doing, Box::new(error)),
+        })
+    }
+
+    fn damaged(
+        &self,
+        doing: &'static str,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    ) -> TableError {
+        let path = self.path.join(ROWS_FILE);
+        TableError::Damaged { engine: Engine::Sled, doing, path, source }
+    }
+
+    /// Shows the rows of the span to `visit`.
+    fn scan_of(
+        &self,
+        db: &sled::Db,
         span: &Span,
         budget: ScanBudget,
         visit: Visit<'_>,
@@ -82,10 +115,13 @@ impl SledEngine {
         if span.is_empty() {
             return Ok(Scanned::default());
         }
-        let mut rows = self.range(span);
+        let mut rows = range(db, span);
         let (mut entries, mut bytes) = (0, 0);
-        while let Some(row) = if span.reverse { rows.next_back() } else { rows.next() } {
-            let (key, value) = row.map_err(|e| failed("read rows", e))?;
+        let mut next = || {
+            let mut next = || if span.reverse { rows.next_back() } else { rows.next() };
+            self.reading("read rows", || next().transpose())
+        };
+        while let Some((key, value)) = next()? {
             let key = to_bytes(key);
             entries += 1;
             bytes += key.len() + value.len();
@@ -97,10 +133,6 @@ impl SledEngine {
             }
         }
         Ok(Scanned::default())
-    }
-
-    fn range(&self, span: &Span) -> sled::Iter {
-        self.db.range(&span.start[..]..&span.end[..])
     }
 
     /// Forces every file that sled may have written, and the folders that name them.
@@ -124,20 +156,20 @@ impl TableEngine for SledEngine {
                 None => changes.remove(&change.key[..]),
             }
         }
-        let _writing = self.gate.write();
-        self.db.apply_batch(changes).map_err(|e| failed("write", e))?;
+        let db = self.db.write();
+        usable(&db)?.apply_batch(changes).map_err(|e| failed("write", e))?;
         self.unflushed_bytes.fetch_add(bytes, Ordering::AcqRel);
         Ok(())
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-        let _reading = self.gate.read();
-        self.get_gated(key)
+        self.get_from(usable(&self.db.read())?, key)
     }
 
     fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError> {
-        let _reading = self.gate.read();
-        Ok([self.get_gated(keys[0])?, self.get_gated(keys[1])?])
+        let db = self.db.read();
+        let db = usable(&db)?;
+        Ok([self.get_from(db, keys[0])?, self.get_from(db, keys[1])?])
     }
 
     fn get_and_scan(
@@ -147,8 +179,9 @@ impl TableEngine for SledEngine {
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<(Option<Bytes>, Scanned), TableError> {
-        let _reading = self.gate.read();
-        Ok((self.get_gated(key)?, self.scan_gated(span, budget, visit)?))
+        let db = self.db.read();
+        let db = usable(&db)?;
+        Ok((self.get_from(db, key)?, self.scan_of(db, span, budget, visit)?))
     }
 
     fn get_resident(&self, _key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
@@ -169,8 +202,7 @@ impl TableEngine for SledEngine {
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<Scanned, TableError> {
-        let _reading = self.gate.read();
-        self.scan_gated(span, budget, visit)
+        self.scan_of(usable(&self.db.read())?, span, budget, visit)
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {
@@ -179,9 +211,10 @@ impl TableEngine for SledEngine {
             let mut spool = BufWriter::new(tempfile::tempfile().map_err(io)?);
             let mut rows = 0;
             if !span.is_empty() {
-                let _reading = self.gate.read();
-                for row in self.range(span) {
-                    let (key, value) = row.map_err(|e| failed("read rows", e))?;
+                let db = self.db.read();
+                let mut found = range(usable(&db)?, span);
+                let mut next = || self.reading("read rows", || found.next().transpose());
+                while let Some((key, value)) = next()? {
                     write_part(&mut spool, &key).map_err(io)?;
                     write_part(&mut spool, &value).map_err(io)?;
                     rows += 1;
@@ -196,7 +229,9 @@ impl TableEngine for SledEngine {
 
     fn flush(&self) -> Result<(), TableError> {
         let bytes = self.unflushed_bytes.load(Ordering::Acquire);
-        self.db.flush().map_err(|e| failed("flush", e))?;
+        // Writers need not wait for the disk.
+        let db = usable(&self.db.read())?.clone();
+        db.flush().map_err(|e| failed("flush", e))?;
         self.force_files()?;
         self.unflushed_bytes.fetch_sub(bytes, Ordering::AcqRel);
         Ok(())
@@ -221,7 +256,41 @@ impl TableEngine for SledEngine {
     }
 
     fn disk_bytes(&self) -> u64 {
-        self.db.size_on_disk().unwrap_or(0)
+        let db = self.db.read();
+        db.as_ref().and_then(|db| db.size_on_disk().ok()).unwrap_or(0)
+    }
+
+    fn close(&self) -> Result<(), TableError> {
+        let Some(db) = self.db.write().take() else { return Ok(()) };
+        drop(db);
+        let rows = File::open(self.path.join(ROWS_FILE));
+        let rows = rows.map_err(TableError::io("open", &self.path))?;
+        // sled's threads may hold on to its files for a little longer, and change them.
+        if wait_for_lock(&rows) {
+            return seal::seal(&self.path);
+        }
+        tracing::warn!(path = %self.path.display(), "the table's files are in use and are not sealed");
+        Ok(())
+    }
+}
+
+fn usable(db: &Option<sled::Db>) -> Result<&sled::Db, TableError> {
+    db.as_ref().ok_or(TableError::Closed)
+}
+
+fn range(db: &sled::Db, span: &Span) -> sled::Iter {
+    db.range(&span.start[..]..&span.end[..])
+}
+
+/// Returns true once no one else has the file locked.
+fn wait_for_lock(file: &File) -> bool {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return true,
+            Err(_) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
+            Err(_) => return false,
+        }
     }
 }
 

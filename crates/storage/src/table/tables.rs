@@ -309,7 +309,8 @@ impl Tables {
         self.shared.core.metrics()
     }
 
-    /// Flushes and ends the maintenance threads. Nothing is written any more after it.
+    /// Flushes and ends the maintenance threads. Nothing is written any more after it, and reads may be
+    /// refused.
     pub fn close(&self) -> Result<(), TableError> {
         let flushed = match self.shared.core.flush() {
             Err(TableError::Closed) => Ok(()),
@@ -319,7 +320,8 @@ impl Tables {
         // Ends its threads, which may be at the disk.
         drop(maintenance);
         self.shared.core.forget_listeners();
-        flushed
+        flushed?;
+        self.shared.core.close_engine()
     }
 }
 

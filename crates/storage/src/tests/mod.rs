@@ -1,6 +1,7 @@
 //! One suite for both engines, and what its tests share.
 
 mod apply;
+mod damage;
 mod faults;
 mod giving_up;
 mod kill;

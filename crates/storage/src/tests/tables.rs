@@ -218,32 +218,32 @@ fn a_folder_belongs_to_its_engine_and_format(engine: Engine) {
     drop(Tables::open(fresh.path(), small(engine)).unwrap());
 }
 
-/// Rows that are not what was written are errors that name them, never a panic and never a value.
+/// Rows that are not what was written are errors that name them, never a panic and never a value; and
+/// the tables that have them take no more writes, so that the node stops.
 fn damaged_rows_are_errors(engine: Engine) {
-    let fixture = Fixture::new(engine);
-    let table = fixture.cohort();
-    apply(&table, vec![put("k", "v")]);
-    let place = Place { cohort: COHORT, generation: 1 };
-    let damage = |value: &[u8]| {
+    for value in [&[][..], &[1, 2, 3], &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
+        let fixture = Fixture::new(engine);
+        let table = fixture.cohort();
+        apply(&table, vec![put("k", "v")]);
+        let place = Place { cohort: COHORT, generation: 1 };
         let mut batch = WriteBatch::default();
         batch.put(&[&place.row_key(b"k")], &[value]);
         fixture.tables().core().write(batch).unwrap();
-    };
-    for value in [&[][..], &[1, 2, 3], &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
-        damage(value);
         let read = table.get(b"k").unwrap_err();
         let scanned = table.scan(&KeyRange::all(), 9, false).unwrap_err();
         for error in [read, scanned] {
             let named = matches!(error, TableError::Corrupt { .. } | TableError::Format { .. });
             assert!(named, "{value:?} gave {error}");
         }
+        let refused = table.apply(&[entry(2, vec![put("other", "v")])]).unwrap_err();
+        assert!(matches!(refused, TableError::Failed { .. }), "{refused}");
     }
+    let fixture = Fixture::new(engine);
     let mut batch = WriteBatch::default();
     batch.put(&[&keys::meta_key(CohortId(3))], &[b"\x01damaged"]);
     batch.put(&[&Place { cohort: CohortId(4), generation: 0 }.prefix(keys::KIND_META)], &[b"\x09"]);
     fixture.tables().core().write(batch).unwrap();
     fixture.tables().close().unwrap();
-    drop(table);
     let Fixture { dir, options, tables } = fixture;
     drop(tables);
     let refused = Tables::open(dir.path(), options).map(drop).unwrap_err();

@@ -5,17 +5,23 @@
 //! yet was answered before it was called. Where none is left that could be, it goes back. What was
 //! taken together with the state that it led to is remembered, so nothing is tried twice.
 //!
-//! Three rules make it fast without changing a verdict:
+//! Four rules make it fast without changing a verdict:
 //!
 //! - An operation that may be next and can change no state, such as a read of the present value, is
 //!   taken at once: taken earlier, it hinders no other.
 //! - An operation with an ambiguous outcome is taken only for what the next one sees of it. If that
 //!   one would be answered alike and lead to the same state without it, it is left out.
 //! - Of equal operations with ambiguous outcomes, one is tried.
+//! - A state is not left while an operation has to find it that is not taken yet, and no other can
+//!   bring it back. Where each value is written once, as our own tests do, a wrong guess at the order
+//!   of concurrent writes is found by the next step, and not where a read cannot be explained.
+
+mod losses;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
+use self::losses::Losses;
 use crate::history::Operation;
 
 /// The sequential specification of an object.
@@ -46,6 +52,28 @@ pub trait Model {
     /// Returns the state after an operation of which the answer is not known; `None` if it changes
     /// nothing in this state.
     fn step_of_unknown(&self, state: &Self::State, input: &Self::Input) -> Option<Self::State>;
+
+    /// Returns the state in which alone an operation can be answered so; `None` if there are several,
+    /// or if that is not known.
+    fn needs(&self, _input: &Self::Input, _output: &Self::Output) -> Option<Self::State> {
+        None
+    }
+
+    /// Returns which state an operation leads to, with its answer if that is known.
+    fn makes(&self, _input: &Self::Input, _output: Option<&Self::Output>) -> Makes<Self::State> {
+        Makes::Unknown
+    }
+}
+
+/// Which state an operation leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Makes<S> {
+    /// To the one before it.
+    Nothing,
+    /// To this one, or to the one before it.
+    State(S),
+    /// That depends on the state before it.
+    Unknown,
 }
 
 /// How much one search may take. Reaching a bound ends it without a verdict.
@@ -95,7 +123,21 @@ pub fn search<M: Model>(
     history: &[Operation<M::Input, M::Output>],
     limits: &Limits,
 ) -> Found {
-    Search::new(model, history, *limits).run()
+    let losses = Losses::of(model, history);
+    let never_there = losses.as_ref().and_then(|losses| losses.never_there(&model.initial()));
+    let found = match never_there {
+        Some(stuck) => Found::NoOrder { longest: Vec::new(), stuck },
+        None => Search::new(model, history, *limits, losses).run(),
+    };
+    if !matches!(found, Found::NoOrder { .. }) {
+        return found;
+    }
+    // A longer beginning explains more: without the rule of losses the search gets as far as answers
+    // can be explained, if its bounds let it.
+    match Search::new(model, history, *limits, None).run() {
+        explained @ Found::NoOrder { .. } => explained,
+        Found::Order(_) | Found::Exhausted(_) => found,
+    }
 }
 
 /// A bookkeeping entry of the memo and of each known state, beside what it holds.
@@ -123,6 +165,8 @@ struct Search<'a, M: Model> {
     memo: HashSet<Box<[u32]>>,
     memo_bytes: usize,
     longest: Option<(usize, Vec<usize>)>,
+    /// Unless the model does not know what operations need and make.
+    losses: Option<Losses<M::State>>,
 }
 
 /// One operation that may be next and changes the state.
@@ -157,7 +201,12 @@ enum Entered {
 }
 
 impl<'a, M: Model> Search<'a, M> {
-    fn new(model: &'a M, history: &'a [Operation<M::Input, M::Output>], limits: Limits) -> Self {
+    fn new(
+        model: &'a M,
+        history: &'a [Operation<M::Input, M::Output>],
+        limits: Limits,
+        losses: Option<Losses<M::State>>,
+    ) -> Self {
         let by_call = |is_answered: bool| {
             let mut places: Vec<_> = (0..history.len())
                 .filter(|&place| history[place].answer.is_some() == is_answered)
@@ -182,6 +231,7 @@ impl<'a, M: Model> Search<'a, M> {
             memo: HashSet::new(),
             memo_bytes: 0,
             longest: None,
+            losses,
         }
     }
 
@@ -229,11 +279,15 @@ impl<'a, M: Model> Search<'a, M> {
                 state
             }
             Some(Choice::Ambiguous(at, state)) => {
-                self.used[at] = true;
+                self.set_used(at, true);
                 state
             }
         };
         let mut frame = Frame { via, state, absorbed: Vec::new(), choices: Vec::new(), next: 0 };
+        if state != before && self.would_lose(before) {
+            self.leave(&frame);
+            return Entered::DeadEnd;
+        }
         let mut open = self.absorb(state, &mut frame.absorbed);
         if self.taken_count == self.answered.len() {
             let mut last = Vec::from_iter(via.map(|choice| self.place(choice)));
@@ -374,8 +428,25 @@ impl<'a, M: Model> Search<'a, M> {
         number
     }
 
+    /// Returns true if leaving a state would leave operations without it for good.
+    fn would_lose(&self, state: State) -> bool {
+        let losses = self.losses.as_ref();
+        losses.is_some_and(|losses| losses.would_lose(&self.states[state as usize]))
+    }
+
+    fn set_used(&mut self, at: usize, is_used: bool) {
+        self.used[at] = is_used;
+        if let Some(losses) = &mut self.losses {
+            let place = self.ambiguous[at];
+            if is_used { losses.take(place) } else { losses.put_back(place) }
+        }
+    }
+
     fn take(&mut self, at: usize) {
         self.taken[at] = true;
+        if let Some(losses) = &mut self.losses {
+            losses.take(self.answered[at]);
+        }
         self.taken_count += 1;
         while self.taken.get(self.prefix) == Some(&true) {
             self.prefix += 1;
@@ -387,13 +458,16 @@ impl<'a, M: Model> Search<'a, M> {
         let via = match frame.via {
             Some(Choice::Answered(at, _)) => Some(at),
             Some(Choice::Ambiguous(at, _)) => {
-                self.used[at] = false;
+                self.set_used(at, false);
                 None
             }
             None => None,
         };
         for at in frame.absorbed.iter().copied().chain(via) {
             self.taken[at] = false;
+            if let Some(losses) = &mut self.losses {
+                losses.put_back(self.answered[at]);
+            }
             self.taken_count -= 1;
             self.prefix = self.prefix.min(at);
         }

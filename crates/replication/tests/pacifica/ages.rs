@@ -1,0 +1,109 @@
+//! What a primary says of the age of its commit point, event by event.
+
+use std::time::Duration;
+
+use trireme_replication::core::{Core as _, Effect, EpochRuns, Event, Moment, Recovered, Ticket};
+use trireme_replication::pacifica::{Newest, Pacifica, PacificaMessage, PacificaOptions};
+use trireme_storage::IoId;
+use trireme_types::{CohortConfig, CohortId, Incarnation, Lsn, NodeId, Protocol};
+
+const N1: NodeId = NodeId(1);
+const N2: NodeId = NodeId(2);
+
+/// Primary n1 of two.
+struct Primary {
+    core: Pacifica,
+    now: Moment,
+    writes: u64,
+}
+
+impl Primary {
+    fn start() -> Self {
+        let recovered = Recovered {
+            node: N1,
+            cohort: CohortId(1),
+            log: EpochRuns::starting_after(Lsn::ZERO),
+            hard_state: None,
+            commit_point: Lsn::ZERO,
+            applied: Lsn::ZERO,
+            protocol_state: None,
+        };
+        let core = Pacifica::new(&recovered, PacificaOptions::new(Incarnation(1)));
+        let now = Moment::after_start(Duration::from_secs(10));
+        Self { core: core.expect("the disk makes sense"), now, writes: 0 }
+    }
+
+    fn tell(&mut self, event: Event<Pacifica>) -> Vec<Effect<Pacifica>> {
+        self.core.handle(self.now, event);
+        let mut effects = Vec::new();
+        self.core.drain_effects(&mut effects);
+        let is_write = |effect: &&Effect<_>| matches!(effect, Effect::Persist(_));
+        self.writes += effects.iter().filter(is_write).count() as u64;
+        effects
+    }
+
+    /// Has n2 acknowledge everything.
+    fn acknowledge(&mut self) {
+        let upto = self.core.status().last;
+        let (epoch, supports, incarnation) = (1, Some(self.now), Incarnation(2));
+        let message = PacificaMessage::Prepared { epoch, upto, supports, incarnation };
+        self.tell(Event::Message { from: N2, message });
+    }
+
+    /// Returns what the beacons say that are due now.
+    fn beacon(&mut self) -> Option<Moment> {
+        let moment = |effect| match effect {
+            Effect::Send { message: PacificaMessage::Beacon(beacon), .. } => beacon.current_at,
+            _ => None,
+        };
+        self.tell(Event::Timeout).into_iter().filter_map(moment).last()
+    }
+}
+
+/// A replica that the primary has handed over to may be the primary before the leases end: what is
+/// acknowledged by that one is not in the commit point that this one still says [PAC-36] [PAC-70].
+#[test]
+fn what_a_primary_says_once_it_has_handed_over_gets_no_younger() {
+    let mut primary = Primary::start();
+    let config = CohortConfig {
+        cohort: CohortId(1),
+        version: 1,
+        protocol: Protocol::Pacifica,
+        replicas: vec![N1, N2],
+        replicas_wanted: 2,
+        incarnations: [(N1, Incarnation(1)), (N2, Incarnation(2))].into(),
+        origin: None,
+    };
+    primary.tell(Event::Coordination(Newest(config)));
+    let upto = IoId(primary.writes);
+    primary.tell(Event::Durable { upto });
+    let position = trireme_replication::streaming::Position {
+        committed: Lsn::ZERO,
+        last: Lsn::ZERO,
+        is_learner: false,
+    };
+    let message =
+        PacificaMessage::ReportPosition { epoch: 1, position, incarnation: Incarnation(2) };
+    let sends = primary.tell(Event::Message { from: N2, message });
+    let seqs = sends.into_iter().find_map(|effect| match effect {
+        Effect::SendLog { seqs, .. } => Some(seqs),
+        _ => None,
+    });
+    let seqs = seqs.expect("it sends its no-op");
+    primary.tell(Event::LogSent { to: N2, next: seqs.end, seqs });
+    let upto = IoId(primary.writes);
+    primary.tell(Event::Durable { upto });
+    primary.acknowledge();
+    let upto = primary.core.status().committed;
+    assert_eq!(upto.seq, 1, "its no-op is committed");
+    primary.tell(Event::Applied { upto });
+    primary.now = primary.now + Duration::from_millis(200);
+    assert_eq!(primary.beacon(), Some(primary.now), "it is the primary");
+    primary.acknowledge();
+    let handed_over = primary.now;
+    primary.tell(Event::TransferLeader { ticket: Ticket(1), to: N2 });
+    for _ in 0..3 {
+        primary.now = primary.now + Duration::from_millis(200);
+        assert_eq!(primary.beacon(), Some(handed_over));
+    }
+}
