@@ -248,7 +248,7 @@ fn how_long_writes_stop() {
     recorder.finish(cluster);
 }
 
-#[expect(clippy::print_stderr, reason = "a figure for whoever runs the test")]
+#[expect(clippy::print_stderr, reason = "a figure for those who run the test")]
 fn show(text: &str) {
     eprintln!("{text}");
 }

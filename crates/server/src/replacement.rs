@@ -101,7 +101,7 @@ impl Replacement {
     /// Returns the newest configuration of a cohort that is led here, if it can admit replicas.
     fn led<'a>(&self, routes: &'a Routes, hosted: &HostedCohort) -> Option<&'a CohortConfig> {
         let config = routes.configs.get(&hosted.descriptor.cohort)?;
-        // One that has ended takes nobody in.
+        // One that has ended admits no replica.
         let leads = admits_replicas(config.protocol)
             && !hosted.table.is_sealed()
             && hosted.replica.leader() == Some(self.node)

@@ -1,7 +1,7 @@
 //! Cohorts that end, and others that go on.
 //!
 //! A change of a range is a *seal*: an entry of its cohort's log that names those who go on. The leader
-//! proposes it ([`Changes`]); once it is applied, it is decided, and whoever has applied it can do the
+//! proposes it ([`Changes`]); once it is applied, it is decided, and any node that has applied it can do the
 //! rest ([`Succession`]), the leader at once and the others if it does not:
 //!
 //! 1. the catalog is changed, so that the successors have ids and the range;
@@ -98,7 +98,9 @@ impl Succession {
                     let ids: Vec<_> = configs.iter().map(|config| config.cohort).collect();
                     tracing::info!(%cohort, successors = ?ids, "others go on where the cohort ended");
                 }
-                Err(error) => tracing::warn!(%cohort, %error, "nobody goes on yet"),
+                Err(error) => {
+                    tracing::warn!(%cohort, %error, "the successors are not known to the catalog yet")
+                }
             }
         }
     }
@@ -246,7 +248,7 @@ impl Changes {
         }
         let seal = next_seal(routes, hosted, self.node, change)?;
         let (hosted, held) = (Arc::clone(hosted), hosted.hold_reads());
-        // Whoever asks may go: reads are held until it is known what has become of the seal.
+        // The caller may go: reads are held until it is known what has become of the seal.
         let sealing = tokio::spawn(async move {
             let sealed = hosted.replica.seal(&seal).await;
             if sealed.is_ok() {

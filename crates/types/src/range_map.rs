@@ -100,7 +100,7 @@ impl RangeMap {
     }
 
     /// Returns the next version of the map, in which these ranges of these cohorts take the place of
-    /// `cohort`'s; `None` if it serves none. Their epochs are above its own, so that whoever was routed
+    /// `cohort`'s; `None` if it serves none. Their epochs are above its own, so that a client that was routed
     /// to it is answered with the newer route (C5).
     pub fn replace(
         &self,

@@ -1,7 +1,7 @@
 //! Cohorts that go on where another one ended: how the catalog learns of them.
 //!
 //! That a cohort has ended, and who goes on, was decided by its own replicas, in its log
-//! ([`trireme_types::Seal`]). Here it is only written down, by whoever has applied it, and as often as
+//! ([`trireme_types::Seal`]). Here it is only written down, by any node that has applied it, and as often as
 //! anyone likes: the first change counts, and every later one finds it done.
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ pub enum SuccessionError {
     /// The successors' ranges are not the cohort's.
     #[error("the successors do not serve what the cohort served: {0}")]
     Ranges(#[from] RangeMapError),
-    /// There is no such cohort, and nobody went on from it.
+    /// There is no such cohort, and no other went on from it.
     #[error("the catalog does not know the cohort {0}")]
     NoCohort(CohortId),
 }

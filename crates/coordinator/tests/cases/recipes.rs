@@ -182,7 +182,7 @@ pub async fn a_cohort_is_succeeded_once(options: CoordinatorOptions) {
         let state = catalog.load().await.unwrap().unwrap();
         assert_eq!(state.configs[&first].version, 2);
         assert!(is_over(&state.configs, CohortId(1)) && !is_over(&state.configs, CohortId(2)));
-        assert!(!is_over(&state.configs, CohortId(3)), "nobody went on from it");
+        assert!(!is_over(&state.configs, CohortId(3)), "no other went on from it");
     }
     // An id is not given again, and the ranges must be what the cohort served.
     let next = catalog.succeed(CohortId(3), at, &seal(3, Protocol::Pacifica)).await.unwrap();

@@ -103,7 +103,7 @@ impl<C: Core> Sender<C> {
         let sending = async move {
             let snapshot = match simulation::blocking(move || table.snapshot()).await {
                 Ok(Ok(snapshot)) => snapshot,
-                // Whoever lacks what the log does not hold any more comes to a successor without it.
+                // A replica that lacks what the log does not hold any more comes to a successor without it.
                 //= RANGE-13
                 Ok(Err(TableError::Sealed(_))) => {
                     return mailbox.notice(Event::SnapshotSent { to, answer: None });

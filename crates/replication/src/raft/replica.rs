@@ -11,7 +11,7 @@ use openraft::errors::{
     ClientWriteError, Fatal, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError,
 };
 use openraft::storage::Snapshot;
-use openraft::{EmptyNode, RaftMetrics, ReadPolicy, ServerState};
+use openraft::{RaftMetrics, ReadPolicy, ServerState};
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
@@ -21,6 +21,7 @@ use trireme_types::{CohortConfig, CommandBatch, Lsn, NodeId, Outcome, Protocol, 
 
 use super::admission::{Admission, is_newcomer};
 use super::calls::Calls;
+use super::forming::{form_cohort, lead_at_first};
 use super::heard::Heard;
 use super::inbound::{Event, Inbound, RaftHandle};
 use super::log_holds::LogHolds;
@@ -46,13 +47,6 @@ const EVENTS_MAX: usize = 64;
 /// After how long without a leader's append a voter believes that another incarnation has taken its
 /// place, if it sees appends to that one. Longer than an election takes.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3);
-
-/// How long the first replica of a cohort that goes on where another one ended waits for votes before it
-/// asks again: a few round trips, since the others begin at about the same time.
-const FIRST_ELECTION_PAUSE: Duration = Duration::from_millis(40);
-
-/// How often it asks at most.
-const FIRST_TERMS_MAX: u64 = 20;
 
 /// How long giving up the log waits for Raft to do it.
 const PURGE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -491,53 +485,6 @@ fn member(raft: &RaftHandle, node: NodeId) -> RaftId {
 
 fn failed(error: &std::io::Error) -> ReplicaError {
     ReplicaError::Failed(error.to_string())
-}
-
-/// Returns what a Raft cohort keeps beside its rows whose first members are on these nodes: a
-/// membership, for one that does not begin with an empty log.
-pub fn first_state(replicas: &[NodeId]) -> Bytes {
-    let voters: BTreeSet<RaftId> = replicas.iter().map(|node| RaftId::first(*node)).collect();
-    encode_membership(&RaftMembership::new_with_defaults(vec![voters], []))
-}
-
-/// Writes the cohort's first membership, unless its log already begins with one. Every member may
-/// do so, since all would write the same; the range's base node does it at once, so that it leads
-/// at first, and the others only if it does not come.
-async fn form_cohort(raft: RaftHandle, id: RaftId, config: CohortConfig, options: RaftOptions) {
-    if config.replicas.first() != Some(&id.node()) {
-        tokio::time::sleep(options.election_timeout_max * 3).await;
-    }
-    let members: BTreeMap<RaftId, EmptyNode> =
-        config.replicas.iter().map(|node| (RaftId::first(*node), EmptyNode::default())).collect();
-    match raft.initialize(members).await {
-        Ok(()) => tracing::info!(cohort = %config.cohort, "the cohort was formed"),
-        Err(error) => tracing::debug!(cohort = %config.cohort, %error, "the cohort exists"),
-    }
-}
-
-/// Stands at once in a cohort that goes on where another one ended and has had no leader yet, until it
-/// has one. The others are given that time, unless the first does not come; those that are not here
-/// yet do not hear it.
-async fn lead_at_first(raft: RaftHandle, options: RaftOptions) {
-    if raft.metrics().borrow_watched().current_term > 0 {
-        // It ran before.
-        return;
-    }
-    let until = Instant::now() + options.election_timeout_max * 3;
-    while Instant::now() < until {
-        let metrics = raft.metrics();
-        let (term, leader) = {
-            let metrics = metrics.borrow_watched();
-            (metrics.current_term, metrics.current_leader)
-        };
-        if leader.is_some() || term > FIRST_TERMS_MAX {
-            return;
-        }
-        if let Err(error) = raft.trigger().elect(false).await {
-            return tracing::debug!(%error, "the first election was not begun");
-        }
-        tokio::time::sleep(FIRST_ELECTION_PAUSE).await;
-    }
 }
 
 async fn watch_for_failure(raft: RaftHandle, on_failure: Arc<dyn Fn(String) + Send + Sync>) {

@@ -471,7 +471,7 @@ impl State {
     }
 
     /// Refuses every read from now on, since the cohort has ended. When this returns, none is under way:
-    /// whoever goes on may change the rows. The writer is locked.
+    /// the successors may change the rows. The writer is locked.
     fn end(&self, writer: &Writer) {
         //= RANGE-3
         self.seal.write().clone_from(&writer.seal);

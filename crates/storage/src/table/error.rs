@@ -147,7 +147,7 @@ pub enum TableError {
     /// The cohort has ended; others go on with its rows.
     #[error("{0} has ended, and others go on with its rows")]
     Sealed(CohortId),
-    /// Nobody can go on yet where the cohort ends.
+    /// No other can go on yet where the cohort ends.
     #[error("{0} has not ended here")]
     NotSealed(CohortId),
     /// The tables were closed.

@@ -8,13 +8,13 @@ use crate::{Beginning, TableError};
 
 for_each_engine!(
     nothing_behind_the_seal_is_applied,
-    a_sealed_table_answers_nobody,
+    a_sealed_table_answers_no_read,
     a_successor_has_all_that_there_was_and_goes_on,
     no_row_is_written_when_a_successor_begins,
     a_crash_before_the_flush_leaves_what_it_takes_to_begin_again,
     each_half_has_its_own_rows_and_keeps_them_whatever_becomes_of_the_others,
     a_successor_that_installs_a_snapshot_leaves_nothing_behind,
-    nobody_begins_where_nothing_has_ended,
+    no_table_begins_where_none_has_ended,
 );
 
 const LEFT: CohortId = CohortId(7);
@@ -79,7 +79,7 @@ fn nothing_behind_the_seal_is_applied(engine: Engine) {
 }
 
 /// [RANGE-3] [RANGE-13]
-fn a_sealed_table_answers_nobody(engine: Engine) {
+fn a_sealed_table_answers_no_read(engine: Engine) {
     let mut fixture = Fixture::new(engine);
     let ended = std::sync::Arc::new(parking_lot::Mutex::new(Vec::new()));
     let heard = std::sync::Arc::clone(&ended);
@@ -89,7 +89,7 @@ fn a_sealed_table_answers_nobody(engine: Engine) {
     seal(&table);
     assert_eq!(*ended.lock(), [COHORT]);
     fixture.tables().flush().unwrap();
-    let answers_nobody = |table: CohortTable| {
+    let answers_no_read = |table: CohortTable| {
         let is_refused = |error| matches!(error, TableError::Sealed(COHORT));
         assert!(is_refused(table.get(b"a").unwrap_err()));
         assert!(is_refused(table.get_resident(b"a").unwrap_err()));
@@ -99,8 +99,8 @@ fn a_sealed_table_answers_nobody(engine: Engine) {
         assert!(is_refused(table.scan_with_applied(&KeyRange::all(), 9, true).unwrap_err()));
         assert!(is_refused(table.snapshot().map(drop).unwrap_err()));
     };
-    answers_nobody(table);
-    answers_nobody(fixture.reopen());
+    answers_no_read(table);
+    answers_no_read(fixture.reopen());
 }
 
 /// [RANGE-6]
@@ -261,7 +261,7 @@ fn a_successor_that_installs_a_snapshot_leaves_nothing_behind(engine: Engine) {
     assert_eq!(fixture.tables().core().first(&everything()).unwrap(), None);
 }
 
-fn nobody_begins_where_nothing_has_ended(engine: Engine) {
+fn no_table_begins_where_none_has_ended(engine: Engine) {
     let fixture = Fixture::new(engine);
     let lsn = Lsn::new(1, 1);
     let refused = fixture.tables().begin(COHORT, &beginning(LEFT, KeyRange::all(), lsn));
