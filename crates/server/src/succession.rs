@@ -138,7 +138,7 @@ fn serves_alone(hosted: &HostedCohort, origin: Origin, node: NodeId) -> bool {
         return false;
     }
     let status = hosted.replica.status();
-    status.role == Role::Leader && status.committed > origin.base()
+    status.role == Role::Leader && status.committed.seq > origin.base().seq
 }
 
 /// Returns true if every replica that a cohort should have, which is led here, is known to have begun.
@@ -146,7 +146,7 @@ fn have_begun(hosted: &HostedCohort, config: &CohortConfig, origin: Origin) -> b
     let status = hosted.replica.status();
     let has_begun = |node: &NodeId| {
         let matched = status.progress.iter().find(|(other, _)| other == node);
-        *node == status.node || matched.is_some_and(|(_, lsn)| *lsn > origin.base())
+        *node == status.node || matched.is_some_and(|(_, lsn)| lsn.seq > origin.base().seq)
     };
     config.replicas_missing() == 0 && config.replicas.iter().all(has_begun)
 }

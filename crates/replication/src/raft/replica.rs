@@ -29,7 +29,7 @@ use super::log_store::RaftLogStore;
 use super::network::RaftNetworkMaker;
 use super::state_machine::{RaftTable, SnapshotData};
 use super::tending::Tending;
-use super::types::{Proposal, RaftId, RaftMembership, TypeConfig, encode_membership, lsn_or_zero};
+use super::types::{Proposal, RaftId, TypeConfig, lsn_or_zero};
 use super::{RaftOptions, wire};
 use crate::replica::{Freshness, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role};
 use crate::simulation;
