@@ -25,6 +25,7 @@ mod output;
 mod progress;
 mod put;
 mod range_list;
+mod range_protocol;
 mod rebuild;
 mod rows;
 mod scan;
@@ -133,6 +134,8 @@ enum CoordinatorSubcommand {
 enum RangeCommand {
     /// List the ranges, their cohorts and their replicas.
     List(range_list::RangeListArgs),
+    /// Have a range replicated by another protocol, while it serves; safe to repeat.
+    Protocol(range_protocol::RangeProtocolArgs),
 }
 
 /// A command line that makes no sense, found after it was read.
@@ -183,6 +186,7 @@ impl Cli {
             Command::Export(args) => block_on(args.run(&cluster)),
             Command::Status(args) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::List(args)) => block_on(args.run(&cluster)),
+            Command::Range(RangeCommand::Protocol(args)) => block_on(args.run(&cluster)),
             Command::Fault(args) => block_on(args.run(&cluster)),
             Command::Bench(args) => block_on(args.run(&cluster)),
             Command::Compare(args) => block_on(args.run()),

@@ -271,6 +271,10 @@ impl Client {
         &self.inner.options
     }
 
+    pub(crate) fn options_handle(&self) -> &Arc<ClientOptions> {
+        &self.inner.options
+    }
+
     /// Performs one request within `deadline`, or the client's own.
     pub(crate) async fn run(
         &self,
@@ -341,6 +345,7 @@ pub(crate) fn freshness(told: v1::Freshness) -> Freshness {
     }
 }
 
-fn admin_error(node: &NodeHandle, reason: String) -> ClientError {
+/// Returns the error for what a node did not do that an administrator asked.
+pub(crate) fn admin_error(node: &NodeHandle, reason: String) -> ClientError {
     ClientError::Admin { address: node.address().to_owned(), reason }
 }

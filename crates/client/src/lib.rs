@@ -2,6 +2,7 @@
 
 mod backoff;
 mod call;
+mod change;
 mod client;
 mod error;
 mod node;
@@ -17,9 +18,9 @@ mod unanswered;
 
 pub use bytes::Bytes;
 pub use trireme_proto::v1::{
-    LaneStatus, LogStatus, Measures, NodeStatus, PeerStatus, ReplicaStatus,
+    LaneStatus, LogStatus, Measures, NodeStatus, PeerStatus, ReplicaStatus, Succession,
 };
-pub use trireme_types::{Consistency, KeyRange, Version};
+pub use trireme_types::{Consistency, KeyRange, Protocol, Version};
 
 /// What [`Client::set_faults`] is asked for.
 pub mod faults {

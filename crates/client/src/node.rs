@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
-use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 use trireme_proto::v1;
 use trireme_proto::v1::admin_client::AdminClient;
 use trireme_proto::v1::kv_client::KvClient;
@@ -86,6 +86,27 @@ impl NodeHandle {
         let request = v1::TransferLeaderRequest { cohort, to };
         within(self.options.deadline, client.transfer_leader(request)).await?;
         Ok(())
+    }
+
+    /// Asks the node to change the range of a cohort that it leads; returns who serves it then, or why
+    /// it did not.
+    pub(crate) async fn change_range(
+        &self,
+        request: v1::ChangeRangeRequest,
+    ) -> Result<Vec<u64>, (Code, String)> {
+        let mut client = self.admin();
+        match timeout(self.options.deadline, client.change_range(request)).await {
+            Ok(Ok(response)) => Ok(response.into_inner().cohorts),
+            // What the node itself has to say needs no code.
+            Ok(Err(status)) if std::error::Error::source(&status).is_none() => {
+                Err((status.code(), status.message().to_owned()))
+            }
+            Ok(Err(status)) => Err((status.code(), reason(&status))),
+            Err(_elapsed) => Err((
+                Code::DeadlineExceeded,
+                format!("no answer within {:?}", self.options.deadline),
+            )),
+        }
     }
 
     /// Has the node suffer these faults.

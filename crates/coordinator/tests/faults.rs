@@ -60,6 +60,7 @@ async fn propose(coordinator: Coordinator, node: NodeId, stop: Arc<AtomicBool>) 
             replicas,
             replicas_wanted: 0,
             incarnations: [].into(),
+            origin: None,
         };
         match catalog.compare_and_set_cohort(config).await {
             Ok(CompareAndSet::Installed(config)) => {
@@ -105,6 +106,7 @@ async fn elections_and_configurations_bear_the_death_of_members() {
         replicas: REPLICAS.to_vec(),
         replicas_wanted: 0,
         incarnations: [].into(),
+        origin: None,
     };
     let spec = ClusterSpec { cluster: ClusterId(1), map, configs: vec![first] };
     Catalog::bootstrap(&coordinator, spec).await.unwrap();

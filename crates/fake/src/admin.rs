@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 use trireme_proto::v1;
 use trireme_proto::v1::admin_server::Admin;
-use trireme_types::Lsn;
+use trireme_types::{CohortId, Lsn};
 
 use super::{FakeNode, State};
 
@@ -28,6 +28,21 @@ impl Admin for FakeNode {
         state.leaders.insert(cohort, to);
         state.told_leaders.insert(cohort, to);
         Ok(Response::new(v1::TransferLeaderResponse {}))
+    }
+
+    async fn change_range(
+        &self,
+        request: Request<v1::ChangeRangeRequest>,
+    ) -> Result<Response<v1::ChangeRangeResponse>, Status> {
+        let cohort = request.into_inner().cohort;
+        let state = self.state.lock();
+        if state.map.of_cohort(CohortId(cohort)).is_none() {
+            return Err(Status::invalid_argument(format!("there is no cohort c{cohort}")));
+        }
+        if state.leaders.get(&cohort) != Some(&self.id) {
+            return Err(Status::failed_precondition("it does not lead"));
+        }
+        Ok(Response::new(v1::ChangeRangeResponse { cohorts: vec![cohort] }))
     }
 
     async fn set_faults(

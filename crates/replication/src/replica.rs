@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 use trireme_storage::StagedSnapshot;
-use trireme_types::{CohortId, CommandBatch, Epoch, Lsn, NodeId, Outcome, Protocol};
+use trireme_types::{CohortId, CommandBatch, Epoch, Lsn, NodeId, Outcome, Protocol, Seal};
 
 use crate::transport::Lane;
 
@@ -21,6 +21,10 @@ pub trait Replica: Send + Sync + 'static {
     /// Replicates a batch as one log entry and returns what became of each command, once the entry
     /// is committed and applied here.
     async fn propose(&self, batch: CommandBatch) -> Result<Vec<Outcome>, ReplicaError>;
+
+    /// Replicates what ends the cohort as one log entry, and returns once that is committed and applied
+    /// here. Of several seals the first counts: the table says which.
+    async fn seal(&self, seal: &Seal) -> Result<(), ReplicaError>;
 
     /// Returns when the table holds every write that was acknowledged before the call, by whatever
     /// node. The state read after it may be given to a client only if the permit still holds when

@@ -161,6 +161,7 @@ async fn offer_to_pacifica(older_first: bool) {
             replicas: vec![NodeId(1)],
             replicas_wanted: 2,
             incarnations: BTreeMap::new(),
+            origin: None,
         };
         replica.coordination(Newest(config)).expect("there is room for the configuration");
     };

@@ -44,6 +44,7 @@ mod replacement;
 mod request;
 mod routes;
 mod services;
+mod succession;
 #[cfg(test)]
 mod testing;
 pub mod transport;

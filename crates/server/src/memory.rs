@@ -228,6 +228,7 @@ mod tests {
             replicas: replicas.iter().copied().map(NodeId).collect(),
             replicas_wanted: 3,
             incarnations: [].into(),
+            origin: None,
         }
     }
 

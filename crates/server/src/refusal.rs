@@ -15,6 +15,12 @@ pub(crate) fn stale_route(route: RangeRoute) -> Error {
     Error { route: Some(route), ..error(ErrorCode::StaleRoute, message) }
 }
 
+/// The error for a request whose key the cohort does not serve any more; who does may not be known
+/// here yet.
+pub(crate) fn moved() -> Error {
+    error(ErrorCode::StaleRoute, "the range was changed while the request was on its way")
+}
+
 pub(crate) fn not_leader(leader: Option<Node>) -> Error {
     let message = match &leader {
         Some(leader) => format!("node n{} at {} leads the cohort", leader.id, leader.address),

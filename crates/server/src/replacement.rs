@@ -101,7 +101,9 @@ impl Replacement {
     /// Returns the newest configuration of a cohort that is led here, if it can admit replicas.
     fn led<'a>(&self, routes: &'a Routes, hosted: &HostedCohort) -> Option<&'a CohortConfig> {
         let config = routes.configs.get(&hosted.descriptor.cohort)?;
+        // One that has ended admits no replica.
         let leads = admits_replicas(config.protocol)
+            && !hosted.table.is_sealed()
             && hosted.replica.leader() == Some(self.node)
             && hosted.replica.status().role == Role::Leader;
         leads.then_some(config)
@@ -231,6 +233,7 @@ mod tests {
             replicas: replicas.iter().copied().map(NodeId).collect(),
             replicas_wanted: 3,
             incarnations: [].into(),
+            origin: None,
         }
     }
 

@@ -13,7 +13,7 @@ use trireme_replication::{
     Freshness, Lane, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role,
 };
 use trireme_storage::{CohortLog, LogWrite, StagedSnapshot};
-use trireme_types::{CohortId, CommandBatch, Lsn, NodeId, Outcome, Protocol};
+use trireme_types::{CohortId, CommandBatch, Lsn, NodeId, Outcome, Protocol, Seal};
 
 /// A coordinator in this process, with a folder of its own.
 pub(crate) struct EmbeddedCoordinator {
@@ -112,6 +112,10 @@ impl FakeReplica {
 #[async_trait]
 impl Replica for FakeReplica {
     async fn propose(&self, _batch: CommandBatch) -> Result<Vec<Outcome>, ReplicaError> {
+        Err(ReplicaError::NotLeader { leader: self.leader() })
+    }
+
+    async fn seal(&self, _seal: &Seal) -> Result<(), ReplicaError> {
         Err(ReplicaError::NotLeader { leader: self.leader() })
     }
 

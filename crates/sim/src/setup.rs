@@ -108,6 +108,7 @@ impl Plan {
             replicas: self.nodes[..self.replicas].to_vec(),
             replicas_wanted: self.replicas,
             incarnations: [].into(),
+            origin: None,
         }
     }
 }

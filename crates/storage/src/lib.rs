@@ -25,6 +25,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 
+pub use cohort_table::begin::Beginning;
 pub use cohort_table::{Applied, CohortTable, Row, ScanPage};
 pub use log::{
     CohortLog, IoId, LogBounds, LogError, LogErrorClass, LogHolder, LogIdentity, LogMetrics,

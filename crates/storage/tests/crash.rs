@@ -126,6 +126,9 @@ impl Model {
             LogWrite::TruncateAfter { seq } => state.truncate_after(*seq),
             LogWrite::Purge { upto } => state.purge(*upto),
             LogWrite::CommitPoint(point) => state.raise(*point),
+            LogWrite::Begin { .. } => {
+                unreachable!("none of these logs begins behind another one's")
+            }
         }
         self.push(cohort, state);
         let step = self.history.len() - 1;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CohortId, Incarnation, NodeId};
+use crate::{CohortId, Incarnation, NodeId, Origin};
 
 /// A replication protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -140,6 +140,9 @@ pub struct CohortConfig {
     /// of a first version until another version is proposed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub incarnations: BTreeMap<NodeId, Incarnation>,
+    /// Where the cohort comes from, if it goes on where another one ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 impl CohortConfig {

@@ -13,6 +13,7 @@ mod lsn;
 mod path;
 mod range;
 mod range_map;
+mod seal;
 mod timing;
 
 pub use command::{
@@ -28,4 +29,5 @@ pub use lsn::{Epoch, Lsn};
 pub use path::PATH;
 pub use range::{KeyRange, printable};
 pub use range_map::{RangeDescriptor, RangeMap, RangeMapError, even_splits};
+pub use seal::{Origin, Payload, Seal, Successor};
 pub use timing::{InvalidTiming, PERIOD_MAX, Timing, TimingChange};

@@ -53,6 +53,9 @@ pub const OUTCOMES_UNDATED_MAX: usize = 64 * SESSION_OUTCOMES_MAX;
 /// have under way at once.
 pub const SESSION_OUTCOMES_MAX: usize = 4096;
 
+/// The most cohorts that go on where one ends: a split has two.
+pub const SUCCESSORS_MAX: usize = 2;
+
 /// The most ranges in a range map that is read from a disk or a network.
 pub const RANGES_MAX: usize = 10_000;
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
-use trireme_client::{LaneStatus, LogStatus, Measures, NodeStatus, PeerStatus};
+use trireme_client::{LaneStatus, LogStatus, Measures, NodeStatus, PeerStatus, Succession};
 use trireme_types::{ClusterId, CohortId, Lsn, NodeId};
 
 use super::NodeReport;
@@ -34,7 +34,21 @@ fn notes(status: &NodeStatus) -> Vec<String> {
         format!("{node} has set aside a replica of {cohort}; it is deleted in {}s", left.as_secs())
     });
     let waits = (!status.waits_for.is_empty()).then(|| format!("{node}: {}", status.waits_for));
-    set_aside.chain(waits).collect()
+    let changes = status.successions.iter().map(|it| succession(node, it));
+    set_aside.chain(waits).chain(changes).collect()
+}
+
+/// Returns what is to be said of a change of a range that is under way at a node.
+fn succession(node: NodeId, succession: &Succession) -> String {
+    let cohort = CohortId(succession.cohort);
+    let successors: Vec<_> =
+        succession.successors.iter().map(|id| CohortId(*id).to_string()).collect();
+    let successors = match &successors[..] {
+        [] => "others".to_owned(),
+        known => known.join(" and "),
+    };
+    let stage = if succession.is_sealed { "has ended" } else { "is about to end" };
+    format!("{node}: {cohort} {stage}, and {successors} go on from it")
 }
 
 fn now_ms() -> u64 {
@@ -166,6 +180,14 @@ fn node_json(report: &NodeReport) -> Value {
                 "cohort": replica.cohort,
                 "since_ms": replica.since_ms,
                 "deleted_ms": replica.deleted_ms,
+            }));
+            json.collect::<Vec<Value>>()
+        }),
+        "successions": status.map(|status| {
+            let json = status.successions.iter().map(|it| json!({
+                "cohort": it.cohort,
+                "is_sealed": it.is_sealed,
+                "successors": it.successors,
             }));
             json.collect::<Vec<Value>>()
         }),

@@ -55,6 +55,7 @@ impl Plan {
                 replicas: replicas.map_err(|error| error.to_string())?,
                 replicas_wanted: self.replicas,
                 incarnations: [].into(),
+                origin: None,
             })
         });
         let configs = configs.collect::<Result<_, String>>()?;

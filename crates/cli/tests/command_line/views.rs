@@ -85,3 +85,16 @@ fn ranges_and_nodes_are_listed() {
     let nodes = run(&cluster, ["node", "list", "--json"]).json();
     assert_eq!(nodes[0], json!({"node": 1, "address": address, "alive": true}));
 }
+
+#[test]
+fn a_range_that_is_replicated_so_already_is_one_line() {
+    let cluster = Cluster::start(3, &["m"]);
+    let ran = run(&cluster, ["range", "protocol", "c2", "raft"]);
+    assert!(ran.out().starts_with("c2 serves the range by raft, led by n"), "{}", ran.out());
+    let answer = run(&cluster, ["range", "protocol", "2", "raft", "--json"]).json();
+    assert_eq!((&answer["cohort"], &answer["protocol"]), (&json!(2), &json!("raft")));
+    let ran = run(&cluster, ["range", "protocol", "c9", "raft"]);
+    assert_eq!(ran.error(1), "invalid request: there is no cohort c9");
+    let ran = run(&cluster, ["range", "protocol", "c1", "paxos"]);
+    assert_eq!(ran.status, 2);
+}

@@ -90,6 +90,7 @@ impl Cluster {
             replicas: chained_placement(&nodes, index, NODES).unwrap(),
             replicas_wanted: NODES,
             incarnations: [].into(),
+            origin: None,
         });
         let configs = configs.collect();
         let spec = ClusterSpec { cluster: ClusterId(rand::random()), map, configs };

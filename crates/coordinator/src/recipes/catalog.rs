@@ -115,6 +115,10 @@ impl Catalog {
         Self { coordinator: coordinator.clone() }
     }
 
+    pub(super) const fn coordinator(&self) -> &Coordinator {
+        &self.coordinator
+    }
+
     /// Creates the cluster if there is none, and returns the one that there is.
     pub async fn bootstrap(
         coordinator: &Coordinator,

@@ -177,6 +177,7 @@ mod tests {
             replicas: replicas.iter().copied().map(NodeId).collect(),
             replicas_wanted: 3,
             incarnations: [].into(),
+            origin: None,
         }
     }
 

@@ -323,6 +323,7 @@ mod tests {
             replicas: replicas.iter().copied().map(NodeId).collect(),
             replicas_wanted: 3,
             incarnations: [].into(),
+            origin: None,
         };
         let configs = configs.iter().map(config).map(|it| (it.cohort, it)).collect();
         Knowledge { cluster: ClusterId(7), map, configs }

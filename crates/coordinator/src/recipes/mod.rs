@@ -11,6 +11,7 @@ pub mod elections;
 pub mod invitations;
 pub mod knowledge;
 pub mod membership;
+pub mod succession;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,8 +9,12 @@ use trireme_coordinator::recipes::invitations::{Invitation, Invitations};
 use trireme_coordinator::recipes::membership::{
     Member, Membership, MembershipWatch, NodeInfo, RegisterError,
 };
+use trireme_coordinator::recipes::succession::{SuccessionError, is_over};
 use trireme_coordinator::{CoordinatorError, CoordinatorOptions};
-use trireme_types::{ClusterId, CohortConfig, CohortId, NodeId, Protocol, RangeMap, even_splits};
+use trireme_types::{
+    ClusterId, CohortConfig, CohortId, Lsn, NodeId, Origin, Protocol, RangeMap, Seal, Successor,
+    even_splits,
+};
 
 use crate::support::{PATIENCE, connect};
 
@@ -22,6 +27,7 @@ fn config(cohort: u64, version: u64, leader: u64) -> CohortConfig {
         replicas,
         replicas_wanted: 0,
         incarnations: [].into(),
+        origin: None,
     }
 }
 
@@ -117,6 +123,75 @@ pub async fn the_map_changes_with_its_new_cohorts(options: CoordinatorOptions) {
     let told = catalog.compare_and_set_map(late, vec![config(3, 1, 2)]).await;
     assert_eq!(told, Ok(CompareAndSet::Superseded(split)));
     assert_eq!(catalog.cohort(CohortId(3)).await, Ok(None), "a refused change leaves nothing");
+}
+
+/// [RANGE-5]
+pub async fn a_cohort_is_succeeded_once(options: CoordinatorOptions) {
+    let coordinator = connect(&options).await;
+    Catalog::bootstrap(&coordinator, spec(1, 3)).await.unwrap();
+    let catalog = Catalog::new(&coordinator);
+    let before = catalog.load().await.unwrap().unwrap();
+    let ended = |cohort| before.map.of_cohort(CohortId(cohort)).unwrap().range.clone();
+    let seal = |cohort, protocol| Seal {
+        successors: vec![Successor {
+            range: ended(cohort),
+            protocol,
+            replicas: vec![NodeId(2), NodeId(1)],
+            replicas_wanted: 2,
+        }],
+    };
+    // Two cohorts are succeeded at once, each by several who have applied its seal.
+    let at = Lsn::new(4, 17);
+    let mut sides = Vec::new();
+    for side in 0..6 {
+        let (catalog, seal) = (catalog.clone(), seal(side % 2 + 1, Protocol::Raft));
+        sides.push(tokio::spawn(async move {
+            let cohort = CohortId(side % 2 + 1);
+            catalog.succeed(cohort, at, &seal).await.unwrap()
+        }));
+    }
+    let mut successors = BTreeMap::new();
+    for (side, task) in (0..).zip(sides) {
+        let configs = task.await.unwrap();
+        let known = successors.entry(side % 2 + 1).or_insert_with(|| configs.clone());
+        assert_eq!((known.len(), &*known), (1, &configs));
+    }
+    let after = catalog.load().await.unwrap().unwrap();
+    assert_eq!(after.map.version, before.map.version + 2);
+    let mut ids = Vec::new();
+    for (cohort, configs) in &successors {
+        let config = &configs[0];
+        let origin = Origin { cohort: CohortId(*cohort), seal: at, is_settled: false };
+        assert_eq!((config.version, config.origin), (1, Some(origin)));
+        assert_eq!(
+            (config.protocol, &config.replicas[..]),
+            (Protocol::Raft, &[NodeId(2), NodeId(1)][..])
+        );
+        let entry = after.map.of_cohort(config.cohort).unwrap();
+        assert_eq!((&entry.range, entry.epoch), (&ended(*cohort), 2));
+        assert_eq!(after.successors(CohortId(*cohort)), [config]);
+        assert!(!is_over(&after.configs, CohortId(*cohort)));
+        ids.push(config.cohort.0);
+    }
+    ids.sort_unstable();
+    assert_eq!(ids, [4, 5]);
+
+    let first = successors[&1][0].cohort;
+    for _ in 0..2 {
+        catalog.settle(first).await.unwrap();
+        let state = catalog.load().await.unwrap().unwrap();
+        assert_eq!(state.configs[&first].version, 2);
+        assert!(is_over(&state.configs, CohortId(1)) && !is_over(&state.configs, CohortId(2)));
+        assert!(!is_over(&state.configs, CohortId(3)), "no other went on from it");
+    }
+    // An id is not given again, and the ranges must be what the cohort served.
+    let next = catalog.succeed(CohortId(3), at, &seal(3, Protocol::Pacifica)).await.unwrap();
+    assert_eq!(next[0].cohort, CohortId(6));
+    let gap = catalog.succeed(CohortId(6), at, &seal(1, Protocol::Raft)).await;
+    assert!(matches!(gap, Err(SuccessionError::Ranges(_))), "{gap:?}");
+    let unknown = catalog.succeed(CohortId(77), at, &seal(1, Protocol::Raft)).await;
+    assert!(matches!(unknown, Err(SuccessionError::NoCohort(CohortId(77)))), "{unknown:?}");
+    coordinator.close().await.unwrap();
 }
 
 pub async fn the_catalog_is_watched(options: CoordinatorOptions) {

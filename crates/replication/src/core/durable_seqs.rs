@@ -37,7 +37,9 @@ impl DurableSeqs {
             }
             LogWrite::TruncateAfter { seq } => self.limit(*seq),
             // What is purged is in the table, on disk.
-            LogWrite::Purge { upto } => self.durable = self.durable.max(upto.seq),
+            LogWrite::Purge { upto } | LogWrite::Begin { after: upto } => {
+                self.durable = self.durable.max(upto.seq)
+            }
             LogWrite::HardState(_) | LogWrite::CommitPoint(_) => {}
         }
     }

@@ -57,7 +57,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
-use trireme_types::{CohortId, CommandBatch, Lsn, NodeId, Outcome};
+use trireme_types::{CohortId, CommandBatch, Lsn, NodeId, Outcome, Seal};
 
 pub use self::options::{DriverFaults, DriverOptions, InvalidDriverOption};
 
@@ -256,6 +256,10 @@ impl<C: Core> Drop for CoreReplica<C> {
 impl<C: Core> Replica for CoreReplica<C> {
     async fn propose(&self, batch: CommandBatch) -> Result<Vec<Outcome>, ReplicaError> {
         self.ask(|answer| self.mailbox.propose(batch.encode(), answer)).await
+    }
+
+    async fn seal(&self, seal: &Seal) -> Result<(), ReplicaError> {
+        self.ask(|answer| self.mailbox.propose(seal.encode(), answer)).await.map(drop)
     }
 
     async fn read_barrier(&self) -> Result<ReadPermit, ReplicaError> {

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use trireme_types::{CohortId, Lsn, NodeId, PATH};
 
 use super::mailbox::Mailbox;
-use super::storage::{CohortLog, CohortTable, IoId};
+use super::storage::{CohortLog, CohortTable, IoId, TableError};
 use crate::core::{Core, Effect, Event, Message, When};
 use crate::simulation;
 use crate::transport::{Lane, Transport};
@@ -103,6 +103,11 @@ impl<C: Core> Sender<C> {
         let sending = async move {
             let snapshot = match simulation::blocking(move || table.snapshot()).await {
                 Ok(Ok(snapshot)) => snapshot,
+                // A replica that lacks what the log does not hold any more comes to a successor without it.
+                //= RANGE-13
+                Ok(Err(TableError::Sealed(_))) => {
+                    return mailbox.notice(Event::SnapshotSent { to, answer: None });
+                }
                 Ok(Err(error)) => {
                     return mailbox.fail(format!("could not take a snapshot: {error}"));
                 }

@@ -4,6 +4,7 @@ use trireme_types::{Lsn, NodeId};
 
 pub(super) use trireme_storage::{
     Applied, CohortLog, CohortTable, IoId, LogError, LogErrorClass, LogWrite, StagedSnapshot,
+    TableError,
 };
 
 use crate::core::{EpochRuns, Recovered};

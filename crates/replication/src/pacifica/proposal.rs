@@ -68,9 +68,9 @@ impl Shared {
         }
         let incarnations = self.incarnations_of(&replicas, known, heard);
         let replicas_wanted = known.replicas_wanted();
-        let (cohort, protocol, version) = (known.cohort, known.protocol, known.version + 1);
+        let version = known.version + 1;
         let config =
-            CohortConfig { cohort, version, protocol, replicas, replicas_wanted, incarnations };
+            CohortConfig { version, replicas, replicas_wanted, incarnations, ..known.clone() };
         tracing::info!(?purpose, version = config.version, "asking the configuration manager");
         self.own.pending = Some(Pending { config, retry_at: self.now + RETRY });
         self.ask();

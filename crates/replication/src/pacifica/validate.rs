@@ -100,6 +100,7 @@ mod tests {
             replicas: vec![NodeId(1)],
             replicas_wanted: 2,
             incarnations: [].into(),
+            origin: None,
         };
         core.handle(Moment::START, Event::Coordination(Newest(config)));
         core.drain_effects(&mut Vec::new());

@@ -25,6 +25,7 @@
 //!   (P14).
 //! - `admission`: a replica that lost what it had stored comes back under another incarnation, as a
 //!   learner, and takes its predecessor's place once it has caught up (S14).
+//! - `forming`: a cohort's first membership, and its first leader where it goes on from another cohort.
 //! - `log_holds`: what of the log must stay for a follower that is being sent a snapshot.
 //! - `replica`: the seam itself. Strong reads use ReadIndex: one exchange with a majority serves all
 //!   reads that the server gathered for one barrier (C4: openraft first commits an entry of the
@@ -49,6 +50,7 @@
 
 mod admission;
 mod calls;
+mod forming;
 mod heard;
 mod inbound;
 mod log_holds;
@@ -74,5 +76,6 @@ mod suite_test;
 /// task at levels that are meant for its developers. What a node must act on, it returns.
 pub const LOG_DIRECTIVE: &str = "openraft=off";
 
+pub use forming::first_state;
 pub use options::{RaftFaults, RaftOptions};
 pub use replica::{RaftParts, RaftReplica};

@@ -11,16 +11,17 @@ use openraft::errors::{
     ClientWriteError, Fatal, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError,
 };
 use openraft::storage::Snapshot;
-use openraft::{EmptyNode, RaftMetrics, ReadPolicy, ServerState};
+use openraft::{RaftMetrics, ReadPolicy, ServerState};
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use trireme_storage::{CohortLog, CohortTable, StagedSnapshot, Tables};
-use trireme_types::{CohortConfig, CommandBatch, Lsn, NodeId, Outcome, Protocol};
+use trireme_types::{CohortConfig, CommandBatch, Lsn, NodeId, Outcome, Protocol, Seal};
 
 use super::admission::{Admission, is_newcomer};
 use super::calls::Calls;
+use super::forming::{form_cohort, lead_at_first};
 use super::heard::Heard;
 use super::inbound::{Event, Inbound, RaftHandle};
 use super::log_holds::LogHolds;
@@ -46,6 +47,7 @@ const EVENTS_MAX: usize = 64;
 /// After how long without a leader's append a voter believes that another incarnation has taken its
 /// place, if it sees appends to that one. Longer than an election takes.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3);
+
 /// How long giving up the log waits for Raft to do it.
 const PURGE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -134,6 +136,15 @@ impl RaftReplica {
         let replica = Arc::new(Self { kept, recovered, running, is_closed });
         simulation::spawn(take_events(Arc::downgrade(&replica), reported));
         Ok(replica)
+    }
+
+    async fn write(&self, payload: Bytes) -> Result<Vec<Outcome>, ReplicaError> {
+        match self.running().raft.client_write(Proposal(payload)).await {
+            Ok(written) => Ok(written.data),
+            Err(RaftError::APIError(error)) => Err(write_error(error)),
+            // Whether the entry was in the log before Raft stopped cannot be told.
+            Err(RaftError::Fatal(fatal)) => Err(ReplicaError::Ambiguous(fatal.to_string())),
+        }
     }
 
     fn running(&self) -> Arc<Running> {
@@ -230,9 +241,18 @@ impl Kept {
         };
         let watch = watch_for_failure(raft.clone(), self.on_failure.clone());
         let mut tasks = vec![simulation::spawn(tending.run()), simulation::spawn(watch)];
-        if incarnation == 0 {
-            let forming = form_cohort(raft.clone(), id, self.config.clone(), options.clone());
-            tasks.push(simulation::spawn(forming));
+        let is_first = self.config.replicas.first() == Some(&self.node);
+        match self.config.origin {
+            _ if incarnation != 0 => {}
+            None => {
+                let forming = form_cohort(raft.clone(), id, self.config.clone(), options.clone());
+                tasks.push(simulation::spawn(forming));
+            }
+            // It begins with a membership.
+            Some(_) if is_first => {
+                tasks.push(simulation::spawn(lead_at_first(raft.clone(), options.clone())));
+            }
+            Some(_) => {}
         }
         heard.attach(raft.metrics());
         let (table, events) = (self.table.clone(), self.events.clone());
@@ -276,12 +296,11 @@ impl Running {
 #[async_trait]
 impl Replica for RaftReplica {
     async fn propose(&self, batch: CommandBatch) -> Result<Vec<Outcome>, ReplicaError> {
-        match self.running().raft.client_write(Proposal(batch.encode())).await {
-            Ok(written) => Ok(written.data),
-            Err(RaftError::APIError(error)) => Err(write_error(error)),
-            // Whether the entry was in the log before Raft stopped cannot be told.
-            Err(RaftError::Fatal(fatal)) => Err(ReplicaError::Ambiguous(fatal.to_string())),
-        }
+        self.write(batch.encode()).await
+    }
+
+    async fn seal(&self, seal: &Seal) -> Result<(), ReplicaError> {
+        self.write(seal.encode()).await.map(drop)
     }
 
     async fn read_barrier(&self) -> Result<ReadPermit, ReplicaError> {
@@ -476,21 +495,6 @@ fn member(raft: &RaftHandle, node: NodeId) -> RaftId {
 
 fn failed(error: &std::io::Error) -> ReplicaError {
     ReplicaError::Failed(error.to_string())
-}
-
-/// Writes the cohort's first membership, unless its log already begins with one. Every member may
-/// do so, since all would write the same; the range's base node does it at once, so that it leads
-/// at first, and the others only if it does not come.
-async fn form_cohort(raft: RaftHandle, id: RaftId, config: CohortConfig, options: RaftOptions) {
-    if config.replicas.first() != Some(&id.node()) {
-        tokio::time::sleep(options.election_timeout_max * 3).await;
-    }
-    let members: BTreeMap<RaftId, EmptyNode> =
-        config.replicas.iter().map(|node| (RaftId::first(*node), EmptyNode::default())).collect();
-    match raft.initialize(members).await {
-        Ok(()) => tracing::info!(cohort = %config.cohort, "the cohort was formed"),
-        Err(error) => tracing::debug!(cohort = %config.cohort, %error, "the cohort exists"),
-    }
 }
 
 async fn watch_for_failure(raft: RaftHandle, on_failure: Arc<dyn Fn(String) + Send + Sync>) {

@@ -117,6 +117,7 @@ impl Member {
                 replicas,
                 replicas_wanted: 0,
                 incarnations: [].into(),
+                origin: None,
             },
             log: log.cohort(COHORT),
             tables: tables.clone(),

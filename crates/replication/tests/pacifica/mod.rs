@@ -92,6 +92,7 @@ impl ScriptCoordinator<Pacifica> for Manager {
             replicas: cluster.nodes[..replicas].to_vec(),
             replicas_wanted: replicas,
             incarnations: [].into(),
+            origin: None,
         };
         let (nodes, wanted, mistake) = (cluster.nodes.clone(), replicas, cluster.mistake());
         *self = Self { nodes, wanted, mistake, config: Some(config), ..Self::default() };

@@ -53,6 +53,7 @@ impl Primary {
             replicas: vec![N1, N2],
             replicas_wanted: 2,
             incarnations: [(N1, Incarnation(1)), (N2, Incarnation(2))].into(),
+            origin: None,
         };
         self.tell(Event::Coordination(Newest(config)));
         self.force();

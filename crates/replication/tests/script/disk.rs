@@ -55,7 +55,7 @@ impl LogImage {
             }
             LogWrite::HardState(state) => self.hard_state = Some(state.clone()),
             LogWrite::TruncateAfter { seq } => self.entries.retain(|at, _| at <= seq),
-            LogWrite::Purge { upto } => {
+            LogWrite::Purge { upto } | LogWrite::Begin { after: upto } => {
                 self.entries.retain(|&at, _| at > upto.seq);
                 self.purged = self.purged.max(*upto);
                 self.commit_point = self.commit_point.max(*upto);

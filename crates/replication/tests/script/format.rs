@@ -43,6 +43,7 @@ pub(crate) fn write(write: &LogWrite) -> String {
         LogWrite::HardState(state) => format!("hard state {}", state.escape_ascii()),
         LogWrite::TruncateAfter { seq } => format!("truncate after {seq}"),
         LogWrite::Purge { upto } => format!("purge upto {upto}"),
+        LogWrite::Begin { after } => format!("begin after {after}"),
         LogWrite::CommitPoint(point) => format!("commit point {point}"),
     }
 }

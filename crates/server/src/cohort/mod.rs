@@ -5,11 +5,11 @@ mod reads;
 mod writes;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use trireme_replication::Replica;
 use trireme_storage::CohortTable;
-use trireme_types::{PATH, RangeDescriptor};
+use trireme_types::{Consistency, PATH, RangeDescriptor};
 
 use crate::backpressure::Backpressure;
 use crate::readers::Readers;
@@ -31,6 +31,19 @@ pub(crate) struct HostedCohort {
     reads: Arc<ReadQueue>,
     counters: Arc<Counters>,
     backpressure: Arc<Backpressure>,
+    /// How many seals of this node are on their way into the cohort's log.
+    seals: AtomicUsize,
+}
+
+/// Keeps a cohort from answering strong reads that come while its seal is on the way.
+pub(crate) struct ReadsHeld {
+    cohort: Arc<HostedCohort>,
+}
+
+impl Drop for ReadsHeld {
+    fn drop(&mut self) {
+        self.cohort.seals.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What a cohort did since its node started.
@@ -59,7 +72,8 @@ impl HostedCohort {
             backpressure.clone(),
         );
         let reads = ReadQueue::start(replica.clone(), table.clone(), directory, readers);
-        Arc::new(Self { descriptor, replica, table, writes, reads, counters, backpressure })
+        let seals = AtomicUsize::new(0);
+        Arc::new(Self { descriptor, replica, table, writes, reads, counters, backpressure, seals })
     }
 
     /// Queues a write, or refuses it.
@@ -68,11 +82,26 @@ impl HostedCohort {
         if let Some(reason) = self.backpressure.refusal(self.descriptor.cohort) {
             return write.reply.refuse(refusal::busy(reason));
         }
+        if self.table.is_sealed() {
+            return write.reply.refuse(refusal::moved());
+        }
         self.writes.push(write);
+    }
+
+    /// Has the cohort answer no strong read that comes from now on, until what this returns is dropped.
+    /// A leader that reads under a lease answers from what it has applied, and others may have applied a
+    /// seal, and gone on, before it has.
+    pub(crate) fn hold_reads(self: &Arc<Self>) -> ReadsHeld {
+        self.seals.fetch_add(1, Ordering::SeqCst);
+        ReadsHeld { cohort: Arc::clone(self) }
     }
 
     /// Queues a read, or refuses it; a timeline read that needs no file is answered at once.
     pub(crate) fn read(&self, read: PendingRead) {
+        //= RANGE-4
+        if read.consistency == Consistency::Strong && self.seals.load(Ordering::SeqCst) > 0 {
+            return read.reply.refuse(refusal::busy("the range is being changed"));
+        }
         self.reads.push(read);
     }
 

@@ -354,6 +354,7 @@ fn failed(error: TableError) -> Answer {
         TableError::Dropped(_) | TableError::Closed => {
             Answer::Error(refusal::unavailable("the replica is not here any more"))
         }
+        TableError::Sealed(_) => Answer::Error(refusal::moved()),
         error => {
             tracing::error!(%error, "a read failed");
             Answer::Error(refusal::internal(error))

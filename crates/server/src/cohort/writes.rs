@@ -12,8 +12,8 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
+use trireme_proto::convert;
 use trireme_proto::v1::response::Result as Answer;
-use trireme_proto::{convert, v1};
 use trireme_replication::{Replica, ReplicaError};
 use trireme_types::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, VALUE_BYTES_MAX};
 use trireme_types::{Command, CommandBatch, Operation, Outcome, PATH};
@@ -190,14 +190,7 @@ fn gather(first: Queued, waiting: &mut mpsc::Receiver<Queued>, bytes_max: usize)
 
 fn answer(is_put: bool, outcome: Outcome) -> Answer {
     match outcome {
-        Outcome::WrongRange => {
-            let moved = "the range was changed while the write was on its way";
-            return Answer::Error(v1::Error {
-                code: v1::ErrorCode::StaleRoute.into(),
-                message: moved.to_owned(),
-                ..v1::Error::default()
-            });
-        }
+        Outcome::WrongRange => return Answer::Error(refusal::moved()),
         Outcome::SessionGone { clock } => return Answer::Error(refusal::session_gone(clock)),
         Outcome::SessionsFull => {
             return Answer::Error(refusal::busy("the cohort has no room for another session"));

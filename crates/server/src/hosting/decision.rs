@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use trireme_coordinator::recipes::catalog::CatalogState;
 use trireme_coordinator::recipes::invitations::AllInvitations;
+use trireme_coordinator::recipes::succession::{is_over, successors};
 use trireme_types::{CohortConfig, CohortId, NodeId};
 
 /// What the node has of a cohort.
@@ -35,10 +36,33 @@ pub(super) fn plan(
     local: &BTreeMap<CohortId, Local>,
 ) -> Plan {
     let mut plan = Plan::default();
+    let of = |cohort| local.get(&cohort).copied().unwrap_or_default();
+    let is_to_be_held = |config: &CohortConfig| {
+        let invitation = invitations.get(&config.cohort);
+        let is_invited = invitation.is_some_and(|it| it.invitation.node == node);
+        let local = of(config.cohort);
+        // What it began with elsewhere is here too, or will be.
+        let unsettled = config.origin.filter(|origin| !origin.is_settled);
+        let inherits = unsettled.is_some_and(|origin| of(origin.cohort).has_data);
+        (is_to_hold(node, config, is_invited, local.has_data || inherits), local)
+    };
+    let ended: BTreeSet<_> =
+        configs.values().filter_map(|it| it.origin).map(|it| it.cohort).collect();
     for (&cohort, config) in configs {
-        let Local { is_hosted, has_data } = local.get(&cohort).copied().unwrap_or_default();
-        let is_invited = invitations.get(&cohort).is_some_and(|it| it.invitation.node == node);
-        match (is_to_hold(node, config, is_invited, has_data), is_hosted) {
+        let (mut holds, Local { is_hosted, has_data }) = is_to_be_held(config);
+        if ended.contains(&cohort) && is_over(configs, cohort) {
+            //= RANGE-10
+            let waits = successors(configs, cohort).into_iter().any(|successor| {
+                let (holds, local) = is_to_be_held(successor);
+                holds && !local.is_hosted
+            });
+            if waits {
+                // One of them may begin on what is here.
+                continue;
+            }
+            holds = false;
+        }
+        match (holds, is_hosted) {
             (true, false) => plan.open.insert(cohort),
             (false, true) => plan.close.insert(cohort),
             (false, false) if has_data => plan.discard.insert(cohort),
@@ -75,7 +99,7 @@ mod tests {
     use trireme_coordinator::recipes::catalog::ConfigNodes;
     use trireme_coordinator::recipes::invitations::{Invitation, Standing};
     use trireme_coordinator::{Line, NodeVersion};
-    use trireme_types::{ClusterId, Protocol, RangeMap};
+    use trireme_types::{ClusterId, Lsn, Origin, Protocol, RangeMap};
 
     use super::*;
 
@@ -93,6 +117,7 @@ mod tests {
             replicas: replicas.iter().copied().map(NodeId).collect(),
             replicas_wanted: 3,
             incarnations: [].into(),
+            origin: None,
         }
     }
 
@@ -140,6 +165,53 @@ mod tests {
         assert_eq!(decided(&[1, 2, 3], None, HOSTED), CLOSED);
         assert_eq!(decided(&[1, 2, 3], None, LEFT_OVER), DISCARDED);
         assert_eq!(decided(&[1, 2, 3], None, NOTHING), STAYS);
+    }
+
+    /// [RANGE-10]
+    #[test]
+    fn what_has_ended_stays_until_nothing_of_it_is_needed() {
+        let successor = |id, is_settled| CohortConfig {
+            cohort: CohortId(id),
+            origin: Some(Origin { cohort: CohortId(1), seal: Lsn::new(3, 9), is_settled }),
+            ..config(1, &[1, 2, 4])
+        };
+        let decided = |settled: [bool; 2], hosted: [bool; 2], ended: Local| {
+            let (left, right) = (successor(5, settled[0]), successor(6, settled[1]));
+            let all = [config(1, &[1, 2, 4]), left, right];
+            let configs = all.into_iter().map(|config| (config.cohort, config)).collect();
+            let here = |is_hosted| Local { is_hosted, has_data: is_hosted };
+            let local = [
+                (CohortId(1), ended),
+                (CohortId(5), here(hosted[0])),
+                (CohortId(6), here(hosted[1])),
+            ];
+            let plan = plan(ME, &configs, &AllInvitations::new(), &local.into());
+            [plan.open, plan.close, plan.discard].map(|set| set.contains(&CohortId(1)))
+        };
+        let both = [true, true];
+        assert_eq!(decided([true, false], both, HOSTED), STAYS, "the other half needs it");
+        assert_eq!(decided([true, false], both, LEFT_OVER), OPENED, "after a restart, too");
+        assert_eq!(decided(both, [true, false], HOSTED), STAYS, "this node has not begun yet");
+        assert_eq!(decided(both, [true, false], LEFT_OVER), STAYS);
+        assert_eq!(decided(both, both, HOSTED), CLOSED);
+        assert_eq!(decided(both, both, LEFT_OVER), DISCARDED);
+        assert_eq!(decided(both, both, NOTHING), STAYS);
+    }
+
+    /// A node that was away while a cohort of PacificA went on, and was taken out of it, brings along what
+    /// the one before left there.
+    #[test]
+    fn what_has_ended_here_is_brought_along_until_the_next_one_is_settled() {
+        let decided = |is_settled, ended: Local| {
+            let origin = Some(Origin { cohort: CohortId(1), seal: Lsn::new(3, 9), is_settled });
+            let next = CohortConfig { cohort: CohortId(5), origin, ..config(2, &[1, 2]) };
+            let configs =
+                [config(1, &[1, 2, 4]), next].map(|config| (config.cohort, config)).into();
+            let plan = plan(ME, &configs, &AllInvitations::new(), &[(CohortId(1), ended)].into());
+            plan.open.contains(&CohortId(5))
+        };
+        assert!(decided(false, HOSTED) && decided(false, LEFT_OVER));
+        assert!(!decided(false, NOTHING) && !decided(true, HOSTED));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! As long as the coordinator says nothing, nothing changes: replicas do not need it to go on.
 
 mod decision;
+mod inheritance;
 mod opener;
 #[cfg(test)]
 mod tests;
@@ -22,10 +23,12 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use trireme_coordinator::recipes::catalog::CatalogState;
 use trireme_coordinator::recipes::invitations::{AllInvitations, Invitations, InvitationsWatch};
+use trireme_coordinator::recipes::succession::{is_over, successors};
 use trireme_coordinator::{Coordinator, CoordinatorError};
-use trireme_types::CohortId;
+use trireme_types::{CohortConfig, CohortId, KeyRange, RangeDescriptor};
 
 use self::decision::{Plan, merge, plan};
+use self::inheritance::Before;
 pub(crate) use self::opener::Opener;
 use crate::cohort::HostedCohort;
 use crate::node::NodeError;
@@ -34,6 +37,9 @@ use crate::routes::{Router, Routes};
 
 /// How long to wait before what could not be opened or discarded is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long what is to go waits when it could not with what had to be done first.
+const NEXT_STEP_PAUSE: Duration = Duration::from_millis(50);
 
 /// The replicas of one node, and what decides which they are.
 pub(crate) struct Hosting {
@@ -52,6 +58,8 @@ pub(crate) struct Hosting {
 struct CatalogWatches {
     catalog: watch::Receiver<Option<Arc<CatalogState>>>,
     invitations: InvitationsWatch,
+    /// Changes whenever a cohort has ended here.
+    ended: watch::Receiver<()>,
 }
 
 impl Hosting {
@@ -69,7 +77,7 @@ impl Hosting {
         let mut hosting = Self { opener, router, peers, catalog, invitations, sent, hosted };
         let Plan { open, discard, .. } = hosting.plan();
         for cohort in discard {
-            hosting.opener.set_aside(cohort).await?;
+            hosting.discard(cohort).await?;
         }
         for cohort in open {
             hosting.open(cohort).await?;
@@ -100,6 +108,8 @@ impl Hosting {
                 () = at(retry_at) => {}
             }
             retry_at = match self.follow().await {
+                // What is open now may let others go.
+                Ok(()) if self.has_to_end_one() => Some(Instant::now() + NEXT_STEP_PAUSE),
                 Ok(()) => self.opener.due().1.map(|left| Instant::now() + left),
                 Err(error) => {
                     tracing::warn!(%error, "the replicas here are not yet as they should be");
@@ -124,6 +134,7 @@ impl Hosting {
                 Some(Err(error)) => error,
                 None => return false,
             },
+            changed = watches.ended.changed() => return changed.is_ok(),
         };
         tracing::error!(%error, "what the coordinator sent is passed over");
         true
@@ -150,7 +161,7 @@ impl Hosting {
             done = done.and(self.close(cohort).await);
         }
         for cohort in discard {
-            done = done.and(self.opener.set_aside(cohort).await);
+            done = done.and(self.discard(cohort).await);
         }
         for cohort in open {
             done = done.and(self.open(cohort).await);
@@ -164,15 +175,64 @@ impl Hosting {
         plan(self.opener.node, &self.catalog.configs, &self.invitations, &local)
     }
 
+    /// Returns true if a replica is to go whose cohort is over.
+    fn has_to_end_one(&self) -> bool {
+        let Plan { close, discard, .. } = self.plan();
+        close.union(&discard).any(|cohort| is_over(&self.catalog.configs, *cohort))
+    }
+
     async fn open(&mut self, cohort: CohortId) -> Result<(), NodeError> {
-        let descriptor = self.catalog.map.of_cohort(cohort).cloned();
         let config = self.catalog.configs.get(&cohort).cloned();
         // A cohort that serves no range has nothing to do.
-        let (Some(descriptor), Some(config)) = (descriptor, config) else { return Ok(()) };
+        let (Some(descriptor), Some(config)) = (self.descriptor(cohort), config) else {
+            return Ok(());
+        };
+        for successor in successors(&self.catalog.configs, cohort) {
+            if let Some(origin) = successor.origin
+                && self.opener.has_log_only(successor.cohort)
+            {
+                self.opener.apply_up_to_seal(cohort, &descriptor.range, origin.seal).await?;
+            }
+        }
+        let before = self.before(&config);
         tracing::info!(%cohort, ?config, "opening a replica");
-        let opened = self.opener.open(descriptor, config).await?;
-        self.hosted.insert(cohort, opened);
+        if let Some(opened) = self.opener.open(descriptor, config, before).await? {
+            self.hosted.insert(cohort, opened);
+        } else {
+            tracing::info!(%cohort, "waiting for the end of the cohort where it goes on");
+        }
         Ok(())
+    }
+
+    /// Returns the range that a cohort serves, or the one that it served until others went on from it:
+    /// what these serve together, since none of them ends before all are settled (RANGE-11).
+    fn descriptor(&self, cohort: CohortId) -> Option<RangeDescriptor> {
+        let map = &self.catalog.map;
+        if let Some(descriptor) = map.of_cohort(cohort) {
+            return Some(descriptor.clone());
+        }
+        let successors = successors(&self.catalog.configs, cohort);
+        let ranges: Option<Vec<_>> = successors
+            .iter()
+            .map(|config| Some(map.of_cohort(config.cohort)?.range.clone()))
+            .collect();
+        let ranges = ranges?;
+        let start = ranges.iter().map(|range| range.start.clone()).min()?;
+        // No end is the highest.
+        let last = ranges.iter().max_by(|a, b| a.start.cmp(&b.start))?;
+        let range = KeyRange { start, end: last.end.clone() };
+        Some(RangeDescriptor { range, cohort, epoch: 0 })
+    }
+
+    /// Returns what the node has of the cohort where another one goes on.
+    fn before(&self, config: &CohortConfig) -> Before {
+        let Some(origin) = config.origin else {
+            return Before { is_here: false, range: KeyRange::all() };
+        };
+        let is_here = self.hosted.contains_key(&origin.cohort)
+            && !is_over(&self.catalog.configs, origin.cohort);
+        let range = self.descriptor(origin.cohort).map_or_else(KeyRange::all, |it| it.range);
+        Before { is_here, range }
     }
 
     /// Closes a replica and sets aside what it leaves.
@@ -181,7 +241,16 @@ impl Hosting {
         tracing::info!(%cohort, "closing a replica that is not to be here any more");
         self.publish();
         hosted.replica.shutdown().await;
-        self.opener.set_aside(cohort).await
+        self.discard(cohort).await
+    }
+
+    /// Gives up what is left of a replica that is closed. Of a cohort that is over, nothing is kept.
+    async fn discard(&self, cohort: CohortId) -> Result<(), NodeError> {
+        if is_over(&self.catalog.configs, cohort) {
+            self.opener.discard_ended(cohort).await
+        } else {
+            self.opener.set_aside(cohort).await
+        }
     }
 
     /// Has clients and peers served by what is open, by the newest routes.
@@ -199,8 +268,9 @@ impl Hosting {
 impl CatalogWatches {
     fn new(opener: &Opener, coordinator: &Coordinator) -> Result<Self, CoordinatorError> {
         let catalog = opener.coordinator.catalog.states();
+        let ended = opener.ended.clone();
         let invitations = Invitations::new(coordinator).watch()?;
-        Ok(Self { catalog, invitations })
+        Ok(Self { catalog, invitations, ended })
     }
 }
 

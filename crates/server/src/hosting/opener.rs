@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use trireme_storage::{CohortLog, CohortTable, SharedLog, Tables};
 use trireme_types::{CohortConfig, CohortId, Lsn, NodeId, RangeDescriptor, Timing};
 
 use super::decision::Local;
+use super::inheritance::{Before, Inheritance};
 use crate::backpressure::Backpressure;
 use crate::cohort::HostedCohort;
 use crate::continuity::Continuity;
@@ -43,6 +44,8 @@ pub(crate) struct Opener {
     pub(crate) coordinator: Arc<SharedCoordinator>,
     /// What writes meet when the log is too long.
     pub(crate) backpressure: Arc<Backpressure>,
+    /// Changes whenever a cohort has ended here.
+    pub(crate) ended: watch::Receiver<()>,
     /// Called when the node can no longer keep its promises.
     pub(crate) fail: Arc<dyn Fn(String) + Send + Sync>,
     /// Who reads what lies in files.
@@ -52,13 +55,14 @@ pub(crate) struct Opener {
 }
 
 impl Opener {
-    /// Opens a replica and starts its queues on the current runtime. There must be no other one of
-    /// the same cohort open.
+    /// Opens a replica and starts its queues on the current runtime; `None` if it has to wait for the
+    /// end of the one where its cohort goes on. There must be no other one of the same cohort open.
     pub(super) async fn open(
         &self,
         descriptor: RangeDescriptor,
         config: CohortConfig,
-    ) -> Result<Arc<HostedCohort>, NodeError> {
+        before: Before,
+    ) -> Result<Option<Arc<HostedCohort>>, NodeError> {
         let cohort = config.cohort;
         if self.continuity.memory().get().set_aside.contains_key(&cohort) {
             // It has not followed the cohort since, and no other counts on what it has.
@@ -66,6 +70,12 @@ impl Opener {
             self.delete_set_aside(cohort).await?;
         }
         let was_given_up = self.continuity.memory().get().given_up.contains(&cohort);
+        let rejoins = match self.inherit(&descriptor, &config, before, was_given_up).await? {
+            Inheritance::None => self.rejoins || was_given_up,
+            Inheritance::Taken => false,
+            Inheritance::Missed => true,
+            Inheritance::Awaited => return Ok(None),
+        };
         let (log, table) = self.storage(&descriptor, &config).await?;
         let on_failure = self.fail.clone();
         let parts = ReplicaParts {
@@ -79,19 +89,19 @@ impl Opener {
             timing: self.timing,
             min_replicas_for_write: self.min_replicas_for_write,
             mistakes: self.mistakes,
-            rejoins: self.rejoins || was_given_up,
+            rejoins,
             on_failure: Arc::new(move |reason| on_failure(format!("{cohort}: {reason}"))),
         };
         let opened = self.consensus.spawn(open_replica(parts)).await.map_err(io::Error::other)?;
         let replica = opened.map_err(|source| NodeError::Replica { cohort, source })?;
-        Ok(HostedCohort::start(
+        Ok(Some(HostedCohort::start(
             descriptor,
             replica,
             table,
             self.directory.clone(),
             self.backpressure.clone(),
             self.readers.clone(),
-        ))
+        )))
     }
 
     /// Returns the log and the table for a replica, whose table must reach to where its log begins.
@@ -174,6 +184,16 @@ impl Opener {
         (due, next)
     }
 
+    /// Drops everything that the node has of a cohort that is over. What those who went on have of it
+    /// is on the disk first: until then its log is what would bring it back.
+    pub(super) async fn discard_ended(&self, cohort: CohortId) -> Result<(), NodeError> {
+        //= RANGE-10
+        let tables = self.tables.clone();
+        let flush = tokio::task::spawn_blocking(move || tables.flush());
+        flush.await.map_err(io::Error::other)??;
+        self.discard(cohort).await
+    }
+
     /// Drops everything that the node has of a cohort whose replica is closed, so that it keeps no
     /// segment of the log and takes no room. Interrupted, it is to be repeated.
     ///
@@ -192,6 +212,13 @@ impl Opener {
         dropped.await.map_err(io::Error::other)??;
         tracing::info!(%cohort, "what was left of the cohort's replica is discarded");
         Ok(())
+    }
+
+    /// Returns true if the node has a log of the cohort that has begun, and no table.
+    pub(super) fn has_log_only(&self, cohort: CohortId) -> bool {
+        let has_log = self.log.cohorts().contains(&cohort);
+        let has_begun = has_log && self.log.cohort(cohort).bounds().last != Lsn::ZERO;
+        has_begun && !self.tables.has_begun(cohort)
     }
 
     /// Returns what the node has of each cohort of which it has anything.

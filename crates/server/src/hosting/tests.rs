@@ -18,7 +18,7 @@ use trireme_storage::{
 };
 use trireme_types::{
     ClusterId, CohortConfig, Command, CommandBatch, Condition, KeyRange, Lsn, NodeId, Operation,
-    Protocol, RangeMap, Timing,
+    Protocol, RangeMap, Seal, Successor, Timing,
 };
 
 use super::*;
@@ -46,6 +46,7 @@ fn config(cohort: CohortId, version: u64, replicas: &[u64], wanted: usize) -> Co
         replicas: replicas.iter().copied().map(NodeId).collect(),
         replicas_wanted: wanted,
         incarnations: [].into(),
+        origin: None,
     }
 }
 
@@ -239,6 +240,10 @@ async fn opener(
     let continuity =
         Continuity::new(ME, coordinator.clone(), remembered, log.clone(), nodes, record);
     let options = TransportOptions::new(ClusterId(7), ME);
+    let (end, ended) = watch::channel(());
+    tables.on_seal(Box::new(move |_| {
+        end.send_replace(());
+    }));
     let opener = Opener {
         node: ME,
         timing: Timing::default(),
@@ -253,6 +258,7 @@ async fn opener(
         continuity,
         discard_after,
         backpressure: Backpressure::new(u64::MAX),
+        ended,
         fail: Arc::new(|reason| panic!("{reason}")),
         readers: crate::readers::Readers::start().unwrap(),
         consensus: Handle::current(),
@@ -497,4 +503,41 @@ async fn a_node_has_one_watch_of_a_kind_whatever_the_number_of_its_cohorts() {
         hosted.replica.shutdown().await;
     }
     coordinator.close().await.unwrap();
+}
+
+/// Cohorts of each protocol end, and others go on, with a restart in between. [RANGE-6] [RANGE-10]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cohort_goes_on_where_another_one_ended() {
+    let mut fixture = Fixture::start().await;
+    let mut cohort = ONE;
+    for (number, protocol) in
+        (1..).zip([Protocol::Spinnaker, Protocol::Raft, Protocol::Pacifica, Protocol::Raft])
+    {
+        let before = fixture.router.routes().hosted[&cohort].table.get(b"a").unwrap().unwrap();
+        let range = KeyRange::new("", Some("m"));
+        let successor = Successor { range, protocol, replicas: vec![ME], replicas_wanted: 1 };
+        let seal = Seal { successors: vec![successor] };
+        let replica = fixture.hosted(cohort).unwrap();
+        fixture.until("the seal", async || replica.seal(&seal).await.is_ok()).await;
+        let (at, found) = fixture.router.routes().hosted[&cohort].table.seal().unwrap();
+        assert_eq!(*found, seal);
+        let catalog = Catalog::new(&fixture.coordinator);
+        let next = catalog.succeed(cohort, at, &seal).await.unwrap()[0].cohort;
+        assert_eq!(next, CohortId(2 + number));
+        fixture.until("the successor", async || fixture.hosted(next).is_some()).await;
+        assert!(fixture.hosted(cohort).is_some(), "it is not settled");
+        fixture.put(next, "b").await;
+        fixture.restart(async |_| {}).await;
+        fixture.put(next, "a").await;
+        let hosted = fixture.router.routes().hosted[&next].clone();
+        let row = |key: &[u8]| hosted.table.get(key).unwrap().unwrap();
+        assert_eq!(row(b"a").version.0, row(b"b").version.0 + 1, "every write is counted once");
+        assert_eq!(row(b"b").version.0, before.version.0 + 1);
+        assert_eq!(hosted.replica.status().protocol, protocol);
+        drop(hosted);
+        catalog.settle(next).await.unwrap();
+        fixture.until_gone(cohort).await;
+        cohort = next;
+    }
+    fixture.stop().await;
 }

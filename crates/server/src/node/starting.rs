@@ -11,7 +11,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use trireme_coordinator::recipes::catalog::CatalogState;
+use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::recipes::invitations::Invitations;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_proto::v1;
@@ -36,6 +36,7 @@ use crate::readers::Readers;
 use crate::replacement::Replacement;
 use crate::routes::{NodeDirectory, Router};
 use crate::services::{AdminService, KvService, NodeDescription, SliceBodies};
+use crate::succession::{Changes, Succession};
 use crate::transport::{PeerTransport, TransportOptions};
 
 /// The longest frame that a client may send.
@@ -144,7 +145,11 @@ impl Starting {
         );
         let coordinator = SharedCoordinator::start(&self.coordinator, continuity.clone())
             .map_err(|source| self.refused(source))?;
-        let shared = (&continuity, &backpressure, coordinator);
+        let (end, ended) = watch::channel(());
+        self.tables.on_seal(Box::new(move |_| {
+            end.send_replace(());
+        }));
+        let shared = (&continuity, &backpressure, coordinator, ended.clone());
         let opener = self.opener(&directory, &transport, shared, options, &fail, consensus)?;
         let hosting = Hosting::start(opener, peers, self.catalog.clone()).await?;
         let router = hosting.router();
@@ -163,6 +168,13 @@ impl Starting {
             directory,
             invitations: Invitations::new(&self.coordinator),
             delay: options.replace_delay,
+        };
+        let succession = Succession {
+            node: self.file.node,
+            router: router.clone(),
+            catalog: Catalog::new(&self.coordinator),
+            continuity: continuity.clone(),
+            ended,
         };
         let (clients, accepted) = mpsc::channel(CLIENTS_WAITING_MAX);
         let accepting = Accepting {
@@ -188,6 +200,7 @@ impl Starting {
             tokio::spawn(maintenance.run()),
             consensus.spawn(announcing),
             tokio::spawn(replacement.run()),
+            tokio::spawn(succession.run()),
             tokio::spawn(updates.run()),
         ];
         tasks.push(tokio::spawn(continuity.clone().run()));
@@ -234,10 +247,11 @@ impl Starting {
         &self,
         directory: &Arc<NodeDirectory>,
         transport: &Arc<PeerTransport>,
-        (continuity, backpressure, coordinator): (
+        (continuity, backpressure, coordinator, ended): (
             &Arc<Continuity>,
             &Arc<Backpressure>,
             Arc<SharedCoordinator>,
+            watch::Receiver<()>,
         ),
         options: &NodeOptions,
         fail: &Arc<impl Fn(String) + Send + Sync + 'static>,
@@ -256,6 +270,7 @@ impl Starting {
             transport: transport.clone(),
             directory: directory.clone(),
             coordinator,
+            ended,
             backpressure: backpressure.clone(),
             fail: fail.clone(),
             readers: Readers::start()?,
@@ -280,6 +295,7 @@ impl Starting {
         AdminService {
             description,
             router: router.clone(),
+            changes: Changes { node: self.file.node, router: router.clone() },
             log: self.log.clone(),
             transport: transport.clone(),
             continuity,

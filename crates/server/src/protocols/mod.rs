@@ -10,10 +10,11 @@ mod shared;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use trireme_replication::core::{Core, Recovered};
 use trireme_replication::driver::{Coordination, CoreReplica, DriverOptions, Wiring};
 use trireme_replication::pacifica::{Pacifica, PacificaOptions};
-use trireme_replication::raft::{RaftOptions, RaftParts, RaftReplica};
+use trireme_replication::raft::{self, RaftOptions, RaftParts, RaftReplica};
 use trireme_replication::spinnaker::{Spinnaker, SpinnakerOptions};
 use trireme_replication::{Replica, ReplicaError, Transport};
 use trireme_storage::{CohortLog, CohortTable, Tables};
@@ -56,6 +57,14 @@ pub(crate) fn admits_replicas(protocol: Protocol) -> bool {
     match protocol {
         Protocol::Pacifica => true,
         Protocol::Spinnaker | Protocol::Raft => false,
+    }
+}
+
+/// Returns what a cohort keeps beside its rows for its protocol that does not begin with an empty log.
+pub(crate) fn first_state(config: &CohortConfig) -> Option<Bytes> {
+    match config.protocol {
+        Protocol::Raft => Some(raft::first_state(&config.replicas)),
+        Protocol::Spinnaker | Protocol::Pacifica => None,
     }
 }
 

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::{Request, Response, Status};
+use trireme_coordinator::recipes::succession::successors;
 use trireme_proto::v1;
 use trireme_replication::{Measures, ReplicaError, ReplicaStatus};
 use trireme_storage::SharedLog;
-use trireme_types::{CohortId, Durability, Engine, NodeId};
+use trireme_types::{CohortId, Durability, Engine, NodeId, UnknownName};
 
 use crate::cohort::HostedCohort;
 use crate::continuity::Continuity;
 use crate::faults::{FaultSet, Faults};
-use crate::routes::Router;
+use crate::routes::{Router, Routes};
+use crate::succession::{Change, Changes, Refused};
 use crate::transport::{PeerState, PeerTransport, Sent};
 
 /// What a node says of itself besides its replicas.
@@ -28,6 +30,7 @@ pub(crate) struct NodeDescription {
 pub(crate) struct AdminService {
     pub(crate) description: NodeDescription,
     pub(crate) router: Arc<Router>,
+    pub(crate) changes: Changes,
     pub(crate) log: SharedLog,
     pub(crate) transport: Arc<PeerTransport>,
     pub(crate) continuity: Arc<Continuity>,
@@ -85,6 +88,7 @@ impl v1::admin_server::Admin for AdminService {
             set_aside: self.set_aside(),
             waits_for: self.continuity.waits_for().unwrap_or_default(),
             peers: self.transport.peer_state().into_iter().map(peer_status).collect(),
+            successions: successions(&routes),
         }))
     }
 
@@ -114,6 +118,31 @@ impl v1::admin_server::Admin for AdminService {
         Ok(Response::new(v1::TransferLeaderResponse {}))
     }
 
+    async fn change_range(
+        &self,
+        request: Request<v1::ChangeRangeRequest>,
+    ) -> Result<Response<v1::ChangeRangeResponse>, Status> {
+        let v1::ChangeRangeRequest { cohort, change } = request.into_inner();
+        let change =
+            match change {
+                Some(v1::change_range_request::Change::Protocol(name)) => {
+                    let protocol = name.parse();
+                    Change::Protocol(protocol.map_err(|error: UnknownName| {
+                        Status::invalid_argument(error.to_string())
+                    })?)
+                }
+                None => return Err(Status::invalid_argument("the request names no change")),
+            };
+        let cohorts = self.changes.change(CohortId(cohort), &change).await;
+        let cohorts = cohorts.map_err(|refused| match &refused {
+            Refused::Invalid(reason) => Status::invalid_argument(reason),
+            Refused::NotNow(reason) => Status::failed_precondition(reason),
+            Refused::Unknown(reason) => Status::unavailable(reason),
+        })?;
+        let cohorts = cohorts.into_iter().map(|cohort| cohort.0).collect();
+        Ok(Response::new(v1::ChangeRangeResponse { cohorts }))
+    }
+
     async fn set_faults(
         &self,
         request: Request<v1::SetFaultsRequest>,
@@ -126,6 +155,19 @@ impl v1::admin_server::Admin for AdminService {
         faults.set(asked.map_err(Status::invalid_argument)?);
         Ok(Response::new(v1::SetFaultsResponse {}))
     }
+}
+
+/// Describes the cohorts here that have ended or from which others go on that are not settled.
+fn successions(routes: &Routes) -> Vec<v1::Succession> {
+    let known = |cohort| -> Vec<u64> {
+        successors(&routes.configs, cohort).into_iter().map(|config| config.cohort.0).collect()
+    };
+    let here = routes.hosted.iter().map(|(&cohort, hosted)| v1::Succession {
+        cohort: cohort.0,
+        is_sealed: hosted.table.is_sealed(),
+        successors: known(cohort),
+    });
+    here.filter(|it| it.is_sealed || !it.successors.is_empty()).collect()
 }
 
 fn peer_status(peer: PeerState) -> v1::PeerStatus {

@@ -2,10 +2,12 @@
 //! and gathering what changes into one batch.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use trireme_types::{
-    Command, CommandBatch, Condition, Entry, EntryKind, KeyRange, Lsn, Operation, Outcome, Version,
+    Command, CommandBatch, Condition, Entry, EntryKind, KeyRange, Lsn, Operation, Outcome, Payload,
+    Seal, Version,
 };
 
 use crate::cohort_table::{Applied, Writer};
@@ -20,6 +22,7 @@ pub(crate) struct Decoded {
 
 enum Content {
     Commands(CommandBatch),
+    Seal(Seal),
     NoOp,
     Protocol(Bytes),
 }
@@ -41,8 +44,9 @@ pub(crate) fn decode(
         }
         applied = lsn;
         let content = match entry.kind {
-            EntryKind::Commands => match CommandBatch::decode(&entry.payload) {
-                Ok(batch) => Content::Commands(batch),
+            EntryKind::Commands => match Payload::decode(&entry.payload) {
+                Ok(Payload::Commands(batch)) => Content::Commands(batch),
+                Ok(Payload::Seal(seal)) => Content::Seal(seal),
                 Err(source) => return Err(TableError::Batch { cohort, lsn, source }),
             },
             EntryKind::NoOp => Content::NoOp,
@@ -57,6 +61,8 @@ pub(crate) fn decode(
 pub(crate) struct Apply<'a> {
     core: &'a Core,
     place: Place,
+    /// Where the rows lie.
+    rows_place: Place,
     range: &'a KeyRange,
     writer: &'a mut Writer,
     /// The rows that changed, in the order in which they first did.
@@ -78,7 +84,8 @@ impl<'a> Apply<'a> {
         range: &'a KeyRange,
         writer: &'a mut Writer,
     ) -> Self {
-        Self { core, place, range, writer, rows: Vec::new(), index: HashMap::new() }
+        let rows_place = writer.rows.place(place);
+        Self { core, place, rows_place, range, writer, rows: Vec::new(), index: HashMap::new() }
     }
 
     /// Judges the entries in order. Sessions and counters of the writer change as it goes, so a
@@ -87,7 +94,18 @@ impl<'a> Apply<'a> {
         let mut applied = Vec::with_capacity(entries.len());
         for Decoded { lsn, content } in entries {
             let outcomes = match content {
+                //= RANGE-2
+                Content::Commands(batch) if self.writer.seal.is_some() => {
+                    vec![Outcome::WrongRange; batch.commands.len()]
+                }
                 Content::Commands(batch) => self.commands(batch)?,
+                Content::Seal(seal) => {
+                    if self.writer.seal.is_none() {
+                        self.writer.seal = Some((lsn, Arc::new(seal)));
+                        self.writer.seal_changed = true;
+                    }
+                    Vec::new()
+                }
                 Content::NoOp => Vec::new(),
                 Content::Protocol(payload) => {
                     self.writer.protocol = Some((lsn, payload));
@@ -104,7 +122,7 @@ impl<'a> Apply<'a> {
     /// Returns everything that changed, the cohort's meta row included.
     pub(crate) fn into_batch(self) -> WriteBatch {
         let mut batch = WriteBatch::default();
-        let prefix = self.place.prefix(keys::KIND_ROW);
+        let prefix = self.rows_place.prefix(keys::KIND_ROW);
         for row in &self.rows {
             match &row.value {
                 Some((version, value)) => {
@@ -195,7 +213,7 @@ impl<'a> Apply<'a> {
         {
             return Ok(self.rows[index].value.as_ref().map(|(version, _)| *version));
         }
-        let value = self.core.get(&self.place.row_key(key))?;
+        let value = self.core.get(&self.rows_place.row_key(key))?;
         value.map(|value| keys::row_version(self.place.cohort, &value)).transpose()
     }
 

@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use trireme_fuzz::{Fuzz, Verdict};
-use trireme_types::{CohortId, Lsn, Version};
+use trireme_types::{CohortId, KeyRange, Lsn, Version};
 
 use super::sessions::Sessions;
 use crate::table::WriteBatch;
-use crate::table::keys::{self, Meta, Place};
+use crate::table::keys::{self, Meta, Place, Rows};
 
 const COHORT: CohortId = CohortId(3);
 
@@ -34,12 +34,16 @@ fn fuzz_table_session() {
 
 #[test]
 fn fuzz_table_meta() {
-    let meta = Meta { generation: 2, applied: Lsn::new(3, 99), writes: 80, clock: 1 << 41 };
+    let (applied, rows) = (Lsn::new(3, 99), Rows::Own);
+    let meta = Meta { generation: 2, applied, writes: 80, clock: 1 << 41, rows };
     let old = [&[1][..], &meta.encode()[1..29]].concat();
-    Fuzz::new("fuzz_table_meta", [meta.encode().to_vec(), old]).run(|bytes| {
+    let place = Place { cohort: CohortId(1), generation: 4 };
+    let rows = Rows::Elsewhere { place, range: KeyRange::new("b", Some("m")) };
+    let elsewhere = Meta { rows, ..meta.clone() };
+    Fuzz::new("fuzz_table_meta", [meta.encode(), elsewhere.encode(), old]).run(|bytes| {
         let decoded = Meta::decode(COHORT, bytes);
         if let Ok(meta) = &decoded {
-            assert_eq!(Meta::decode(COHORT, &meta.encode()).ok(), Some(*meta));
+            assert_eq!(Meta::decode(COHORT, &meta.encode()).ok(), Some(meta.clone()));
         }
         Verdict::from(&decoded)
     });
@@ -48,7 +52,7 @@ fn fuzz_table_meta() {
 #[test]
 fn fuzz_table_row() {
     let row = [&keys::row_header(Version(5))[..], b"value"].concat();
-    let protocol = [&keys::protocol_header(Lsn::new(1, 2))[..], b"members"].concat();
+    let protocol = [&keys::lsn_header(Lsn::new(1, 2))[..], b"members"].concat();
     Fuzz::new("fuzz_table_row", [row, protocol]).run(|bytes| {
         let bytes = Bytes::copy_from_slice(bytes);
         let row = keys::decode_row(COHORT, &bytes);
@@ -56,7 +60,7 @@ fn fuzz_table_row() {
             assert_eq!([&keys::row_header(*version)[..], value].concat(), bytes);
         }
         if let Ok((lsn, payload)) = keys::decode_protocol(COHORT, &bytes) {
-            assert_eq!([&keys::protocol_header(lsn)[..], &payload].concat(), bytes);
+            assert_eq!([&keys::lsn_header(lsn)[..], &payload].concat(), bytes);
         }
         keys::place_of(&bytes);
         Verdict::from(&row)

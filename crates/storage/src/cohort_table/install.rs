@@ -8,7 +8,7 @@ use trireme_types::Version;
 use crate::cohort_table::sessions::Sessions;
 use crate::cohort_table::{CohortTable, Serving, State, Writer, wait_for_readers};
 use crate::snapshot::{Record, SnapshotError, SnapshotHeader, StagedSnapshot};
-use crate::table::keys::{self, Meta, Place};
+use crate::table::keys::{self, Meta, Place, Rows};
 use crate::table::{TableError, WriteBatch};
 
 /// The bytes after which a batch of snapshot rows is written.
@@ -50,6 +50,7 @@ impl CohortTable {
         // Nothing is applied until the snapshot is in force or refused.
         let mut writer = state.writer.lock();
         let old = state.place()?;
+        let old_rows = writer.rows.clone();
         let snapshot = staged.header().applied;
         if snapshot < writer.applied {
             let (cohort, applied) = (state.id, writer.applied);
@@ -76,6 +77,9 @@ impl CohortTable {
         step(InstallStep::FlipDurable)?;
         wait_for_readers(&replaced);
         state.core.remove_span(&old.all())?;
+        if let Rows::Elsewhere { place, range } = old_rows {
+            state.core.remove_span(&place.rows(&range))?;
+        }
         tracing::info!(cohort = %state.id, applied = %writer.applied, "installed a snapshot");
         Ok(())
     }
@@ -101,12 +105,13 @@ impl State {
             applied: loaded.applied,
             writes: loaded.writes,
             clock: loaded.sessions.clock(),
+            rows: Rows::Own,
         };
         let mut batch = WriteBatch::default();
         batch.put(&[&keys::meta_key(self.id)], &[&meta.encode()]);
         self.core.write(batch)?;
         let generation = new.generation;
-        let replaced = self.replace(|serving| Serving { generation, ..serving });
+        let replaced = self.replace(|serving| Serving { generation, rows: new, ..serving });
         *writer = loaded;
         self.protocol.write().clone_from(&writer.protocol);
         self.clock.store(writer.sessions.clock(), Ordering::Release);
@@ -134,7 +139,7 @@ fn load(
     let mut batch = WriteBatch::default();
     if let Some((lsn, payload)) = &header.protocol {
         let key = place.prefix(keys::KIND_PROTOCOL);
-        batch.put(&[&key], &[&keys::protocol_header(*lsn), payload]);
+        batch.put(&[&key], &[&keys::lsn_header(*lsn), payload]);
     }
     let refused = |source| TableError::Snapshot { cohort, source };
     while let Some(record) = records.next_record().map_err(refused)? {
@@ -149,8 +154,8 @@ fn load(
         applied: header.applied,
         writes: header.writes,
         protocol: header.protocol,
-        protocol_changed: false,
         sessions,
+        ..Writer::default()
     })
 }
 

@@ -43,6 +43,13 @@
 //! A snapshot is installed beside the rows in force, under the next generation number, and then
 //! takes their place by one write of the meta row. A crash leaves the old rows or the new ones.
 //!
+//! # The seal
+//!
+//! A cohort ends with a seal ([`trireme_types::Seal`]): the table notes it and stays as it is from then
+//! on. What comes behind it in the log changes nothing, and commands there have the outcome
+//! [`Outcome::WrongRange`]. A sealed table answers no read and gives no snapshot: those who go on may
+//! have changed the rows, which they have where they lie ([`crate::Tables::begin`]).
+//!
 //! # What is left out
 //!
 //! The range is not replicated state here: [`CohortTable::set_range`] is told it. For replicas to
@@ -50,6 +57,7 @@
 //! entries from before that point must first be told the range of that time.
 
 mod apply;
+pub(crate) mod begin;
 #[cfg(test)]
 mod fuzz;
 pub(crate) mod install;
@@ -64,12 +72,12 @@ use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use trireme_types::limits::{SCAN_BYTES_MAX, SCAN_ROWS_MAX};
-use trireme_types::{CohortId, Entry, KeyRange, Lsn, Outcome, PATH, Version};
+use trireme_types::{CohortId, Entry, KeyRange, Lsn, Outcome, PATH, Seal, Version};
 
 use crate::cohort_table::apply::Apply;
 use crate::cohort_table::sessions::Sessions;
 use crate::snapshot::{SnapshotHeader, SnapshotReader};
-use crate::table::keys::{self, Meta, PREFIX_BYTES, Place};
+use crate::table::keys::{self, Meta, PREFIX_BYTES, Place, Rows};
 use crate::table::{Core, Points, ScanBudget, Scanned, TableError, Visit, WriteBatch};
 
 /// What one page of a scan may read, deleted rows and older versions included. It takes a few
@@ -135,6 +143,7 @@ struct State {
     /// Taken before `replacing` where both are needed.
     writer: Mutex<Writer>,
     protocol: RwLock<Option<(Lsn, Bytes)>>,
+    seal: RwLock<Option<(Lsn, Arc<Seal>)>>,
     /// The cohort's clock as of what was applied last.
     clock: AtomicU64,
 }
@@ -143,7 +152,10 @@ struct State {
 #[derive(Clone)]
 pub(crate) struct Serving {
     generation: u32,
+    /// Where the rows lie.
+    rows: Place,
     range: KeyRange,
+    is_sealed: bool,
     is_dropped: bool,
 }
 
@@ -156,6 +168,12 @@ pub(crate) struct Writer {
     protocol: Option<(Lsn, Bytes)>,
     /// Whether `protocol` is newer than its row.
     protocol_changed: bool,
+    /// What ended the cohort.
+    seal: Option<(Lsn, Arc<Seal>)>,
+    /// Whether it is newer than its row.
+    seal_changed: bool,
+    /// Where the rows lie.
+    rows: Rows,
     sessions: Sessions,
 }
 
@@ -167,15 +185,23 @@ impl CohortTable {
         id: CohortId,
         range: KeyRange,
         meta: Option<Meta>,
+        is_on_disk: bool,
     ) -> Result<Self, TableError> {
-        let meta = meta.unwrap_or(Meta { generation: 1, applied: Lsn::ZERO, writes: 0, clock: 0 });
+        let rows = Rows::Own;
+        let none = Meta { generation: 1, applied: Lsn::ZERO, writes: 0, clock: 0, rows };
+        let meta = meta.unwrap_or(none);
         let place = Place { cohort: id, generation: meta.generation };
         let mut writer = Writer {
             applied: meta.applied,
             writes: meta.writes,
             sessions: Sessions::at(meta.clock),
+            rows: meta.rows,
             ..Writer::default()
         };
+        if let Some(value) = core.get(&place.prefix(keys::KIND_SEAL))? {
+            let (lsn, seal) = keys::decode_seal(id, &value)?;
+            writer.seal = Some((lsn, Arc::new(seal)));
+        }
         if let Some(value) = core.get(&place.prefix(keys::KIND_PROTOCOL))? {
             writer.protocol = Some(keys::decode_protocol(id, &value)?);
         }
@@ -183,9 +209,17 @@ impl CohortTable {
             let (key, value) = row?;
             writer.sessions.load(id, key.get(PREFIX_BYTES..).unwrap_or_default(), &value)?;
         }
-        let points = Points::new(meta.applied);
+        // What was begun a moment ago is not on disk yet; the next flush raises its point.
+        let persisted = if is_on_disk { meta.applied } else { Lsn::ZERO };
+        let points = Points::new(meta.applied, persisted);
         core.add_points(id, Arc::clone(&points));
-        let serving = Serving { generation: meta.generation, range, is_dropped: false };
+        let serving = Serving {
+            generation: meta.generation,
+            rows: writer.rows.place(place),
+            range,
+            is_sealed: writer.seal.is_some(),
+            is_dropped: false,
+        };
         let state = State {
             id,
             core,
@@ -193,6 +227,7 @@ impl CohortTable {
             serving: ArcSwap::from_pointee(serving),
             replacing: Mutex::default(),
             protocol: RwLock::new(writer.protocol.clone()),
+            seal: RwLock::new(writer.seal.clone()),
             clock: AtomicU64::new(meta.clock),
             writer: Mutex::new(writer),
         };
@@ -208,7 +243,7 @@ impl CohortTable {
         let state = &*self.state;
         state.core.check_usable()?;
         let mut writer = state.writer.lock();
-        let serving = state.serving()?;
+        let serving = state.present()?;
         let place = serving.place(state.id);
         let entries = apply::decode(place, writer.applied, entries)?;
         if entries.is_empty() {
@@ -222,6 +257,10 @@ impl CohortTable {
             state.protocol.write().clone_from(&writer.protocol);
         }
         state.clock.store(writer.sessions.clock(), Ordering::Release);
+        if std::mem::take(&mut writer.seal_changed) {
+            drop(serving);
+            state.end(&writer);
+        }
         state.points.set_applied(writer.applied);
         tracing::trace!(target: PATH, cohort = %state.id, upto = %writer.applied, "path: applied");
         Ok(applied)
@@ -249,6 +288,16 @@ impl CohortTable {
         self.state.protocol.read().clone()
     }
 
+    /// Returns what ended the cohort and where, if something has.
+    pub fn seal(&self) -> Option<(Lsn, Arc<Seal>)> {
+        self.state.seal.read().clone()
+    }
+
+    /// Returns true if the cohort has ended.
+    pub fn is_sealed(&self) -> bool {
+        self.state.serving.load().is_sealed
+    }
+
     /// Returns the cohort.
     pub fn id(&self) -> CohortId {
         self.state.id
@@ -261,7 +310,7 @@ impl CohortTable {
         if !serving.range.contains(key) {
             return Ok(None);
         }
-        let value = state.core.get(&serving.place(state.id).row_key(key))?;
+        let value = state.core.get(&serving.rows.row_key(key))?;
         state.row(key, value)
     }
 
@@ -273,7 +322,7 @@ impl CohortTable {
             let serving = state.serving()?;
             let place = serving.place(state.id);
             // The applied point is written together with the rows, and so it is read.
-            let keys = [&keys::meta_key(state.id)[..], &place.row_key(key)];
+            let keys = [&keys::meta_key(state.id)[..], &serving.rows.row_key(key)];
             let [meta, value] = state.core.get_both(keys)?;
             let Some(applied) = state.applied_of(place, meta.as_ref())? else {
                 std::thread::yield_now();
@@ -293,7 +342,7 @@ impl CohortTable {
         let state = &*self.state;
         let serving = state.serving()?;
         let place = serving.place(state.id);
-        let keys = [&keys::meta_key(state.id)[..], &place.row_key(key)];
+        let keys = [&keys::meta_key(state.id)[..], &serving.rows.row_key(key)];
         let Some([meta, value]) = state.core.get_both_resident(keys)? else { return Ok(None) };
         // Where the rows are just being replaced, a caller that may wait reads again.
         let Some(applied) = state.applied_of(place, meta.as_ref())? else { return Ok(None) };
@@ -309,7 +358,7 @@ impl CohortTable {
         if !serving.range.contains(key) {
             return Ok(Some(None));
         }
-        let row_key = serving.place(state.id).row_key(key);
+        let row_key = serving.rows.row_key(key);
         let Some(value) = state.core.get_resident(&row_key)? else { return Ok(None) };
         Ok(Some(state.row(key, value)?))
     }
@@ -327,7 +376,7 @@ impl CohortTable {
     ) -> Result<ScanPage, TableError> {
         let state = &*self.state;
         let serving = state.serving()?;
-        let mut span = serving.place(state.id).rows(&serving.range.intersection(range));
+        let mut span = serving.rows.rows(&serving.range.intersection(range));
         span.reverse = reverse;
         let scan = |visit: Visit<'_>| Ok(((), state.core.scan(&span, PAGE_BUDGET, visit)?));
         let (page, ()) = state.core.readable(collect(state.id, limit, scan))?;
@@ -347,7 +396,7 @@ impl CohortTable {
         loop {
             let serving = state.serving()?;
             let place = serving.place(state.id);
-            let mut span = place.rows(&serving.range.intersection(range));
+            let mut span = serving.rows.rows(&serving.range.intersection(range));
             span.reverse = reverse;
             let scan =
                 |visit: Visit<'_>| state.core.get_and_scan(&meta_key, &span, PAGE_BUDGET, visit);
@@ -387,7 +436,7 @@ impl CohortTable {
             protocol: writer.protocol.clone(),
         };
         let sessions = state.core.view(&place.kind(keys::KIND_SESSION))?;
-        let rows = state.core.view(&place.rows(&serving.range))?;
+        let rows = state.core.view(&serving.rows.rows(&serving.range))?;
         Ok(SnapshotReader::new(header, sessions, rows))
     }
 
@@ -410,9 +459,29 @@ impl CohortTable {
 impl State {
     /// Returns where reads go now, which stays as it is while the caller keeps it.
     fn serving(&self) -> Result<Guard<Arc<Serving>>, TableError> {
+        let serving = self.present()?;
+        //= RANGE-3
+        if serving.is_sealed { Err(TableError::Sealed(self.id)) } else { Ok(serving) }
+    }
+
+    /// Returns where the rows are, also if they are not to be read here any more.
+    fn present(&self) -> Result<Guard<Arc<Serving>>, TableError> {
         let serving = self.serving.load();
-        serving.check(self.id)?;
-        Ok(serving)
+        if serving.is_dropped { Err(TableError::Dropped(self.id)) } else { Ok(serving) }
+    }
+
+    /// Refuses every read from now on, since the cohort has ended. When this returns, none is under way:
+    /// the successors may change the rows. The writer is locked.
+    fn end(&self, writer: &Writer) {
+        //= RANGE-3
+        self.seal.write().clone_from(&writer.seal);
+        let replaced = {
+            let _replacing = self.replacing.lock();
+            self.replace(|serving| Serving { is_sealed: true, ..serving })
+        };
+        wait_for_readers(&replaced);
+        tracing::info!(cohort = %self.id, seal = ?writer.seal, "sealed");
+        self.core.sealed(self.id);
     }
 
     /// Reads the row that was found for a key.
@@ -444,10 +513,6 @@ fn wait_for_readers(replaced: &Arc<Serving>) {
 }
 
 impl Serving {
-    fn check(&self, id: CohortId) -> Result<(), TableError> {
-        if self.is_dropped { Err(TableError::Dropped(id)) } else { Ok(()) }
-    }
-
     const fn place(&self, cohort: CohortId) -> Place {
         Place { cohort, generation: self.generation }
     }
@@ -466,13 +531,18 @@ impl Writer {
         self.sessions.write_changed(place, batch);
         if let (true, Some((lsn, payload))) = (self.protocol_changed, &self.protocol) {
             let key = place.prefix(keys::KIND_PROTOCOL);
-            batch.put(&[&key], &[&keys::protocol_header(*lsn), payload]);
+            batch.put(&[&key], &[&keys::lsn_header(*lsn), payload]);
+        }
+        if let (true, Some((lsn, seal))) = (self.seal_changed, &self.seal) {
+            let key = place.prefix(keys::KIND_SEAL);
+            batch.put(&[&key], &[&keys::lsn_header(*lsn), &seal.encode()]);
         }
         let meta = Meta {
             generation: place.generation,
             applied: self.applied,
             writes: self.writes,
             clock: self.sessions.clock(),
+            rows: self.rows.clone(),
         };
         batch.put(&[&keys::meta_key(place.cohort)], &[&meta.encode()]);
     }

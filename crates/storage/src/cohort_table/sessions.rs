@@ -211,6 +211,18 @@ impl Sessions {
         self.changed = changed;
     }
 
+    /// Gives `write` the rows of all sessions, as they would lie at `place`.
+    pub(crate) fn write_all(
+        &mut self,
+        place: Place,
+        write: &mut dyn FnMut(Vec<u8>, Vec<u8>) -> Result<(), TableError>,
+    ) -> Result<(), TableError> {
+        for (client, session) in &mut self.clients {
+            write(place.session_key(*client), session.encode())?;
+        }
+        Ok(())
+    }
+
     /// Takes up a session's row, read from the table or from a snapshot: the part of the key that
     /// names the client, and the value.
     pub(crate) fn load(

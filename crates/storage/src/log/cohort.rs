@@ -39,6 +39,13 @@ pub enum LogWrite {
         /// The last entry to drop.
         upto: Lsn,
     },
+    /// Has a log that never held anything go on after `after`: its cohort begins with a table that
+    /// includes all up to there, from elsewhere (RANGE-6). It gives up no entry; what brings the table
+    /// back after a crash, until it is on disk, is not this log's to know.
+    Begin {
+        /// The last entry that the table includes.
+        after: Lsn,
+    },
     /// Notes how far the log is known to be committed. It goes to disk with the next other write,
     /// or by itself within 50 ms, so after a crash it may be old; it is never ahead of the log
     /// (S8). A point below the known one changes nothing.
@@ -282,6 +289,11 @@ impl CohortLog {
                 index.purge(upto);
                 vec![OperationBody::Purge { upto, commit_point: index.commit_point() }]
             }
+            LogWrite::Begin { after } => {
+                index.purge(after);
+                index.raise_commit_point(after);
+                vec![OperationBody::Purge { upto: after, commit_point: index.commit_point() }]
+            }
             LogWrite::CommitPoint(point) => {
                 index.raise_commit_point(point);
                 vec![OperationBody::CommitPoint(index.commit_point())]
@@ -395,6 +407,9 @@ fn check_fits(cohort: CohortId, index: &CohortIndex, write: &LogWrite) -> Result
         LogWrite::Append(entries) => index.check_append(cohort, entries),
         LogWrite::TruncateAfter { seq } if *seq < purged.seq => {
             Err(LogError::BelowPurged { cohort, seq: *seq, purged })
+        }
+        LogWrite::Begin { after } if last != Lsn::ZERO => {
+            Err(LogError::BelowPurged { cohort, seq: after.seq, purged: last })
         }
         LogWrite::CommitPoint(point) if point.seq > last.seq => {
             Err(LogError::CommitPastEnd { cohort, point: *point, last })

@@ -55,10 +55,12 @@ pub(crate) struct Core {
     points: Mutex<BTreeMap<CohortId, Arc<Points>>>,
     flush_listeners: Mutex<Vec<FlushListener>>,
     failure_listeners: Mutex<Vec<FailureListener>>,
+    seal_listener: Mutex<Option<SealListener>>,
     counters: Counters,
 }
 
 pub(crate) type FlushListener = Arc<dyn Fn() + Send + Sync>;
+pub(crate) type SealListener = Arc<dyn Fn(CohortId) + Send + Sync>;
 pub(crate) type FailureListener = Arc<dyn Fn(&TableError) + Send + Sync>;
 
 /// What is to be done and what has become of it.
@@ -110,9 +112,9 @@ struct Counters {
 }
 
 impl Points {
-    /// Returns the points of a table that was just opened: all that it has is on disk.
-    pub(crate) fn new(applied: Lsn) -> Arc<Self> {
-        Arc::new(Self { values: Mutex::new((applied, applied)) })
+    /// Returns the points of a table that was just opened.
+    pub(crate) fn new(applied: Lsn, persisted: Lsn) -> Arc<Self> {
+        Arc::new(Self { values: Mutex::new((applied, persisted)) })
     }
 
     pub(crate) fn applied(&self) -> Lsn {
@@ -145,6 +147,7 @@ impl Core {
             points: Mutex::default(),
             flush_listeners: Mutex::default(),
             failure_listeners: Mutex::default(),
+            seal_listener: Mutex::default(),
             counters: Counters::default(),
         }
     }
@@ -332,10 +335,24 @@ impl Core {
         }
     }
 
+    /// Has `listener` called whenever a cohort has ended here.
+    pub(crate) fn on_seal(&self, listener: SealListener) {
+        *self.seal_listener.lock() = Some(listener);
+    }
+
+    /// Reports that a cohort has ended here.
+    pub(crate) fn sealed(&self, cohort: CohortId) {
+        let listener = self.seal_listener.lock().clone();
+        if let Some(listener) = listener {
+            listener(cohort);
+        }
+    }
+
     /// Lets go of the listeners, which may hold handles of this very table.
     pub(crate) fn forget_listeners(&self) {
         self.flush_listeners.lock().clear();
         self.failure_listeners.lock().clear();
+        self.seal_listener.lock().take();
     }
 
     /// Takes note of a failure after which the disk's content is not known: nothing is written any

@@ -144,6 +144,12 @@ pub enum TableError {
     /// The cohort's rows were removed from this node.
     #[error("{0} was dropped from this node")]
     Dropped(CohortId),
+    /// The cohort has ended; others go on with its rows.
+    #[error("{0} has ended, and others go on with its rows")]
+    Sealed(CohortId),
+    /// No other can go on yet where the cohort ends.
+    #[error("{0} has not ended here")]
+    NotSealed(CohortId),
     /// The tables were closed.
     #[error("the tables are closed")]
     Closed,
@@ -173,6 +179,8 @@ impl TableError {
             | Self::OldSnapshot { .. }
             | Self::Snapshot { .. }
             | Self::Dropped(_)
+            | Self::Sealed(_)
+            | Self::NotSealed(_)
             | Self::Closed => false,
         }
     }
@@ -194,6 +202,8 @@ impl TableError {
             | Self::OldSnapshot { .. }
             | Self::Snapshot { .. }
             | Self::Dropped(_)
+            | Self::Sealed(_)
+            | Self::NotSealed(_)
             | Self::Closed
             | Self::Failed { .. } => false,
         }

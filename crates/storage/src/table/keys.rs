@@ -7,9 +7,13 @@
 //! Generation 0 holds only the cohort's meta row, which names the generation that is in force.
 //! Every other generation belongs to a snapshot that was installed, is being installed or was
 //! replaced by a later one.
+//!
+//! Rows need not lie under their own cohort: one that goes on where another ended has its rows where
+//! that one had them, until it installs a snapshot. Its meta row says where, and which of them are
+//! its own ([`Rows`]).
 
 use bytes::Bytes;
-use trireme_types::{ClientId, CohortId, KeyRange, Lsn, Version};
+use trireme_types::{ClientId, CohortId, KeyRange, Lsn, Seal, Version};
 
 use crate::table::{Span, TableError};
 
@@ -21,6 +25,11 @@ pub(crate) const KIND_PROTOCOL: u8 = 2;
 pub(crate) const KIND_SESSION: u8 = 3;
 /// One user row.
 pub(crate) const KIND_ROW: u8 = 4;
+/// What ended the cohort.
+pub(crate) const KIND_SEAL: u8 = 5;
+
+/// The length of a place at the beginning of a key.
+const PLACE_BYTES: usize = 12;
 
 /// The length of everything before the part of a key that depends on its kind.
 pub(crate) const PREFIX_BYTES: usize = 13;
@@ -31,11 +40,16 @@ pub(crate) const FORMAT: u8 = 1;
 /// The bytes of a row's value before the user's value: format and version.
 pub(crate) const ROW_HEADER_BYTES: usize = 9;
 
-/// The format of meta rows. In format 1, that of 0.1.0, there is no clock.
+/// The format of meta rows of cohorts whose rows lie under their own number. In format 1, that of
+/// 0.1.0, there is no clock.
 const META_FORMAT: u8 = 2;
 
+/// The format of meta rows of cohorts whose rows lie under another one's number.
+const META_FORMAT_ELSEWHERE: u8 = 3;
+
 const META_BYTES: usize = 37;
-const PROTOCOL_HEADER_BYTES: usize = 17;
+/// The header of what is kept beside the rows with its place in the log: the protocol row, the seal.
+const LSN_HEADER_BYTES: usize = 17;
 
 /// The part of the keyspace that one generation of one cohort fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,8 +129,33 @@ pub(crate) fn place_of(key: &[u8]) -> Option<Place> {
     })
 }
 
+/// Where a cohort's rows lie.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// Under its own number, in the generation in force: all that are there.
+    #[default]
+    Own,
+    /// Under another cohort's number: those in the range. Others of that place are others' (RANGE-12).
+    Elsewhere {
+        /// The place.
+        place: Place,
+        /// Which of the rows there.
+        range: KeyRange,
+    },
+}
+
+impl Rows {
+    /// Returns where the rows lie of the cohort whose own place is `own`.
+    pub(crate) fn place(&self, own: Place) -> Place {
+        match self {
+            Self::Own => own,
+            Self::Elsewhere { place, .. } => *place,
+        }
+    }
+}
+
 /// A cohort's meta row: where its table stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Meta {
     /// The generation in force; at least 1.
     pub(crate) generation: u32,
@@ -126,25 +165,35 @@ pub(crate) struct Meta {
     pub(crate) writes: u64,
     /// The cohort's clock.
     pub(crate) clock: u64,
+    /// Where its rows lie.
+    pub(crate) rows: Rows,
 }
 
 impl Meta {
-    pub(crate) fn encode(&self) -> [u8; META_BYTES] {
-        let mut bytes = [0; META_BYTES];
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![0; META_BYTES];
         bytes[0] = META_FORMAT;
         bytes[1..5].copy_from_slice(&self.generation.to_be_bytes());
         bytes[5..13].copy_from_slice(&self.applied.epoch.to_be_bytes());
         bytes[13..21].copy_from_slice(&self.applied.seq.to_be_bytes());
         bytes[21..29].copy_from_slice(&self.writes.to_be_bytes());
         bytes[29..].copy_from_slice(&self.clock.to_be_bytes());
+        if let Rows::Elsewhere { place, range } = &self.rows {
+            bytes[0] = META_FORMAT_ELSEWHERE;
+            bytes.extend_from_slice(&place.cohort.0.to_be_bytes());
+            bytes.extend_from_slice(&place.generation.to_be_bytes());
+            bytes = postcard::to_extend(range, bytes)
+                .expect("a range holds nothing that postcard cannot write, and a Vec always grows");
+        }
         bytes
     }
 
     pub(crate) fn decode(cohort: CohortId, bytes: &[u8]) -> Result<Self, TableError> {
         let what = "the meta row";
-        let has_clock = bytes.first() == Some(&META_FORMAT);
+        let is_elsewhere = bytes.first() == Some(&META_FORMAT_ELSEWHERE);
+        let has_clock = is_elsewhere || bytes.first() == Some(&META_FORMAT);
         let rest = match bytes {
-            [META_FORMAT, rest @ ..] => rest,
+            [META_FORMAT | META_FORMAT_ELSEWHERE, rest @ ..] => rest,
             _ => check_format(cohort, what, bytes)?,
         };
         let (generation, rest) =
@@ -152,11 +201,18 @@ impl Meta {
         let (epoch, rest) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
         let (seq, rest) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
         let (writes, rest) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
-        let clock = match rest {
-            [] if !has_clock => 0,
+        let (clock, rest) = match rest {
+            [] if !has_clock => (0, rest),
             rest if has_clock => {
-                u64::from_be_bytes(rest.try_into().map_err(|_| cut(cohort, what, bytes))?)
+                let (clock, rest) =
+                    rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
+                (u64::from_be_bytes(*clock), rest)
             }
+            _ => return Err(cut(cohort, what, bytes)),
+        };
+        let rows = match rest {
+            [] if !is_elsewhere => Rows::Own,
+            rest if is_elsewhere => decode_elsewhere(cohort, what, rest)?,
             _ => return Err(cut(cohort, what, bytes)),
         };
         let generation = u32::from_be_bytes(*generation);
@@ -164,8 +220,25 @@ impl Meta {
             return Err(corrupt(cohort, what, "it names generation 0".to_owned()));
         }
         let applied = Lsn::new(u64::from_be_bytes(*epoch), u64::from_be_bytes(*seq));
-        Ok(Self { generation, applied, writes: u64::from_be_bytes(*writes), clock })
+        Ok(Self { generation, applied, writes: u64::from_be_bytes(*writes), clock, rows })
     }
+}
+
+fn decode_elsewhere(
+    cohort: CohortId,
+    what: &'static str,
+    bytes: &[u8],
+) -> Result<Rows, TableError> {
+    let place = place_of(bytes).ok_or_else(|| cut(cohort, what, bytes))?;
+    let malformed = |error: postcard::Error| corrupt(cohort, what, error.to_string());
+    let (range, rest) = postcard::take_from_bytes(&bytes[PLACE_BYTES..]).map_err(malformed)?;
+    if !rest.is_empty() {
+        return Err(corrupt(cohort, what, "bytes follow its range".to_owned()));
+    }
+    if place.generation == 0 {
+        return Err(corrupt(cohort, what, "its rows lie in generation 0".to_owned()));
+    }
+    Ok(Rows::Elsewhere { place, range })
 }
 
 /// Returns what a row's value begins with.
@@ -190,9 +263,9 @@ pub(crate) fn decode_row(cohort: CohortId, bytes: &Bytes) -> Result<(Version, By
     Ok((version, bytes.slice(ROW_HEADER_BYTES..)))
 }
 
-/// Returns what the protocol row's value begins with.
-pub(crate) fn protocol_header(lsn: Lsn) -> [u8; PROTOCOL_HEADER_BYTES] {
-    let mut header = [0; PROTOCOL_HEADER_BYTES];
+/// Returns what the value of a row begins with that stands for an entry of the log.
+pub(crate) fn lsn_header(lsn: Lsn) -> [u8; LSN_HEADER_BYTES] {
+    let mut header = [0; LSN_HEADER_BYTES];
     header[0] = FORMAT;
     header[1..9].copy_from_slice(&lsn.epoch.to_be_bytes());
     header[9..].copy_from_slice(&lsn.seq.to_be_bytes());
@@ -201,12 +274,26 @@ pub(crate) fn protocol_header(lsn: Lsn) -> [u8; PROTOCOL_HEADER_BYTES] {
 
 /// Reads the protocol row.
 pub(crate) fn decode_protocol(cohort: CohortId, bytes: &Bytes) -> Result<(Lsn, Bytes), TableError> {
-    let what = "the protocol row";
+    decode_with_lsn(cohort, "the protocol row", bytes)
+}
+
+/// Reads the row of what ended the cohort.
+pub(crate) fn decode_seal(cohort: CohortId, bytes: &Bytes) -> Result<(Lsn, Seal), TableError> {
+    let (lsn, bytes) = decode_with_lsn(cohort, "the seal", bytes)?;
+    let seal = Seal::decode(&bytes);
+    Ok((lsn, seal.map_err(|error| corrupt(cohort, "the seal", error.to_string()))?))
+}
+
+fn decode_with_lsn(
+    cohort: CohortId,
+    what: &'static str,
+    bytes: &Bytes,
+) -> Result<(Lsn, Bytes), TableError> {
     let rest = check_format(cohort, what, bytes)?;
     let (epoch, rest) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
     let (seq, _) = rest.split_first_chunk().ok_or_else(|| cut(cohort, what, bytes))?;
     let lsn = Lsn::new(u64::from_be_bytes(*epoch), u64::from_be_bytes(*seq));
-    Ok((lsn, bytes.slice(PROTOCOL_HEADER_BYTES..)))
+    Ok((lsn, bytes.slice(LSN_HEADER_BYTES..)))
 }
 
 /// Returns what follows the format byte, if the format is the one that this build reads.
@@ -262,17 +349,29 @@ mod tests {
     #[test]
     fn meta_rows_read_back_and_damaged_ones_are_refused() {
         let applied = Lsn::new(5, 1 << 40);
-        let meta = Meta { generation: 2, applied, writes: u64::MAX, clock: 1 << 50 };
+        let rows = Rows::Own;
+        let meta = Meta { generation: 2, applied, writes: u64::MAX, clock: 1 << 50, rows };
+        let place = Place { cohort: CohortId(5), generation: 9 };
+        for end in [None, Some("m")] {
+            let rows = Rows::Elsewhere { place, range: KeyRange::new("a", end) };
+            let elsewhere = Meta { rows, ..meta.clone() };
+            let bytes = elsewhere.encode();
+            assert_eq!(Meta::decode(COHORT, &bytes).unwrap(), elsewhere);
+            for len in 0..bytes.len() {
+                assert!(Meta::decode(COHORT, &bytes[..len]).is_err(), "cut to {len} bytes");
+            }
+            assert!(Meta::decode(COHORT, &[&bytes[..], &[0]].concat()).is_err());
+        }
         let bytes = meta.encode();
         assert_eq!(Meta::decode(COHORT, &bytes).unwrap(), meta);
         for len in 0..bytes.len() {
             assert!(Meta::decode(COHORT, &bytes[..len]).is_err(), "cut to {len} bytes");
         }
         assert!(Meta::decode(COHORT, &[&bytes[..], &[0]].concat()).is_err());
-        let mut future = bytes;
-        future[0] = META_FORMAT + 1;
+        let mut future = bytes.clone();
+        future[0] = META_FORMAT_ELSEWHERE + 1;
         let refused = Meta::decode(COHORT, &future).unwrap_err();
-        assert!(matches!(refused, TableError::Format { found: 3, .. }), "{refused}");
+        assert!(matches!(refused, TableError::Format { found: 4, .. }), "{refused}");
         // What 0.1.0 wrote.
         let mut old = bytes[..29].to_vec();
         old[0] = FORMAT;
@@ -291,7 +390,7 @@ mod tests {
             assert!(decode_row(COHORT, &bytes.slice(..len)).is_err(), "cut to {len} bytes");
         }
         let lsn = Lsn::new(3, 4);
-        let bytes = Bytes::from([&protocol_header(lsn)[..], b"x"].concat());
+        let bytes = Bytes::from([&lsn_header(lsn)[..], b"x"].concat());
         assert_eq!(decode_protocol(COHORT, &bytes).unwrap(), (lsn, Bytes::from_static(b"x")));
         assert!(decode_protocol(COHORT, &bytes.slice(..16)).is_err());
     }

@@ -8,8 +8,9 @@ use parking_lot::{Condvar, Mutex};
 use trireme_types::{CohortId, Engine, KeyRange, Lsn};
 
 use crate::cohort_table::CohortTable;
+use crate::cohort_table::begin::Beginning;
 use crate::table::engine::{Span, TableEngine};
-use crate::table::keys::{self, Meta, Place};
+use crate::table::keys::{self, Meta, Place, Rows};
 use crate::table::maintenance::Maintenance;
 use crate::table::{Core, TableError, TableMetrics, WriteBatch, folder};
 
@@ -93,6 +94,15 @@ impl Shared {
         }
         Busy { shared: self, cohort }
     }
+
+    /// Returns where others than `cohort` have rows under the number of `under`.
+    fn rows_of_others(&self, cohort: CohortId, under: CohortId) -> Vec<Span> {
+        let cohorts = self.cohorts.lock();
+        let open = cohorts.open.iter().map(|(id, table)| (id, table.rows()));
+        let on_disk = cohorts.on_disk.iter().map(|(id, meta)| (id, meta.rows.clone()));
+        let others = open.chain(on_disk).filter(|(id, _)| **id != cohort);
+        others.filter_map(|(_, rows)| rows_under(under, &rows)).collect()
+    }
 }
 
 impl Drop for Busy<'_> {
@@ -169,13 +179,42 @@ impl Tables {
             if let Some(table) = cohorts.open.get(&id) {
                 return Ok(table.clone());
             }
-            cohorts.on_disk.get(&id).copied()
+            cohorts.on_disk.get(&id).cloned()
         };
-        let table = CohortTable::open(Arc::clone(&self.shared.core), id, range, meta)?;
+        let table = CohortTable::open(Arc::clone(&self.shared.core), id, range, meta, true)?;
         let mut cohorts = self.shared.cohorts.lock();
         cohorts.on_disk.remove(&id);
         cohorts.open.insert(id, table.clone());
         Ok(table)
+    }
+
+    /// Begins a table where the one of `ended` ended, on the same rows, unless it has begun already.
+    /// Nothing of it is on disk before the next flush: until then, the log of `ended` is what brings it
+    /// back (RANGE-8).
+    ///
+    /// Refused if the table of `ended` is not open or not sealed.
+    pub fn begin(&self, ended: CohortId, beginning: &Beginning) -> Result<(), TableError> {
+        let cohort = beginning.cohort;
+        let _ended_busy = self.shared.occupy(ended);
+        let _busy = self.shared.occupy(cohort);
+        if self.has_begun(cohort) {
+            return Ok(());
+        }
+        let before = self.shared.cohorts.lock().open.get(&ended).cloned();
+        let before = before.ok_or(TableError::NotSealed(ended))?;
+        let meta = before.hand_on(beginning)?;
+        tracing::info!(%ended, %cohort, base = %beginning.base, "begins where another has ended");
+        let (core, range) = (Arc::clone(&self.shared.core), beginning.range.clone());
+        let table = CohortTable::open(core, cohort, range, Some(meta), false)?;
+        self.shared.cohorts.lock().open.insert(cohort, table);
+        Ok(())
+    }
+
+    /// Returns true if a cohort has a table here that includes anything.
+    pub fn has_begun(&self, cohort: CohortId) -> bool {
+        let cohorts = self.shared.cohorts.lock();
+        let is_open = cohorts.open.get(&cohort).is_some_and(|table| table.applied() != Lsn::ZERO);
+        is_open || cohorts.on_disk.contains_key(&cohort)
     }
 
     /// Returns the cohorts that have a table here, in ascending order.
@@ -192,22 +231,31 @@ impl Tables {
     pub fn drop_cohort(&self, id: CohortId) -> Result<(), TableError> {
         let core = &self.shared.core;
         let _busy = self.shared.occupy(id);
-        let (open, is_on_disk) = {
+        let (open, meta) = {
             let cohorts = self.shared.cohorts.lock();
-            (cohorts.open.get(&id).cloned(), cohorts.on_disk.contains_key(&id))
+            (cohorts.open.get(&id).cloned(), cohorts.on_disk.get(&id).cloned())
         };
-        match open {
-            // Waits for the reads that are under way.
-            Some(table) => table.set_dropped(),
-            None if is_on_disk => {}
-            None => return Ok(()),
-        }
+        let rows = match (open, meta) {
+            (Some(table), _) => {
+                // Waits for the reads that are under way.
+                table.set_dropped();
+                table.rows()
+            }
+            (None, Some(meta)) => meta.rows,
+            (None, None) => return Ok(()),
+        };
         // Without its meta row the rest is rubbish, which the next start removes if this does not.
         let mut batch = WriteBatch::default();
         batch.remove(&[&keys::meta_key(id)]);
         core.write(batch)?;
         core.remove_points(id);
-        core.remove_span(&keys::cohort_span(id))?;
+        //= RANGE-12
+        if let Rows::Elsewhere { place, range } = rows {
+            // Those who went on from this one have theirs there, too.
+            let others = self.shared.rows_of_others(id, place.cohort);
+            remove_except(core, place.rows(&range), others)?;
+        }
+        remove_except(core, keys::cohort_span(id), self.shared.rows_of_others(id, id))?;
         core.flush()?;
         let mut cohorts = self.shared.cohorts.lock();
         cohorts.open.remove(&id);
@@ -244,6 +292,12 @@ impl Tables {
         self.shared.core.on_failure(listener.into());
     }
 
+    /// Has `listener` called whenever a cohort has ended here, in the thread that applied its seal. It
+    /// must not wait for the tables.
+    pub fn on_seal(&self, listener: Box<dyn Fn(CohortId) + Send + Sync>) {
+        self.shared.core.on_seal(listener.into());
+    }
+
     /// Returns the engine's surroundings, for tests that damage what is in it.
     #[cfg(test)]
     pub(crate) fn core(&self) -> &Core {
@@ -272,43 +326,54 @@ impl Tables {
 }
 
 /// Finds the cohorts that have a meta row, and removes every other generation and every cohort
-/// without one: what interrupted installations, replaced generations and removals have left.
+/// without one: what interrupted installations, replaced generations and removals have left. Rows
+/// that lie under another cohort's number stay, whatever became of that one (RANGE-12).
 fn find_cohorts(core: &Core) -> Result<BTreeMap<CohortId, Meta>, TableError> {
+    let mut present = Vec::new();
     let mut found = BTreeMap::new();
     let mut rest = Span::new(Vec::new(), keys::END_OF_KEYS.to_vec());
-    while let Some((key, value)) = core.first(&rest)? {
+    while let Some((key, _)) = core.first(&rest)? {
         let place = keys::place_of(&key).ok_or_else(|| {
             let reason = format!("the key {key:?} is too short");
             keys::corrupt(CohortId(0), "the keyspace", reason)
         })?;
-        let span = keys::cohort_span(place.cohort);
-        if key[..] == keys::meta_key(place.cohort) {
-            let meta = Meta::decode(place.cohort, &value)?;
-            remove_other_generations(core, place.cohort, meta.generation)?;
-            found.insert(place.cohort, meta);
-        } else {
-            tracing::info!(cohort = %place.cohort, "removing rows of a cohort that is not here");
-            core.remove_span(&span)?;
+        present.push(place.cohort);
+        if let Some(value) = core.get(&keys::meta_key(place.cohort))? {
+            found.insert(place.cohort, Meta::decode(place.cohort, &value)?);
         }
-        rest.start = span.end;
+        rest.start = keys::cohort_span(place.cohort).end;
+    }
+    for cohort in present {
+        let others = found.values().filter_map(|meta| rows_under(cohort, &meta.rows));
+        let mut kept: Vec<Span> = others.collect();
+        if let Some(meta) = found.get(&cohort) {
+            let key = keys::meta_key(cohort);
+            kept.push(Span::new(key.to_vec(), [&key[..], &[0]].concat()));
+            kept.push(Place { cohort, generation: meta.generation }.all());
+        }
+        remove_except(core, keys::cohort_span(cohort), kept)?;
     }
     Ok(found)
 }
 
-/// Removes the generations that are not in force.
-fn remove_other_generations(core: &Core, cohort: CohortId, kept: u32) -> Result<(), TableError> {
-    let end = keys::cohort_span(cohort).end;
-    let mut start = Place { cohort, generation: 1 }.all().start;
-    while let Some((key, _)) = core.first(&Span::new(start.clone(), end.clone()))? {
-        let Some(place) = keys::place_of(&key) else {
-            return Ok(());
-        };
-        let span = place.all();
-        if place.generation != kept {
-            tracing::info!(%cohort, generation = place.generation, "removing leftover rows");
-            core.remove_span(&span)?;
-        }
-        start = span.end;
+/// Returns where `rows` lie if it is under this cohort's number and they are another's.
+fn rows_under(cohort: CohortId, rows: &Rows) -> Option<Span> {
+    match rows {
+        Rows::Elsewhere { place, range } if place.cohort == cohort => Some(place.rows(range)),
+        Rows::Elsewhere { .. } | Rows::Own => None,
     }
-    Ok(())
+}
+
+/// Removes what is in the span and in none of `kept`.
+fn remove_except(core: &Core, span: Span, mut kept: Vec<Span>) -> Result<(), TableError> {
+    kept.sort_by(|a, b| a.start.cmp(&b.start));
+    let mut start = span.start;
+    for Span { start: from, end, .. } in kept {
+        let from = from.min(span.end.clone());
+        if start < from {
+            core.remove_span(&Span::new(start.clone(), from))?;
+        }
+        start = start.max(end);
+    }
+    if start < span.end { core.remove_span(&Span::new(start, span.end)) } else { Ok(()) }
 }

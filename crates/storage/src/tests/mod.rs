@@ -9,6 +9,7 @@ pub(crate) mod mistakes;
 mod model;
 mod readers;
 mod script;
+mod sealing;
 mod serving;
 mod snapshots;
 mod tables;

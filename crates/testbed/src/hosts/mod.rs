@@ -456,6 +456,7 @@ async fn bootstrap(endpoint: &str, protocol: Protocol, nodes: &[NodeId]) -> anyh
         replicas: nodes.to_vec(),
         replicas_wanted: nodes.len(),
         incarnations: [].into(),
+        origin: None,
     };
     let spec = ClusterSpec { cluster: ClusterId(rand::random()), map, configs: vec![config] };
     let deadline = Instant::now() + READY_TIMEOUT;

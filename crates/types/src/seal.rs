@@ -1,0 +1,151 @@
+//! The last entry of a cohort: who goes on where it ends.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{KEY_BYTES_MAX, SUCCESSORS_MAX};
+use crate::{BatchDecodeError, CohortId, KeyRange, Lsn, NodeId, Protocol};
+
+/// The first byte of an encoded seal. Formats of [`crate::CommandBatch`] lie below.
+const FORMAT: u8 = 128;
+
+/// What ends a cohort. It is an entry of the cohort's log like any other; once it is applied, nothing
+/// behind it is, and the successors go on from exactly that state (RANGE-1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal {
+    /// Who goes on, in the order of their ranges, which together are the cohort's.
+    pub successors: Vec<Successor>,
+}
+
+/// A cohort that goes on where another ends. Its id is given when the catalog learns of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Successor {
+    /// The keys that it serves.
+    pub range: KeyRange,
+    /// How it replicates.
+    pub protocol: Protocol,
+    /// The nodes of its replicas; the first is to lead at first.
+    pub replicas: Vec<NodeId>,
+    /// How many replicas it should have.
+    pub replicas_wanted: usize,
+}
+
+/// What a log entry of kind [`crate::EntryKind::Commands`] has as its payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// Commands.
+    Commands(crate::CommandBatch),
+    /// The cohort's end.
+    Seal(Seal),
+}
+
+impl Seal {
+    /// Returns the bytes that stand for the seal in a log entry: a format byte, then postcard's
+    /// encoding.
+    pub fn encode(&self) -> Bytes {
+        let bytes = postcard::to_extend(self, vec![FORMAT])
+            .expect("a seal holds nothing that postcard cannot write, and a Vec always grows");
+        Bytes::from(bytes)
+    }
+
+    /// Reads what [`Seal::encode`] wrote, and refuses everything else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BatchDecodeError> {
+        let (&format, rest) = bytes.split_first().ok_or(BatchDecodeError::Empty)?;
+        if format != FORMAT {
+            return Err(BatchDecodeError::Format(format));
+        }
+        let (seal, rest) = postcard::take_from_bytes::<Self>(rest)?;
+        if !rest.is_empty() {
+            return Err(BatchDecodeError::TrailingBytes(rest.len()));
+        }
+        let ends =
+            |range: &KeyRange| range.start.len().max(range.end.as_ref().map_or(0, Bytes::len));
+        if seal.successors.len() > SUCCESSORS_MAX {
+            return Err(BatchDecodeError::PastLimit("successors"));
+        }
+        if seal.successors.iter().any(|successor| ends(&successor.range) > KEY_BYTES_MAX) {
+            return Err(BatchDecodeError::PastLimit("key bytes"));
+        }
+        Ok(seal)
+    }
+}
+
+impl Payload {
+    /// Reads a payload, whichever it is, also one of 0.1.0.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BatchDecodeError> {
+        match bytes.first() {
+            Some(&FORMAT) => Seal::decode(bytes).map(Self::Seal),
+            _ => crate::CommandBatch::decode(bytes).map(Self::Commands),
+        }
+    }
+}
+
+/// Where a cohort comes from that another one's seal named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The cohort that ended.
+    pub cohort: CohortId,
+    /// Its seal.
+    pub seal: Lsn,
+    /// Whether the successor needs nothing of it any more (RANGE-9).
+    #[serde(default)]
+    pub is_settled: bool,
+}
+
+impl Origin {
+    /// Returns the entry behind which the successor's log begins. It is of an epoch below every one of
+    /// the successor's own, and no log that holds nothing ends there (RANGE-6).
+    pub const fn base(&self) -> Lsn {
+        Lsn { epoch: 0, seq: self.seal.seq }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::CommandBatch;
+
+    fn seal() -> Seal {
+        let successor = |start: &'static str, end: Option<&'static str>| Successor {
+            range: KeyRange::new(start, end),
+            protocol: Protocol::Raft,
+            replicas: vec![NodeId(2), NodeId(1)],
+            replicas_wanted: 3,
+        };
+        Seal { successors: vec![successor("a", Some("m")), successor("m", None)] }
+    }
+
+    #[test]
+    fn a_seal_reads_back_as_it_was_written() {
+        assert_eq!(Seal::decode(&seal().encode()), Ok(seal()));
+        assert_eq!(Payload::decode(&seal().encode()), Ok(Payload::Seal(seal())));
+        let batch = CommandBatch { clock: 7, ..CommandBatch::default() };
+        assert_eq!(Payload::decode(&batch.encode()), Ok(Payload::Commands(batch)));
+    }
+
+    #[test]
+    fn cut_lengthened_and_oversized_seals_are_refused() {
+        let whole = seal().encode();
+        for len in 0..whole.len() {
+            assert!(Payload::decode(&whole[..len]).is_err(), "cut to {len} bytes");
+        }
+        let longer = [&whole[..], b"x"].concat();
+        assert_eq!(Payload::decode(&longer), Err(BatchDecodeError::TrailingBytes(1)));
+        let mut wide = seal();
+        wide.successors[1].range.start = Bytes::from(vec![0; KEY_BYTES_MAX + 1]);
+        let refused = BatchDecodeError::PastLimit("key bytes");
+        assert_eq!(Seal::decode(&wide.encode()), Err(refused));
+        let many = Seal { successors: vec![seal().successors[0].clone(); SUCCESSORS_MAX + 1] };
+        let refused = BatchDecodeError::PastLimit("successors");
+        assert_eq!(Seal::decode(&many.encode()), Err(refused));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_decoding_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ignored = Payload::decode(&[&[FORMAT][..], &bytes].concat());
+        }
+    }
+}
