@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Reads a duration above zero: a number and its unit, `ms`, `s`, `m` or `h`.
+/// Reads a duration above zero: a number and its unit, `ms`, `s`, `m`, `h` or `d`.
 pub(crate) fn positive(text: &str) -> Result<Duration, String> {
     match any(text)? {
         duration if duration.is_zero() => Err("must be longer than nothing".to_owned()),
@@ -10,7 +10,7 @@ pub(crate) fn positive(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Reads a duration: a number and its unit, `ms`, `s`, `m` or `h`.
+/// Reads a duration: a number and its unit, `ms`, `s`, `m`, `h` or `d`.
 pub(crate) fn any(text: &str) -> Result<Duration, String> {
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
@@ -19,6 +19,7 @@ pub(crate) fn any(text: &str) -> Result<Duration, String> {
         "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
+        "d" => 24.0 * 3600.0,
         _ => return Err("expected a number with a unit, such as 500ms, 10s or 2m".to_owned()),
     };
     let number: f64 = number.parse().map_err(|_| format!("'{number}' is not a number"))?;
@@ -36,9 +37,14 @@ mod tests {
 
     #[test]
     fn a_duration_is_a_number_with_its_unit() {
-        for (text, milliseconds) in
-            [("500ms", 500), ("10s", 10_000), ("1.5s", 1500), ("2m", 120_000), ("1h", 3_600_000)]
-        {
+        for (text, milliseconds) in [
+            ("500ms", 500),
+            ("10s", 10_000),
+            ("1.5s", 1500),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+            ("1d", 86_400_000),
+        ] {
             assert_eq!(positive(text), Ok(Duration::from_millis(milliseconds)));
         }
         assert_eq!(any("0s"), Ok(Duration::ZERO));
@@ -54,7 +60,7 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        for text in ["", "10", "s", "-1s", "1e999s", "10 s", "10d", "0s", "NaNs"] {
+        for text in ["", "10", "s", "-1s", "1e999s", "10 s", "10w", "0s", "NaNs"] {
             assert!(positive(text).is_err(), "{text:?} was taken");
         }
     }

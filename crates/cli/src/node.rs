@@ -87,11 +87,16 @@ pub(crate) struct NodeArgs {
     stop_at_stdin_end: bool,
 }
 
-/// Reads the size of a memtable. With less than a mebibyte, a node would do little but flush.
+/// Reads the size of a memtable. With less than a mebibyte, a node would do little but flush; with more
+/// than the most, which is twice in memory, it would never.
 pub(crate) fn memtable_bytes(text: &str) -> Result<usize, String> {
     const LEAST: usize = 1024 * 1024;
-    let bytes: usize = text.parse().map_err(|_| "expected a number of bytes".to_owned())?;
-    if bytes < LEAST { Err(format!("must be at least {LEAST}")) } else { Ok(bytes) }
+    const MOST: usize = 16 * 1024 * 1024 * 1024;
+    match text.parse().map_err(|_| "expected a number of bytes".to_owned())? {
+        ..LEAST => Err(format!("must be at least {LEAST}")),
+        bytes @ LEAST..=MOST => Ok(bytes),
+        _ => Err(format!("must be at most {MOST}")),
+    }
 }
 
 impl NodeArgs {

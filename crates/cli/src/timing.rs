@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use trireme_types::{InvalidTiming, Timing, TimingChange};
 
+use super::up::NODES_MAX;
 use super::{UsageError, duration};
 
 /// The options that say how patient cohorts of Spinnaker and PacificA are. What is given is
@@ -29,7 +30,7 @@ pub(crate) struct TimingArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
     grace: Option<Duration>,
     /// Minimum number of replicas for a cohort to accept writes (pacifica). [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = replicas)]
     min_replicas_for_write: Option<NonZeroUsize>,
 }
 
@@ -44,6 +45,13 @@ impl TimingArgs {
     pub(crate) fn min_replicas_for_write(&self) -> Option<usize> {
         self.min_replicas_for_write.map(NonZeroUsize::get)
     }
+}
+
+/// Reads a number of replicas. A node by itself does not know how many its cohorts have, but no cohort
+/// has more than there are nodes in the largest cluster.
+fn replicas(text: &str) -> Result<NonZeroUsize, String> {
+    let replicas = text.parse::<NonZeroUsize>().ok().filter(|replicas| replicas.get() <= NODES_MAX);
+    replicas.ok_or_else(|| format!("expected a number from 1 to {NODES_MAX}"))
 }
 
 /// Returns the arguments that ask for exactly this.

@@ -15,6 +15,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -34,6 +35,7 @@ pub struct SimulatedNode {
 
 struct Shared {
     numbers: Mutex<SmallRng>,
+    rate: ClockRate,
     state: Mutex<State>,
 }
 
@@ -44,6 +46,39 @@ struct State {
     next_task: u64,
 }
 
+/// How fast a node's clock runs: by so many thousandths more than the runtime's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClockRate {
+    /// Above -1000.
+    pub per_mille: i16,
+}
+
+impl ClockRate {
+    /// Returns how much a clock of this rate counts in a time.
+    pub(crate) fn local(self, time: Duration) -> Duration {
+        match self.per_mille {
+            0 => time,
+            rate => scale(time, rate, false),
+        }
+    }
+
+    /// Returns in what time a clock of this rate counts so much: no less than it takes.
+    pub(crate) fn time(self, local: Duration) -> Duration {
+        match self.per_mille {
+            0 => local,
+            rate => scale(local, rate, true),
+        }
+    }
+}
+
+/// Returns a time by a rate, or what it is the time of.
+fn scale(time: Duration, per_mille: i16, is_inverse: bool) -> Duration {
+    let faster = u128::try_from(1000 + i32::from(per_mille)).unwrap_or(1).max(1);
+    let nanos = time.as_nanos();
+    let nanos = if is_inverse { (nanos * 1000).div_ceil(faster) } else { nanos * faster / 1000 };
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Runs,
@@ -52,11 +87,18 @@ enum Phase {
 }
 
 impl SimulatedNode {
-    /// Returns a node that runs and draws its numbers from `seed`.
+    /// Returns a node that runs and draws its numbers from `seed`, with a clock that runs as the
+    /// runtime's does.
     pub fn new(seed: u64) -> Self {
+        Self::with_clock(seed, ClockRate::default())
+    }
+
+    /// Returns one whose clock runs at this rate. Only the drivers of the cores go by it: nothing that
+    /// openraft promises depends on a clock.
+    pub fn with_clock(seed: u64, rate: ClockRate) -> Self {
         let state = State { phase: Phase::Runs, tasks: BTreeMap::new(), next_task: 0 };
         let numbers = Mutex::new(SmallRng::seed_from_u64(seed));
-        Self { shared: Arc::new(Shared { numbers, state: Mutex::new(state) }) }
+        Self { shared: Arc::new(Shared { numbers, rate, state: Mutex::new(state) }) }
     }
 
     /// Returns the node that the calling task belongs to.
@@ -225,6 +267,11 @@ pub(crate) fn in_place<T>(work: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(work)
 }
 
+/// Returns the rate of the clock of the calling task's node.
+pub(crate) fn clock_rate() -> ClockRate {
+    current().map_or_else(ClockRate::default, |node| node.shared.rate)
+}
+
 /// Draws a number.
 pub(crate) fn random() -> u64 {
     match current() {
@@ -236,7 +283,6 @@ pub(crate) fn random() -> u64 {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
-    use std::time::Duration;
 
     use super::*;
 
@@ -271,6 +317,23 @@ mod tests {
         pass().await;
         assert_eq!((counted(), node.runs()), (resumed, false));
         assert_eq!(Arc::strong_count(&count), 1, "a dead node's tasks hold nothing");
+    }
+
+    #[test]
+    fn a_clock_that_is_waited_for_has_come_as_far() {
+        for per_mille in [-500, -45, 0, 1, 45, 1000] {
+            let rate = ClockRate { per_mille };
+            for micros in [0, 1, 7, 999, 1_000_003] {
+                let local = Duration::from_micros(micros);
+                let waited = rate.time(local);
+                let ahead = rate.local(waited).checked_sub(local);
+                let ahead = ahead.unwrap_or_else(|| panic!("{per_mille}: {local:?} is early"));
+                assert!(ahead < Duration::from_nanos(3), "{per_mille}: {local:?} is late");
+            }
+        }
+        let fast = ClockRate { per_mille: 100 };
+        assert_eq!(fast.local(Duration::from_secs(10)), Duration::from_secs(11));
+        assert_eq!(fast.time(Duration::from_secs(11)), Duration::from_secs(10));
     }
 
     #[tokio::test(start_paused = true)]

@@ -38,7 +38,9 @@ use trireme_coordinator::recipes::knowledge::{
     BringForwardError, Knowledge, WrittenKnowledge, compared,
 };
 use trireme_coordinator::recipes::membership::NodeInfo;
-use trireme_coordinator::{Coordinator, CoordinatorError, Line};
+use trireme_coordinator::{
+    Asking, Coordinator, CoordinatorError, KnowsMore, Line, Trust, knows_more,
+};
 use trireme_proto::v1;
 use trireme_replication::streaming::promised_epoch;
 use trireme_storage::SharedLog;
@@ -47,7 +49,6 @@ use trireme_types::{CohortConfig, CohortId, Epoch, NodeId};
 use crate::data_folder::DataFolder;
 use crate::memory::{Memory, MemoryError, NodeMemory};
 use crate::node::NodeError;
-use crate::protocols::{KnowsMore, knows_more};
 use crate::routes::NodeDirectory;
 
 /// How long a node may take to answer what it knows.
@@ -73,33 +74,6 @@ pub struct NodeKnowledge {
     pub known: WrittenKnowledge,
     /// The newest epoch that each of its replicas of Spinnaker has promised.
     pub promised: BTreeMap<CohortId, Epoch>,
-}
-
-/// How far the coordinator is trusted.
-#[derive(Clone, Debug)]
-struct Trust {
-    /// The line that this is about.
-    line: Line,
-    /// The creation of the catalog that this is about. A real etcd that lost its data begins with the
-    /// same line again, so that the line alone would not show it.
-    creation: i64,
-    /// What is still to be found out about it; `None` once it is trusted.
-    asking: Option<Asking>,
-}
-
-/// What is known of a line that is not trusted yet.
-#[derive(Clone, Debug, Default)]
-struct Asking {
-    /// Whether this process was started since a line was trusted.
-    has_restarted: bool,
-    /// Whether the catalog has been compared with all nodes in this line.
-    is_compared: bool,
-    /// Who has said what it knows, the catalog being no older than that now.
-    answered: BTreeSet<NodeId>,
-    /// The newest epoch that any node that answered has promised, of each Spinnaker cohort.
-    promised: BTreeMap<CohortId, Epoch>,
-    /// The cohorts of Spinnaker whose epoch is no older than a majority has promised.
-    raised: BTreeSet<CohortId>,
 }
 
 /// What a node needs to know whether the coordinator is what it was.
@@ -271,13 +245,12 @@ impl Continuity {
     /// known; returns true if they are trusted.
     fn note(&self, line: Line, creation: Option<i64>) -> bool {
         let mut trust = self.trust.lock();
-        let creation = creation.unwrap_or(trust.creation);
-        if (trust.line, trust.creation) != (line, creation) {
-            tracing::info!(?line, creation, "the coordinator was started, or has another leader");
-            // A node that was asking since its start still has to.
-            let has_restarted = trust.asking.as_ref().is_some_and(|asking| asking.has_restarted);
-            let asking = Asking { has_restarted, ..Asking::default() };
-            *trust = Trust { line, creation, asking: Some(asking) };
+        if trust.note(line, creation) {
+            tracing::info!(
+                ?line,
+                creation = trust.creation,
+                "the coordinator was started, or has another leader"
+            );
             self.changed.notify_one();
         }
         trust.asking.is_none()
@@ -317,26 +290,8 @@ impl Continuity {
 
     /// Returns true if it is known that the coordinator knows all that is to be known of the cohort.
     pub(crate) fn is_cleared(&self, cohort: CohortId) -> bool {
-        let trust = self.trust.lock();
-        match (&trust.asking, self.memory.get().known.configs.get(&cohort)) {
-            (Some(asking), Some(config)) => self.missing(asking, config).is_empty(),
-            (Some(_), None) => false,
-            (None, _) => true,
-        }
-    }
-
-    /// Returns whose answers are missing before a cohort may be changed; more than are needed, where
-    /// a majority will do.
-    fn missing(&self, asking: &Asking, config: &CohortConfig) -> Vec<NodeId> {
-        let is_missing = |node: &NodeId| *node != self.node && !asking.answered.contains(node);
-        let missing: Vec<_> = config.replicas.iter().copied().filter(is_missing).collect();
-        let has_majority = config.replicas.len() - missing.len() > config.replicas.len() / 2;
-        let is_enough = match knows_more(config.protocol) {
-            KnowsMore::None => true,
-            KnowsMore::SomeOfAMajority => has_majority && asking.raised.contains(&config.cohort),
-            KnowsMore::All => asking.is_compared || (has_majority && !asking.has_restarted),
-        };
-        if is_enough { Vec::new() } else { missing }
+        let newest = self.memory.get().known.configs.get(&cohort).cloned();
+        self.trust.lock().is_cleared(self.node, newest.as_ref())
     }
 
     /// Returns what the node waits for before it goes on as it should; `None` if it does not.
@@ -346,7 +301,7 @@ impl Continuity {
         let memory = self.memory.get();
         let mine = memory.known.configs.values().filter(|it| it.replicas.contains(&self.node));
         let waiting: Vec<_> = mine
-            .map(|it| (it.cohort, self.missing(asking, it)))
+            .map(|it| (it.cohort, asking.missing(self.node, it)))
             .filter(|(_, m)| !m.is_empty())
             .collect();
         let (cohort, _) = waiting.first()?;
@@ -502,10 +457,8 @@ impl Continuity {
     fn trust_promises(&self, answers: &[NodeKnowledge]) -> BTreeMap<CohortId, Epoch> {
         let mut trust = self.trust.lock();
         let Some(asking) = &mut trust.asking else { return BTreeMap::new() };
-        for (&cohort, &epoch) in answers.iter().flat_map(|answer| &answer.promised) {
-            let known = asking.promised.entry(cohort).or_default();
-            *known = epoch.max(*known);
-        }
+        let promised = answers.iter().flat_map(|answer| &answer.promised);
+        asking.note_promises(promised.map(|(cohort, epoch)| (*cohort, *epoch)));
         asking.promised.clone()
     }
 
@@ -524,7 +477,7 @@ impl Continuity {
             }
             let Some(asking) = trust.asking.as_mut() else { return };
             (asking.is_compared, asking.answered, asking.raised) = (is_compared, answered, raised);
-            let is_cleared = |config: &CohortConfig| self.missing(asking, config).is_empty();
+            let is_cleared = |config: &CohortConfig| asking.missing(self.node, config).is_empty();
             let is_settled = self.my_cohorts().iter().all(is_cleared);
             if is_settled {
                 trust.asking = None;

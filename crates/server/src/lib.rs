@@ -54,4 +54,5 @@ pub use faults::ForwarderError;
 pub use maintenance::{InvalidLogLimit, LOG_BYTES_MIN, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use memory::{MemoryError, NodeMemory};
 pub use node::{DISCARD_AFTER_DEFAULT, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};
-pub use protocols::{KnowsMore, Mistakes, knows_more};
+pub use protocols::Mistakes;
+pub use trireme_coordinator::{KnowsMore, knows_more};

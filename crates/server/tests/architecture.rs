@@ -58,9 +58,10 @@ fn crates_import_only_what_the_table_allows() {
         ("crates/client", &["types", "proto"]),
         ("crates/checker", &[]),
         ("crates/fuzz", &[]),
+        ("crates/fake", &["types", "proto"]),
         ("crates/server", &["types", "proto", "storage", "replication", "coordinator"]),
         ("crates/testbed", &["types", "client", "coordinator"]),
-        ("crates/sim", &["types", "storage", "replication", "checker"]),
+        ("crates/sim", &["types", "storage", "replication", "coordinator", "checker"]),
         ("crates/compare", &["types", "client", "checker", "testbed"]),
         ("crates/lab", &["types", "proto", "client", "checker", "testbed"]),
     ]);
@@ -102,23 +103,28 @@ fn only_the_coordinator_and_the_comparison_with_etcd_name_etcd_client() {
     }
 }
 
+/// The crates whose tests may switch deliberate faults on, in their `dev-dependencies`: nothing that is
+/// built to be kept contains what those ask for.
+const MAKE_MISTAKES: [&str; 2] = ["crates/replication/Cargo.toml", "crates/sim/Cargo.toml"];
+
 #[test]
-fn only_the_tests_of_replication_can_switch_deliberate_faults_on() {
+fn only_tests_can_switch_deliberate_faults_on() {
     let mut manifests = vec![root().join("Cargo.toml"), root().join("proto/Cargo.toml")];
     for folder in fs::read_dir(root().join("crates")).unwrap() {
         manifests.push(folder.unwrap().path().join("Cargo.toml"));
     }
-    let replication = root().join("crates/replication/Cargo.toml");
+    let replication = root().join(MAKE_MISTAKES[0]);
     for manifest in manifests {
         let text = fs::read_to_string(&manifest).unwrap();
+        let is_listed = MAKE_MISTAKES.iter().any(|listed| manifest == root().join(listed));
         for section in text.split("\n[") {
             let is_named = section.lines().any(|line| {
                 !line.trim_start().starts_with('#') && line.contains("deliberate-faults")
             });
-            let may = manifest == replication
-                && (section.starts_with("dev-dependencies]")
-                    || section.starts_with("features]")
-                        && section.contains("\ndeliberate-faults = []"));
+            let may = is_listed && section.starts_with("dev-dependencies]")
+                || manifest == replication
+                    && section.starts_with("features]")
+                    && section.contains("\ndeliberate-faults = []");
             assert!(!is_named || may, "{} can switch deliberate faults on", manifest.display());
         }
         let by_default = text.lines().any(|line| line.starts_with("default = "));
@@ -129,6 +135,22 @@ fn only_the_tests_of_replication_can_switch_deliberate_faults_on() {
         let named = code(&text).any(|line| line.contains("feature = \"deliberate-faults\""));
         assert!(!named || path.ends_with("streaming/faults.rs"), "{}", path.display());
     }
+}
+
+/// What cargo itself makes of the manifests: built without tests, no crate of the workspace has the
+/// feature, alone or all at once. With tests, it is there, so that the word is the right one.
+#[test]
+fn what_is_built_without_tests_has_no_deliberate_faults() {
+    let features = |edges: &str| {
+        let mut cargo = std::process::Command::new(env!("CARGO"));
+        cargo.args(["tree", "--workspace", "--offline", "--locked", "--edges", edges]);
+        let tree = cargo.current_dir(root()).output().unwrap();
+        assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+        String::from_utf8(tree.stdout).unwrap()
+    };
+    let feature = "trireme-replication feature \"deliberate-faults\"";
+    assert!(features("features").contains(feature), "cargo names the feature in another way");
+    assert!(!features("features,no-dev").contains(feature), "a release would contain mistakes");
 }
 
 #[test]

@@ -20,8 +20,8 @@ use trireme_types::{
 
 use crate::chance::Chance;
 use crate::invariants::TimelineRead;
+use crate::mistake::Mistake;
 use crate::node::Running;
-use crate::setup::Mistake;
 use crate::world::World;
 
 /// How long a client waits for one answer.
@@ -213,6 +213,8 @@ impl Client {
                 Err(NoAnswer::Lost) => {
                     is_ambiguous = true;
                     if world.setup.mistake == Some(Mistake::TakesUnknownForDone) {
+                        let mut observer = world.observer.lock();
+                        observer.acknowledged.record(self.number, self.sequence, None);
                         let answer = Answer { at: world.trace.moment(), output: Output::Done };
                         world.history.record(self.number, input, called, Some(answer));
                         return;
@@ -223,6 +225,8 @@ impl Client {
             world.trace.note("answer", format_args!("c{} {outcome:?}", self.number));
             let at = world.trace.moment();
             let key = operation.key().clone();
+            let given = Some(outcome);
+            world.observer.lock().acknowledged.record(self.number, self.sequence, given);
             let output = match outcome {
                 Outcome::Put { version } => {
                     if let Operation::Put { value, .. } = &operation {
@@ -262,14 +266,20 @@ impl Client {
         let deadline = Instant::now() + TRIES_FOR;
         while Instant::now() < deadline {
             let (asked, slow) = (key.clone(), self.chance.millis(0, 3));
+            let weak = Arc::downgrade(&world);
             let answer = self
                 .ask(|running| async move {
                     let permit = running.replica.read_barrier().await?;
+                    // If it leads no more, the permit is not valid any more.
+                    let epoch = running.replica.status().epoch;
                     let row = running.table.get(&asked);
                     let row = row.map_err(|error| ReplicaError::Failed(error.to_string()))?;
                     // The rows may lie on the disk.
                     sleep(slow).await;
                     permit.validate()?;
+                    if let Some(world) = weak.upgrade() {
+                        world.serves(running.node, epoch);
+                    }
                     Ok(row)
                 })
                 .await;
@@ -297,8 +307,15 @@ impl Client {
         let Ok((row, applied)) = running.table.get_with_applied(&key) else { return };
         let Ok(freshness) = running.replica.freshness(applied, at) else { return };
         let found = row.map(|row| (row.value, row.version.0));
-        let age = freshness.age;
-        let (applied, fastest) = (applied.seq, world.slack(node));
+        let (age, mut applied) = (freshness.age, applied.seq);
+        let age = match world.setup.mistake {
+            Some(Mistake::ClaimsToBeNew) => age.map(|_| Duration::ZERO),
+            _ => age,
+        };
+        if world.setup.mistake == Some(Mistake::NamesCommitted) {
+            applied = running.replica.status().committed.seq;
+        }
+        let fastest = world.slack(node);
         let read = TimelineRead { node, key, found, applied, age, fastest, began };
         world.history.counts.lock().timeline_reads += 1;
         let judged = world.observer.lock().timeline(&read);

@@ -138,8 +138,11 @@ pub(crate) async fn write(world: Weak<World>, node: NodeId, disk: Arc<Disk>, log
             None => sleep(STALLED_LOOK).await,
             Some(pause) => {
                 sleep(pause).await;
-                log.step();
+                let has_written = log.step();
                 let Some(world) = world.upgrade() else { return };
+                if has_written {
+                    world.trace.note("written", format_args!("{node}"));
+                }
                 if disk.is_off() {
                     world.power_failed(node);
                     return;

@@ -18,6 +18,14 @@ const DOWN: (u64, u64) = (5, 3000);
 /// How long a fault lasts that ends by itself, in milliseconds.
 const LASTS: (u64, u64) = (100, 4000);
 
+/// What a disk loses.
+#[derive(Clone, Copy)]
+enum Loss {
+    All,
+    /// Of the log, which the node must notice.
+    OneBit,
+}
+
 /// Makes things go wrong for as long as the plan says.
 pub(crate) struct Faults {
     world: Arc<World>,
@@ -84,7 +92,8 @@ impl Faults {
             }
             (82..92, Some(running)) => self.release(node, running),
             (92..95, Some(running)) => self.hand_over(&running),
-            (95..100, _) => self.wipe(node),
+            (95..98, _) => self.lose_disk(node, Loss::All),
+            (98..100, _) => self.lose_disk(node, Loss::OneBit),
             _ => {}
         }
     }
@@ -197,7 +206,14 @@ impl Faults {
         let lasts = self.chance.millis(LASTS.0, LASTS.1);
         self.note("coordinator down", format_args!("for {lasts:?}"));
         self.world.coordinator.set_down(true);
-        self.later(lasts, |world| world.coordinator.set_down(false));
+        let copies = self.chance.one_in(3).then(|| self.chance.within(1, 8));
+        self.later(lasts, move |world| {
+            let copies = copies.and_then(|copies| usize::try_from(copies).ok());
+            if copies.is_some_and(|copies| world.coordinator.put_back(copies)) {
+                world.trace.note("coordinator put back", format_args!("by {copies:?} copies"));
+            }
+            world.coordinator.set_down(false);
+        });
     }
 
     fn cut_coordinator(&mut self, node: NodeId) {
@@ -207,9 +223,19 @@ impl Faults {
         self.later(lasts, move |world| world.coordinator.heal(node));
     }
 
-    /// Has a node flush its tables and give up the log that it needs no more.
+    /// Has a node flush its tables and give up the log that it needs no more; or asks it to give up all
+    /// that it has applied, which it must not do.
     fn release(&mut self, node: NodeId, running: Arc<Running>) {
         let (merges, releases) = (self.chance.one_in(2), !self.chance.one_in(4));
+        if self.chance.one_in(4) {
+            self.note("release", format_args!("{node} is asked for all"));
+            let process = running.process.clone();
+            tokio::spawn(process.task(async move {
+                // What is not on the disk stays.
+                let _some = running.replica.release_log(running.table.applied().seq).await;
+            }));
+            return;
+        }
         let world = Arc::downgrade(&self.world);
         let process = running.process.clone();
         tokio::spawn(process.task(async move {
@@ -222,6 +248,8 @@ impl Faults {
             }
             let upto = running.table.persisted().seq;
             world.trace.note("flush", format_args!("{node} as of {upto}, releases: {releases}"));
+            // What is committed is looked at before the log lets go of it.
+            world.observe();
             drop(world);
             if releases {
                 // A replica that cannot now is asked again another time.
@@ -240,8 +268,8 @@ impl Faults {
         }));
     }
 
-    /// Takes a node's disk away, if the protocol promises to bear that now.
-    fn wipe(&mut self, node: NodeId) {
+    /// Takes a node's disk away, or what is as bad, if the protocol promises to bear that now.
+    fn lose_disk(&mut self, node: NodeId, loss: Loss) {
         let world = Arc::clone(&self.world);
         if !world.lacking().is_empty() || world.running(node).is_none() {
             return;
@@ -255,7 +283,11 @@ impl Faults {
             return;
         }
         world.kill(node, Crash::LoseUnsynced);
-        world.wipe(node);
+        match loss {
+            Loss::All => world.wipe(node),
+            // A log that has no older part keeps all its bits.
+            Loss::OneBit => drop(world.damage(node)),
+        }
         let down = self.chance.millis(DOWN.0, DOWN.1);
         world.start_after(node, down);
     }

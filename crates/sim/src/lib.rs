@@ -18,9 +18,11 @@
 mod chance;
 mod client;
 mod coordinator;
+mod damage;
 mod disk;
 mod faults;
 mod invariants;
+mod mistake;
 mod network;
 mod node;
 mod panics;
@@ -46,7 +48,8 @@ use self::faults::Faults;
 use self::trace::{Sink, Trace};
 use self::world::World;
 
-pub use self::setup::{Mistake, Setup};
+pub use self::mistake::Mistake;
+pub use self::setup::Setup;
 
 /// How long all clients work before the first fault: a cluster must have begun.
 const BEGINS_FOR: Duration = Duration::from_millis(1500);
@@ -92,8 +95,12 @@ impl fmt::Display for Failure {
             writeln!(f, "{event}")?;
         }
         writeln!(f, "{}: {}", self.setup, self.reason)?;
-        let Setup { protocol, seed, .. } = self.setup;
-        write!(f, "replay: SEED={seed} cargo test -p trireme-sim --test seeds {protocol}")
+        let Setup { protocol, seed, mistake } = self.setup;
+        write!(f, "replay: SEED={seed} ")?;
+        if let Some(mistake) = mistake {
+            write!(f, "MISTAKE={mistake} ")?;
+        }
+        write!(f, "cargo test -p trireme-sim --test seeds {protocol}")
     }
 }
 
@@ -125,8 +132,9 @@ fn run_here(setup: Setup, sink: Option<Sink>) -> Result<Summary, Box<Failure>> {
             () = live(&world) => {}
             reason = watch.panicked() => world.trace.fail(reason),
         }
+        let result = finish(&world);
         world.end();
-        finish(&world)
+        result
     });
     drop(runtime);
     result
@@ -158,6 +166,11 @@ async fn live(world: &Arc<World>) {
 fn finish(world: &Arc<World>) -> Result<Summary, Box<Failure>> {
     let trace: &Trace = &world.trace;
     let counts = world.history.counts();
+    let applied = world.all_running().iter().map(|it| it.table.applied().seq).max();
+    let applied = applied.unwrap_or_default();
+    if let Err(reason) = world.observer.lock().at_the_end(applied) {
+        trace.fail(reason);
+    }
     if trace.failure().is_none() {
         match check(world.history.take(), &Limits::default()) {
             Verdict::Linearizable => {}

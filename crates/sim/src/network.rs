@@ -151,6 +151,13 @@ impl Network {
         (!is_cut && !is_lost).then(|| Duration::from_millis(time))
     }
 
+    /// Returns the time that a question and its answer take; `None` if one of the two is lost.
+    pub(crate) fn round_trip(&self, from: NodeId, to: NodeId) -> Option<Duration> {
+        let there = self.fate(from, to, LaneKey::Heartbeat);
+        let back = self.fate(to, from, LaneKey::Heartbeat);
+        Some(there? + back?)
+    }
+
     /// Puts something on a lane. Returns false if it is lost.
     fn put(
         &self,

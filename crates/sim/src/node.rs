@@ -5,18 +5,24 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
+use bytes::Bytes;
+use parking_lot::Mutex;
 use trireme_replication::simulation::SimulatedNode;
 use trireme_replication::{Replica, ReplicaError};
 use trireme_storage::fs::MemFs;
 use trireme_storage::{
-    CohortLog, CohortTable, LogIdentity, LogOptions, SharedLog, TableOptions, Tables,
+    CohortLog, CohortTable, LogIdentity, LogOptions, SharedLog, TableError, TableOptions, Tables,
 };
-use trireme_types::{ClusterId, Durability, KeyRange, NodeId};
+use trireme_types::{ClusterId, Durability, Entry, EntryKind, KeyRange, NodeId};
 
+use crate::coordinator::continuity::{Continuity, Memory};
+use crate::damage::LOG;
 use crate::disk::{self, Disk};
+use crate::invariants::Seen;
+use crate::mistake::Mistake;
 use crate::network::{self, Link};
 use crate::protocol::{self, Parts};
-use crate::setup::{COHORT, Mistake};
+use crate::setup::COHORT;
 use crate::world::World;
 
 /// What of a node outlives its processes.
@@ -29,6 +35,10 @@ pub(crate) struct Slot {
     pub(crate) fs: MemFs,
     /// The folder of the tables, which only the present process changes.
     pub(crate) tables: PathBuf,
+    /// What it remembers of the coordinator.
+    pub(crate) memory: Option<Memory>,
+    /// The damaged segments of its log, and those after them, until it has started.
+    pub(crate) damaged: Option<Vec<PathBuf>>,
     /// It once lost its disk.
     pub(crate) rejoins: bool,
     /// The longest that a process of it has stood still, in milliseconds.
@@ -47,6 +57,15 @@ pub(crate) struct Running {
     pub(crate) tables: Tables,
     pub(crate) table: CohortTable,
     pub(crate) replica: Arc<dyn Replica>,
+    pub(crate) continuity: Mutex<Continuity>,
+}
+
+impl Running {
+    /// Returns the node as it is now.
+    pub(crate) fn seen(&self) -> Seen<'_> {
+        let status = self.replica.status();
+        Seen { node: self.node, start: self.start, status, log: &self.log, table: &self.table }
+    }
 }
 
 impl Slot {
@@ -58,6 +77,8 @@ impl Slot {
             starts: 0,
             fs,
             tables,
+            memory: None,
+            damaged: None,
             rejoins: false,
             stood_still: 0,
             lacks: None,
@@ -73,7 +94,7 @@ pub(crate) async fn start(
     (fs, tables_folder, rejoins): (MemFs, PathBuf, bool),
 ) -> Result<Arc<Running>, String> {
     let mut chance = world.fork();
-    let process = SimulatedNode::new(chance.next());
+    let process = SimulatedNode::with_clock(chance.next(), world.clock_rate(node));
     let plan = &world.plan;
     let disk = Arc::new(Disk::new(fs.clone(), chance.fork(), plan.disk_delay));
     let identity = LogIdentity { cluster: ClusterId(1), node };
@@ -84,7 +105,7 @@ pub(crate) async fn start(
         durability: if lies { Durability::Memory } else { Durability::Fsync },
         ..LogOptions::default()
     };
-    let open = SharedLog::open_stepped(Arc::new(fs), Path::new("/log"), identity, options);
+    let open = SharedLog::open_stepped(Arc::new(fs), Path::new(LOG), identity, options);
     let shared = open.map_err(|error| format!("the log does not open: {error}"))?;
     let options = TableOptions { cache_bytes: 1 << 20, ..TableOptions::default() };
     let tables = Tables::open_stepped(&tables_folder, &options)
@@ -112,7 +133,8 @@ pub(crate) async fn start(
     let replica = process.task(protocol::open(parts)).await;
     let replica = replica.map_err(|error: ReplicaError| format!("no replica: {error}"))?;
     tokio::spawn(process.task(network::ping(weak, node)));
-    Ok(Arc::new(Running { node, start, process, disk, log, tables, table, replica }))
+    let continuity = Mutex::default();
+    Ok(Arc::new(Running { node, start, process, disk, log, tables, table, replica, continuity }))
 }
 
 /// Hears that a replica has failed, which ends its node.
@@ -126,6 +148,20 @@ pub(crate) fn on_failure(
             world.replica_failed(node, start, reason);
         }
     }
+}
+
+/// Has a table, as a crash has left it, name one entry more than it holds, if that is a committed one
+/// that is on the disk of its node.
+pub(crate) fn name_one_more(tables: &Path, dead: &Running) -> Result<(), TableError> {
+    let tables = Tables::open_stepped(tables, &TableOptions::default())?;
+    let table = tables.cohort(COHORT, KeyRange::all())?;
+    let status = dead.replica.status();
+    let next = dead.log.lsn_at(table.applied().seq + 1);
+    if let Some(lsn) = next.filter(|lsn| lsn.seq <= status.committed.min(status.durable).seq) {
+        table.apply(&[Entry { lsn, kind: EntryKind::NoOp, payload: Bytes::new() }])?;
+        tables.flush()?;
+    }
+    tables.close()
 }
 
 /// Copies a folder of files and folders.

@@ -2,17 +2,17 @@
 
 use std::sync::{Arc, Weak};
 
-use trireme_replication::driver::{CoreReplica, DriverOptions, Wiring};
-use trireme_replication::pacifica::{Pacifica, PacificaOptions};
-use trireme_replication::raft::{RaftOptions, RaftParts, RaftReplica};
-use trireme_replication::spinnaker::{Spinnaker, SpinnakerOptions};
+use trireme_replication::driver::{CoreReplica, DriverFaults, DriverOptions, Wiring};
+use trireme_replication::pacifica::{Pacifica, PacificaFaults, PacificaOptions};
+use trireme_replication::raft::{RaftFaults, RaftOptions, RaftParts, RaftReplica};
+use trireme_replication::spinnaker::{Spinnaker, SpinnakerFaults, SpinnakerOptions};
 use trireme_replication::{Replica, ReplicaError, Transport};
 use trireme_storage::{CohortLog, CohortTable, Tables};
 use trireme_types::{Incarnation, NodeId, Protocol};
 
 use crate::coordinator::{self, Recipe, Requests};
+use crate::mistake::Mistake;
 use crate::node;
-use crate::setup::Mistake;
 use crate::world::World;
 
 /// What a replica is made of.
@@ -32,12 +32,19 @@ pub(crate) async fn open(parts: Parts) -> Result<Arc<dyn Replica>, ReplicaError>
     let world = parts.world.upgrade().expect("a node starts in a world");
     let (timing, mistake) = (world.plan.timing, world.setup.mistake);
     let rejoins = parts.rejoins && mistake != Some(Mistake::ForgetsLoss);
+    let own = mistake.map_or("", Mistake::own);
     let replicas = world.plan.config(world.setup.protocol).replicas;
     match world.setup.protocol {
         Protocol::Spinnaker => {
             let base = replicas.first().copied();
-            let options =
-                SpinnakerOptions { base, timing, rejoins, ..SpinnakerOptions::new(replicas) };
+            let faults = SpinnakerFaults::named(own).unwrap_or_default();
+            let options = SpinnakerOptions {
+                base,
+                timing,
+                rejoins,
+                faults,
+                ..SpinnakerOptions::new(replicas)
+            };
             start(parts, |recovered| Spinnaker::new(&recovered, options))
         }
         Protocol::Pacifica => {
@@ -45,6 +52,7 @@ pub(crate) async fn open(parts: Parts) -> Result<Arc<dyn Replica>, ReplicaError>
                 timing,
                 rejoins,
                 min_replicas_for_write: world.plan.min_replicas_for_write,
+                faults: PacificaFaults::named(own).unwrap_or_default(),
                 ..PacificaOptions::new(Incarnation(world.draw()))
             };
             start(parts, |recovered| Pacifica::new(&recovered, options))
@@ -58,7 +66,10 @@ pub(crate) async fn open(parts: Parts) -> Result<Arc<dyn Replica>, ReplicaError>
                 tables: parts.tables,
                 table: parts.table,
                 transport: parts.transport,
-                options: RaftOptions::default(),
+                options: RaftOptions {
+                    faults: RaftFaults::named(own).unwrap_or_default(),
+                    ..RaftOptions::default()
+                },
                 lost_disk: rejoins,
                 on_failure: Arc::new(on_failure),
             };
@@ -76,6 +87,9 @@ where
     C: Recipe<CoordinatorRequest: Clone + Send + Sync, CoordinatorEvent: Clone>,
 {
     let Parts { world, node, start, log, table, transport, .. } = parts;
+    let mistake = world.upgrade().and_then(|world| world.setup.mistake);
+    let faults = DriverFaults::named(mistake.map_or("", Mistake::own)).unwrap_or_default();
+    let options = DriverOptions { faults, ..DriverOptions::default() };
     let requests = Requests::new();
     let failed = node::on_failure(world.clone(), node, start);
     let wiring = Wiring {
@@ -85,11 +99,12 @@ where
         coordination: requests.clone(),
         on_failure: Box::new(move |error| failed(error.to_string())),
     };
-    let replica = CoreReplica::start(node, wiring, DriverOptions::default(), make);
+    let replica = CoreReplica::start(node, wiring, options, make);
     let replica = Arc::new(replica.map_err(|error| ReplicaError::Invalid(error.to_string()))?);
     let process = trireme_replication::simulation::SimulatedNode::current();
     let process = process.expect("a replica starts as a task of its node");
     let weak = Arc::downgrade(&replica);
+    tokio::spawn(process.task(coordinator::continuity::ask(world.clone(), node)));
     tokio::spawn(process.task(coordinator::keep_session(world.clone(), node, start)));
     tokio::spawn(process.task(coordinator::serve(world.clone(), node, requests, weak.clone())));
     tokio::spawn(process.task(coordinator::watch(world, node, weak)));

@@ -1,16 +1,21 @@
 //! What a run is asked for, and what its seed makes of that.
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
+use trireme_replication::simulation::ClockRate;
 use trireme_types::{CohortConfig, CohortId, NodeId, Protocol, Timing};
 
 use crate::chance::Chance;
+use crate::mistake::Mistake;
 use crate::network::Weather;
 
 /// The one cohort.
 pub(crate) const COHORT: CohortId = CohortId(1);
+
+/// By how many thousandths a clock is too fast or too slow at the most: two that differ by this much
+/// in either direction differ by less than the tenth for which a grace is longer than a lease.
+const DRIFT_MAX: u16 = 45;
 
 /// What is run.
 #[derive(Clone, Copy, Debug)]
@@ -23,34 +28,6 @@ pub struct Setup {
     pub mistake: Option<Mistake>,
 }
 
-/// A mistake of what surrounds the replicas, so that a test can show that it is found. Those of the
-/// cores are for the tests of their own crate alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mistake {
-    /// A log reports what it has not forced as durable.
-    LyingDisk,
-    /// A node that lost its disk does not know that it did.
-    ForgetsLoss,
-    /// A client takes a write whose outcome is ambiguous for one that was done.
-    TakesUnknownForDone,
-    /// A client sends a write again under a new name.
-    RenamesRetries,
-}
-
-impl FromStr for Mistake {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "lying-disk" => Ok(Self::LyingDisk),
-            "forgets-loss" => Ok(Self::ForgetsLoss),
-            "takes-unknown-for-done" => Ok(Self::TakesUnknownForDone),
-            "renames-retries" => Ok(Self::RenamesRetries),
-            other => Err(format!("no mistake is called {other}")),
-        }
-    }
-}
-
 /// What a seed has decided of a world before it begins.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -59,6 +36,8 @@ pub(crate) struct Plan {
     pub(crate) replicas: usize,
     pub(crate) timing: Timing,
     pub(crate) weather: Weather,
+    /// How fast each node's clock runs.
+    pub(crate) clocks: Vec<ClockRate>,
     /// The delays of a disk, in milliseconds.
     pub(crate) disk_delay: (u64, u64),
     pub(crate) segment_bytes: u64,
@@ -93,7 +72,16 @@ impl Plan {
             late_by: chance.pick(&[20, 200]),
             lost: chance.pick(&[0, 0, 5, 20]),
         };
+        let drifts = chance.one_in(2);
+        let mut clock = || {
+            let drift = chance.within(0, 2 * u64::from(DRIFT_MAX));
+            let drift = i64::try_from(drift).unwrap_or_default() - i64::from(DRIFT_MAX);
+            let per_mille = i16::try_from(drift).unwrap_or_default();
+            ClockRate { per_mille: if drifts { per_mille } else { 0 } }
+        };
+        let clocks = (0..replicas + free).map(|_| clock()).collect();
         Self {
+            clocks,
             nodes: (1..=replicas + free).map(NodeId).collect(),
             replicas: usize::try_from(replicas).expect("a few"),
             timing,
@@ -128,7 +116,7 @@ impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} with seed {}", self.protocol, self.seed)?;
         match self.mistake {
-            Some(mistake) => write!(f, " and the mistake {mistake:?}"),
+            Some(mistake) => write!(f, " and the mistake {mistake}"),
             None => Ok(()),
         }
     }

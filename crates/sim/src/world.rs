@@ -9,13 +9,17 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use trireme_replication::Role;
-use trireme_storage::fs::{Crash, MemFs};
-use trireme_types::{NodeId, Protocol};
+use trireme_replication::simulation::ClockRate;
+use trireme_storage::fs::{Crash, Fs as _, MemFs};
+use trireme_types::{CohortConfig, Epoch, NodeId, Protocol};
 
 use crate::chance::Chance;
 use crate::client::History;
 use crate::coordinator::Coordinator;
+use crate::coordinator::continuity::Memory;
+use crate::damage;
 use crate::invariants::{Observer, Seen};
+use crate::mistake::Mistake;
 use crate::network::Network;
 use crate::node::{self, Running, Slot};
 use crate::setup::{Plan, Setup};
@@ -41,6 +45,9 @@ pub(crate) struct World {
     pub(crate) history: History,
     pub(crate) observer: Mutex<Observer>,
     slots: Mutex<BTreeMap<NodeId, Slot>>,
+    /// The newest configuration that any node has remembered: what may have been acted in, whatever the
+    /// coordinator has forgotten.
+    acted_in: Mutex<CohortConfig>,
     chance: Mutex<Chance>,
     folder: TempDir,
     folders: Mutex<u64>,
@@ -60,13 +67,15 @@ impl World {
         let snapshots = folder.path().join("snapshots");
         std::fs::create_dir_all(snapshots).expect("a folder can be made in a temporary one");
         let config = plan.config(setup.protocol);
+        let acted_in = Mutex::new(config.clone());
         Arc::new(Self {
             trace: Trace::new(sink),
             network: Network::new(chance.fork(), plan.weather),
-            coordinator: Coordinator::new(chance.fork(), config),
+            coordinator: Coordinator::new(chance.fork(), config, setup.mistake),
             history: History::default(),
             observer: Mutex::new(Observer::new(setup.protocol)),
             slots,
+            acted_in,
             chance: Mutex::new(chance),
             folder,
             folders: Mutex::new(0),
@@ -95,6 +104,33 @@ impl World {
         self.slots.lock().values().filter_map(|slot| slot.running.clone()).collect()
     }
 
+    /// Hears that a node remembers a configuration, and so may act in it.
+    pub(crate) fn may_act_in(&self, config: &CohortConfig) {
+        let mut newest = self.acted_in.lock();
+        if config.version > newest.version {
+            *newest = config.clone();
+        }
+    }
+
+    /// Looks at what a node remembers of the coordinator: it is on its disk when this returns.
+    pub(crate) fn with_memory<R>(
+        &self,
+        node: NodeId,
+        look: impl FnOnce(&mut Option<Memory>) -> R,
+    ) -> R {
+        let mut slots = self.slots.lock();
+        look(&mut slots.get_mut(&node).expect("a node of the world").memory)
+    }
+
+    /// Returns how fast a node's clock runs.
+    pub(crate) fn clock_rate(&self, node: NodeId) -> ClockRate {
+        let at = self.plan.nodes.iter().position(|other| *other == node);
+        match self.setup.mistake {
+            Some(Mistake::SlowClock) if at == Some(0) => ClockRate { per_mille: -800 },
+            _ => at.map(|at| self.plan.clocks[at]).unwrap_or_default(),
+        }
+    }
+
     pub(crate) fn starts_of(&self, node: NodeId) -> u64 {
         self.slots.lock().get(&node).map_or(0, |slot| slot.starts)
     }
@@ -103,10 +139,12 @@ impl World {
         self.plan.nodes.iter().copied().filter(|other| *other != node).collect()
     }
 
-    /// Returns the nodes that lost their disk and have not caught up since.
+    /// Returns the nodes that lost their disk, or will have when they start, and have not caught up
+    /// since.
     pub(crate) fn lacking(&self) -> Vec<NodeId> {
         let slots = self.slots.lock();
-        slots.iter().filter(|(_, slot)| slot.lacks.is_some()).map(|(node, _)| *node).collect()
+        let lacks = |slot: &Slot| slot.lacks.is_some() || slot.damaged.is_some();
+        slots.iter().filter(|(_, slot)| lacks(slot)).map(|(node, _)| *node).collect()
     }
 
     /// Returns the node that leads in the newest epoch.
@@ -144,20 +182,20 @@ impl World {
         // The observer may be called from within what an observation asks a replica.
         let Some(mut observer) = self.observer.try_lock() else { return };
         let running = self.all_running();
-        let seen: Vec<_> = running
-            .iter()
-            .filter(|it| !it.disk.is_off())
-            .map(|it| Seen {
-                node: it.node,
-                start: it.start,
-                status: it.replica.status(),
-                log: &it.log,
-                table: &it.table,
-            })
-            .collect();
+        let seen: Vec<_> =
+            running.iter().filter(|it| !it.disk.is_off()).map(|it| it.seen()).collect();
         self.note_caught_up(&seen);
-        let result = observer.look(&seen, &self.coordinator.config(), &self.lacking());
+        let config = self.acted_in.lock().clone();
+        let result = observer.look(&seen, &config, &self.lacking());
         if let Err(reason) = result {
+            self.trace.fail(reason);
+        }
+    }
+
+    /// Judges that a node's permit to read was valid now, which led in `epoch`.
+    pub(crate) fn serves(&self, node: NodeId, epoch: Epoch) {
+        let judged = self.observer.lock().serves(node, epoch);
+        if let Err(reason) = judged {
             self.trace.fail(reason);
         }
     }
@@ -194,13 +232,64 @@ impl World {
                 if let Err(reason) = kept {
                     self.trace.fail(reason);
                 }
+                self.damage_was_harmless(&running);
                 let mut slots = self.slots.lock();
                 let slot = slots.get_mut(&node).expect("a node of the world");
                 (slot.running, slot.is_starting) = (Some(running), false);
             }
-            Err(reason) => self.trace.fail(format!("{node} does not start: {reason}")),
+            Err(reason) => self.did_not_start(node, &reason),
         }
         self.observe();
+    }
+
+    /// A node has not started, for which damage to its log is the only good reason. It is as one that
+    /// has lost its disk then.
+    fn did_not_start(self: &Arc<Self>, node: NodeId, reason: &str) {
+        let damaged = {
+            let mut slots = self.slots.lock();
+            let slot = slots.get_mut(&node).expect("a node of the world");
+            slot.is_starting = false;
+            slot.damaged.take().map(|segments| (segments, slot.fs.clone()))
+        };
+        let Some((segments, fs)) = damaged else {
+            self.trace.fail(format!("{node} does not start: {reason}"));
+            return;
+        };
+        self.trace.note("damage found", format_args!("{node}: {reason}"));
+        if self.setup.mistake == Some(Mistake::DropsDamaged) {
+            for segment in &segments {
+                // It is there: it was damaged, or comes after that.
+                let _removed = fs.remove(segment);
+            }
+        } else {
+            self.wipe(node);
+        }
+        self.come_back(node);
+    }
+
+    /// Checks that a node which has started in spite of damage to its log has all of it.
+    fn damage_was_harmless(&self, running: &Running) {
+        let damaged = self.slots.lock().get_mut(&running.node).and_then(|slot| slot.damaged.take());
+        if damaged.is_none() {
+            return;
+        }
+        self.trace.note("damage harmless", format_args!("{}", running.node));
+        let intact = self.observer.lock().is_intact(&running.log);
+        if let Err(reason) = intact {
+            self.trace.fail(format!("damage is found: {} starts, and {reason}", running.node));
+        }
+    }
+
+    /// Flips a bit in the log of a node that does not run. Returns true if there was one to flip.
+    pub(crate) fn damage(&self, node: NodeId) -> bool {
+        let mut chance = self.fork();
+        let mut slots = self.slots.lock();
+        let slot = slots.get_mut(&node).expect("a node of the world");
+        slot.damaged = damage::flip_a_bit(&slot.fs, &mut chance);
+        if let Some(segments) = &slot.damaged {
+            self.trace.note("damage", format_args!("{node}: {}", segments[0].display()));
+        }
+        slot.damaged.is_some()
     }
 
     /// Ends a node's process, with what a crash of this kind does to its disk.
@@ -209,7 +298,7 @@ impl World {
         self.observe();
         self.trace.note("kill", format_args!("{node} {crash:?}"));
         running.process.kill();
-        self.observer.lock().dying(node, &running.log);
+        self.observer.lock().dying(&running.seen());
         let tables = self.new_folder(node);
         let mut slots = self.slots.lock();
         let slot = slots.get_mut(&node).expect("a node of the world");
@@ -218,6 +307,11 @@ impl World {
         // What the dead process holds open is not the next one's.
         if let Err(error) = node::copy_folder(&slot.tables, &tables) {
             self.trace.fail(format!("the tables of {node} cannot be copied: {error}"));
+        }
+        if self.setup.mistake == Some(Mistake::NamesOneMore)
+            && let Err(error) = node::name_one_more(&tables, &running)
+        {
+            self.trace.fail(format!("the mistake cannot be made: {error}"));
         }
         slot.tables = tables;
     }
@@ -231,6 +325,7 @@ impl World {
         let mut slots = self.slots.lock();
         let slot = slots.get_mut(&node).expect("a node of the world");
         (slot.fs, slot.tables, slot.rejoins) = (MemFs::new(), tables, true);
+        (slot.memory, slot.damaged) = (None, None);
         slot.lacks = Some(observer.committed());
     }
 
@@ -277,6 +372,12 @@ impl World {
     pub(crate) async fn heal(self: &Arc<Self>) {
         self.trace.note("heal", format_args!("all faults are over"));
         self.network.heal_all();
+        if self.setup.mistake == Some(Mistake::StaysCut) {
+            let node = self.plan.nodes[0];
+            let others = self.others(node).into_iter();
+            let ways: Vec<_> = others.map(|other| (other, node, None)).collect();
+            self.network.cut(&ways);
+        }
         self.network.set_weather(crate::network::Weather { lost: 0, late: 0, ..self.plan.weather });
         self.coordinator.set_down(false);
         for node in &self.plan.nodes {

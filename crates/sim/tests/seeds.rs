@@ -1,13 +1,16 @@
 //! Seeds of every protocol: whatever happens, the invariants hold and the cluster heals.
 //!
-//! `SEED=n` runs one, and with `TRACE=file` writes every event; `FROM=n SEEDS=m` runs others.
+//! `SEED=n` runs one, and with `TRACE=file` writes every event; `FROM=n SEEDS=m` runs others. With
+//! `MISTAKE=name` a mistake is made (`mistakes.rs`).
 
 #![allow(clippy::print_stdout, reason = "the test prints what the runs have done")]
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use trireme_sim::{Setup, Summary, run_into};
 use trireme_types::Protocol;
@@ -20,6 +23,26 @@ const fn seeds_of(protocol: Protocol) -> u64 {
     }
 }
 
+/// The events that are faults, or come of them.
+const FAULTS: [&str; 16] = [
+    "kill",
+    "wipe",
+    "pause",
+    "cut",
+    "storm",
+    "power",
+    "disk stalls",
+    "disk is slow",
+    "disk full",
+    "sync fails",
+    "coordinator down",
+    "coordinator put back",
+    "coordinator cut",
+    "session ends",
+    "hand over",
+    "snapshot",
+];
+
 fn number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
@@ -30,6 +53,8 @@ fn try_seeds(protocol: Protocol) {
         Some(seed) => (seed, 1),
         None => (number("FROM").unwrap_or(0), number("SEEDS").unwrap_or(seeds_of(protocol))),
     };
+    let mistake = std::env::var("MISTAKE").ok();
+    let mistake = mistake.map(|name| name.parse().unwrap_or_else(|error| panic!("{error}")));
     let (next, done) = (AtomicU64::new(from), Mutex::new(Vec::<(u64, Summary)>::new()));
     let failures = Mutex::new(Vec::new());
     let work = || loop {
@@ -43,7 +68,7 @@ fn try_seeds(protocol: Protocol) {
             let file = File::create(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
             Box::new(BufWriter::new(file)) as Box<dyn Write + Send>
         });
-        match run_into(Setup { protocol, seed, mistake: None }, sink) {
+        match run_into(Setup { protocol, seed, mistake }, sink) {
             Ok(summary) => done.lock().expect("no panic").push((seed, summary)),
             Err(failure) => failures.lock().expect("no panic").push((seed, failure)),
         }
@@ -54,17 +79,25 @@ fn try_seeds(protocol: Protocol) {
     });
     let done = done.into_inner().expect("no panic");
     let sum = |of: fn(&Summary) -> u64| done.iter().map(|(_, summary)| of(summary)).sum::<u64>();
+    let mut faults = BTreeMap::<&str, u64>::new();
+    for (kind, count) in done.iter().flat_map(|(_, summary)| &summary.events) {
+        if FAULTS.contains(kind) {
+            *faults.entry(kind).or_default() += count;
+        }
+    }
+    let faults: Vec<_> = faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
     println!(
-        "{protocol}: {} seeds, {} virtual seconds, {} writes, {} refused, {} ambiguous, {} reads, {} \
-         timeline reads, {} epochs",
+        "{protocol}: {} seeds from {from} on, {:.2} virtual hours, {} writes, {} refused, {} \
+         ambiguous, {} reads, {} timeline reads, {} epochs; {}",
         done.len(),
-        sum(|it| it.millis) / 1000,
+        Duration::from_millis(sum(|it| it.millis)).as_secs_f64() / 3600.0,
         sum(|it| it.written),
         sum(|it| it.refused),
         sum(|it| it.ambiguous),
         sum(|it| it.read),
         sum(|it| it.timeline_reads),
         sum(|it| it.epochs),
+        faults.join(", "),
     );
     let mut failures = failures.into_inner().expect("no panic");
     failures.sort_by_key(|(seed, _)| *seed);

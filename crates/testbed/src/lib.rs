@@ -323,7 +323,7 @@ impl Cluster {
     }
 
     /// Returns the end of what `up` and its nodes said, to be put behind an error.
-    fn said(&self) -> String {
+    pub fn said(&self) -> String {
         tail(self.folder.path())
     }
 }

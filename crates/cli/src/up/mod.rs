@@ -63,7 +63,7 @@ const HOST: &str = "127.0.0.1";
 
 /// The most nodes that one machine is asked to run: each is a process with a log, an engine and a
 /// dozen of threads.
-const NODES_MAX: usize = 100;
+pub(crate) const NODES_MAX: usize = 100;
 
 const NODES_DEFAULT: usize = 3;
 const RANGES_DEFAULT: usize = 4;
@@ -199,6 +199,9 @@ impl UpArgs {
         wait_for_predecessors(&self.data, file.nodes).await?;
         let addresses = addresses(&file)?;
         if existing.is_none() {
+            if let Some(advice) = plan.advice() {
+                tracing::warn!("{advice}");
+            }
             running.undo = Some(FirstStart::in_folder(folder.path()));
         }
         running.coordinator = start_embedded(folder, &file).await?;

@@ -61,6 +61,19 @@ impl Plan {
         Ok(ClusterSpec { cluster, map, configs })
     }
 
+    /// Returns what speaks against the plan, if it can be carried out all the same: an even number of
+    /// replicas, of which a majority must live, bears no more losses than one less does.
+    pub(super) fn advice(&self) -> Option<String> {
+        let mut protocols = self.protocols.iter().map(|range| range.protocol);
+        let is_by_majority = |protocol| protocol != Protocol::Pacifica;
+        let by_majority = is_by_majority(self.replication) || protocols.any(is_by_majority);
+        let is_even = self.replicas > 0 && self.replicas.is_multiple_of(2);
+        (by_majority && is_even).then(|| {
+            let (replicas, less) = (self.replicas, self.replicas - 1);
+            format!("{replicas} replicas bear the loss of {}, the same as {less}", less / 2)
+        })
+    }
+
     fn map(&self) -> Result<RangeMap, String> {
         let splits = match &self.splits {
             Some(Splits::Even(0)) => return Err("a cluster needs at least one range".to_owned()),
@@ -165,6 +178,19 @@ mod tests {
         let expected = [("[..a)", Protocol::Raft), ("[a..m)", Protocol::Spinnaker)];
         assert_eq!(shape[..2], expected.map(|(range, by)| (range.to_owned(), by)));
         assert_eq!(shape[2], ("[m..)".to_owned(), Protocol::Raft));
+    }
+
+    #[test]
+    fn an_even_number_of_replicas_is_advised_against_where_majorities_count() {
+        let advice = |replicas, replication, protocols: &[&str]| {
+            Plan { replicas, replication, ..plan(None, protocols) }.advice()
+        };
+        let four = advice(4, Protocol::Raft, &[]).unwrap();
+        assert_eq!(four, "4 replicas bear the loss of 1, the same as 3");
+        assert!(advice(2, Protocol::Spinnaker, &[]).is_some());
+        assert!(advice(2, Protocol::Pacifica, &["a..m=raft"]).is_some());
+        assert_eq!(advice(2, Protocol::Pacifica, &[]), None);
+        assert_eq!(advice(3, Protocol::Raft, &[]), None);
     }
 
     #[test]

@@ -58,14 +58,14 @@ fn the_node_that_is_named_is_asked_for_what_is_named() {
     ] {
         let ran = run(&cluster, [&["fault", "--node", "2"], arguments].concat());
         assert_eq!(ran.out(), "", "{arguments:?}");
-        let faults = &cluster.state().faults;
+        let faults = &cluster.state().asked_faults;
         assert_eq!((faults.len(), &faults[&2]), (1, &asked), "{arguments:?}");
     }
     let ran = run(&cluster, ["fault", "--node", "4", "--heal"]);
     assert_eq!(ran.error(1), "the cluster has no node n4");
     let ran = run(&cluster, ["fault", "--node", "1", "--to", "5", "--drop"]);
     assert_eq!(ran.error(1), "the cluster has no node n5");
-    assert!(!cluster.state().faults.contains_key(&1));
+    assert!(!cluster.state().asked_faults.contains_key(&1));
 }
 
 #[test]
@@ -89,5 +89,5 @@ fn faults_that_make_no_sense_end_with_status_2() {
         let ran = run(&cluster, [&["fault"], arguments].concat());
         assert_eq!(ran.status, 2, "{arguments:?}: {ran:?}");
     }
-    assert!(cluster.state().faults.is_empty());
+    assert!(cluster.state().asked_faults.is_empty());
 }

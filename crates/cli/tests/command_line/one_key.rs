@@ -60,7 +60,7 @@ fn programs_get_json() {
     assert_eq!(run(&cluster, ["get", "k", "--json"]).json(), found);
     let found = json!({
         "key": "k", "value": "v", "version": 1,
-        "freshness": {"applied": {"epoch": 2, "seq": 9}, "age_ms": 7},
+        "freshness": {"applied": {"epoch": 1, "seq": 9}, "age_ms": 7},
     });
     let read = run(&cluster, ["get", "k", "--json", "--consistency", "timeline"]);
     assert_eq!(read.json(), found);

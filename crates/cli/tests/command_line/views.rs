@@ -45,7 +45,7 @@ fn status_names_nodes_that_do_not_answer() {
 #[test]
 fn a_cohort_without_a_leader_is_a_failure() {
     let cluster = Cluster::start(2, &["g", "m"]);
-    cluster.state().leaderless = vec![2, 3];
+    [2, 3].into_iter().for_each(|cohort| cluster.leave_without_leader(cohort));
     let ran = run(&cluster, ["status"]);
     assert_eq!(ran.error(1), "no leader is to be found of c2, c3");
     let ran = run(&cluster, ["status", "--json"]);
@@ -65,7 +65,7 @@ fn a_cohort_without_a_leader_is_a_failure() {
 #[test]
 fn ranges_and_nodes_are_listed() {
     let cluster = Cluster::start(2, &["m"]);
-    cluster.state().leaderless = vec![2];
+    cluster.leave_without_leader(2);
     let ran = run(&cluster, ["range", "list"]);
     let lines: Vec<&str> = ran.out().lines().collect();
     assert_eq!(cells(lines[0]), ["RANGE", "COHORT", "EPOCH", "PROTOCOL", "REPLICAS", "LEADER"]);

@@ -11,11 +11,11 @@ use trireme_client::{
 use trireme_types::CohortId;
 use trireme_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-use crate::fake::{Cluster, node};
+use trireme_fake::{Cluster, node};
 
 #[tokio::test]
 async fn values_are_put_found_and_deleted_in_every_range() {
-    let cluster = Cluster::start(3, &["g", "p"]).await;
+    let cluster = Cluster::start(3, &["g", "p"]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     for key in ["a", "g", "zebra", ""] {
         assert_eq!(client.get(key).await.unwrap(), None);
@@ -33,7 +33,7 @@ async fn values_are_put_found_and_deleted_in_every_range() {
 
 #[tokio::test]
 async fn a_condition_that_does_not_hold_is_an_answer() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     let first = client.put_if_absent("k", "1").await.unwrap().done().unwrap();
     let refused = Conditional::Failed { current: Some(first) };
@@ -50,7 +50,7 @@ async fn a_condition_that_does_not_hold_is_an_answer() {
 
 #[tokio::test]
 async fn timeline_reads_are_spread_over_the_replicas_and_say_how_old_they_are() {
-    let cluster = Cluster::start(3, &[]).await;
+    let cluster = Cluster::start(3, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     client.put("k", "v").await.unwrap();
     let options = ReadOptions { consistency: Consistency::Timeline, deadline: None };
@@ -68,7 +68,7 @@ async fn timeline_reads_are_spread_over_the_replicas_and_say_how_old_they_are() 
 
 #[tokio::test]
 async fn one_living_endpoint_is_enough() {
-    let cluster = Cluster::start(2, &["m"]).await;
+    let cluster = Cluster::start(2, &["m"]);
     // A port that is taken and answers nothing, and one that nobody listens on.
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -105,7 +105,7 @@ async fn no_living_endpoint_is_a_clear_error() {
 /// it had.
 #[tokio::test]
 async fn a_cluster_that_comes_back_within_the_deadline_is_found() {
-    let cluster = Cluster::start(2, &["m"]).await;
+    let cluster = Cluster::start(2, &["m"]);
     let behind = cluster.endpoints()[0].clone();
     // Connections are refused until something listens there again.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -129,7 +129,7 @@ async fn a_cluster_that_comes_back_within_the_deadline_is_found() {
 
 #[tokio::test]
 async fn what_passes_a_limit_never_leaves_the_client() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     let long = vec![b'k'; KEY_BYTES_MAX + 1];
     let errors = [
@@ -153,7 +153,7 @@ async fn what_passes_a_limit_never_leaves_the_client() {
 
 #[tokio::test]
 async fn concurrent_calls_share_frames() {
-    let cluster = Cluster::start(1, &["m"]).await;
+    let cluster = Cluster::start(1, &["m"]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     let puts = (0..1000).map(|i| client.put(format!("{i}"), "v"));
     assert!(join_all(puts).await.into_iter().all(|put| put.is_ok()));
@@ -166,7 +166,7 @@ async fn concurrent_calls_share_frames() {
 
 #[tokio::test]
 async fn frames_keep_their_bounds() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let options =
         ClientOptions { frame_calls_max: 10, queue_calls_max: 3, ..ClientOptions::default() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
@@ -183,7 +183,7 @@ async fn frames_keep_their_bounds() {
 
 #[tokio::test]
 async fn several_streams_serve_as_one_does() {
-    let cluster = Cluster::start(2, &["5"]).await;
+    let cluster = Cluster::start(2, &["5"]);
     let options = ClientOptions { streams_per_node: 3, ..ClientOptions::default() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
     let puts = (0..300).map(|i| client.put(format!("{i}"), "v"));
@@ -194,7 +194,7 @@ async fn several_streams_serve_as_one_does() {
 
 #[tokio::test]
 async fn the_routes_and_the_nodes_can_be_looked_at() {
-    let cluster = Cluster::start(3, &["h"]).await;
+    let cluster = Cluster::start(3, &["h"]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     let table = client.routes();
     assert_eq!((table.cluster.0, table.version, table.ranges.len()), (77, 1, 2));
@@ -214,7 +214,7 @@ async fn the_routes_and_the_nodes_can_be_looked_at() {
 
 #[tokio::test]
 async fn versions_can_be_kept_and_compared() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     let mut last = Version(0);
     for _ in 0..5 {

@@ -7,7 +7,7 @@ use futures::future::join_all;
 use trireme_client::{Client, ClientError, ClientOptions, Consistency, ErrorClass, ReadOptions};
 use trireme_proto::v1::{self, ErrorCode, response};
 
-use crate::fake::{Cluster, Fault, node};
+use trireme_fake::{Cluster, Fault, node};
 
 /// Options of a client that soon gives up.
 pub(crate) fn hasty() -> ClientOptions {
@@ -27,7 +27,7 @@ pub(crate) fn assert_in_time(started: Instant, deadline: Duration) {
 
 #[tokio::test]
 async fn a_redirect_is_followed_and_remembered() {
-    let cluster = Cluster::start(3, &[]).await;
+    let cluster = Cluster::start(3, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     // Those who tell the routes do not know yet: only the redirect does.
     cluster.state().leaders.insert(1, 3);
@@ -40,7 +40,7 @@ async fn a_redirect_is_followed_and_remembered() {
 
 #[tokio::test]
 async fn a_leader_that_nobody_names_is_found() {
-    let cluster = Cluster::start(3, &[]).await;
+    let cluster = Cluster::start(3, &[]);
     cluster.state().told_leaders.clear();
     cluster.state().hints = false;
     cluster.state().leaders.insert(1, 2);
@@ -56,7 +56,7 @@ async fn a_leader_that_nobody_names_is_found() {
 
 #[tokio::test]
 async fn a_stale_route_is_replaced() {
-    let cluster = Cluster::start(2, &[]).await;
+    let cluster = Cluster::start(2, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     client.put("a", "1").await.unwrap();
     cluster.state().split(&["h", "p"]);
@@ -68,7 +68,7 @@ async fn a_stale_route_is_replaced() {
 
 #[tokio::test]
 async fn outdated_routes_never_replace_newer_ones() {
-    let cluster = Cluster::start(2, &[]).await;
+    let cluster = Cluster::start(2, &[]);
     cluster.state().split(&["m"]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     let newer = cluster.state().map.clone();
@@ -80,7 +80,7 @@ async fn outdated_routes_never_replace_newer_ones() {
 
 #[tokio::test]
 async fn a_busy_node_is_given_the_time_that_it_asks_for() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     cluster.inject(1, [Fault::Busy { retry_after_ms: 60 }, Fault::Busy { retry_after_ms: 40 }]);
     let started = Instant::now();
@@ -91,7 +91,7 @@ async fn a_busy_node_is_given_the_time_that_it_asks_for() {
 
 #[tokio::test]
 async fn refusals_are_outlived() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     let codes = [ErrorCode::Unavailable, ErrorCode::Internal, ErrorCode::Expired];
     cluster.inject(1, codes.map(Fault::Refuse));
@@ -104,7 +104,7 @@ async fn refusals_are_outlived() {
 
 #[tokio::test]
 async fn a_node_that_died_is_left_and_found_again() {
-    let mut cluster = Cluster::start(3, &[]).await;
+    let mut cluster = Cluster::start(3, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     client.put("k", "1").await.unwrap();
     cluster.kill_node(1);
@@ -115,7 +115,7 @@ async fn a_node_that_died_is_left_and_found_again() {
     let timeline = ReadOptions { consistency: Consistency::Timeline, deadline: None };
     let reads = join_all((0..20).map(|_| client.get_with("k", timeline))).await;
     assert!(reads.into_iter().all(|read| read.unwrap().value.unwrap().value == "2"));
-    cluster.start_node(1).await;
+    cluster.start_node(1);
     cluster.lead(1, 1);
     client.put("k", "3").await.unwrap();
     cluster.assert_no_violation();
@@ -123,7 +123,7 @@ async fn a_node_that_died_is_left_and_found_again() {
 
 #[tokio::test]
 async fn a_leader_that_fell_silent_is_left_for_its_successor() {
-    let cluster = Cluster::start(3, &[]).await;
+    let cluster = Cluster::start(3, &[]);
     let options =
         ClientOptions { attempt_timeout: Duration::from_millis(100), ..ClientOptions::default() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
@@ -141,7 +141,7 @@ async fn a_leader_that_fell_silent_is_left_for_its_successor() {
 /// A client that had asked a silent leader a few times waited for it for longer than the outage lasted.
 #[tokio::test]
 async fn a_silent_leaders_answer_is_not_waited_for_once_another_leads() {
-    let cluster = Cluster::start(3, &[]).await;
+    let cluster = Cluster::start(3, &[]);
     let attempt_timeout = Duration::from_millis(200);
     let options = ClientOptions { attempt_timeout, ..ClientOptions::default() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
@@ -162,7 +162,7 @@ async fn a_silent_leaders_answer_is_not_waited_for_once_another_leads() {
 
 #[tokio::test]
 async fn many_callers_in_the_same_trouble_ask_for_the_routes_once() {
-    let cluster = Cluster::start(2, &[]).await;
+    let cluster = Cluster::start(2, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     let before = cluster.state().route_questions;
     cluster.state().split(&["5"]);
@@ -174,7 +174,7 @@ async fn many_callers_in_the_same_trouble_ask_for_the_routes_once() {
 
 #[tokio::test]
 async fn a_deadline_holds_for_reads_and_is_told_to_the_server() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let client = Client::connect_with(cluster.endpoints(), hasty()).await.unwrap();
     cluster.state().silent.push(1);
     let started = Instant::now();
@@ -194,7 +194,7 @@ async fn a_deadline_holds_for_reads_and_is_told_to_the_server() {
 
 #[tokio::test]
 async fn refusals_until_the_deadline_are_told_with_their_reason() {
-    let mut cluster = Cluster::start(1, &[]).await;
+    let mut cluster = Cluster::start(1, &[]);
     let client = Client::connect_with(cluster.endpoints(), hasty()).await.unwrap();
     cluster.inject(1, (0..200).map(|_| Fault::Refuse(ErrorCode::Unavailable)));
     let started = Instant::now();
@@ -213,7 +213,7 @@ async fn refusals_until_the_deadline_are_told_with_their_reason() {
 
 #[tokio::test]
 async fn meaningless_answers_are_errors_and_no_panics() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     let deletion = response::Result::Delete(v1::DeleteResponse { outcome: None });
     for answer in [None, Some(deletion.clone())] {
@@ -235,7 +235,7 @@ async fn meaningless_answers_are_errors_and_no_panics() {
 /// what the first one said, whichever was asked last.
 #[tokio::test]
 async fn what_a_replica_said_is_told_rather_than_that_another_one_was_not_there() {
-    let cluster = Cluster::start(2, &[]).await;
+    let cluster = Cluster::start(2, &[]);
     let client = Client::connect_with(cluster.endpoints(), hasty()).await.unwrap();
     cluster.inject(1, [Fault::Refuse(ErrorCode::Unavailable)]);
     cluster.state().told_leaders.clear();

@@ -10,7 +10,7 @@ use trireme_client::{
 use trireme_proto::v1::{self, response};
 use trireme_types::limits::KEY_BYTES_MAX;
 
-use crate::fake::{Cluster, Fault};
+use trireme_fake::{Cluster, Fault};
 
 fn keys(rows: &[Row]) -> Vec<&str> {
     rows.iter().map(|row| std::str::from_utf8(&row.key).unwrap()).collect()
@@ -26,7 +26,7 @@ fn fill(cluster: &Cluster) -> Vec<String> {
 
 #[tokio::test]
 async fn a_scan_goes_over_all_pages_and_ranges_in_both_directions() {
-    let cluster = Cluster::start(3, &["20", "203", "50", "99x"]).await;
+    let cluster = Cluster::start(3, &["20", "203", "50", "99x"]);
     let all = fill(&cluster);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     let forward = client.scan(..).collect().await.unwrap();
@@ -45,7 +45,7 @@ async fn a_scan_goes_over_all_pages_and_ranges_in_both_directions() {
 
 #[tokio::test]
 async fn rows_come_one_by_one_and_as_streams() {
-    let cluster = Cluster::start(2, &["50"]).await;
+    let cluster = Cluster::start(2, &["50"]);
     let all = fill(&cluster);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     let mut scan = client.scan(ScanRange::prefix("4")).page_rows(4);
@@ -73,7 +73,7 @@ async fn rows_come_one_by_one_and_as_streams() {
 
 #[tokio::test]
 async fn a_scan_goes_on_where_it_stood_after_an_error() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let all = fill(&cluster);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     let mut scan = client.scan(..);
@@ -86,7 +86,7 @@ async fn a_scan_goes_on_where_it_stood_after_an_error() {
 
 #[tokio::test]
 async fn a_scan_is_complete_while_leaders_move_and_a_range_is_split() {
-    let mut cluster = Cluster::start(3, &["30", "60"]).await;
+    let mut cluster = Cluster::start(3, &["30", "60"]);
     let all = fill(&cluster);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     cluster.state().move_leaders_every = Some(3);
@@ -100,7 +100,7 @@ async fn a_scan_is_complete_while_leaders_move_and_a_range_is_split() {
             }
             if pages == 20 {
                 cluster.kill_node(2);
-                cluster.start_node(2).await;
+                cluster.start_node(2);
                 cluster.state().split(&["50"]);
             }
             match scan.next_page().await.unwrap() {
@@ -117,7 +117,7 @@ async fn a_scan_is_complete_while_leaders_move_and_a_range_is_split() {
 
 #[tokio::test]
 async fn a_scan_passes_the_longest_possible_key() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     cluster.state().page_rows = 1;
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     for last in [5, 6] {
@@ -139,7 +139,7 @@ async fn pages_that_make_no_sense_are_errors() {
         covered_end: Some(end.into()),
         freshness: None,
     };
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     for bad in [
         page("b", "b", &[]),
@@ -173,7 +173,7 @@ proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let cluster = Cluster::start(3, &[]).await;
+            let cluster = Cluster::start(3, &[]);
             let splits: Vec<&str> = splits.iter().map(String::as_str).collect();
             cluster.state().split(&splits);
             rows.iter().for_each(|(key, value)| cluster.state().insert(key, value));

@@ -6,7 +6,7 @@ use trireme_client::{Client, ClientError, ClientOptions, ReadOptions};
 use trireme_proto::v1::ErrorCode;
 use trireme_types::Consistency;
 
-use super::fake::{Cluster, Fault};
+use trireme_fake::{Cluster, Fault};
 
 const TIMELINE: ReadOptions =
     ReadOptions { consistency: Consistency::Timeline, deadline: Some(Duration::from_secs(2)) };
@@ -19,7 +19,7 @@ fn forget_all_clients(cluster: &Cluster, start: u64) {
 
 #[tokio::test]
 async fn a_client_that_was_idle_goes_on_in_a_new_session() {
-    let cluster = Cluster::start(3, &[]).await;
+    let cluster = Cluster::start(3, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     client.put("k", "1").await.unwrap();
     forget_all_clients(&cluster, 777);
@@ -38,7 +38,7 @@ async fn a_client_that_was_idle_goes_on_in_a_new_session() {
 /// another name would apply it twice.
 #[tokio::test]
 async fn a_write_in_doubt_whose_session_is_gone_is_ambiguous() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     client.put("k", "1").await.unwrap();
     forget_all_clients(&cluster, 777);
@@ -51,7 +51,7 @@ async fn a_write_in_doubt_whose_session_is_gone_is_ambiguous() {
 
 #[tokio::test]
 async fn timeline_reads_of_a_client_never_go_back() {
-    let cluster = Cluster::start(3, &[]).await;
+    let cluster = Cluster::start(3, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     for _ in 0..9 {
         client.put("k", "v").await.unwrap();
@@ -78,7 +78,7 @@ async fn timeline_reads_of_a_client_never_go_back() {
 
 #[tokio::test]
 async fn a_state_of_unknown_age_is_the_answer_only_if_no_replica_knows_more() {
-    let cluster = Cluster::start(3, &[]).await;
+    let cluster = Cluster::start(3, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     client.put("k", "v").await.unwrap();
     let version = client.get_with("k", TIMELINE).await.unwrap().freshness.unwrap().applied.seq;

@@ -7,7 +7,7 @@ use trireme_client::{Bytes, Client, ClientError, ClientOptions, Conditional, Err
 use trireme_proto::v1::ErrorCode;
 
 use crate::failures::{assert_in_time, hasty};
-use crate::fake::{Cluster, Fault};
+use trireme_fake::{Cluster, Fault};
 
 /// Waits until `holds`, which must be soon.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -22,7 +22,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// answers are lost, ranges change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_concurrent_puts_amid_moves_and_breaks_are_done_once_each() {
-    let cluster = Cluster::start(3, &["3", "6"]).await;
+    let cluster = Cluster::start(3, &["3", "6"]);
     let options =
         ClientOptions { attempt_timeout: Duration::from_millis(200), ..ClientOptions::default() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
@@ -58,7 +58,7 @@ async fn a_thousand_concurrent_puts_amid_moves_and_breaks_are_done_once_each() {
 
 #[tokio::test]
 async fn a_write_that_is_sent_again_is_answered_as_the_first_time() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let options =
         ClientOptions { attempt_timeout: Duration::from_millis(50), ..ClientOptions::default() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
@@ -86,7 +86,7 @@ async fn a_write_that_is_sent_again_is_answered_as_the_first_time() {
 
 #[tokio::test]
 async fn a_write_without_a_definite_answer_is_ambiguous() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     for apply in [true, false] {
         for trouble in [
             vec![Fault::Lose { apply }],
@@ -108,7 +108,7 @@ async fn a_write_without_a_definite_answer_is_ambiguous() {
 
 #[tokio::test]
 async fn a_write_that_was_never_taken_is_definitely_not_done() {
-    let mut cluster = Cluster::start(1, &[]).await;
+    let mut cluster = Cluster::start(1, &[]);
     let client = Client::connect_with(cluster.endpoints(), hasty()).await.unwrap();
     for code in [ErrorCode::Unavailable, ErrorCode::Expired, ErrorCode::NotLeader] {
         cluster.inject(1, (0..200).map(|_| Fault::Refuse(code)));
@@ -133,7 +133,7 @@ async fn a_write_that_was_never_taken_is_definitely_not_done() {
 
 #[tokio::test]
 async fn a_write_that_waits_for_its_turn_was_not_sent() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let options = ClientOptions { in_flight_max: 2, ..hasty() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
     cluster.state().silent.push(1);
@@ -147,7 +147,7 @@ async fn a_write_that_waits_for_its_turn_was_not_sent() {
 /// One cohort without a leader must not hold up the writes to the others.
 #[tokio::test]
 async fn a_cohort_in_trouble_does_not_block_another() {
-    let cluster = Cluster::start(2, &["m"]).await;
+    let cluster = Cluster::start(2, &["m"]);
     let options = ClientOptions { in_flight_max: 4, ..ClientOptions::default() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
     cluster.state().silent.push(1);
@@ -170,7 +170,7 @@ async fn a_cohort_in_trouble_does_not_block_another() {
 
 #[tokio::test]
 async fn a_dropped_write_leaves_nothing_behind() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let options =
         ClientOptions { in_flight_max: 3, unanswered_calls_max: 3, ..ClientOptions::default() };
     let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
@@ -197,7 +197,7 @@ async fn a_dropped_write_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn a_write_dropped_before_it_was_sent_never_is() {
-    let cluster = Cluster::start(1, &[]).await;
+    let cluster = Cluster::start(1, &[]);
     let client = Client::connect(cluster.endpoints()).await.unwrap();
     // Polled once, a put waits for the stream to take it, which has had no chance to run.
     let mut put = Box::pin(client.put("k", "v"));

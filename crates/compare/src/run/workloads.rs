@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use hdrhistogram::Histogram;
 use trireme_client::ClientOptions;
 use trireme_testbed::{Cluster, EtcdCluster};
@@ -277,7 +278,9 @@ async fn usage(cluster: &Processes) -> anyhow::Result<Usage> {
         }
     };
     for (node, pid) in cluster.processes() {
-        usage.processor.insert(node, processor_time(pid)?);
+        let used =
+            processor_time(pid).with_context(|| format!("{node} has ended{}", cluster.said()));
+        usage.processor.insert(node, used?);
     }
     for status in cluster.statuses().await?.nodes() {
         let log = status.log.unwrap_or_default();

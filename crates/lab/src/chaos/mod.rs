@@ -5,6 +5,9 @@
 //! the cluster must become whole and serve, and what clients saw and what the replicas hold is judged.
 //! At the end, all that was acknowledged in any round must be there, once.
 
+mod cuts;
+mod damage;
+mod fault;
 mod judge;
 mod nemesis;
 mod record;
@@ -26,8 +29,9 @@ use trireme_client::{Client, Consistency};
 use trireme_testbed::{ClusterArgs, Hosts, Network};
 use trireme_types::Protocol;
 
+use self::fault::Fault;
 use self::judge::{Found, Ledger, Violation, differences, judge, named, rows};
-use self::nemesis::{Event, Fault, Nemesis};
+use self::nemesis::{Event, Nemesis};
 use self::record::{Clock, Recorded};
 use self::workload::{Workers, prefix};
 use crate::parse;

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::ValueEnum;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
-use trireme_testbed::{Disk, Host, Hosts, Network, NodeFaults};
+use trireme_testbed::{Disk, Host, Hosts, NodeFaults};
 use trireme_types::{NodeId, Protocol};
 
+use super::fault::Fault;
 use super::record::Clock;
+use super::{cuts, damage};
 
 /// The most faults at once.
 const AT_ONCE_MAX: usize = 3;
@@ -42,59 +43,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much longer a force of a slow disk takes, in milliseconds.
 const SLOW_DISK_MS: std::ops::Range<u64> = 5..400;
 
-/// A kind of fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(crate) enum Fault {
-    /// A node is killed, and started again.
-    Kill,
-    /// All nodes are killed at once, and started again.
-    KillAll,
-    /// A node stops in order, and is started again.
-    Restart,
-    /// A node's process stands still.
-    Freeze,
-    /// Nothing passes between a node and the other nodes.
-    CutOff,
-    /// Nothing passes between a node and the other nodes, nor between it and the coordinator. Clients
-    /// reach it.
-    Isolate,
-    /// Nothing of the other nodes reaches a node.
-    Deaf,
-    /// Nothing of a node reaches the other nodes.
-    Mute,
-    /// Nothing passes between two nodes; both reach the others.
-    CutPair,
-    /// Every node loses the way to some others, each way for itself.
-    CutAtRandom,
-    /// Nothing passes between the clients and a node.
-    CutClients,
-    /// All that a node sends to others comes late.
-    Slow,
-    /// A node's log is not forced to its disk meanwhile.
-    StallDisk,
-    /// A node's disk is slow.
-    SlowDisk,
-    /// A node's disk fails, which stops the node; it is started again.
-    FailDisk,
-    /// A node loses all its data, and comes back with none, once in a round. PacificA acknowledges with
-    /// as few replicas as its configuration has, so that it happens to a whole cluster only.
-    Wipe,
-    /// Two of three replicas are lost one after the other: a node is killed, another loses its data and
-    /// comes back with none, then the leader is killed and the first comes back. No replica has all that was
-    /// acknowledged until the leader is back. Only to a whole cluster.
-    LoseInTurn,
-    /// The coordinator is killed, and started again.
-    KillCoordinator,
-    /// The coordinator stands still.
-    FreezeCoordinator,
-    /// Nothing passes between a node and the coordinator.
-    CutCoordinator,
-    /// The coordinator and the leader are killed at once, and started again.
-    KillCoordinatorAndLeader,
-    /// The coordinator comes back with the data that it had some time before.
-    PutCoordinatorBack,
-}
-
 /// Something that happened to the cluster.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
@@ -121,6 +69,10 @@ pub(crate) struct Nemesis {
     coordinator_since: Instant,
     /// Whether a node has lost its data since the cluster was whole.
     has_wiped: bool,
+    /// The node that has refused its damaged log.
+    has_refused: Option<NodeId>,
+    /// What must not have been and was not noticed otherwise.
+    wrong: Vec<String>,
 }
 
 struct Active {
@@ -138,17 +90,8 @@ enum Undo {
     Heal(NodeId),
     /// The node stops by itself because its disk fails.
     StartFailed(NodeId),
-}
-
-impl Fault {
-    pub(crate) fn name(self) -> String {
-        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
-    }
-
-    /// Returns true if the network can do it.
-    pub(crate) fn is_possible(self, network: Network) -> bool {
-        self != Self::CutClients || network == Network::Namespaces
-    }
+    /// The node refuses to start, since this segment of its log is damaged.
+    Refuses(NodeId, String),
 }
 
 impl fmt::Display for Event {
@@ -177,6 +120,8 @@ impl Nemesis {
             wipes_anytime: protocol != Protocol::Pacifica,
             coordinator_since: Instant::now(),
             has_wiped: false,
+            has_refused: None,
+            wrong: Vec::new(),
         }
     }
 
@@ -249,22 +194,24 @@ impl Nemesis {
     /// Returns the kind that comes next. A wipe that may not come now waits for the next round.
     fn draw(&mut self) -> Option<Fault> {
         self.refill();
-        let waits =
-            |fault: Fault| self.is_for_whole(fault) || (fault == Fault::Wipe && self.has_wiped);
-        if self.deck.iter().all(|fault| waits(*fault)) {
-            let more: Vec<Fault> = self.kinds.iter().copied().filter(|it| !waits(*it)).collect();
+        if self.deck.iter().all(|fault| self.waits(*fault)) {
+            let more: Vec<Fault> =
+                self.kinds.iter().copied().filter(|it| !self.waits(*it)).collect();
             self.deck.extend(more);
             self.deck.shuffle(&mut self.rng);
         }
-        let next = self.deck.iter().rposition(|fault| {
-            !self.is_for_whole(*fault) && (*fault != Fault::Wipe || !self.has_wiped)
-        });
+        let next = self.deck.iter().rposition(|fault| !self.waits(*fault));
         next.map(|index| self.deck.remove(index))
+    }
+
+    /// Returns true if the fault may not come now, and waits for the next round.
+    fn waits(&self, fault: Fault) -> bool {
+        self.is_for_whole(fault) || (fault.loses_data() && self.has_wiped)
     }
 
     /// Returns true if the fault may only happen to a whole cluster.
     fn is_for_whole(&self, fault: Fault) -> bool {
-        fault == Fault::LoseInTurn || (fault == Fault::Wipe && !self.wipes_anytime)
+        fault == Fault::LoseInTurn || (fault.loses_data() && !self.wipes_anytime)
     }
 
     async fn begin(&mut self, hosts: &mut Hosts, fault: Fault) -> anyhow::Result<()> {
@@ -283,6 +230,9 @@ impl Nemesis {
                 | Fault::Mute
                 | Fault::CutPair
                 | Fault::CutAtRandom
+                | Fault::QuorumLoss
+                | Fault::Constrained
+                | Fault::Chained
                 | Fault::CutClients
                 | Fault::KillAll
                 | Fault::KillCoordinator
@@ -318,30 +268,8 @@ impl Nemesis {
         node: NodeId,
         others: &[Host],
     ) -> anyhow::Result<(Undo, String)> {
-        let host = Host::Node(node);
-        let to = |host: Host| others.iter().map(move |other| (host, *other));
-        let from = |host: Host| others.iter().map(move |other| (*other, host));
-        let cuts: BTreeSet<(Host, Host)> = match fault {
-            Fault::CutOff => to(host).chain(from(host)).collect(),
-            Fault::Isolate => {
-                let coordinator = [(host, Host::Coordinator), (Host::Coordinator, host)];
-                to(host).chain(from(host)).chain(coordinator).collect()
-            }
-            Fault::Deaf => from(host).collect(),
-            Fault::Mute => to(host).collect(),
-            Fault::CutPair => {
-                let other = others[self.rng.random_range(0..others.len())];
-                [(host, other), (other, host)].into()
-            }
-            Fault::CutAtRandom => {
-                let all: Vec<Host> = others.iter().copied().chain([host]).collect();
-                let pairs = all.iter().flat_map(|from| all.iter().map(move |to| (*from, *to)));
-                let pairs: Vec<_> = pairs.filter(|(from, to)| from != to).collect();
-                pairs.into_iter().filter(|_| self.rng.random_ratio(2, 5)).collect()
-            }
-            Fault::CutClients => [(host, Host::Clients), (Host::Clients, host)].into(),
-            Fault::CutCoordinator => [(host, Host::Coordinator), (Host::Coordinator, host)].into(),
-            _ => return self.strike_process(hosts, fault, node).await,
+        let Some(cuts) = cuts::of(fault, node, others, &mut self.rng) else {
+            return self.strike_process(hosts, fault, node).await;
         };
         self.cut(hosts, cuts.clone()).await?;
         let ways: Vec<String> =
@@ -371,6 +299,19 @@ impl Nemesis {
                 hosts.wipe(host)?;
                 self.has_wiped = true;
                 (Undo::Start(vec![host]), name)
+            }
+            Fault::FlipBit => {
+                hosts.kill(host).await?;
+                match damage::flip_a_bit(&hosts.data(host), &mut self.rng)? {
+                    Some(segment) => {
+                        self.has_wiped = true;
+                        hosts.start_process(host)?;
+                        let what = format!("{name} in {segment}");
+                        (Undo::Refuses(node, segment), what)
+                    }
+                    // What there is cannot be told from a torn write.
+                    None => (Undo::Start(vec![host]), format!("{name} has no older segment")),
+                }
             }
             Fault::LoseInTurn => return self.lose_in_turn(hosts, node).await,
             Fault::KillAll => {
@@ -510,6 +451,24 @@ impl Nemesis {
                 hosts.kill(Host::Node(node)).await?;
                 hosts.start_process(Host::Node(node))?;
             }
+            Undo::Refuses(node, segment) => {
+                // Put back so that what it says when it ends is read as a refusal.
+                let undo = Undo::Refuses(node, segment.clone());
+                self.active.push(Active { fault, until: Instant::now(), undo });
+                let deadline = Instant::now() + START_TIMEOUT;
+                while self.has_refused != Some(node) && Instant::now() < deadline {
+                    let ended = self.notice_ends(hosts)?;
+                    self.wrong.extend(ended);
+                    tokio::time::sleep(TICK).await;
+                }
+                self.active.retain(|active| !matches!(active.undo, Undo::Refuses(..)));
+                if self.has_refused.take() != Some(node) {
+                    self.wrong.push(format!("{node} does not refuse its damaged log: {segment}"));
+                }
+                hosts.kill(Host::Node(node)).await?;
+                hosts.wipe(Host::Node(node))?;
+                hosts.start_process(Host::Node(node))?;
+            }
         }
         Ok(())
     }
@@ -525,8 +484,19 @@ impl Nemesis {
 
     /// Returns the processes that ended though nothing made them, and starts them again.
     fn notice_ends(&mut self, hosts: &mut Hosts) -> anyhow::Result<Vec<String>> {
-        let mut unexpected = Vec::new();
+        let mut unexpected = std::mem::take(&mut self.wrong);
         for ended in hosts.ended() {
+            let refuses = self.active.iter().find_map(|active| match &active.undo {
+                Undo::Refuses(node, segment) if Host::Node(*node) == ended.host => {
+                    ended.said.contains(segment).then_some(*node)
+                }
+                _ => None,
+            });
+            if let Some(node) = refuses {
+                self.note(&format!("{node} has refused to start: {}", ended.status));
+                self.has_refused = Some(node);
+                continue;
+            }
             let expected = self.active.iter().any(
                 |active| matches!(active.undo, Undo::StartFailed(node) if Host::Node(node) == ended.host),
             );
@@ -585,7 +555,7 @@ impl Active {
             Undo::Mend(cuts) => {
                 cuts.iter().any(|(from, to)| of_coordinator(from) || of_coordinator(to))
             }
-            Undo::Heal(_) | Undo::StartFailed(_) => false,
+            Undo::Heal(_) | Undo::StartFailed(_) | Undo::Refuses(..) => false,
         }
     }
 }
@@ -596,13 +566,15 @@ impl Undo {
         match self {
             Self::Start(hosts) => hosts.contains(&host),
             Self::Thaw(frozen) => *frozen == host,
-            Self::Heal(node) | Self::StartFailed(node) => Host::Node(*node) == host,
+            Self::Heal(node) | Self::StartFailed(node) | Self::Refuses(node, _) => {
+                Host::Node(*node) == host
+            }
             Self::Mend(_) => false,
         }
     }
 
     const fn starts(&self) -> bool {
-        matches!(self, Self::Start(_) | Self::StartFailed(_) | Self::Thaw(_))
+        matches!(self, Self::Start(_) | Self::StartFailed(_) | Self::Thaw(_) | Self::Refuses(..))
     }
 }
 

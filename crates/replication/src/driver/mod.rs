@@ -59,7 +59,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 use trireme_types::{CohortId, CommandBatch, Lsn, NodeId, Outcome};
 
-pub use self::options::{DriverOptions, InvalidDriverOption};
+pub use self::options::{DriverFaults, DriverOptions, InvalidDriverOption};
 
 use self::apply::{Applier, Orders, RESULTS_MAX};
 use self::clock::Clock;
@@ -152,7 +152,8 @@ impl<C: Core> CoreReplica<C> {
         let recovered = storage::recover(node, &log, &table);
         let (cohort, last, applied) = (recovered.cohort, recovered.log.last(), recovered.applied);
         let commit_point = recovered.commit_point;
-        let DriverOptions { send_log_bytes_max, apply_bytes_max, drain_timeout, .. } = options;
+        let DriverOptions { send_log_bytes_max, apply_bytes_max, drain_timeout, faults, .. } =
+            options;
         let core = make(recovered).map_err(StartError::Core)?;
         let mailbox = Arc::new(Mailbox::new(options));
         let published = Arc::new(Published::new(core.status()));
@@ -186,6 +187,7 @@ impl<C: Core> CoreReplica<C> {
             progress,
             on_failure,
             drain_timeout,
+            faults,
             state: State::new(last.seq, applied),
         };
         let (end, ended) = watch::channel(false);

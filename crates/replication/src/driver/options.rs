@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use trireme_types::limits::BATCH_BYTES_MAX;
 
+use crate::streaming::deliberate_faults;
+
 /// The limits of a replica's driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriverOptions {
@@ -31,6 +33,8 @@ pub struct DriverOptions {
     /// How long a replica that stops waits for what is under way to be answered. What is not by
     /// then may need a quorum that will not come.
     pub drain_timeout: Duration,
+    /// Mistakes to make, so that tests can show that they would be noticed.
+    pub faults: DriverFaults,
 }
 
 impl Default for DriverOptions {
@@ -45,7 +49,19 @@ impl Default for DriverOptions {
             send_log_bytes_max: 1024 * 1024,
             apply_bytes_max: 1024 * 1024,
             drain_timeout: Duration::from_secs(1),
+            faults: DriverFaults::default(),
         }
+    }
+}
+
+deliberate_faults! {
+    /// The mistakes that a naive driver makes, each off: with the feature `deliberate-faults` a test
+    /// can switch one on.
+    DriverFaults {
+        /// What is on the disk is applied, committed or not.
+        applies_uncommitted,
+        /// What is committed is applied, on this replica's disk or not (S8).
+        applies_unforced,
     }
 }
 

@@ -14,7 +14,7 @@ use super::clock::Clock;
 use super::mailbox::{Control, Mailbox, Phase, Proposal, Taken};
 use super::outgoing::{Held, Sender, decode};
 use super::storage::{CohortLog, IoId, LogErrorClass, LogWrite};
-use super::{Coordination, FailureListener, Published};
+use super::{Coordination, DriverFaults, FailureListener, Published};
 use crate::core::{Core, DurableSeqs, Effect, Event, Moment, Ticket, When};
 use crate::replica::ReplicaError;
 
@@ -35,6 +35,7 @@ pub(super) struct Task<C: Core> {
     pub(super) progress: mpsc::Receiver<Progress>,
     pub(super) on_failure: FailureListener,
     pub(super) drain_timeout: Duration,
+    pub(super) faults: DriverFaults,
     pub(super) state: State<C>,
 }
 
@@ -359,7 +360,14 @@ impl<C: Core> Task<C> {
 
     /// Has applied what is committed and on disk here.
     fn order_apply(&mut self) {
-        let target = self.state.committed.min(self.state.durable_seqs.durable());
+        let (committed, durable) = (self.state.committed, self.state.durable_seqs.durable());
+        let target = if self.faults.applies_uncommitted() {
+            durable
+        } else if self.faults.applies_unforced() {
+            committed
+        } else {
+            committed.min(durable)
+        };
         if target > self.state.ordered {
             self.state.ordered = target;
             self.orders.apply(target);

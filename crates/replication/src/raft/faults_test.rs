@@ -335,3 +335,48 @@ async fn a_change_of_membership_that_was_left_half_done_is_completed() {
 fn is_joint(metrics: &RaftMetrics<TypeConfig>) -> bool {
     metrics.membership_config.membership().get_joint_config().len() > 1
 }
+
+/// After another leader had replaced the end of a replica's log, its status named as durable an entry
+/// that was not in the log any more: the log's progress goes on naming it until the new end is forced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_leader_has_replaced_is_not_durable_any_more() {
+    use Lost::{FromLeader, ToLeader};
+    let cohort = Cohort::open(&disks()).await;
+    let old = cohort.serves().await;
+    let member = cohort.member(old);
+    cohort.cut(old, &[FromLeader(Lane::Data), FromLeader(Lane::Heartbeat)]);
+    cohort.cut(old, &[ToLeader(Lane::Data), ToLeader(Lane::Heartbeat)]);
+    let before = member.replica.status().last;
+    let pending = member.replica.clone();
+    let stuck = tokio::spawn(async move { pending.propose(batch("stuck")).await });
+    cohort
+        .until("an entry that only the old leader has", |_| {
+            let status = member.replica.status();
+            status.last > before && status.durable == status.last
+        })
+        .await;
+    cohort.others_lead(old).await;
+    // It hears of the new leader first, and of what that has written only once nothing is forced.
+    cohort.network.cut.lock().retain(|(from, _, lane)| *from != old && *lane == Lane::Data);
+    let replaced = member.replica.status().durable;
+    cohort
+        .until("the new leader is known", |_| member.replica.status().epoch > replaced.epoch)
+        .await;
+    member.disk.set(DiskFault::Stall);
+    cohort.heal();
+    cohort
+        .until("the end is replaced", |_| member.replica.status().last.epoch > replaced.epoch)
+        .await;
+    let status = member.replica.status();
+    assert_ne!(member.log.lsn_at(replaced.seq), Some(replaced), "{status}");
+    assert_eq!(member.log.lsn_at(status.durable.seq), Some(status.durable), "{status}");
+    member.disk.set(DiskFault::None);
+    cohort
+        .until("it has caught up", |_| {
+            let status = member.replica.status();
+            status.durable == status.last && status.applied == status.last
+        })
+        .await;
+    stuck.abort();
+    cohort.shutdown().await;
+}

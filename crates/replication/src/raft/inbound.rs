@@ -16,10 +16,11 @@ use trireme_proto::v1::raft_message::Body;
 use trireme_storage::CohortTable;
 use trireme_types::{Lsn, NodeId, PATH};
 
+use super::RaftFaults;
 use super::calls::Calls;
 use super::heard::Heard;
 use super::state_machine::RaftTable;
-use super::types::{RaftId, TypeConfig, Vote};
+use super::types::{LogId, RaftId, TypeConfig, Vote};
 use super::wire;
 use crate::simulation;
 use crate::transport::Lane;
@@ -62,6 +63,7 @@ pub(super) struct Inbound {
     table: CohortTable,
     events: mpsc::Sender<Event>,
     queues: Mutex<HashMap<(NodeId, Lane), mpsc::Sender<Question>>>,
+    faults: RaftFaults,
 }
 
 impl Inbound {
@@ -72,7 +74,13 @@ impl Inbound {
         table: CohortTable,
         events: mpsc::Sender<Event>,
     ) -> Self {
-        Self { raft, calls, heard, table, events, queues: Mutex::default() }
+        let (queues, faults) = (Mutex::default(), RaftFaults::default());
+        Self { raft, calls, heard, table, events, queues, faults }
+    }
+
+    /// Returns it with the mistakes that it is to make.
+    pub(super) fn with_faults(self, faults: RaftFaults) -> Self {
+        Self { faults, ..self }
     }
 
     /// Takes a message in. Never waits; a question that finds the queue full is dropped, and its
@@ -152,7 +160,7 @@ impl Inbound {
     fn start_task(&self, from: NodeId, lane: Lane) -> mpsc::Sender<Question> {
         let (queue, questions) = mpsc::channel(QUESTIONS_MAX);
         let (raft, calls) = (self.raft.clone(), self.calls.clone());
-        simulation::spawn(answer_in_order(raft, calls, from, lane, questions));
+        simulation::spawn(answer_in_order(raft, calls, from, lane, self.faults, questions));
         queue
     }
 }
@@ -164,6 +172,7 @@ async fn answer_in_order(
     calls: Arc<Calls>,
     from: NodeId,
     lane: Lane,
+    faults: RaftFaults,
     mut questions: mpsc::Receiver<Question>,
 ) {
     let mut answers: FuturesOrdered<BoxFuture<'static, (u64, Body)>> = FuturesOrdered::new();
@@ -176,7 +185,7 @@ async fn answer_in_order(
             question = questions.recv(), if open && answers.len() < QUESTIONS_MAX => {
                 match question {
                     Some((call, body)) => {
-                        answers.push_back(ask(raft.clone(), call, body).boxed());
+                        answers.push_back(ask(raft.clone(), call, body, faults).boxed());
                     }
                     None => open = false,
                 }
@@ -186,19 +195,28 @@ async fn answer_in_order(
     }
 }
 
-async fn ask(raft: RaftHandle, call: u64, question: Body) -> (u64, Body) {
+async fn ask(raft: RaftHandle, call: u64, question: Body, faults: RaftFaults) -> (u64, Body) {
     let answer = match question {
-        Body::Append(append) => append_answer(&raft, append).await,
-        Body::Vote(ballot) => ballot_answer(&raft, ballot, false).await,
-        Body::PreVote(ballot) => ballot_answer(&raft, ballot, true).await,
+        Body::Append(append) => append_answer(&raft, append, faults).await,
+        Body::Vote(ballot) => ballot_answer(&raft, ballot, false, faults).await,
+        Body::PreVote(ballot) => ballot_answer(&raft, ballot, true, faults).await,
         Body::TransferLeader(transfer) => transfer_answer(&raft, transfer).await,
         answer => Err(format!("not a question: {answer:?}")),
     };
     (call, answer.unwrap_or_else(Body::Failed))
 }
 
-async fn append_answer(raft: &RaftHandle, message: v1::RaftAppend) -> Result<Body, String> {
+async fn append_answer(
+    raft: &RaftHandle,
+    message: v1::RaftAppend,
+    faults: RaftFaults,
+) -> Result<Body, String> {
     let append = wire::append(message).map_err(|error| error.to_string())?;
+    if faults.acknowledges_unseen() {
+        let raft = raft.clone();
+        simulation::spawn(async move { drop(raft.append_entries(append).await) });
+        return Ok(Body::AppendReply(wire::append_reply_message(wire::AppendReply::Success)));
+    }
     let reply = raft.append_entries(append).await.map_err(|error| error.to_string())?;
     Ok(Body::AppendReply(wire::append_reply_message(reply)))
 }
@@ -207,8 +225,12 @@ async fn ballot_answer(
     raft: &RaftHandle,
     message: v1::RaftVoteRequest,
     pre_vote: bool,
+    faults: RaftFaults,
 ) -> Result<Body, String> {
-    let ballot = wire::ballot(message).map_err(|error| error.to_string())?;
+    let mut ballot = wire::ballot(message).map_err(|error| error.to_string())?;
+    if faults.grants_every_vote() {
+        ballot.last_log_id = Some(LogId::new_term_index(u64::MAX, u64::MAX));
+    }
     let reply = if pre_vote { raft.pre_vote(ballot).await } else { raft.vote(ballot).await };
     let reply = reply.map_err(|error| error.to_string())?;
     Ok(Body::VoteReply(wire::ballot_reply_message(&reply)))

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_storage::{CohortLog, LogError, LogErrorClass, LogWrite};
 
+use super::RaftFaults;
 use super::types::{
     LogId, RaftEntry, TypeConfig, Vote, from_log, log_id, lsn, lsn_or_zero, malformed, to_log,
     vote, vote_message,
@@ -47,12 +48,18 @@ pub(super) struct RaftLogStore {
     log: CohortLog,
     /// Which of the node's replicas the log belongs to.
     incarnation: u64,
+    faults: RaftFaults,
 }
 
 impl RaftLogStore {
     /// Returns openraft's view of a cohort's log, which is this incarnation's.
     pub(super) fn new(log: CohortLog, incarnation: u64) -> Self {
-        Self { log, incarnation }
+        Self { log, incarnation, faults: RaftFaults::default() }
+    }
+
+    /// Returns it with the mistakes that it is to make.
+    pub(super) fn with_faults(self, faults: RaftFaults) -> Self {
+        Self { faults, ..self }
     }
 
     /// Returns the incarnation of the replica that stored the log's vote; `None` if there is none.
@@ -206,6 +213,9 @@ impl RaftLogStorage<TypeConfig> for RaftLogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        if self.faults.forgets_votes() {
+            return Ok(());
+        }
         let own_incarnation = self.incarnation;
         self.save(&v1::RaftVote { own_incarnation, ..vote_message(vote) }).await
     }
@@ -232,6 +242,11 @@ impl RaftLogStorage<TypeConfig> for RaftLogStore {
         I::IntoIter: OptionalSend,
     {
         let entries = entries.into_iter().map(to_log).collect();
+        if self.faults.flushes_from_memory() {
+            self.submit_then(LogWrite::Append(entries), drop).await?;
+            callback.io_completed(Ok(()));
+            return Ok(());
+        }
         let done = move |result: Result<(), LogError>| {
             callback.io_completed(result.map_err(io_error));
         };

@@ -74,5 +74,5 @@ mod suite_test;
 /// task at levels that are meant for its developers. What a node must act on, it returns.
 pub const LOG_DIRECTIVE: &str = "openraft=off";
 
-pub use options::RaftOptions;
+pub use options::{RaftFaults, RaftOptions};
 pub use replica::{RaftParts, RaftReplica};

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use openraft::{Config, ConfigError, SnapshotPolicy};
 
+use crate::streaming::deliberate_faults;
+
 /// How Raft cohorts elect and replicate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RaftOptions {
@@ -25,6 +27,31 @@ pub struct RaftOptions {
     /// How far behind, in entries, a follower is sent a snapshot although the leader's log still
     /// reaches back far enough. Default 1,000,000: the log is nearly always the cheaper way.
     pub snapshot_lag: u64,
+    /// Mistakes to make, so that tests can show that they would be noticed.
+    pub faults: RaftFaults,
+}
+
+deliberate_faults! {
+    /// The mistakes that break naive ways to use Raft, each off: with the feature
+    /// `deliberate-faults` a test can switch one on.
+    RaftFaults {
+        /// The log reports entries as flushed before the disk has them.
+        flushes_from_memory,
+        /// A follower acknowledges entries that it has not even looked at.
+        acknowledges_unseen,
+        /// A vote is given and not stored.
+        forgets_votes,
+        /// A vote is given to whoever asks, however short its log is (Raft §5.4.1).
+        grants_every_vote,
+        /// The log is given up as far as the table has applied it, on the disk or not (S10).
+        purges_unflushed,
+        /// A leader answers strong reads without asking whether it still leads.
+        reads_without_majority,
+        /// A replica that lost its disk is taken for the one that it was (S14).
+        trusts_an_empty_disk,
+        /// A newcomer asks only the replica that it takes for the leader to admit it.
+        asks_one_leader,
+    }
 }
 
 impl Default for RaftOptions {
@@ -35,6 +62,7 @@ impl Default for RaftOptions {
             election_timeout_max: Duration::from_millis(600),
             append_entries_max: 256,
             snapshot_lag: 1_000_000,
+            faults: RaftFaults::default(),
         }
     }
 }

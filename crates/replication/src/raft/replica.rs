@@ -124,6 +124,7 @@ impl RaftReplica {
             on_failure,
         } = parts;
         let recovered = log.bounds().last;
+        let lost_disk = lost_disk && !options.faults.trusts_an_empty_disk();
         let incarnation = incarnation(&log, lost_disk).await.map_err(|e| failed(&e))?;
         let (events, reported) = mpsc::channel(EVENTS_MAX);
         let kept =
@@ -213,8 +214,8 @@ impl Kept {
             id,
             Arc::new(settings),
             RaftNetworkMaker::new(calls.clone(), holds.clone()),
-            RaftLogStore::new(self.log.clone(), incarnation),
-            RaftTable::new(self.tables.clone(), self.table.clone()),
+            RaftLogStore::new(self.log.clone(), incarnation).with_faults(options.faults),
+            RaftTable::new(self.tables.clone(), self.table.clone()).with_faults(options.faults),
         )
         .await
         .map_err(|error| ReplicaError::Failed(error.to_string()))?;
@@ -237,7 +238,8 @@ impl Kept {
         let (table, events) = (self.table.clone(), self.events.clone());
         Ok(Running {
             id,
-            inbound: Inbound::new(raft.clone(), calls, heard.clone(), table, events),
+            inbound: Inbound::new(raft.clone(), calls, heard.clone(), table, events)
+                .with_faults(options.faults),
             heard,
             raft,
             holds,
@@ -284,6 +286,11 @@ impl Replica for RaftReplica {
 
     async fn read_barrier(&self) -> Result<ReadPermit, ReplicaError> {
         let running = self.running();
+        if self.kept.options.faults.reads_without_majority()
+            && self.leader() == Some(running.id.node())
+        {
+            return Ok(ReadPermit::lasting());
+        }
         let exchange = async {
             let linearizer = running.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
             linearizer.map_err(read_error)?.await_ready(&running.raft).await.map_err(fatal)
@@ -336,7 +343,10 @@ impl Replica for RaftReplica {
     async fn release_log(&self, upto: u64) -> Result<(), ReplicaError> {
         let running = self.running();
         let raft = &running.raft;
-        let upto = running.not_held(upto.min(self.kept.table.persisted().seq));
+        let purges_unflushed = self.kept.options.faults.purges_unflushed();
+        let table = &self.kept.table;
+        let kept = if purges_unflushed { table.applied() } else { table.persisted() };
+        let upto = running.not_held(upto.min(kept.seq));
         if upto <= self.kept.log.bounds().purged.seq {
             return Ok(());
         }

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use trireme_storage::fs::{Crash, DiskFaults, FaultyFs, MemFs};
 use trireme_storage::{
-    CohortTable, LogIdentity, LogOptions, SharedLog, SnapshotReader, TableOptions, Tables,
+    CohortLog, CohortTable, LogIdentity, LogOptions, SharedLog, SnapshotReader, TableOptions,
+    Tables,
 };
 use trireme_types::{
     ClusterId, CohortConfig, CohortId, Command, CommandBatch, Condition, KeyRange, NodeId,
@@ -76,7 +77,7 @@ pub(super) struct Member {
     pub(super) table: CohortTable,
     /// What becomes of each force of its log.
     pub(super) disk: DiskFaults,
-    _log: SharedLog,
+    pub(super) log: CohortLog,
     tables: Tables,
     _folder: TempDir,
 }
@@ -127,7 +128,7 @@ impl Member {
         };
         let replica = RaftReplica::open(parts).await.unwrap();
         network.replicas.lock().insert(node, replica.clone());
-        Self { replica, table, disk: faults, _log: log, tables, _folder: folder }
+        Self { replica, table, disk: faults, log: log.cohort(COHORT), tables, _folder: folder }
     }
 }
 

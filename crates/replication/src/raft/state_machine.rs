@@ -8,6 +8,7 @@ use openraft::{OptionalSend, alias};
 use trireme_storage::{CohortTable, SnapshotReader, StagedSnapshot, TableError, Tables};
 use trireme_types::Lsn;
 
+use super::RaftFaults;
 use super::types::{
     LogId, SnapshotMeta, StoredMembership, TypeConfig, decode_membership, log_id, lsn_or_zero,
     to_log,
@@ -34,12 +35,18 @@ pub(super) enum SnapshotData {
 pub(super) struct RaftTable {
     tables: Tables,
     table: CohortTable,
+    faults: RaftFaults,
 }
 
 impl RaftTable {
     /// Returns openraft's view of a cohort's table, which is one of the node's `tables`.
     pub(super) fn new(tables: Tables, table: CohortTable) -> Self {
-        Self { tables, table }
+        Self { tables, table, faults: RaftFaults::default() }
+    }
+
+    /// Returns it with the mistakes that it is to make.
+    pub(super) fn with_faults(self, faults: RaftFaults) -> Self {
+        Self { faults, ..self }
     }
 
     fn membership(&self) -> io::Result<StoredMembership> {
@@ -131,7 +138,8 @@ impl RaftSnapshotBuilder<TypeConfig> for RaftTable {
         loop {
             let membership = self.table.protocol_state();
             let changed = membership.as_ref().map_or(Lsn::ZERO, |(lsn, _)| *lsn);
-            let persisted = self.table.persisted();
+            let unflushed = self.faults.purges_unflushed();
+            let persisted = if unflushed { self.table.applied() } else { self.table.persisted() };
             let is_empty = persisted == Lsn::ZERO && self.table.applied() > Lsn::ZERO;
             if persisted >= changed && !is_empty {
                 let last_membership = stored_membership(membership)?;

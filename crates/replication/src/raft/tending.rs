@@ -16,10 +16,12 @@ use trireme_storage::CohortTable;
 use trireme_types::NodeId;
 
 use super::RaftOptions;
-use super::admission::{Admission, is_committed_joint};
+use super::admission::{Admission, is_committed_joint, is_newcomer};
 use super::calls::Calls;
 use super::inbound::RaftHandle;
-use super::types::{RaftId, RaftMembership, StoredMembership, TypeConfig, Vote, vote_message};
+use super::types::{
+    LogId, RaftId, RaftMembership, StoredMembership, TypeConfig, Vote, vote_message,
+};
 use super::watchdog::{Trouble, View, Watchdog};
 use crate::simulation;
 use crate::transport::Lane;
@@ -50,6 +52,7 @@ struct Snapshot {
     membership: Arc<StoredMembership>,
     last: u64,
     committed: u64,
+    commit_point: Option<LogId>,
     /// For how long no majority has acknowledged anything.
     unanswered_for: Option<Duration>,
     /// How far the others have come, the furthest first.
@@ -240,22 +243,25 @@ impl Tending {
         applied.max().unwrap_or(0)
     }
 
-    /// Asks the leader to make this replica a member in place of its predecessor, if it is not one.
+    /// Asks the others to make this replica a member in place of its predecessor, until it counts: the
+    /// one that leads does. All of them are asked: who leads is not known for sure to a replica that is
+    /// no member, since a leader that came later sends it nothing.
     fn ask_to_be_admitted(&self, seen: &Snapshot, now: Instant, joined_at: &mut Option<Instant>) {
         let me = self.calls.me();
-        let is_member = me.incarnation == 0 || seen.membership.voter_ids().any(|voter| voter == me);
-        if is_member || joined_at.is_some_and(|at| now - at < JOIN_INTERVAL) {
+        let counts = !is_newcomer(me, &seen.membership, seen.commit_point);
+        if counts || joined_at.is_some_and(|at| now - at < JOIN_INTERVAL) {
             return;
         }
         *joined_at = Some(now);
         let known = seen.membership.membership().nodes().map(|(id, _)| id.node());
         let nodes: BTreeSet<NodeId> = known.chain(self.nodes.iter().copied()).collect();
-        let leader = seen.leader.map(RaftId::node);
+        let only = seen.leader.filter(|_| self.options.faults.asks_one_leader()).map(RaftId::node);
         for node in nodes.into_iter().filter(|node| *node != me.node()) {
-            if leader.is_none_or(|leader| leader == node) {
-                let join = v1::RaftJoin { incarnation: me.incarnation };
-                self.calls.notify(RaftId::first(node), Lane::Data, Body::Join(join));
+            if only.is_some_and(|leader| leader != node) {
+                continue;
             }
+            let join = v1::RaftJoin { incarnation: me.incarnation };
+            self.calls.notify(RaftId::first(node), Lane::Data, Body::Join(join));
         }
     }
 }
@@ -272,6 +278,7 @@ impl Snapshot {
             vote: metrics.vote,
             last: metrics.last_log_index.map_or(0, |index| index + 1),
             committed: metrics.local_committed.map_or(0, |id| id.index + 1),
+            commit_point: metrics.local_committed,
             unanswered_for: metrics.last_quorum_acked.map(|acked| acked.elapsed()),
             others: others.into_iter().map(|(id, _)| *id).collect(),
             membership,

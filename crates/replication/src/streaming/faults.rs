@@ -1,9 +1,11 @@
 //! Deliberate mistakes, which show that a test would notice them.
 
-/// Declares the mistakes of a protocol: a type with a switch for each, off by default.
+/// Declares the mistakes of a part: a type with a switch for each, off by default, and the one
+/// mistake of each name.
 ///
 /// Only with the feature `deliberate-faults` there is anything to switch; without it the type is
-/// empty, each question is answered with a constant, and a release contains no mistake.
+/// empty, no mistake has a name, each question is answered with a constant, and a release contains
+/// no mistake.
 macro_rules! deliberate_faults {
     (
         $(#[$type_doc:meta])*
@@ -18,11 +20,28 @@ macro_rules! deliberate_faults {
         #[cfg(feature = "deliberate-faults")]
         impl $name {
             $(pub(crate) const fn $fault(self) -> bool { self.$fault })*
+
+            /// The names of the mistakes, which are those of the fields.
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($fault)),*];
+
+            /// Returns the one mistake of this name; `None` if there is none.
+            pub fn named(name: &str) -> Option<Self> {
+                $(if name == stringify!($fault) {
+                    return Some(Self { $fault: true, ..Self::default() });
+                })*
+                None
+            }
         }
 
         #[cfg(not(feature = "deliberate-faults"))]
         impl $name {
             $(pub(crate) const fn $fault(self) -> bool { false })*
+
+            /// The names of the mistakes: none, since this build makes none.
+            pub const NAMES: &'static [&'static str] = &[];
+
+            /// Returns the one mistake of this name: `None`, since there is none.
+            pub const fn named(_name: &str) -> Option<Self> { None }
         }
     };
 }

@@ -59,26 +59,6 @@ pub(crate) fn admits_replicas(protocol: Protocol) -> bool {
     }
 }
 
-/// Who may know more of a cohort than a coordinator that was put back to an older state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KnowsMore {
-    /// The coordinator has no part in what the replicas agree on.
-    None,
-    /// Some replica of any majority: of the epochs that were led.
-    SomeOfAMajority,
-    /// Any replica of the newest configuration: of one that came after it.
-    All,
-}
-
-/// Returns who may know more of a cohort of the protocol than its coordinator.
-pub const fn knows_more(protocol: Protocol) -> KnowsMore {
-    match protocol {
-        Protocol::Raft => KnowsMore::None,
-        Protocol::Spinnaker => KnowsMore::SomeOfAMajority,
-        Protocol::Pacifica => KnowsMore::All,
-    }
-}
-
 /// Opens a replica of the protocol that its cohort's configuration names. To be called within the
 /// runtime that the replica is to run on.
 pub(crate) async fn open_replica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {

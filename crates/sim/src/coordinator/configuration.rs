@@ -1,24 +1,44 @@
 //! PacificA's configuration manager: compare-and-set on the newest configuration.
 
 use trireme_replication::pacifica::{Newest, Pacifica, Proposal};
-use trireme_types::NodeId;
+use trireme_types::{Epoch, NodeId};
 
 use super::{Carried, Coordinator, Recipe};
+use crate::mistake::Mistake;
+use crate::world::World;
 
 impl Recipe for Pacifica {
     fn carry_out(
         coordinator: &Coordinator,
-        _node: NodeId,
+        node: NodeId,
         Proposal(proposed): Proposal,
     ) -> Carried<Newest> {
         let mut inner = coordinator.inner.lock();
-        if proposed.version == inner.config.version + 1 {
-            inner.config = proposed;
+        if proposed.version == inner.kept.config.version + 1 {
+            inner.kept.config = proposed;
         }
-        Carried::Answered(Newest(inner.config.clone()))
+        drop(inner);
+        Carried::Answered(Self::view(coordinator, node))
     }
 
-    fn view(coordinator: &Coordinator, _node: NodeId) -> Newest {
-        Newest(coordinator.config())
+    fn epoch_of(_newest: &Newest) -> Epoch {
+        Epoch::MAX
+    }
+
+    fn is_remembered(world: &World, node: NodeId, Newest(config): &Newest) -> bool {
+        if world.setup.mistake == Some(Mistake::TrustsAnyCoordinator) {
+            world.may_act_in(config);
+            return true;
+        }
+        world.remember_config(node, config)
+    }
+
+    fn view(coordinator: &Coordinator, node: NodeId) -> Newest {
+        let inner = coordinator.inner.lock();
+        let mut config = inner.kept.config.clone();
+        if inner.each_wins && config.replicas.contains(&node) {
+            config.replicas.sort_by_key(|replica| *replica != node);
+        }
+        Newest(config)
     }
 }

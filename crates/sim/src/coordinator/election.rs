@@ -1,19 +1,22 @@
 //! Spinnaker's elections, as the recipe `election` of the coordinator's client has them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use trireme_replication::spinnaker::{Candidate, ElectionRequest, ElectionView, Spinnaker};
 use trireme_types::{Epoch, NodeId};
 
 use super::{Carried, Coordinator, Recipe, SessionId};
+use crate::world::World;
 
 /// The elections of the one cohort.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Elections {
     epoch: Epoch,
     leader: Option<(SessionId, NodeId, Epoch)>,
     candidates: Vec<(SessionId, Candidate)>,
     sequence: u64,
+    /// Those who stood when the leader was elected.
+    stood: BTreeSet<NodeId>,
 }
 
 impl Elections {
@@ -21,6 +24,17 @@ impl Elections {
     pub(super) fn end(&mut self, session: SessionId) {
         self.candidates.retain(|(of, _)| *of != session);
         self.leader = self.leader.filter(|(of, ..)| *of != session);
+    }
+
+    /// Makes `epoch` the newest if the newest is older; what an older leader has left goes with it.
+    /// Returns true if it was older.
+    pub(super) fn bring_forward(&mut self, epoch: Epoch) -> bool {
+        let is_older = self.epoch < epoch;
+        if is_older {
+            self.epoch = epoch;
+            self.leader = self.leader.filter(|(.., of)| *of >= epoch);
+        }
+        is_older
     }
 
     const fn round(&self) -> Epoch {
@@ -53,7 +67,7 @@ impl Recipe for Spinnaker {
     ) -> Carried<ElectionView> {
         let inner = &mut *coordinator.inner.lock();
         let Some(session) = inner.session(node) else { return Carried::NotYet };
-        let elections = &mut inner.elections;
+        let elections = &mut inner.kept.elections;
         match request {
             ElectionRequest::Stand { round, last } if round == elections.round() => {
                 elections.sequence += 1;
@@ -62,8 +76,9 @@ impl Recipe for Spinnaker {
             }
             ElectionRequest::Lead { round }
                 if round == elections.round()
-                    && elections.has_won(session, &inner.config.replicas) =>
+                    && elections.has_won(session, &inner.kept.config.replicas) =>
             {
+                elections.stood = elections.standing().into_keys().collect();
                 elections.epoch = round;
                 elections.leader = Some((session, node, round));
                 elections.candidates.retain(|(_, candidate)| candidate.round > round);
@@ -78,15 +93,24 @@ impl Recipe for Spinnaker {
         Carried::Done
     }
 
+    fn epoch_of(view: &ElectionView) -> Epoch {
+        view.epoch
+    }
+
+    fn is_remembered(_world: &World, _node: NodeId, _view: &ElectionView) -> bool {
+        true
+    }
+
     fn view(coordinator: &Coordinator, node: NodeId) -> ElectionView {
         let inner = coordinator.inner.lock();
         let session = inner.session(node);
         let is_ours = |of: NodeId, its: SessionId| of != node || Some(its) == session;
-        let elections = &inner.elections;
+        let elections = &inner.kept.elections;
         let leader = elections.leader.filter(|(its, of, _)| is_ours(*of, *its));
+        let each_wins = inner.each_wins && elections.stood.contains(&node);
         ElectionView {
             epoch: elections.epoch,
-            leader: leader.map(|(_, node, epoch)| (node, epoch)),
+            leader: leader.map(|(_, of, epoch)| (if each_wins { node } else { of }, epoch)),
             candidates: elections.standing().into_values().map(|(_, it)| it).collect(),
         }
     }

@@ -4,21 +4,24 @@
 //! may skip what lies between.
 
 mod configuration;
+pub(crate) mod continuity;
 mod election;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
+use trireme_coordinator::Line;
 use trireme_replication::core::Core;
 use trireme_replication::driver::{Coordination, CoreReplica};
-use trireme_types::{CohortConfig, NodeId};
+use trireme_types::{CohortConfig, Epoch, NodeId};
 
 use self::election::Elections;
 use crate::chance::Chance;
+use crate::mistake::Mistake;
 use crate::world::World;
 
 /// How long a session lives without its node.
@@ -29,6 +32,12 @@ const RENEW_EVERY: Duration = Duration::from_millis(500);
 
 /// How often sessions are looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Every so many looks it keeps a copy of what it has ...
+const LOOKS_A_COPY: u64 = 10;
+
+/// ... and so many of them: those of the last seconds.
+const COPIES_MAX: usize = 16;
 
 /// The pause before a request is sent again that was not answered.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -42,8 +51,12 @@ pub(crate) struct Coordinator {
 type SessionId = u64;
 
 struct Inner {
+    /// Has each who wants to lead believe that it does: a mistake.
+    each_wins: bool,
     chance: Chance,
     is_down: bool,
+    /// Which unbroken run of it this is: each start begins another.
+    line: Line,
     /// The nodes that do not reach it.
     cut: BTreeSet<NodeId>,
     /// Until when each session lives, unless its node is heard.
@@ -51,12 +64,22 @@ struct Inner {
     /// The session of each node that runs, with the start of the node.
     current: BTreeMap<NodeId, (u64, SessionId)>,
     sessions_opened: u64,
-    elections: Elections,
-    config: CohortConfig,
+    kept: Kept,
+    /// What it has kept at earlier moments.
+    copies: VecDeque<Kept>,
     /// Counts its changes.
     revision: u64,
     /// What wakes each node's watch. A channel of tokio's wakes its receivers in a random order.
     watching: BTreeMap<NodeId, Arc<Notify>>,
+}
+
+/// What it has on its disk, the sessions aside.
+#[derive(Clone)]
+struct Kept {
+    elections: Elections,
+    config: CohortConfig,
+    /// The sessions that there are.
+    open: BTreeSet<SessionId>,
 }
 
 /// What became of a request.
@@ -78,21 +101,30 @@ pub(crate) trait Recipe: Core + Sized {
         request: Self::CoordinatorRequest,
     ) -> Carried<Self::CoordinatorEvent>;
 
+    /// Returns the epoch that an event is about, below which nothing may be passed on that was brought
+    /// forward since; the newest, where it does not matter.
+    fn epoch_of(event: &Self::CoordinatorEvent) -> Epoch;
+
+    /// Returns true if a replica may hear of this: its node remembers it.
+    fn is_remembered(world: &World, node: NodeId, event: &Self::CoordinatorEvent) -> bool;
+
     /// Returns what a node is to know.
     fn view(coordinator: &Coordinator, node: NodeId) -> Self::CoordinatorEvent;
 }
 
 impl Coordinator {
-    pub(crate) fn new(chance: Chance, config: CohortConfig) -> Self {
+    pub(crate) fn new(chance: Chance, config: CohortConfig, mistake: Option<Mistake>) -> Self {
         let inner = Inner {
+            each_wins: mistake == Some(Mistake::EachWins),
             chance,
             is_down: false,
+            line: Line { cluster: 1, term: 1 },
             cut: BTreeSet::new(),
             sessions: BTreeMap::new(),
             current: BTreeMap::new(),
             sessions_opened: 0,
-            elections: Elections::default(),
-            config,
+            kept: Kept { elections: Elections::default(), config, open: BTreeSet::new() },
+            copies: VecDeque::new(),
             revision: 1,
             watching: BTreeMap::new(),
         };
@@ -101,17 +133,36 @@ impl Coordinator {
 
     /// Returns the newest configuration.
     pub(crate) fn config(&self) -> CohortConfig {
-        self.inner.lock().config.clone()
+        self.inner.lock().kept.config.clone()
     }
 
     pub(crate) fn set_down(&self, is_down: bool) {
         let mut inner = self.inner.lock();
+        if inner.is_down && !is_down {
+            inner.line.term += 1;
+        }
         inner.is_down = is_down;
         // What comes back gives every session its whole time again.
         let until = Instant::now() + SESSION;
         inner.sessions.values_mut().for_each(|session| *session = until);
         drop(inner);
         self.changed();
+    }
+
+    /// Puts one that is down back to what it had kept `copies` copies ago, or to the oldest copy. Returns
+    /// true if there is one.
+    pub(crate) fn put_back(&self, copies: usize) -> bool {
+        let inner = &mut *self.inner.lock();
+        let at = inner.copies.len().saturating_sub(copies.max(1));
+        let Some(kept) = inner.copies.get(at).cloned() else { return false };
+        inner.copies.truncate(at);
+        inner.sessions.retain(|session, _| kept.open.contains(session));
+        for session in &kept.open {
+            inner.sessions.entry(*session).or_insert_with(Instant::now);
+        }
+        inner.kept = kept;
+        inner.line.term += 1;
+        true
     }
 
     pub(crate) fn cut(&self, node: NodeId) {
@@ -133,7 +184,7 @@ impl Coordinator {
         self.changed();
     }
 
-    fn reaches(&self, node: NodeId) -> bool {
+    pub(crate) fn reaches(&self, node: NodeId) -> bool {
         let inner = self.inner.lock();
         !inner.is_down && !inner.cut.contains(&node)
     }
@@ -178,6 +229,7 @@ impl Coordinator {
         }
         inner.sessions_opened += 1;
         inner.sessions.insert(inner.sessions_opened, until);
+        inner.kept.open.insert(inner.sessions_opened);
         inner.current.insert(node, (start, inner.sessions_opened));
         inner.revision += 1;
         inner.watching.values().for_each(|watching| watching.notify_one());
@@ -185,6 +237,7 @@ impl Coordinator {
 
     /// Ends the sessions that are over, for ever.
     pub(crate) async fn run(world: Weak<World>) {
+        let mut looks = 0_u64;
         loop {
             sleep(LOOK_EVERY).await;
             let Some(world) = world.upgrade() else { return };
@@ -192,6 +245,14 @@ impl Coordinator {
             let mut inner = coordinator.inner.lock();
             if inner.is_down {
                 continue;
+            }
+            looks += 1;
+            if looks.is_multiple_of(LOOKS_A_COPY) {
+                let kept = inner.kept.clone();
+                inner.copies.push_back(kept);
+                if inner.copies.len() > COPIES_MAX {
+                    inner.copies.pop_front();
+                }
             }
             let now = Instant::now();
             let is_over = |(id, until): (&SessionId, &Instant)| (*until <= now).then_some(*id);
@@ -209,7 +270,8 @@ impl Coordinator {
 impl Inner {
     fn end(&mut self, session: SessionId) {
         self.sessions.remove(&session);
-        self.elections.end(session);
+        self.kept.open.remove(&session);
+        self.kept.elections.end(session);
     }
 
     /// Returns the session of a node, if it lives.
@@ -271,7 +333,9 @@ pub(crate) async fn serve<C>(
         let answer = {
             let Some(world) = world.upgrade() else { return };
             let coordinator = &world.coordinator;
-            if coordinator.reaches(node) {
+            let may_change =
+                || world.running(node).is_some_and(|running| world.may_change(&running));
+            if coordinator.reaches(node) && may_change() {
                 world.trace.note("coordinator", format_args!("{node}: {request:?}"));
                 let answer = C::carry_out(coordinator, node, request.clone());
                 coordinator.changed();
@@ -288,7 +352,9 @@ pub(crate) async fn serve<C>(
             }
             Carried::Done => {}
             Carried::Answered(event) => {
-                if !CoreReplica::notify(&replica, event).await {
+                let is_remembered =
+                    world.upgrade().is_some_and(|world| C::is_remembered(&world, node, &event));
+                if is_remembered && !CoreReplica::notify(&replica, event).await {
                     return;
                 }
             }
@@ -319,6 +385,20 @@ where
             let Some(world) = world.upgrade() else { return };
             let coordinator = &world.coordinator;
             let event = coordinator.reaches(node).then(|| C::view(coordinator, node));
+            let running = world.running(node);
+            let may_hear = |event: &C::CoordinatorEvent| {
+                let it = running.as_ref();
+                it.is_some_and(|it| world.may_pass_on(it, C::epoch_of(event)))
+                    && C::is_remembered(&world, node, event)
+            };
+            if event.as_ref().is_some_and(|event| !may_hear(event)) {
+                // What is not passed on now is when it is known to be the newest.
+                drop((running, world));
+                revision = 0;
+                sleep(RETRY_PAUSE).await;
+                continue;
+            }
+            drop(running);
             let is_news = event.as_ref().map(|event| format!("{event:?}"));
             if is_news.is_none() || is_news == last {
                 continue;

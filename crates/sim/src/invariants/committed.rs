@@ -2,7 +2,8 @@
 //! State Machine Safety, and the Commit Invariant of PacificA (§2.1) as far as it is about two
 //! replicas' committed lists.
 
-use trireme_types::{Entry, EntryKind, Lsn};
+use trireme_storage::CohortLog;
+use trireme_types::{Entry, EntryKind, Epoch, Lsn};
 
 use super::Seen;
 
@@ -21,11 +22,20 @@ pub(crate) struct Committed {
 impl Committed {
     /// Looks at a node's commit point. Returns true if there is more than was known.
     pub(super) fn look(&mut self, seen: &Seen<'_>) -> Result<bool, String> {
-        let upto = seen.status.committed.seq;
+        // What is applied is committed, whether the replica has said so yet or not.
+        let point = seen.status.committed.max(seen.table.applied());
+        let upto = point.seq;
         let bounds = seen.log.bounds();
         let known = self.entries.len() as u64;
+        if upto > 0 && upto <= known {
+            self.compare(upto, Some(point))?;
+        }
+        // A snapshot has brought the table further than the log, which is still to be replaced.
+        if bounds.last.seq < upto || !is_in(seen.log, point) {
+            return Ok(false);
+        }
         // What the log still holds of what is known.
-        let newest_known = upto.min(known).min(bounds.last.seq);
+        let newest_known = upto.min(known);
         if newest_known > bounds.purged.seq {
             self.compare(newest_known, seen.log.lsn_at(newest_known))?;
         }
@@ -33,7 +43,7 @@ impl Committed {
         if upto <= known || bounds.purged.seq > known {
             return Ok(false);
         }
-        let read = seen.log.read(known + 1..upto.min(bounds.last.seq) + 1, READ_BYTES);
+        let read = seen.log.read(known + 1..upto + 1, READ_BYTES);
         let read = read.map_err(|error| format!("the log cannot be read: {error}"))?;
         for entry in read {
             if entry.lsn.seq != self.entries.len() as u64 + 1 {
@@ -55,13 +65,33 @@ impl Committed {
         Err(format!("committed never changes: entry {seq} is {found:?} here and was {known:?}"))
     }
 
+    /// Checks that what a log holds of what is committed is that, byte for byte.
+    pub(super) fn is_intact(&self, log: &CohortLog) -> Result<(), String> {
+        let bounds = log.bounds();
+        let mut next = bounds.purged.seq + 1;
+        while next <= bounds.last.seq {
+            let read = log.read(next..bounds.last.seq + 1, READ_BYTES);
+            let read = read.map_err(|error| format!("its log cannot be read: {error}"))?;
+            let Some(last) = read.last().map(|entry| entry.lsn.seq) else { break };
+            let differs = |entry: &&Entry| {
+                self.get(entry.lsn.seq)
+                    .is_some_and(|known| known.lsn == entry.lsn && known != *entry)
+            };
+            if let Some(entry) = read.iter().find(differs) {
+                return Err(format!("entry {} is another one than was committed", entry.lsn));
+            }
+            next = last + 1;
+        }
+        Ok(())
+    }
+
     /// Checks that what is newly committed is on enough disks.
     pub(super) fn on_enough_disks(
         &mut self,
-        is_on_enough: impl Fn(u64, Lsn) -> Result<(), String>,
+        is_on_enough: impl Fn(Lsn) -> Result<(), String>,
     ) -> Result<(), String> {
         while let Some(entry) = self.entries.get(self.checked) {
-            is_on_enough(entry.lsn.seq, entry.lsn)?;
+            is_on_enough(entry.lsn)?;
             self.checked += 1;
         }
         Ok(())
@@ -69,6 +99,12 @@ impl Committed {
 
     pub(super) fn get(&self, seq: u64) -> Option<&Entry> {
         self.entries.get(usize::try_from(seq.checked_sub(1)?).ok()?)
+    }
+
+    /// Returns the newest committed entry of the epochs before `epoch`.
+    pub(super) fn last_before(&self, epoch: Epoch) -> Option<Lsn> {
+        let before = self.entries.partition_point(|entry| entry.lsn.epoch < epoch);
+        before.checked_sub(1).map(|at| self.entries[at].lsn)
     }
 
     pub(super) fn last(&self) -> u64 {
@@ -83,4 +119,9 @@ impl Committed {
             (entry.lsn.seq, commands)
         })
     }
+}
+
+/// Returns true if a log holds an entry, or has given it up.
+fn is_in(log: &CohortLog, lsn: Lsn) -> bool {
+    lsn.seq <= log.bounds().purged.seq || log.lsn_at(lsn.seq) == Some(lsn)
 }

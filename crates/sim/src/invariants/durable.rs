@@ -65,12 +65,6 @@ impl Durable {
         disk.lsns.extend(found);
     }
 
-    pub(super) fn drop_replaced(&mut self, node: NodeId, log: &CohortLog) {
-        if let Some(disk) = self.disks.get_mut(&node) {
-            disk.drop_replaced(log);
-        }
-    }
-
     pub(super) fn wiped(&mut self, node: NodeId) {
         self.disks.remove(&node);
     }
@@ -90,14 +84,19 @@ impl Durable {
         Ok(())
     }
 
+    /// Returns true if a node's disk holds an entry, or its table does.
+    pub(super) fn has(&self, node: NodeId, lsn: Lsn) -> bool {
+        self.disks.get(&node).is_some_and(|disk| disk.holds(lsn.seq, lsn))
+    }
+
     pub(super) fn is_on_enough(
         &self,
-        (seq, lsn): (u64, Lsn),
+        lsn: Lsn,
         protocol: Protocol,
         config: &CohortConfig,
         lacking: &[NodeId],
     ) -> Result<(), String> {
-        let holds = |node: &NodeId| self.disks.get(node).is_some_and(|disk| disk.holds(seq, lsn));
+        let holds = |node: &NodeId| self.has(*node, lsn);
         let have: Vec<NodeId> = config.replicas.iter().copied().filter(holds).collect();
         let is_enough = match protocol {
             // One that lost its disk after it had acknowledged counts as one that has it.

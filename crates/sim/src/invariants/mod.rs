@@ -1,9 +1,12 @@
 //! What must hold after every event, one file each.
 
+mod acknowledged;
 mod committed;
+mod complete;
 mod durable;
 mod leaders;
 mod pointers;
+mod serving;
 mod states;
 mod timeline;
 
@@ -11,12 +14,14 @@ use std::collections::BTreeMap;
 
 use trireme_replication::{ReplicaStatus, Role};
 use trireme_storage::{CohortLog, CohortTable};
-use trireme_types::{CohortConfig, Lsn, NodeId, Protocol};
+use trireme_types::{CohortConfig, Epoch, Lsn, NodeId, Protocol};
 
+use self::acknowledged::Acknowledged;
 use self::committed::Committed;
 use self::durable::Durable;
 use self::leaders::Leaders;
 use self::pointers::Pointers;
+use self::serving::Serving;
 use self::states::States;
 
 pub(crate) use self::timeline::{TimelineRead, Timelines};
@@ -42,6 +47,8 @@ pub(crate) struct Observer {
     committed: Committed,
     durable: Durable,
     states: States,
+    serving: Serving,
+    pub(crate) acknowledged: Acknowledged,
     pub(crate) timelines: Timelines,
 }
 
@@ -55,6 +62,8 @@ impl Observer {
             committed: Committed::default(),
             durable: Durable::default(),
             states: States::default(),
+            serving: Serving::default(),
+            acknowledged: Acknowledged::default(),
             timelines: Timelines::default(),
         }
     }
@@ -64,9 +73,15 @@ impl Observer {
         self.durable.started(node, log)
     }
 
-    /// Hears that a node dies: what its log has dropped by then need not come back.
-    pub(crate) fn dying(&mut self, node: NodeId, log: &CohortLog) {
-        self.durable.drop_replaced(node, log);
+    /// Checks that what a log holds of what is committed is that, byte for byte.
+    pub(crate) fn is_intact(&self, log: &CohortLog) -> Result<(), String> {
+        self.committed.is_intact(log)
+    }
+
+    /// Hears that a node dies, whose power may have failed: what it has reported as durable is on its
+    /// disk, and what its log has dropped by then need not come back.
+    pub(crate) fn dying(&mut self, seen: &Seen<'_>) {
+        self.durable.look(seen);
     }
 
     /// Hears that a node has lost its disk.
@@ -94,17 +109,47 @@ impl Observer {
             self.pointers.look(seen, self.protocol).map_err(failed)?;
             self.durable.look(seen);
             has_more |= self.committed.look(seen).map_err(failed)?;
+            complete::check_leader(seen, &self.committed).map_err(failed)?;
         }
         if has_more {
             let (protocol, durable) = (self.protocol, &self.durable);
-            self.committed.on_enough_disks(|seq, lsn| {
-                durable.is_on_enough((seq, lsn), protocol, config, lacking)
+            let judged = self
+                .committed
+                .on_enough_disks(|lsn| durable.is_on_enough(lsn, protocol, config, lacking));
+            judged.map_err(|reason| {
+                let all: Vec<_> = nodes.iter().map(|seen| seen.status.to_string()).collect();
+                format!("{reason}; seen at {}", all.join(", "))
             })?;
+        }
+        if self.protocol == Protocol::Pacifica {
+            complete::check_config(config, &self.committed, &self.durable, lacking)?;
         }
         for seen in nodes {
             self.states.look(seen, &self.committed)?;
         }
-        Ok(())
+        self.acknowledged.look(&self.states)
+    }
+
+    /// Judges that a node's permit to read was valid now, which led in `epoch`.
+    pub(crate) fn serves(&mut self, node: NodeId, epoch: Epoch) -> Result<(), String> {
+        match self.protocol {
+            Protocol::Raft => Ok(()),
+            Protocol::Spinnaker | Protocol::Pacifica => self.serving.look(node, epoch),
+        }
+    }
+
+    /// Judges what can be judged only when all is over and the cluster is well, whose tables have come
+    /// to `applied`.
+    pub(crate) fn at_the_end(&mut self, applied: u64) -> Result<(), String> {
+        if self.committed.last() < applied {
+            return Err(format!(
+                "all that is committed was looked at: {applied} is applied, and {} was seen last",
+                self.committed.last()
+            ));
+        }
+        self.states.as_of(self.committed.last(), &self.committed)?;
+        self.acknowledged.look(&self.states)?;
+        self.acknowledged.at_the_end()
     }
 
     /// Returns how far anything is known to be committed.

@@ -28,6 +28,10 @@ impl Pointers {
                 "only what is committed is applied",
             ),
             (
+                may_be_ahead || is_ordered(it.applied, it.durable),
+                "only what is on the disk is applied",
+            ),
+            (
                 is_ordered(it.purged, persisted),
                 "the log is given up as far as the table is on disk",
             ),

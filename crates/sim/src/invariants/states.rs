@@ -1,14 +1,15 @@
 //! What a table holds follows from the committed entries up to its applied point, whichever node it
 //! is on and whether it was applied, replayed after a crash or installed from a snapshot; and each
-//! request takes effect once, however often it is in the log. The reference is a store of our own,
+//! request takes effect once, however often it is in the log: a client puts every value once, so that
+//! none may be put twice. The reference is a store of our own,
 //! much simpler than the tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use trireme_storage::CohortTable;
 use trireme_types::{
-    ClientId, Command, CommandBatch, Condition, KeyRange, NodeId, Operation, Version,
+    ClientId, Command, CommandBatch, Condition, KeyRange, NodeId, Operation, Outcome, Version,
 };
 
 use super::Seen;
@@ -24,6 +25,8 @@ pub(crate) struct States {
     writes: u64,
     /// The requests that took effect or were judged, of each client.
     heard: BTreeMap<ClientId, Client>,
+    /// The values that were put, each of which one request alone puts.
+    put: BTreeSet<Bytes>,
     /// The rows as of entry `seq`, at `seq - 1`.
     by_seq: Vec<Rows>,
     /// As of which entry each node's table was compared last.
@@ -33,7 +36,7 @@ pub(crate) struct States {
 #[derive(Default)]
 struct Client {
     floor: u64,
-    judged: std::collections::BTreeSet<u64>,
+    judged: BTreeMap<u64, Outcome>,
 }
 
 impl States {
@@ -66,7 +69,7 @@ impl States {
             if let Some(commands) = commands {
                 let batch = CommandBatch::decode(commands)
                     .map_err(|error| format!("a committed entry cannot be read: {error}"))?;
-                batch.commands.into_iter().for_each(|command| self.apply(command));
+                batch.commands.into_iter().try_for_each(|command| self.apply(command))?;
             }
             self.by_seq.push(self.now.clone());
         }
@@ -75,34 +78,52 @@ impl States {
         Ok(usize::try_from(at).ok().and_then(|at| self.by_seq.get(at)))
     }
 
-    fn apply(&mut self, Command { request, operation }: Command) {
-        if let Some(request) = request {
+    /// Returns what became of a request; `None` if it is not known to be committed.
+    pub(super) fn outcome(&self, client: ClientId, sequence: u64) -> Option<&Outcome> {
+        self.heard.get(&client)?.judged.get(&sequence)
+    }
+
+    fn apply(&mut self, Command { request, operation }: Command) -> Result<(), String> {
+        if let Some(request) = &request {
             let client = self.heard.entry(request.client).or_default();
             client.floor = client.floor.max(request.first_incomplete);
-            if request.sequence < client.floor || !client.judged.insert(request.sequence) {
-                return;
+            if request.sequence < client.floor || client.judged.contains_key(&request.sequence) {
+                return Ok(());
             }
         }
+        let outcome = self.judge(operation)?;
+        if let Some(request) = request {
+            let client = self.heard.entry(request.client).or_default();
+            client.judged.insert(request.sequence, outcome);
+        }
+        Ok(())
+    }
+
+    fn judge(&mut self, operation: Operation) -> Result<Outcome, String> {
         let (Operation::Put { key, condition, .. } | Operation::Delete { key, condition }) =
             &operation;
-        let current = self.now.get(key).map(|(_, version)| *version);
+        let current = self.now.get(key).map(|(_, version)| Version(*version));
         let holds = match condition {
             Condition::None => true,
             Condition::Absent => current.is_none(),
-            Condition::Version(Version(version)) => current == Some(*version),
+            Condition::Version(version) => current == Some(*version),
         };
         if !holds {
-            return;
+            return Ok(Outcome::ConditionFailed { current });
         }
         match operation {
             Operation::Put { key, value, .. } => {
+                if !self.put.insert(value.clone()) {
+                    return Err(format!("exactly once: {value:?} is put once more, at {key:?}"));
+                }
                 self.writes += 1;
                 self.now.insert(key, (value, self.writes));
+                Ok(Outcome::Put { version: Version(self.writes) })
             }
             Operation::Delete { key, .. } => {
-                if self.now.remove(&key).is_some() {
-                    self.writes += 1;
-                }
+                let existed = self.now.remove(&key).is_some();
+                self.writes += u64::from(existed);
+                Ok(Outcome::Deleted { existed })
             }
         }
     }

@@ -13,6 +13,9 @@ use super::states::States;
 /// What the clock of the runtime, which counts in milliseconds, may be late at both ends.
 const MARGIN: u64 = 2;
 
+/// By which part of a time two clocks may differ.
+const DRIFT_DIVISOR: u64 = 10;
+
 /// A timeline read.
 pub(crate) struct TimelineRead {
     pub(crate) node: NodeId,
@@ -78,7 +81,8 @@ impl Timelines {
     fn judge_age(&self, read: &TimelineRead) -> Result<(), String> {
         let (Some(age), Some((_, version))) = (read.age, &read.found) else { return Ok(()) };
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        let age_at_most = age.saturating_add(read.fastest + MARGIN);
+        // Clocks that run at different rates count the same time differently, by a tenth at the most.
+        let age_at_most = (age + age / DRIFT_DIVISOR).saturating_add(read.fastest + MARGIN);
         let Some(before) = read.began.checked_sub(age_at_most) else {
             return Ok(());
         };

@@ -1,6 +1,12 @@
 //! A cluster in one process that does what real nodes may do to a client: it moves leaders and
-//! ranges, is busy, breaks streams, loses answers and dies, when a test says so. Its rows are one
-//! map, and it applies a write once however often it is sent, as real cohorts do.
+//! ranges, is busy, breaks streams, loses answers and dies, when a test asks for it. Its rows are one
+//! map, and it applies a write once however often it is sent, as real cohorts do. For tests of the
+//! client and of the commands.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "it is a part of tests, with a few nodes"
+)]
 
 mod admin;
 
@@ -29,17 +35,29 @@ use trireme_types::{CohortId, Condition, Consistency, KeyRange, NodeId, RangeMap
 /// What a node does to one request instead of answering it properly.
 #[allow(clippy::large_enum_variant, reason = "a few in a test")]
 #[derive(Clone, Debug)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// Refuses it with this code.
     Refuse(ErrorCode),
     /// Refuses it as busy.
-    Busy { retry_after_ms: u64 },
-    /// Does it if `apply` says so, and says that the outcome is unknown.
-    Ambiguous { apply: bool },
-    /// Does it if `apply` says so, and breaks the stream.
-    Break { apply: bool },
-    /// Does it if `apply` says so, and never answers.
-    Lose { apply: bool },
+    Busy {
+        /// After how many milliseconds the client is to try again.
+        retry_after_ms: u64,
+    },
+    /// Does it or not, and answers that the outcome is unknown.
+    Ambiguous {
+        /// Whether it is done.
+        apply: bool,
+    },
+    /// Does it or not, and breaks the stream.
+    Break {
+        /// Whether it is done.
+        apply: bool,
+    },
+    /// Does it or not, and never answers.
+    Lose {
+        /// Whether it is done.
+        apply: bool,
+    },
     /// Does it and answers late.
     Delay(Duration),
     /// Answers with nothing, or with something of another kind.
@@ -47,50 +65,67 @@ pub(crate) enum Fault {
 }
 
 /// What the nodes hold and what a test may change about it.
-pub(crate) struct State {
-    pub(crate) map: RangeMap,
+pub struct State {
+    /// The ranges.
+    pub map: RangeMap,
     /// Who leads each cohort; the cohort's number is the key.
-    pub(crate) leaders: HashMap<u64, u64>,
-    /// Who leads each cohort, as told to those who ask for the routes.
-    pub(crate) told_leaders: HashMap<u64, u64>,
+    pub leaders: HashMap<u64, u64>,
+    /// Who leads each cohort, as those are answered who ask for the routes.
+    pub told_leaders: HashMap<u64, u64>,
+    /// How many more requests are turned away as `UNAVAILABLE`, by whatever node.
+    pub unavailable: u64,
+    /// Values whose puts are turned away this many more times as `UNAVAILABLE`.
+    pub slow: HashMap<Bytes, u64>,
+    /// Keys whose puts are refused for good.
+    pub refused: Vec<Bytes>,
+    /// Operations that were begun, by kind.
+    pub done: HashMap<&'static str, u64>,
+    /// The faults that nodes were asked to suffer, by [`v1::SetFaultsRequest`].
+    pub asked_faults: BTreeMap<u64, v1::SetFaultsRequest>,
     /// Whether a node that is asked for what it does not lead names the leader.
-    pub(crate) hints: bool,
-    /// What a node's timeline reads say, where it is not what is true: the sequence that they
+    pub hints: bool,
+    /// What a node's timeline reads name, where it is not what is true: the sequence that they
     /// include, and their age.
-    pub(crate) timelines: HashMap<u64, (u64, Option<u64>)>,
+    pub timelines: HashMap<u64, (u64, Option<u64>)>,
     /// Clients whose sessions are gone, and the moment at which new ones are to start.
-    pub(crate) gone: HashMap<Bytes, u64>,
+    pub gone: HashMap<Bytes, u64>,
     /// The clients of all writes that came, each with its start.
-    pub(crate) clients: BTreeMap<Bytes, Option<u64>>,
+    pub clients: BTreeMap<Bytes, Option<u64>>,
     /// What happens to the next requests of each node.
-    pub(crate) faults: HashMap<u64, VecDeque<Fault>>,
+    pub faults: HashMap<u64, VecDeque<Fault>>,
     /// Nodes that take requests and never answer.
-    pub(crate) silent: Vec<u64>,
-    pub(crate) rows: BTreeMap<Bytes, (Bytes, u64)>,
+    pub silent: Vec<u64>,
+    /// The rows, each with its value and version.
+    pub rows: BTreeMap<Bytes, (Bytes, u64)>,
     /// The most rows in a page, whatever is asked for.
-    pub(crate) page_rows: usize,
+    pub page_rows: usize,
     /// Moves each cohort's leader before every so many-th request.
-    pub(crate) move_leaders_every: Option<u64>,
+    pub move_leaders_every: Option<u64>,
     version: u64,
     /// The outcome of every write by its name.
     outcomes: HashMap<(Bytes, u64), response::Result>,
     first_incomplete: HashMap<Bytes, u64>,
     /// What a client did that no client may do.
-    pub(crate) violations: Vec<String>,
+    pub violations: Vec<String>,
     /// Writes that were done.
-    pub(crate) applied: u64,
+    pub applied: u64,
     /// Writes that came again after they were done.
-    pub(crate) repeats: u64,
-    pub(crate) frames: u64,
-    pub(crate) requests: u64,
-    pub(crate) route_questions: u64,
-    pub(crate) reads_by_node: HashMap<u64, u64>,
-    pub(crate) timeouts_ms: Vec<u64>,
+    pub repeats: u64,
+    /// Frames that came.
+    pub frames: u64,
+    /// Requests that came.
+    pub requests: u64,
+    /// How often the routes were asked for.
+    pub route_questions: u64,
+    /// Gets that each node answered.
+    pub reads_by_node: HashMap<u64, u64>,
+    /// The time that each request had.
+    pub timeouts_ms: Vec<u64>,
     addresses: Vec<SocketAddr>,
 }
 
 /// The cluster; dropping it stops its nodes.
-pub(crate) struct Cluster {
+pub struct Cluster {
     state: Arc<Mutex<State>>,
     runtimes: Vec<Option<Runtime>>,
 }
@@ -113,7 +148,7 @@ enum Reply {
 impl Cluster {
     /// Starts `nodes` nodes with ranges cut at `splits`; every node holds every range, and the
     /// leaders are spread over them.
-    pub(crate) async fn start(nodes: u64, splits: &[&'static str]) -> Self {
+    pub fn start(nodes: u64, splits: &[&'static str]) -> Self {
         let splits: Vec<Bytes> = splits.iter().map(|s| Bytes::from_static(s.as_bytes())).collect();
         let map = RangeMap::from_splits(&splits).unwrap();
         let leaders: HashMap<u64, u64> = (map.ranges().iter())
@@ -123,6 +158,11 @@ impl Cluster {
             map,
             told_leaders: leaders.clone(),
             leaders,
+            unavailable: 0,
+            slow: HashMap::new(),
+            refused: Vec::new(),
+            done: HashMap::new(),
+            asked_faults: BTreeMap::new(),
             hints: true,
             timelines: HashMap::new(),
             gone: HashMap::new(),
@@ -150,63 +190,63 @@ impl Cluster {
             runtimes: (0..nodes).map(|_| None).collect(),
         };
         for id in 1..=nodes {
-            cluster.start_node(id).await;
+            cluster.start_node(id);
         }
         cluster
     }
 
     /// Starts a node, at its former address if it had one.
-    pub(crate) async fn start_node(&mut self, id: u64) {
+    pub fn start_node(&mut self, id: u64) {
         let index = id as usize - 1;
         let address = self.state().addresses[index];
+        let listener = bind(address);
+        self.state().addresses[index] = listener.local_addr().unwrap();
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let node = FakeNode { id, state: Arc::clone(&self.state) };
-        let (listening, address) = runtime
-            .spawn(async move {
-                let listener = bind(address).await;
-                let address = listener.local_addr().unwrap();
-                let serving = Server::builder()
-                    .add_service(KvServer::new(node.clone()))
-                    .add_service(AdminServer::new(node))
-                    .serve_with_incoming(TcpListenerStream::new(listener));
-                (serving, address)
-            })
-            .await
-            .unwrap();
-        runtime.spawn(listening);
-        self.state().addresses[index] = address;
+        runtime.spawn(async move {
+            listener.set_nonblocking(true).unwrap();
+            // Else answers wait for the acknowledgement of those before them.
+            let connections = TcpListenerStream::new(TcpListener::from_std(listener).unwrap())
+                .map(|connection| connection.and_then(|c| c.set_nodelay(true).map(|()| c)));
+            let server = Server::builder()
+                .add_service(KvServer::new(node.clone()))
+                .add_service(AdminServer::new(node));
+            server.serve_with_incoming(connections).await.unwrap();
+        });
         self.runtimes[index] = Some(runtime);
     }
 
     /// Ends a node and all its connections at once.
-    pub(crate) fn kill_node(&mut self, id: u64) {
+    pub fn kill_node(&mut self, id: u64) {
         if let Some(runtime) = self.runtimes[id as usize - 1].take() {
             runtime.shutdown_background();
         }
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+    /// Returns what the nodes hold, which stays as it is while the caller keeps it.
+    pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }
 
-    pub(crate) fn endpoints(&self) -> Vec<String> {
+    /// Returns the nodes' addresses.
+    pub fn endpoints(&self) -> Vec<String> {
         self.state().addresses.iter().map(SocketAddr::to_string).collect()
     }
 
     /// Has these faults happen to the next requests of a node.
-    pub(crate) fn inject(&self, node: u64, faults: impl IntoIterator<Item = Fault>) {
+    pub fn inject(&self, node: u64, faults: impl IntoIterator<Item = Fault>) {
         self.state().faults.entry(node).or_default().extend(faults);
     }
 
-    /// Makes a node the leader of a cohort, and tells so when asked for the routes.
-    pub(crate) fn lead(&self, cohort: u64, node: u64) {
+    /// Makes a node the leader of a cohort, also in the routes.
+    pub fn lead(&self, cohort: u64, node: u64) {
         let mut state = self.state();
         state.leaders.insert(cohort, node);
         state.told_leaders.insert(cohort, node);
     }
 
     /// Asserts that no client broke a rule that cohorts rely on.
-    pub(crate) fn assert_no_violation(&self) {
+    pub fn assert_no_violation(&self) {
         assert_eq!(self.state().violations, Vec::<String>::new());
     }
 }
@@ -220,14 +260,15 @@ impl Drop for Cluster {
 }
 
 impl State {
-    pub(crate) fn insert(&mut self, key: &str, value: &str) {
+    /// Adds a row.
+    pub fn insert(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         self.version += 1;
-        let row = (Bytes::copy_from_slice(value.as_bytes()), self.version);
-        self.rows.insert(Bytes::copy_from_slice(key.as_bytes()), row);
+        let row = (Bytes::copy_from_slice(value.as_ref()), self.version);
+        self.rows.insert(Bytes::copy_from_slice(key.as_ref()), row);
     }
 
     /// Cuts the keys at `splits` instead, into new cohorts whose leaders are spread over the nodes.
-    pub(crate) fn split(&mut self, splits: &[&str]) {
+    pub fn split(&mut self, splits: &[&str]) {
         let splits: Vec<Bytes> =
             splits.iter().map(|split| Bytes::copy_from_slice(split.as_bytes())).collect();
         let nodes = self.addresses.len() as u64;
@@ -248,6 +289,9 @@ impl State {
         let operation = request.operation.expect("every request has an operation");
         if self.silent.contains(&node) {
             return Reply::Never;
+        }
+        if let Some(refusal) = self.turn_away(&operation) {
+            return Reply::Now(refusal);
         }
         if self.move_leaders_every.is_some_and(|every| self.requests.is_multiple_of(every)) {
             let nodes = self.addresses.len() as u64;
@@ -280,6 +324,28 @@ impl State {
             (Some(Fault::Nonsense(result)), _) => result.map_or(Reply::Empty, Reply::Now),
             (None | Some(Fault::Delay(_)), None) => unreachable!("these are executed"),
         }
+    }
+
+    /// Counts an operation, and returns what it is turned away with, if it is.
+    fn turn_away(&mut self, operation: &Operation) -> Option<response::Result> {
+        if self.unavailable > 0 {
+            self.unavailable -= 1;
+            return Some(refusal(ErrorCode::Unavailable));
+        }
+        let kind = match operation {
+            Operation::Get(_) => "get",
+            Operation::Put(_) => "put",
+            Operation::Delete(_) => "delete",
+            Operation::Scan(_) => "scan",
+        };
+        *self.done.entry(kind).or_default() += 1;
+        let Operation::Put(put) = operation else { return None };
+        if self.refused.contains(&put.key) {
+            return Some(refusal(ErrorCode::Invalid));
+        }
+        let left = self.slow.get_mut(&put.value).filter(|left| **left > 0)?;
+        *left -= 1;
+        Some(refusal(ErrorCode::Unavailable))
     }
 
     fn execute(&mut self, node: u64, operation: Operation) -> response::Result {
@@ -451,7 +517,8 @@ impl State {
         }
     }
 
-    pub(crate) fn route_table(&self) -> v1::RouteTable {
+    /// Returns what a node answers who asks for the routes.
+    pub fn route_table(&self) -> v1::RouteTable {
         v1::RouteTable {
             cluster: 77,
             version: self.map.version,
@@ -566,19 +633,19 @@ impl FakeNode {
 }
 
 /// Takes an address, which a node that was killed a moment ago may still hold.
-async fn bind(address: SocketAddr) -> TcpListener {
+fn bind(address: SocketAddr) -> std::net::TcpListener {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
-        match TcpListener::bind(address).await {
+        match std::net::TcpListener::bind(address) {
             Ok(listener) => return listener,
             Err(error) => assert!(Instant::now() < deadline, "{address}: {error}"),
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// Names a node as the client's types do.
-pub(crate) const fn node(id: u64) -> NodeId {
+pub const fn node(id: u64) -> NodeId {
     NodeId(id)
 }
 

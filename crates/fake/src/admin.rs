@@ -1,0 +1,79 @@
+//! What a fake node answers administrators.
+
+use tonic::{Request, Response, Status};
+use trireme_proto::v1;
+use trireme_proto::v1::admin_server::Admin;
+use trireme_types::Lsn;
+
+use super::{FakeNode, State};
+
+#[tonic::async_trait]
+impl Admin for FakeNode {
+    async fn status(
+        &self,
+        _request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::NodeStatus>, Status> {
+        Ok(Response::new(self.state.lock().node_status(self.id)))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        let v1::TransferLeaderRequest { cohort, to } = request.into_inner();
+        let mut state = self.state.lock();
+        if state.leaders.get(&cohort) != Some(&self.id) {
+            return Err(Status::failed_precondition("it does not lead"));
+        }
+        state.leaders.insert(cohort, to);
+        state.told_leaders.insert(cohort, to);
+        Ok(Response::new(v1::TransferLeaderResponse {}))
+    }
+
+    async fn set_faults(
+        &self,
+        request: Request<v1::SetFaultsRequest>,
+    ) -> Result<Response<v1::SetFaultsResponse>, Status> {
+        self.state.lock().asked_faults.insert(self.id, request.into_inner());
+        Ok(Response::new(v1::SetFaultsResponse {}))
+    }
+
+    async fn knowledge(
+        &self,
+        _request: Request<v1::KnowledgeRequest>,
+    ) -> Result<Response<v1::KnowledgeResponse>, Status> {
+        Err(Status::unimplemented("clients do not ask for it"))
+    }
+}
+
+impl State {
+    /// Describes a node whose replicas are in epoch 3, and as many entries behind as its number is high.
+    fn node_status(&self, node: u64) -> v1::NodeStatus {
+        let replica = |range: &trireme_types::RangeDescriptor| {
+            let leads = self.leaders.get(&range.cohort.0) == Some(&node);
+            let at = |seq| Some(Lsn::new(3, seq).into());
+            v1::ReplicaStatus {
+                cohort: range.cohort.0,
+                protocol: "raft".to_owned(),
+                role: if leads { "leader" } else { "follower" }.to_owned(),
+                epoch: 3,
+                last: at(12),
+                durable: at(12),
+                committed: at(11),
+                applied: at(12 - node),
+                ..Default::default()
+            }
+        };
+        v1::NodeStatus {
+            cluster: 77,
+            node,
+            address: self.addresses[node as usize - 1].to_string(),
+            version: "0.1.0".to_owned(),
+            engine: "lsm".to_owned(),
+            durability: "fsync".to_owned(),
+            replicas: self.map.ranges().iter().map(replica).collect(),
+            log: Some(v1::LogStatus { scans: 1, syncs: 40 + node, ..Default::default() }),
+            ..Default::default()
+        }
+    }
+}
