@@ -85,7 +85,7 @@ fn is_whole(bytes: &[u8]) -> bool {
 
 /// Makes a file's checksum right, if it has one.
 #[cfg(test)]
-pub(crate) fn repair(bytes: &mut Vec<u8>) {
+pub(crate) fn repair(bytes: &mut [u8]) {
     let tail = CHECKSUM.len() + 8 + END.len();
     let Some(content) = bytes.len().checked_sub(tail) else { return };
     if bytes[content..].starts_with(CHECKSUM) && bytes.ends_with(END) {

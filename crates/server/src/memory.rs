@@ -210,6 +210,7 @@ mod tests {
         let write = |memory: &NodeMemory| to_checked_json(&memory.file()).unwrap();
         let old = serde_json::to_vec(&MemoryFile { format: 1, ..memory().file() }).unwrap();
         let valid = [write(&memory()), write(&known), old];
+        let repair = |bytes: &mut Vec<u8>| repair(bytes);
         Fuzz::new("fuzz_memory_file", valid).repair(&repair).run(|bytes| {
             let read = NodeMemory::parse(Path::new("memory.json"), bytes);
             if let Ok(memory) = &read {
