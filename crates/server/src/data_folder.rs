@@ -437,15 +437,14 @@ mod tests {
         let write = |file: &NodeFile| to_checked_json(file).unwrap();
         let old = serde_json::to_vec(&NodeFile { format: 1, ..file() }).unwrap();
         let valid = [write(&file()), old];
-        Fuzz::new("fuzz_node_file", valid).repair(&|bytes| checked_json::repair(bytes)).run(
-            |bytes| {
-                let read = parse(Path::new("node.json"), bytes);
-                if let Ok(file) = &read {
-                    assert_eq!(&parse(Path::new("node.json"), &write(file)).unwrap(), file);
-                }
-                Verdict::from(&read)
-            },
-        );
+        let repair = |bytes: &mut Vec<u8>| checked_json::repair(bytes);
+        Fuzz::new("fuzz_node_file", valid).repair(&repair).run(|bytes| {
+            let read = parse(Path::new("node.json"), bytes);
+            if let Ok(file) = &read {
+                assert_eq!(&parse(Path::new("node.json"), &write(file)).unwrap(), file);
+            }
+            Verdict::from(&read)
+        });
     }
 
     #[test]

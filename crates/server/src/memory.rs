@@ -210,7 +210,8 @@ mod tests {
         let write = |memory: &NodeMemory| to_checked_json(&memory.file()).unwrap();
         let old = serde_json::to_vec(&MemoryFile { format: 1, ..memory().file() }).unwrap();
         let valid = [write(&memory()), write(&known), old];
-        Fuzz::new("fuzz_memory_file", valid).repair(&|bytes| repair(bytes)).run(|bytes| {
+        let repair = |bytes: &mut Vec<u8>| repair(bytes);
+        Fuzz::new("fuzz_memory_file", valid).repair(&repair).run(|bytes| {
             let read = NodeMemory::parse(Path::new("memory.json"), bytes);
             if let Ok(memory) = &read {
                 let again = NodeMemory::parse(Path::new("memory.json"), &write(memory));

@@ -1,6 +1,6 @@
 //! The `trireme` command against a cluster in the test's own process: exit statuses, what is
 //! printed where, and what reaches the cluster.
-#![expect(clippy::unwrap_used, reason = "helpers of tests are tests, and their numbers are small")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod bench;
 mod command;
