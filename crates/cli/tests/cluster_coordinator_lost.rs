@@ -266,6 +266,11 @@ fn running_nodes_bring_an_older_coordinator_forward() {
         cluster.start_coordinator();
         cluster.restart_node(leader);
         cluster.wait_until_caught_up(PATIENCE);
+        // A node that has not asked the others what they know waits for one that dies now.
+        until_ok("every node knows that nothing is missing", PATIENCE, || {
+            let asked = cluster.have_said("the coordinator knows all that its nodes know");
+            if asked == 3 { Ok(()) } else { Err(format!("{asked} of 3 do")) }
+        });
         // The leader dies: the next configurations and epochs are above those before.
         let next = cluster.wait_for_leader(COHORT, PATIENCE);
         cluster.kill(next);

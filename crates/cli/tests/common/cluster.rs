@@ -396,6 +396,11 @@ impl Cluster {
         self.all_stderr().iter().any(|(_, said)| said.contains(text))
     }
 
+    /// Returns how many processes have said this.
+    pub(crate) fn have_said(&self, text: &str) -> usize {
+        self.all_stderr().iter().filter(|(_, said)| said.contains(text)).count()
+    }
+
     /// Fails the test if a process has met what it should not have, though nobody noticed.
     fn check_stderr(&self) {
         for (path, text) in self.all_stderr() {
