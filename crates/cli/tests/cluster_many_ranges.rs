@@ -63,9 +63,24 @@ fn run(protocol: &str, ranges: usize) {
     let began = Instant::now();
     cluster.up_again();
     note(cluster, "start after SIGKILL of all", began);
+    wait_until_whole(cluster);
     cluster.kill(1);
     note(cluster, "death of a node", Instant::now());
     eprintln!("{protocol}: {ranges} ranges: {}", times.join(", "));
+}
+
+/// Waits until every range has all its replicas. On a busy machine nodes start one after the other, and
+/// PacificA goes on with those that are there: with one, perhaps, which is about to die.
+#[track_caller]
+fn wait_until_whole(cluster: &Cluster) {
+    until_ok("every range has all its replicas", SERVES_WITHIN, || {
+        let statuses = cluster.statuses()?;
+        let replicas = |cohort: &u64| statuses.leader(*cohort).map_or(0, |it| it.1.replicas.len());
+        match statuses.cohorts().iter().find(|cohort| replicas(cohort) < 3) {
+            Some(cohort) => Err(format!("cohort {cohort} has {}", replicas(cohort))),
+            None => Ok(()),
+        }
+    });
 }
 
 /// Waits until every range takes a write.
