@@ -458,6 +458,9 @@ fn a_node_that_died_for_good_is_replaced_by_a_free_one() {
     let cluster = &mut Cluster::start_nodes(4, &options);
     let history = History::start(cluster, &["apple", "zebra"]);
     finish(cluster.load("1s", &["--value-bytes", "32"])).out();
+    let rows = |cluster: &Cluster| cluster.run(["scan", "--keys-only"]).out().lines().count();
+    let loaded = rows(cluster);
+    assert!(loaded > 2, "nothing was loaded");
     // Of the four, three hold a replica of the first range and another three of the second.
     cluster.kill(2);
     for cohort in [1, 2] {
@@ -470,7 +473,8 @@ fn a_node_that_died_for_good_is_replaced_by_a_free_one() {
         cluster.kill(victim);
         history.wait_for_writes_within(20, FAILOVER_MAX);
     }
-    assert!(cluster.run(["scan", "--keys-only"]).out().lines().count() > 1_000);
+    // Nothing that was loaded is lost; how much that is depends on the machine.
+    assert!(rows(cluster) >= loaded);
     for node in [2, 3, 4] {
         cluster.restart_node(node);
     }
