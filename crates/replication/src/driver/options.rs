@@ -60,6 +60,8 @@ deliberate_faults! {
     DriverFaults {
         /// What is on the disk is applied, committed or not.
         applies_uncommitted,
+        /// What says that this replica's disk has something is sent before it does (SPIN-4, PAC-4).
+        acknowledges_from_memory,
         /// What is committed is applied, on this replica's disk or not (S8).
         applies_unforced,
     }

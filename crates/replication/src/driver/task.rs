@@ -377,7 +377,7 @@ impl<C: Core> Task<C> {
     fn holds(&self, when: When) -> bool {
         match when {
             When::Now => true,
-            When::Durable(io) => io <= self.state.durable,
+            When::Durable(io) => io <= self.state.durable || self.faults.acknowledges_from_memory(),
             When::Applied(lsn) => lsn.seq <= self.state.applied.seq,
         }
     }

@@ -60,7 +60,5 @@ deliberate_faults! {
         serves_before_reconciling,
         /// How many replicas a write needs is judged when it is taken, and not when it is committed (P10).
         judges_the_minimum_early,
-        /// A secondary acknowledges what its disk does not have yet (PAC-4).
-        acknowledges_from_memory,
     }
 }

@@ -3,7 +3,7 @@
 use trireme_types::{Entry, NodeId};
 
 use super::{PacificaMessage, Shared};
-use crate::core::{Moment, When};
+use crate::core::Moment;
 use crate::streaming::{Beacon, Following, Preceding};
 
 /// What a secondary or a candidate knows: which of both it is, the configuration says.
@@ -29,8 +29,7 @@ impl Secondary {
         let Some(matched) = accepted else { return };
         //= PAC-4
         let supports = self.support(cx, preceding.sent);
-        let from_memory = cx.own.options.faults.acknowledges_from_memory();
-        let when = if from_memory { When::Now } else { cx.journal.when_durable() };
+        let when = cx.journal.when_durable();
         let (epoch, incarnation) = (preceding.epoch, cx.own.incarnation);
         let prepared = PacificaMessage::Prepared { epoch, upto: matched, supports, incarnation };
         cx.journal.send(from, prepared, when);

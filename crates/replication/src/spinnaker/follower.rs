@@ -4,7 +4,7 @@ use trireme_types::{Entry, Epoch, Lsn, NodeId};
 
 use super::election::{HEAD_START, SLACK_DIVISOR};
 use super::{Shared, SpinnakerMessage};
-use crate::core::{Moment, Ticket, When};
+use crate::core::{Moment, Ticket};
 use crate::streaming::wire::HardState;
 use crate::streaming::{Beacon, Following, Preceding};
 
@@ -45,8 +45,7 @@ impl Follower {
         let Some(matched) = accepted else { return };
         //= SPIN-4
         let supports = self.support(cx, preceding.sent);
-        let from_memory = cx.own.options.faults.acknowledges_from_memory();
-        let when = if from_memory { When::Now } else { cx.journal.when_durable() };
+        let when = cx.journal.when_durable();
         let ack = SpinnakerMessage::Ack { epoch: preceding.epoch, upto: matched, supports };
         cx.journal.send(from, ack, when);
         cx.commit_as_follower(preceding.committed.seq.min(matched.seq));

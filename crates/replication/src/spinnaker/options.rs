@@ -44,7 +44,5 @@ deliberate_faults! {
         reads_without_lease,
         /// A replica that lost its disk is taken for the one that it was (S14).
         trusts_an_empty_disk,
-        /// A follower acknowledges what its disk does not have yet (SPIN-4).
-        acknowledges_from_memory,
     }
 }
