@@ -16,8 +16,9 @@ use trireme_coordinator::recipes::catalog::Catalog;
 use trireme_coordinator::recipes::election::Election;
 use trireme_coordinator::recipes::knowledge::{Knowledge, give_up, note_compared, restore_record};
 use trireme_coordinator::recipes::membership::{Membership, NodeInfo};
+use trireme_coordinator::recipes::trust::{KnowsMore, knows_more};
 use trireme_coordinator::{Coordinator, CoordinatorOptions};
-use trireme_server::{DataFolder, KnowsMore, NodeMemory, ask_at, knows_more};
+use trireme_server::{DataFolder, NodeMemory, ask_at};
 use trireme_types::{ClusterId, CohortConfig, CohortId, Epoch, NodeId};
 
 use super::{UsageError, output};

@@ -119,7 +119,7 @@ fn a_leader_that_cannot_read_a_block_stops_and_another_leads() {
         cluster.restart_node_with(NODE, &SMALL_TABLES);
         cluster.wait_until_caught_up(PATIENCE);
         cluster.lead_everywhere(NODE);
-        // Each row is right, whoever answers at last.
+        // Each row is right, whichever replica answers.
         assert_eq!(cluster.rows(), rows, "{protocol}");
         cluster.wait_for_the_end_of(NODE);
         assert!(cluster.has_said(&format!("{} is damaged", path.display())), "{protocol}");

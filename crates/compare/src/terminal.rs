@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{ContentArrangement, Table, presets};
 
+use crate::page::parts::short;
 use crate::report::{Interval, Report};
 
 /// Returns the summary.
@@ -78,7 +79,7 @@ pub fn summary(report: &Report) -> String {
                 None => format!("{:.2}", point.y),
             };
             let (system, series) = (point.system.clone(), point.series.clone());
-            table.add_row([system, series, round(point.x), y]);
+            table.add_row([system, series, short(point.x), y]);
         }
         line(table.to_string());
     }
@@ -115,11 +116,6 @@ fn table(head: &[&str]) -> Table {
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(head.to_vec());
     table
-}
-
-/// A figure of which nothing behind the point matters, unless it is small.
-fn round(figure: f64) -> String {
-    if figure >= 100.0 { format!("{figure:.0}") } else { figure.to_string() }
 }
 
 fn interval(interval: &Interval) -> String {

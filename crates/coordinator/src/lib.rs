@@ -48,7 +48,6 @@ mod path;
 mod read;
 pub mod recipes;
 mod session;
-mod trust;
 mod watch;
 
 pub use change::{MULTI_BYTES_MAX, MULTI_OPS_MAX};
@@ -58,7 +57,6 @@ pub use node::{
     CreateMode, Created, Line, MultiDone, Node, NodeVersion, Nodes, Op, Scope, SessionId,
 };
 pub use options::{CoordinatorOptions, DEFAULT_NAMESPACE, TlsSettings, UserPassword};
-pub use trust::{Asking, KnowsMore, Trust, knows_more};
 pub use watch::{NodeChange, OneShotWatch, Watch, WatchEvent};
 
 /// The README's example is compiled with the other examples.

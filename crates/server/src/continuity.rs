@@ -38,9 +38,8 @@ use trireme_coordinator::recipes::knowledge::{
     BringForwardError, Knowledge, WrittenKnowledge, compared,
 };
 use trireme_coordinator::recipes::membership::NodeInfo;
-use trireme_coordinator::{
-    Asking, Coordinator, CoordinatorError, KnowsMore, Line, Trust, knows_more,
-};
+use trireme_coordinator::recipes::trust::{Asking, KnowsMore, Trust, knows_more};
+use trireme_coordinator::{Coordinator, CoordinatorError, Line};
 use trireme_proto::v1;
 use trireme_replication::streaming::promised_epoch;
 use trireme_storage::SharedLog;
@@ -290,8 +289,8 @@ impl Continuity {
 
     /// Returns true if it is known that the coordinator knows all that is to be known of the cohort.
     pub(crate) fn is_cleared(&self, cohort: CohortId) -> bool {
-        let newest = self.memory.get().known.configs.get(&cohort).cloned();
-        self.trust.lock().is_cleared(self.node, newest.as_ref())
+        let memory = self.memory.get();
+        self.trust.lock().is_cleared(self.node, memory.known.configs.get(&cohort))
     }
 
     /// Returns what the node waits for before it goes on as it should; `None` if it does not.

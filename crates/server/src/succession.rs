@@ -1,6 +1,6 @@
-//! Cohorts that end, and others that go on.
+//! Cohorts that end, and their successors.
 //!
-//! A change of a range is a *seal*: an entry of its cohort's log that names those who go on. The leader
+//! A change of a range is a *seal*: an entry of its cohort's log that names the successors. The leader
 //! proposes it ([`Changes`]); once it is applied, it is decided, and any node that has applied it can do the
 //! rest ([`Succession`]), the leader at once and the others if it does not:
 //!
@@ -44,7 +44,7 @@ const STRAGGLER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a change is waited for after it was decided. What it still lacks is done all the same.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Who sees to it that what seals have decided is done.
+/// Carries out what seals have decided.
 pub(crate) struct Succession {
     pub(crate) node: NodeId,
     pub(crate) router: Arc<Router>,
@@ -76,7 +76,7 @@ impl Succession {
         }
     }
 
-    /// Has the catalog learn of those who go on where cohorts have ended here.
+    /// Records the successors of cohorts that have ended here in the catalog.
     async fn succeed(&self, routes: &Routes, seen: &mut Seen) {
         let ended = routes.hosted.iter().filter(|(cohort, hosted)| {
             hosted.table.is_sealed() && routes.map.of_cohort(**cohort).is_some()
@@ -96,7 +96,7 @@ impl Succession {
             match self.catalog.succeed(cohort, at, &seal).await {
                 Ok(configs) => {
                     let ids: Vec<_> = configs.iter().map(|config| config.cohort).collect();
-                    tracing::info!(%cohort, successors = ?ids, "others go on where the cohort ended");
+                    tracing::info!(%cohort, successors = ?ids, "the cohort has successors");
                 }
                 Err(error) => {
                     tracing::warn!(%cohort, %error, "the successors are not known to the catalog yet")
@@ -105,7 +105,7 @@ impl Succession {
         }
     }
 
-    /// Notes of the cohorts that are led here that they need nothing any more of where they come from.
+    /// Records of the successors led here that they need nothing any more of the cohorts that ended.
     async fn settle(&self, routes: &Routes, seen: &mut Seen) {
         let led = routes.hosted.iter().filter_map(|(&cohort, hosted)| {
             let config = routes.configs.get(&cohort)?;
@@ -172,7 +172,7 @@ pub(crate) enum Refused {
     Unknown(String),
 }
 
-/// Who changes ranges whose cohorts are led here.
+/// Changes ranges whose cohorts are led here.
 pub(crate) struct Changes {
     pub(crate) node: NodeId,
     pub(crate) router: Arc<Router>,
@@ -243,7 +243,7 @@ impl Changes {
         change: &Change,
     ) -> Result<(), Refused> {
         if hosted.table.is_sealed() {
-            // By whom and for what, shows when others have gone on.
+            // Which change it was shows once it has successors.
             return Ok(());
         }
         let seal = next_seal(routes, hosted, self.node, change)?;
@@ -270,7 +270,7 @@ impl Changes {
 }
 
 /// Returns the configurations of the cohorts that serve what one did that has ended, in the order of
-/// their ids: those who went on from it, or from them in their turn.
+/// their ids: its successors, or theirs in their turn.
 fn serving(routes: &Routes, ended: CohortId) -> Vec<&CohortConfig> {
     let mut serving = Vec::new();
     // Ids rise from one to the next, so that this comes to an end.
@@ -302,10 +302,8 @@ fn next_seal(
     }
     //= RANGE-11
     if let Some(origin) = config.origin.filter(|origin| !origin.is_settled) {
-        let reason = format!(
-            "cohort {cohort} goes on where {} ended, and is not settled yet",
-            origin.cohort
-        );
+        let reason =
+            format!("cohort {cohort} is a successor of {} and is not settled yet", origin.cohort);
         return Err(Refused::NotNow(reason));
     }
     //= RANGE-14
@@ -412,7 +410,7 @@ mod tests {
         let origin =
             |is_settled| Some(Origin { cohort: CohortId(1), seal: Lsn::new(2, 9), is_settled });
         config(&mut fixture, &|config| config.origin = origin(false));
-        assert_eq!(refused(&fixture), "cohort c4 goes on where c1 ended, and is not settled yet");
+        assert_eq!(refused(&fixture), "cohort c4 is a successor of c1 and is not settled yet");
         config(&mut fixture, &|config| config.origin = origin(true));
         propose(&fixture).unwrap();
         config(&mut fixture, &|config| config.replicas.truncate(2));

@@ -140,7 +140,7 @@ pub struct CohortConfig {
     /// of a first version until another version is proposed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub incarnations: BTreeMap<NodeId, Incarnation>,
-    /// Where the cohort comes from, if it goes on where another one ended.
+    /// The cohort that this one succeeds, if it succeeds one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
 }

@@ -1,4 +1,4 @@
-//! The last entry of a cohort: who goes on where it ends.
+//! The last entry of a cohort, which names its successors.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -13,11 +13,11 @@ const FORMAT: u8 = 128;
 /// behind it is, and the successors go on from exactly that state (RANGE-1).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seal {
-    /// Who goes on, in the order of their ranges, which together are the cohort's.
+    /// The successors, in the order of their ranges, which together are the cohort's.
     pub successors: Vec<Successor>,
 }
 
-/// A cohort that goes on where another ends. Its id is given when the catalog learns of it.
+/// A cohort that goes on from exactly the state that another ended with. It gets its id from the catalog.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Successor {
     /// The keys that it serves.

@@ -44,11 +44,11 @@ fn succession(node: NodeId, succession: &Succession) -> String {
     let successors: Vec<_> =
         succession.successors.iter().map(|id| CohortId(*id).to_string()).collect();
     let successors = match &successors[..] {
-        [] => "others".to_owned(),
-        known => known.join(" and "),
+        [] => "its successors are not known yet".to_owned(),
+        known => format!("succeeded by {}", known.join(" and ")),
     };
     let stage = if succession.is_sealed { "has ended" } else { "is about to end" };
-    format!("{node}: {cohort} {stage}, and {successors} go on from it")
+    format!("{node}: {cohort} {stage}; {successors}")
 }
 
 fn now_ms() -> u64 {

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::parts::{chart, digits, table};
+use super::parts::{chart, digits, short, table};
 use crate::report::{ExperimentReport, Point, Report};
 
 pub(super) fn section(report: &Report) -> Markup {
@@ -44,9 +44,4 @@ fn one(at: usize, experiment: &ExperimentReport) -> Markup {
             (table(&head, measured.chain(paper)))
         }
     }
-}
-
-/// A figure of which nothing behind the point matters, unless it is small.
-fn short(figure: f64) -> String {
-    if figure >= 100.0 { digits(figure, 0) } else { figure.to_string() }
 }

@@ -20,8 +20,8 @@ pub(super) fn section(report: &Report) -> Markup {
                 (heat_map(report))
                 p {
                     "Acknowledged writes in each tenth of a second. The fault lasts as long as the shaded \
-                     part. Eight callers write and read; each waits 200 ms for one node before it asks \
-                     again."
+                     part, or longer where nodes are started in the course of it. Eight callers \
+                     write and read; each waits 200 ms for one node before it asks again."
                 }
                 @for (at, fault) in report.faults.iter().enumerate() {
                     (one(at, fault))

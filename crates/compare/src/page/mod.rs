@@ -6,7 +6,7 @@
 mod costs;
 mod experiments;
 mod faults;
-mod parts;
+pub(crate) mod parts;
 mod paths;
 mod workloads;
 

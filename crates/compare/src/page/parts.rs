@@ -53,6 +53,11 @@ pub(super) fn digits(figure: f64, digits: usize) -> String {
     format!("{figure:.digits$}")
 }
 
+/// A figure of which nothing behind the point matters, unless it is small.
+pub(crate) fn short(figure: f64) -> String {
+    if figure >= 100.0 { digits(figure, 0) } else { figure.to_string() }
+}
+
 /// A count, in thousands if it is large.
 pub(super) fn count(count: u64) -> String {
     if count >= 10_000 { format!("{} thousand", count / 1000) } else { count.to_string() }

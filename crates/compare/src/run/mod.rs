@@ -223,7 +223,7 @@ impl Run {
 
     /// Starts a cluster of a contender.
     async fn start(&self, contender: &Contender) -> anyhow::Result<Cluster> {
-        self.start_as(contender, Setting::default(), 0, &[]).await
+        self.start_as(contender, Setting::PLAIN, 0, &[]).await
     }
 
     /// Starts a cluster of a contender in a setting, for so many keys, with more options of `up` than
@@ -240,7 +240,7 @@ impl Run {
             nodes: contender.system.nodes,
             engine: *engine,
             durability: self.durability(setting),
-            borders: load::borders(keys, setting.ranges()),
+            borders: load::borders(keys, setting.ranges),
             folder: folder.clone(),
             ..ClusterArgs::of(program.clone())
         };

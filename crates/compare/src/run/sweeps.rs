@@ -16,7 +16,7 @@ use crate::keys::Keys;
 use crate::load::{Done, Load, nanoseconds};
 use crate::report::{ExperimentReport, Point, Role};
 use crate::store::Store;
-use crate::suite::{Setting, Sweep, seconds, writes_by};
+use crate::suite::{Setting, Sweep, writes_by};
 
 /// How many keys are written meanwhile.
 const KEYS: u64 = 200;
@@ -85,7 +85,9 @@ pub(super) async fn run(
             let name = &contender.system.name;
             steps.begin(format!("{}: {name}, {value}", sweep.name()), run_s(sweep, &[*value]));
             let measured = match sweep {
-                Sweep::CommitPeriod => takeover(run, contender, seconds(*value)).await,
+                Sweep::CommitPeriod => {
+                    takeover(run, contender, Duration::from_secs_f64(*value)).await
+                }
                 Sweep::LogSize => outage(run, contender, *value).await,
             };
             let (y, error) = match measured {
@@ -112,7 +114,7 @@ async fn takeover(
 ) -> anyhow::Result<Duration> {
     let milliseconds = format!("{}ms", commit_period.as_millis());
     let options = ["--commit-period", &milliseconds];
-    let mut cluster = run.start_as(contender, Setting::default(), KEYS, &options).await?;
+    let mut cluster = run.start_as(contender, Setting::PLAIN, KEYS, &options).await?;
     let load = load(run, &cluster, ClientOptions::default(), VALUE_BYTES, "period").await?;
     let filled = load.fill().await?;
     let statuses = cluster.statuses().await?;
@@ -140,7 +142,7 @@ async fn takeover(
 /// time without an acknowledged write.
 async fn outage(run: &Run, contender: &Contender, log_mib: f64) -> anyhow::Result<Duration> {
     let options = ["--memtable-bytes", MEMTABLE_BYTES];
-    let mut cluster = run.start_as(contender, Setting::default(), KEYS, &options).await?;
+    let mut cluster = run.start_as(contender, Setting::PLAIN, KEYS, &options).await?;
     let options = ClientOptions {
         deadline: DEADLINE,
         attempt_timeout: ATTEMPT_TIMEOUT,

@@ -89,7 +89,7 @@ pub(super) async fn run(
         let has_control = workloads.iter().any(|(index, _)| *index == 0);
         let contenders = contenders.iter().filter(|it| match it.system.role {
             Role::Control => has_control,
-            Role::Reference => setting == Setting::default(),
+            Role::Reference => setting == Setting::PLAIN,
             Role::Protocol | Role::None => true,
         });
         let mut driven = Vec::new();
@@ -159,7 +159,7 @@ async fn drive_all(
         rate: workload.rate,
         value_bytes: workload.value_bytes.unwrap_or(sizes.value_bytes),
         keys,
-        ranges: workload.setting.ranges(),
+        ranges: workload.setting.ranges,
         durability: durability.name().to_owned(),
         systems,
         finding: String::new(),
@@ -182,7 +182,7 @@ async fn judge(
     let last = load.read_all().await?;
     let Driven { operations, cluster, .. } = driven;
     drop(cluster);
-    let what = match (setting.ranges(), setting.in_memory) {
+    let what = match (setting.ranges, setting.in_memory) {
         (1, false) => format!("{name}, workloads"),
         (1, true) => format!("{name}, workloads in memory"),
         (ranges, _) => format!("{name}, workloads over {ranges} ranges"),

@@ -3,8 +3,6 @@
 //! A [`Sweep`] needs runs of its own. An [`Experiment`] is drawn from workloads that a suite drives
 //! anyway, and is part of every report that has at least two of its points.
 
-use std::time::Duration;
-
 use super::Suite;
 
 /// An experiment in which a leader dies once for each value of a setting.
@@ -328,11 +326,6 @@ impl Suite {
             Self::Pacifica => vec![log_size(&[1.0, 25.0, 100.0, 400.0])],
         }
     }
-}
-
-/// Returns a number of seconds as the duration that it is.
-pub(crate) fn seconds(value: f64) -> Duration {
-    Duration::from_secs_f64(value)
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-pub(crate) use self::experiments::seconds;
 pub use self::experiments::{Axis, EXPERIMENTS, Experiment, PaperSeries, Series, Sweep};
 pub use self::faults::{FAULT_CALLERS, Fault, FaultKind, SLOW_BY, fault};
 pub use self::workloads::{Action, KeyChoice, SCAN_ROWS_MAX, Setting, Workload, workload};

@@ -35,7 +35,7 @@ pub enum Action {
     Put,
     /// Gives a key a value if it has the version that the caller saw last.
     PutIf,
-    /// Reads a key and gives it a value if nobody has meanwhile: two operations.
+    /// Reads a key and writes it on condition that it still has what was read: two operations.
     Modify,
     /// Gives a new key its first value.
     Insert,
@@ -62,19 +62,17 @@ pub enum KeyChoice {
 }
 
 /// What a cluster is like, besides its protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// How many ranges it has, one more than this.
-    pub more_ranges: u16,
+    /// How many ranges it has, at least one.
+    pub ranges: u64,
     /// Whether a write is acknowledged when it is in memory, whatever the run's durability.
     pub in_memory: bool,
 }
 
 impl Setting {
-    /// Returns how many ranges the cluster has.
-    pub const fn ranges(self) -> u64 {
-        self.more_ranges as u64 + 1
-    }
+    /// One range, with the run's durability.
+    pub const PLAIN: Self = Self { ranges: 1, in_memory: false };
 }
 
 const STRONG: Action = Action::Get(Consistency::Strong);
@@ -93,7 +91,7 @@ impl Workload {
         keys: KeyChoice,
         description: &'static str,
     ) -> Self {
-        let setting = Setting { more_ranges: 0, in_memory: false };
+        let setting = Setting::PLAIN;
         Self { name, description, callers, mix, keys, value_bytes: None, rate: None, setting }
     }
 
@@ -107,8 +105,8 @@ impl Workload {
         self
     }
 
-    const fn over_ranges(mut self, ranges: u16) -> Self {
-        self.setting.more_ranges = ranges - 1;
+    const fn over_ranges(mut self, ranges: u64) -> Self {
+        self.setting.ranges = ranges;
         self
     }
 
@@ -189,8 +187,8 @@ pub(super) const WORKLOADS: [Workload; 38] = [
         16,
         &[(STRONG, 50), (Action::Modify, 50)],
         Zipfian,
-        "half reads, and half reads that are followed by a write of the same key on condition that \
-         nobody has written it meanwhile (YCSB F)",
+        "half reads, and half reads that are followed by a write of the same key on condition that it \
+         still has what was read (YCSB F)",
     ),
     Workload::new("hot-key", 16, HALF, One, "half reads and half writes, all of one key"),
     Workload::new(

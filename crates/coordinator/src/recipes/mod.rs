@@ -12,6 +12,7 @@ pub mod invitations;
 pub mod knowledge;
 pub mod membership;
 pub mod succession;
+pub mod trust;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,8 +1,8 @@
-//! Cohorts that go on where another one ended: how the catalog learns of them.
+//! Successors of cohorts that have ended: how the catalog records them.
 //!
-//! That a cohort has ended, and who goes on, was decided by its own replicas, in its log
-//! ([`trireme_types::Seal`]). Here it is only written down, by any node that has applied it, and as often as
-//! anyone likes: the first change counts, and every later one finds it done.
+//! That a cohort has ended, and which are its successors, was decided by its own replicas, in its log
+//! ([`trireme_types::Seal`]). Here it is only recorded, by any node that has applied it. Recording it again
+//! changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -24,19 +24,19 @@ pub enum SuccessionError {
     /// The successors' ranges are not the cohort's.
     #[error("the successors do not serve what the cohort served: {0}")]
     Ranges(#[from] RangeMapError),
-    /// There is no such cohort, and no other went on from it.
+    /// There is no such cohort, and it has no successor.
     #[error("the catalog does not know the cohort {0}")]
     NoCohort(CohortId),
 }
 
 impl CatalogState {
-    /// Returns the configurations of those who went on where `cohort` ended, in the order of their ids.
+    /// Returns the configurations of the successors of `cohort`, in the order of their ids.
     pub fn successors(&self, cohort: CohortId) -> Vec<&CohortConfig> {
         successors(&self.configs, cohort)
     }
 }
 
-/// Returns the configurations of those who went on where `cohort` ended, in the order of their ids.
+/// Returns the configurations of the successors of `cohort`, in the order of their ids.
 pub fn successors(
     configs: &BTreeMap<CohortId, CohortConfig>,
     cohort: CohortId,
@@ -47,8 +47,7 @@ pub fn successors(
     configs.values().filter(comes_from_it).collect()
 }
 
-/// Returns true if nothing of a cohort is needed any more: all who went on where it ended are settled
-/// (RANGE-9).
+/// Returns true if nothing of a cohort is needed any more: all its successors are settled (RANGE-9).
 pub fn is_over(configs: &BTreeMap<CohortId, CohortConfig>, cohort: CohortId) -> bool {
     let successors = successors(configs, cohort);
     let is_settled = |config: &&CohortConfig| config.origin.is_some_and(|it| it.is_settled);
@@ -56,9 +55,9 @@ pub fn is_over(configs: &BTreeMap<CohortId, CohortConfig>, cohort: CohortId) -> 
 }
 
 impl Catalog {
-    /// Has those take the place of `cohort` who go on where it ended, at `at`, in one change of the
-    /// range map that also gives them their ids and their first configurations. Returns these, or those
-    /// that are there already.
+    /// Replaces `cohort`, which ended at `at`, by its successors, in one change of the range map that also
+    /// gives them their ids and their first configurations. Returns these configurations, or those that are
+    /// there already.
     pub async fn succeed(
         &self,
         cohort: CohortId,
@@ -85,14 +84,14 @@ impl Catalog {
             ops.extend(configs.iter().map(|config| config_op(config, None)));
             match self.coordinator().multi(ops).await {
                 Ok(_) => return Ok(configs),
-                // Somebody was faster, with this or with another change.
+                // Another node was faster, with this or with another change.
                 Err(error) if error.class() == ErrorClass::Conflict => {}
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Notes that `cohort` needs nothing any more of the one where it went on.
+    /// Records that `cohort` needs nothing any more of the one that it succeeds.
     pub async fn settle(&self, cohort: CohortId) -> Result<(), CoordinatorError> {
         loop {
             let Some(config) = self.cohort(cohort).await? else { return Ok(()) };

@@ -309,7 +309,7 @@ impl Nemesis {
                         let what = format!("{name} in {segment}");
                         (Undo::Refuses(node, segment), what)
                     }
-                    // What there is cannot be told from a torn write.
+                    // Damage there cannot be distinguished from a torn write.
                     None => (Undo::Start(vec![host]), format!("{name} has no older segment")),
                 }
             }

@@ -13,8 +13,8 @@ use super::RaftOptions;
 use super::inbound::RaftHandle;
 use super::types::{RaftId, RaftMembership, encode_membership};
 
-/// How long the first replica of a cohort that goes on where another one ended waits for votes before it
-/// asks again: a few round trips, since the others begin at about the same time.
+/// How long the first replica of a successor waits for votes before it asks again: a few round trips,
+/// since the others begin at about the same time.
 const FIRST_ELECTION_PAUSE: Duration = Duration::from_millis(40);
 
 /// How often it asks at most.
@@ -47,9 +47,9 @@ pub(super) async fn form_cohort(
     }
 }
 
-/// Stands at once in a cohort that goes on where another one ended and has had no leader yet, until it
-/// has one. The others are given that time, unless the first does not come; those that are not here
-/// yet do not hear it.
+/// Stands for election at once in a successor that has had no leader yet, and again until it has one:
+/// replicas that have not begun yet do not receive the request for their vote. The other replicas stand
+/// only after their election timeout.
 pub(super) async fn lead_at_first(raft: RaftHandle, options: RaftOptions) {
     if raft.metrics().borrow_watched().current_term > 0 {
         // It ran before.

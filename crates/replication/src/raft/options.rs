@@ -14,13 +14,13 @@ pub struct RaftOptions {
     pub heartbeat_interval: Duration,
     /// Once a leader's lease has run out, a follower waits for a time between this and
     /// `election_timeout_max`, and then seeks to lead. Default 400 ms: several heartbeats, so that
-    /// one late one elects nobody; with the lease, a follower bears a leader's silence for one
-    /// second, as those of the other protocols do (their grace).
+    /// one late one starts no election; with the lease, a follower waits for a silent leader for
+    /// one second, as those of the other protocols do (their grace).
     pub election_timeout_min: Duration,
     /// See `election_timeout_min`; also a leader's lease, the time after each heartbeat in which
     /// nobody votes for another. Default 600 ms: a leader is replaced between 1.0 and 1.2 seconds
     /// after its last heartbeat. More only makes that later; with less, two followers more often
-    /// stand at once, elect nobody, and wait once more for a time between the two.
+    /// stand at once, split the vote, and wait once more for a time between the two.
     pub election_timeout_max: Duration,
     /// The most entries in one append; the append's bytes are bounded besides. Default 256.
     pub append_entries_max: u64,
@@ -41,7 +41,7 @@ deliberate_faults! {
         acknowledges_unseen,
         /// A vote is given and not stored.
         forgets_votes,
-        /// A vote is given to whoever asks, however short its log is (Raft §5.4.1).
+        /// A vote is given to any candidate, however short its log is (Raft §5.4.1).
         grants_every_vote,
         /// The log is given up as far as the table has applied it, on the disk or not (S10).
         purges_unflushed,

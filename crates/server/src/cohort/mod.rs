@@ -89,8 +89,8 @@ impl HostedCohort {
     }
 
     /// Has the cohort answer no strong read that comes from now on, until what this returns is dropped.
-    /// A leader that reads under a lease answers from what it has applied, and others may have applied a
-    /// seal, and gone on, before it has.
+    /// A leader that reads under a lease answers from what it has applied, and other replicas may have applied
+    /// a seal, and begun as its successor, before it has.
     pub(crate) fn hold_reads(self: &Arc<Self>) -> ReadsHeld {
         self.seals.fetch_add(1, Ordering::SeqCst);
         ReadsHeld { cohort: Arc::clone(self) }

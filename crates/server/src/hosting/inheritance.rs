@@ -1,9 +1,9 @@
-//! What a cohort begins with that goes on where another one ended (RANGE-6).
+//! What a successor begins with (RANGE-6).
 //!
 //! Nothing of it is copied: its table is begun on the rows of the one that ended, and its log behind
 //! the seal. A crash may leave the log without the table, which is not on the disk before the next
 //! flush. Then the log of the one that ended is still there, and is applied up to the seal, which must
-//! have been committed since somebody went on from it (RANGE-8).
+//! have been committed, since the successor had begun (RANGE-8).
 
 use std::io;
 
@@ -17,7 +17,7 @@ use crate::protocols::first_state;
 /// The bytes of entries that are read and applied at once.
 const STEP_BYTES: usize = 4 * 1024 * 1024;
 
-/// The cohort where another one goes on, as this node has it.
+/// The cohort that another one succeeds, as this node has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Before {
     /// Whether its replica is here, and may apply the seal yet.
@@ -26,10 +26,10 @@ pub(super) struct Before {
     pub(super) range: KeyRange,
 }
 
-/// What a replica has of the cohort where its own goes on.
+/// What a replica has of the cohort that its own succeeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Inheritance {
-    /// Its cohort does not come from another one.
+    /// Its cohort succeeds none.
     None,
     /// All.
     Taken,
@@ -40,7 +40,7 @@ pub(super) enum Inheritance {
 }
 
 impl Opener {
-    /// Has the replica of a cohort that goes on where another one ended begin with what that has here.
+    /// Has the replica of a successor begin with what the cohort that ended has here.
     pub(super) async fn inherit(
         &self,
         descriptor: &RangeDescriptor,

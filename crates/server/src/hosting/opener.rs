@@ -184,8 +184,8 @@ impl Opener {
         (due, next)
     }
 
-    /// Drops everything that the node has of a cohort that is over. What those who went on have of it
-    /// is on the disk first: until then its log is what would bring it back.
+    /// Drops everything that the node has of a cohort that is over. What its successors took over is on the
+    /// disk first: until then its log is what would bring it back.
     pub(super) async fn discard_ended(&self, cohort: CohortId) -> Result<(), NodeError> {
         //= RANGE-10
         let tables = self.tables.clone();

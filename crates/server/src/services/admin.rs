@@ -157,7 +157,7 @@ impl v1::admin_server::Admin for AdminService {
     }
 }
 
-/// Describes the cohorts here that have ended or from which others go on that are not settled.
+/// Describes the cohorts here that have ended or have successors.
 fn successions(routes: &Routes) -> Vec<v1::Succession> {
     let known = |cohort| -> Vec<u64> {
         successors(&routes.configs, cohort).into_iter().map(|config| config.cohort.0).collect()

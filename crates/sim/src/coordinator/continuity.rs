@@ -11,8 +11,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::sleep;
+use trireme_coordinator::Line;
 use trireme_coordinator::recipes::knowledge::Knowledge;
-use trireme_coordinator::{Asking, KnowsMore, Line, Trust, knows_more};
+use trireme_coordinator::recipes::trust::{Asking, KnowsMore, Trust, knows_more};
 use trireme_replication::streaming::promised_epoch;
 use trireme_types::{ClusterId, CohortConfig, CohortId, Epoch, NodeId, RangeMap};
 

@@ -45,9 +45,9 @@
 //!
 //! # The seal
 //!
-//! A cohort ends with a seal ([`trireme_types::Seal`]): the table notes it and stays as it is from then
+//! A cohort ends with a seal ([`trireme_types::Seal`]): the table records it and stays as it is from then
 //! on. What comes behind it in the log changes nothing, and commands there have the outcome
-//! [`Outcome::WrongRange`]. A sealed table answers no read and gives no snapshot: those who go on may
+//! [`Outcome::WrongRange`]. A sealed table answers no read and gives no snapshot: its successors may
 //! have changed the rows, which they have where they lie ([`crate::Tables::begin`]).
 //!
 //! # What is left out

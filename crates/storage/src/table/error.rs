@@ -144,10 +144,10 @@ pub enum TableError {
     /// The cohort's rows were removed from this node.
     #[error("{0} was dropped from this node")]
     Dropped(CohortId),
-    /// The cohort has ended; others go on with its rows.
-    #[error("{0} has ended, and others go on with its rows")]
+    /// The cohort has ended; its successors have its rows.
+    #[error("{0} has ended, and its successors have its rows")]
     Sealed(CohortId),
-    /// No other can go on yet where the cohort ends.
+    /// The cohort has no successor before it has ended.
     #[error("{0} has not ended here")]
     NotSealed(CohortId),
     /// The tables were closed.

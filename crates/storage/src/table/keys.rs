@@ -8,8 +8,8 @@
 //! Every other generation belongs to a snapshot that was installed, is being installed or was
 //! replaced by a later one.
 //!
-//! Rows need not lie under their own cohort: one that goes on where another ended has its rows where
-//! that one had them, until it installs a snapshot. Its meta row says where, and which of them are
+//! Rows need not lie under their own cohort: a successor has its rows where the cohort that ended had
+//! them, until it installs a snapshot. Its meta row says where, and which of them are
 //! its own ([`Rows`]).
 
 use bytes::Bytes;

@@ -251,7 +251,7 @@ impl Tables {
         core.remove_points(id);
         //= RANGE-12
         if let Rows::Elsewhere { place, range } = rows {
-            // Those who went on from this one have theirs there, too.
+            // Its successors have theirs there, too.
             let others = self.shared.rows_of_others(id, place.cohort);
             remove_except(core, place.rows(&range), others)?;
         }
