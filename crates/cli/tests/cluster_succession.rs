@@ -27,9 +27,6 @@ const ALL_WAYS: [Protocol; 6] = [
     Protocol::Raft,
 ];
 
-/// The keys of those clients whose every answer is judged.
-const KEYS: [&str; 4] = ["judged-a", "judged-b", "judged-c", "judged-d"];
-
 /// A change of a protocol that is being asked for.
 fn begin(cluster: &Cluster, cohort: u64, protocol: Protocol) -> Child {
     let mut command = trireme();
@@ -68,7 +65,7 @@ fn wait_until_alone(cluster: &Cluster, cohort: u64) {
 #[test]
 fn a_range_goes_from_each_protocol_to_each_other_under_load() {
     let cluster = &mut Cluster::start(&["--ranges", "1", "--replication", "raft"]);
-    let recorder = Recorder::start(cluster, &KEYS);
+    let recorder = Recorder::start(cluster);
     let history = History::start(cluster, &["counter"]);
     let mut cohort = 1;
     for protocol in ALL_WAYS {
@@ -94,7 +91,7 @@ fn a_range_goes_from_each_protocol_to_each_other_under_load() {
     cluster.up_again();
     history.wait_for_writes(10);
     cluster.wait_until_caught_up(PATIENCE);
-    let (operations, unknown) = recorder.finish(cluster);
+    let (operations, unknown) = recorder.finish(cluster).counts();
     show(&format!("{operations} operations, {unknown} unknown; {:?}", history.finish(cluster)));
     let gone = cluster.run(["range", "protocol", "c99", "raft"]);
     assert!(gone.error(1).trim_end().ends_with("there is no cohort c99"), "{gone:?}");
@@ -130,7 +127,7 @@ fn a_node_that_was_dead_when_a_range_changed_is_brought_up_to_date() {
 #[test]
 fn a_change_whose_leader_dies_ends_done() {
     let cluster = &mut Cluster::start(&["--ranges", "1", "--replication", "raft"]);
-    let recorder = Recorder::start(cluster, &KEYS);
+    let recorder = Recorder::start(cluster);
     let history = History::start(cluster, &["counter"]);
     let mut cohort = 1;
     for (round, protocol) in (0_u32..).zip(ALL_WAYS) {
@@ -148,7 +145,7 @@ fn a_change_whose_leader_dies_ends_done() {
         wait_until_alone(cluster, next);
         cohort = next;
     }
-    let (operations, unknown) = recorder.finish(cluster);
+    let (operations, unknown) = recorder.finish(cluster).counts();
     show(&format!("{operations} operations, {unknown} unknown; {:?}", history.finish(cluster)));
 }
 
@@ -179,7 +176,7 @@ fn a_change_whose_coordinator_dies_ends_done() {
 #[test]
 fn what_a_cohort_began_with_survives_the_death_of_everything() {
     let cluster = &mut Cluster::start(&["--ranges", "1", "--replication", "raft"]);
-    let recorder = Recorder::start(cluster, &KEYS);
+    let recorder = Recorder::start(cluster);
     let history = History::start(cluster, &["counter"]);
     let mut cohort = 1;
     for protocol in [Protocol::Spinnaker, Protocol::Pacifica] {
@@ -211,7 +208,7 @@ fn what_a_cohort_began_with_survives_the_death_of_everything() {
         history.wait_for_writes_within(5, PATIENCE);
         wait_until_alone(cluster, cohort);
     }
-    let (operations, unknown) = recorder.finish(cluster);
+    let (operations, unknown) = recorder.finish(cluster).counts();
     show(&format!("{operations} operations, {unknown} unknown"));
     show(&format!("{:?}", history.finish(cluster)));
 }
@@ -222,20 +219,23 @@ fn what_a_cohort_began_with_survives_the_death_of_everything() {
 fn how_long_writes_stop() {
     let rounds = std::env::var("TRIREME_TEST_ROUNDS").map_or(20, |text| text.parse().unwrap());
     let cluster = &mut Cluster::start(&["--ranges", "1", "--replication", "raft"]);
-    let recorder = Recorder::start(cluster, &KEYS);
+    let recorder = Recorder::start(cluster);
     let mut cohort = 1;
-    let mut gaps = std::collections::BTreeMap::<_, Vec<Duration>>::new();
+    let mut changes = Vec::new();
     let mut before = Protocol::Raft;
     for protocol in ALL_WAYS.into_iter().cycle().take(6 * rounds) {
-        std::thread::sleep(Duration::from_millis(300));
-        recorder.take_gap();
         let began = Instant::now();
         let next = change(cluster, cohort, protocol);
         std::thread::sleep(Duration::from_millis(700));
-        gaps.entry((before, protocol)).or_default().push(recorder.take_gap());
+        changes.push(((before, protocol), began, Instant::now()));
         show(&format!("{before} to {protocol}: {:?}", began.elapsed()));
         wait_until_alone(cluster, next);
         (cohort, before) = (next, protocol);
+    }
+    let judged = recorder.finish(cluster);
+    let mut gaps = std::collections::BTreeMap::<_, Vec<Duration>>::new();
+    for (way, began, ended) in changes {
+        gaps.entry(way).or_default().push(judged.longest_gap(began, ended));
     }
     for ((before, after), mut gaps) in gaps {
         gaps.sort_unstable();
@@ -245,7 +245,6 @@ fn how_long_writes_stop() {
             gaps.len()
         ));
     }
-    recorder.finish(cluster);
 }
 
 #[expect(clippy::print_stderr, reason = "a figure for those who run the test")]

@@ -27,6 +27,9 @@ use crate::suite::{Action, SCAN_ROWS_MAX, Workload};
 /// the runtime's timer counts in milliseconds.
 const HANDICAP_MIN: Duration = Duration::from_millis(10);
 
+/// How long callers that wait to be stopped are given operations at a rate.
+const STOPPED_WITHIN: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What separates a value's name from the bytes that fill it up.
 const FILLER: u8 = b'.';
 
@@ -174,9 +177,11 @@ impl Load {
         self.run(move || Instant::now() >= end, pace).await
     }
 
-    /// Has the callers at work until they are stopped.
+    /// Has the callers at work until they are stopped, for [`STOPPED_WITHIN`] at the most.
     pub async fn run_until_stopped(&self, stop: CancellationToken) -> anyhow::Result<Done> {
-        self.run(move || stop.is_cancelled(), None).await
+        let end = Instant::now() + STOPPED_WITHIN;
+        let pace = self.workload.rate.map(|rate| Pace::start(rate, end)).transpose()?;
+        self.run(move || stop.is_cancelled(), pace).await
     }
 
     async fn run(
@@ -391,6 +396,20 @@ pub fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Returns the longest time, in nanoseconds, without one of these moments between the last one before
+/// `from` and `end`. They are in order.
+pub fn longest_gap(moments: &[u64], from: u64, end: u64) -> u64 {
+    let first = moments.partition_point(|at| *at < from).saturating_sub(1);
+    let mut last = moments.get(first).map_or(from, |at| *at.min(&from));
+    let mut longest = 0;
+    for &at in moments[first.min(moments.len())..].iter().take_while(|at| **at < end).chain([&end])
+    {
+        longest = longest.max(at.saturating_sub(last));
+        last = last.max(at);
+    }
+    longest
+}
+
 /// Returns the key of a number. Keys are in the order of their numbers.
 pub fn key_of(number: u64) -> Bytes {
     format!("{KEY_PREFIX}{number:08}").into()
@@ -446,6 +465,16 @@ mod tests {
         assert_eq!(number_of(&key_of(123_456_789)), Some(123_456_789));
         assert_eq!((number_of(b"user"), number_of(b"other1")), (None, None));
         assert!(key_of(99) < key_of(100));
+    }
+
+    #[test]
+    fn the_longest_gap_begins_before_its_time_or_in_it() {
+        let acknowledged = [10, 20, 500, 510];
+        assert_eq!(longest_gap(&acknowledged, 25, 520), 480);
+        assert_eq!(longest_gap(&acknowledged, 505, 520), 10);
+        assert_eq!(longest_gap(&acknowledged, 505, 900), 390);
+        assert_eq!(longest_gap(&acknowledged, 12, 18), 8, "what comes after it is no part of it");
+        assert_eq!(longest_gap(&[], 100, 300), 200);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use trireme_types::NodeId;
 
 use super::{Contender, Run, Steps};
 use crate::keys::Keys;
-use crate::load::{Done, Load, Recorded, nanoseconds};
+use crate::load::{Done, Load, Recorded, longest_gap, nanoseconds};
 use crate::report::{FaultReport, Role, Suffered};
 use crate::store::Store;
 use crate::suite::{self, FAULT_CALLERS, Fault, FaultKind, SLOW_BY, Sizes};
@@ -265,7 +265,7 @@ fn measure(
     Suffered {
         system: String::new(),
         write_p50_us: latencies.iter().map(|piece| median(piece.clone())).collect(),
-        longest_outage_ms: longest_gap(&acknowledged, fault, zero + nanoseconds(all)),
+        longest_outage_ms: longest_gap(&acknowledged, fault, zero + nanoseconds(all)) as f64 / 1e6,
         half_after_ms: after(0.5),
         nine_tenths_after_ms: after(0.9),
         nearly_all_after_ms: after(0.99),
@@ -299,19 +299,6 @@ fn reached_after(pieces: &[u32], throughput: f64) -> Option<f64> {
     Some(at as f64 * PIECE.as_secs_f64() * 1000.0)
 }
 
-/// Returns the longest time, in milliseconds, without an acknowledgement between the last one before
-/// `from` and `end`.
-pub(super) fn longest_gap(acknowledged: &[u64], from: u64, end: u64) -> f64 {
-    let first = acknowledged.partition_point(|at| *at < from).saturating_sub(1);
-    let mut last = acknowledged.get(first).map_or(from, |at| *at.min(&from));
-    let mut longest = 0;
-    for &at in acknowledged[first.min(acknowledged.len())..].iter().chain([&end]) {
-        longest = longest.max(at.saturating_sub(last));
-        last = last.max(at);
-    }
-    longest as f64 / 1e6
-}
-
 fn median(mut latencies: Vec<u64>) -> f64 {
     latencies.sort_unstable();
     latencies.get(latencies.len() / 2).map_or(0.0, |latency| *latency as f64)
@@ -320,17 +307,6 @@ fn median(mut latencies: Vec<u64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_longest_gap_begins_before_the_fault_or_after_it() {
-        let ms = |at: u64| at * 1_000_000;
-        let acknowledged = [ms(10), ms(20), ms(500), ms(510)];
-        let near = |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-6, "{found}");
-        near(longest_gap(&acknowledged, ms(25), ms(520)), 480.0);
-        near(longest_gap(&acknowledged, ms(505), ms(520)), 10.0);
-        near(longest_gap(&acknowledged, ms(505), ms(900)), 390.0);
-        near(longest_gap(&[], ms(100), ms(300)), 200.0);
-    }
 
     #[test]
     fn a_throughput_is_reached_when_it_is_kept() {

@@ -10,10 +10,10 @@ use trireme_testbed::Cluster;
 use trireme_types::{NodeId, Protocol};
 
 use super::experiments::paper;
-use super::faults::{ATTEMPT_TIMEOUT, DEADLINE, longest_gap};
+use super::faults::{ATTEMPT_TIMEOUT, DEADLINE};
 use super::{Contender, Run, Steps};
 use crate::keys::Keys;
-use crate::load::{Done, Load, nanoseconds};
+use crate::load::{Done, Load, longest_gap, nanoseconds};
 use crate::report::{ExperimentReport, Point, Role};
 use crate::store::Store;
 use crate::suite::{Setting, Sweep, writes_by};
@@ -180,7 +180,7 @@ async fn outage(run: &Run, contender: &Contender, log_mib: f64) -> anyhow::Resul
     );
     let what = format!("{}, log of {log_mib} MiB", contender.system.name);
     judge(run, what, &load, [done, driven]).await?;
-    Ok(Duration::from_secs_f64(gap / 1e3))
+    Ok(Duration::from_nanos(gap))
 }
 
 async fn load(
