@@ -29,6 +29,7 @@
 //! records. There is no way to move a folder from one engine to the other; a snapshot does that.
 
 mod batch;
+mod checksums;
 mod core;
 mod engine;
 mod error;
@@ -38,7 +39,6 @@ mod lsm;
 mod lsm_files;
 mod lsm_merge;
 mod maintenance;
-mod seal;
 mod sled;
 mod tables;
 

@@ -12,7 +12,8 @@
 //!   [`TableError::WillNotOpen`]: the rows are lost to this node and come back from the log and
 //!   from other replicas.
 //! * **Damage.** sled checks what it reads, but its recovery takes damage for what a crash has torn and
-//!   passes over it. So its files are sealed when it is closed in order, and compared when it is opened.
+//!   passes over it. So the checksums of its files are recorded when it is closed in order, and compared
+//!   when it is opened.
 //!
 //! What is left out: after a power cut sled may find its own older writes torn, since it reuses
 //! space of its file before our forcing. It then does not open, or opens at an earlier point. Nor is
@@ -32,7 +33,7 @@ use sled::IVec;
 use trireme_types::Engine;
 
 use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
-use crate::table::{TableError, WriteBatch, folder, seal};
+use crate::table::{TableError, WriteBatch, checksums, folder};
 
 /// How long to wait for the file lock of a table that was closed a moment ago: sled's threads let
 /// go of it a little after its handle.
@@ -59,12 +60,10 @@ impl SledEngine {
         let config = sled::Config::new().path(path).cache_capacity(cache_bytes);
         // Flushes are ours to start.
         let config = config.flush_every_ms(None);
-        seal::check(path).map_err(|seal::Broken { path, reason }| TableError::WillNotOpen {
-            engine: Engine::Sled,
-            path,
-            reason,
+        checksums::check(path).map_err(|checksums::Changed { path, reason }| {
+            TableError::WillNotOpen { engine: Engine::Sled, path, reason }
         })?;
-        seal::break_seal(path)?;
+        checksums::remove(path)?;
         let db = folder::catch_panic(Engine::Sled, path, || open_unlocked(&config))?;
         let engine = Self {
             path: path.to_owned(),
@@ -267,9 +266,9 @@ impl TableEngine for SledEngine {
         let rows = rows.map_err(TableError::io("open", &self.path))?;
         // sled's threads may hold on to its files for a little longer, and change them.
         if wait_for_lock(&rows) {
-            return seal::seal(&self.path);
+            return checksums::record(&self.path);
         }
-        tracing::warn!(path = %self.path.display(), "the table's files are in use and are not sealed");
+        tracing::warn!(path = %self.path.display(), "the table's files are in use, and their checksums are not recorded");
         Ok(())
     }
 }

@@ -1,11 +1,11 @@
-//! A seal on the files of an engine that was closed in order: their lengths and checksums.
+//! The lengths and checksums of the files of an engine that was closed in order.
 //!
 //! Made for sled, which takes some damage for writes that a crash has torn, and passes over rows
-//! without a word. A crash leaves no seal, since it leaves no files that are known; the seal is broken
-//! before the files are opened.
+//! without a word. They are recorded when the engine is closed and removed before its files are opened:
+//! of the files that a crash leaves, none are known.
 //!
 //! ```text
-//! trireme-seal 1
+//! trireme-checksums 1
 //! <CRC-32> <length> <name>      one line for each file, 8 hexadecimal digits and decimal digits
 //! <CRC-32 of the lines above>
 //! ```
@@ -18,40 +18,41 @@ use std::path::{Path, PathBuf};
 use crate::table::TableError;
 use crate::table::folder::{force_directory, write_whole};
 
-const TITLE: &str = "trireme-seal 1";
+const TITLE: &str = "trireme-checksums 1";
 
 /// What is read of a file at once.
 const PIECE_BYTES: usize = 1024 * 1024;
 
-/// Why a seal does not hold.
-pub(super) struct Broken {
-    /// The file that is not as it was.
+/// A file that is not what it was when the engine was closed.
+pub(super) struct Changed {
+    /// The file.
     pub(super) path: PathBuf,
     /// How that shows.
     pub(super) reason: String,
 }
 
-/// Seals the files in `folder`, which nothing may change any more.
-pub(super) fn seal(folder: &Path) -> Result<(), TableError> {
+/// Records the files in `folder`, which nothing may change any more.
+pub(super) fn record(folder: &Path) -> Result<(), TableError> {
     let mut text = describe(folder).map_err(TableError::io("read", folder))?;
     let checksum = crc32fast::hash(text.as_bytes());
     let _infallible = writeln!(text, "{checksum:08x}");
-    write_whole(&path_of(folder), &folder.with_extension("seal.tmp"), text.as_bytes())
+    write_whole(&path_of(folder), &folder.with_extension("checksums.tmp"), text.as_bytes())
 }
 
-/// Checks the seal on `folder`, if there is one.
-pub(super) fn check(folder: &Path) -> Result<(), Broken> {
+/// Compares the files in `folder` with what was recorded of them, if anything was.
+pub(super) fn check(folder: &Path) -> Result<(), Changed> {
     let path = path_of(folder);
-    let broken = |path: PathBuf, reason: &dyn ToString| Broken { path, reason: reason.to_string() };
-    let sealed = match fs::read(&path) {
-        Ok(sealed) => sealed,
+    let changed_file =
+        |path: PathBuf, reason: &dyn ToString| Changed { path, reason: reason.to_string() };
+    let recorded = match fs::read(&path) {
+        Ok(recorded) => recorded,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(broken(path, &error)),
+        Err(error) => return Err(changed_file(path, &error)),
     };
-    let Some(expected) = std::str::from_utf8(&sealed).ok().and_then(checked) else {
-        return Err(broken(path, &"it does not match its checksum"));
+    let Some(expected) = std::str::from_utf8(&recorded).ok().and_then(checked) else {
+        return Err(changed_file(path, &"it does not match its checksum"));
     };
-    let found = describe(folder).map_err(|error| broken(folder.to_owned(), &error))?;
+    let found = describe(folder).map_err(|error| changed_file(folder.to_owned(), &error))?;
     if found == expected {
         return Ok(());
     }
@@ -59,11 +60,11 @@ pub(super) fn check(folder: &Path) -> Result<(), Broken> {
     let changed = changed
         .or_else(|| found.lines().find(|line| !expected.lines().any(|expected| expected == *line)));
     let name = changed.and_then(|line| line.splitn(3, ' ').nth(2)).unwrap_or_default();
-    Err(broken(folder.join(name), &"it is not what it was when the table was closed"))
+    Err(changed_file(folder.join(name), &"it is not what it was when the table was closed"))
 }
 
-/// Removes the seal on `folder`, whose files are going to change.
-pub(super) fn break_seal(folder: &Path) -> Result<(), TableError> {
+/// Removes what was recorded of `folder`, whose files are going to change.
+pub(super) fn remove(folder: &Path) -> Result<(), TableError> {
     let path = path_of(folder);
     match fs::remove_file(&path) {
         Ok(()) => force_directory(path.parent().unwrap_or(folder)),
@@ -73,13 +74,13 @@ pub(super) fn break_seal(folder: &Path) -> Result<(), TableError> {
 }
 
 fn path_of(folder: &Path) -> PathBuf {
-    folder.with_extension("seal")
+    folder.with_extension("checksums")
 }
 
-/// Returns the lines of a seal above its own checksum, if that holds.
-fn checked(sealed: &str) -> Option<&str> {
-    let above = sealed.strip_suffix('\n')?.rfind('\n')? + 1;
-    let (lines, checksum) = sealed.split_at_checked(above)?;
+/// Returns the lines above the record's own checksum, if that is right.
+fn checked(recorded: &str) -> Option<&str> {
+    let above = recorded.strip_suffix('\n')?.rfind('\n')? + 1;
+    let (lines, checksum) = recorded.split_at_checked(above)?;
     (checksum == format!("{:08x}\n", crc32fast::hash(lines.as_bytes()))).then_some(lines)
 }
 
