@@ -21,7 +21,9 @@ use openraft::{OptionalSend, StorageError};
 use tempfile::TempDir;
 use trireme_storage::fs::MemFs;
 use trireme_storage::{LogIdentity, LogOptions, SharedLog, SnapshotReceiver, TableOptions, Tables};
-use trireme_types::{ClusterId, CohortId, Engine, KeyRange, NodeId};
+use trireme_types::{
+    ClusterId, CohortId, CommandBatch, Engine, Entry, EntryKind, KeyRange, Lsn, NodeId, Seal,
+};
 
 use super::log_store::RaftLogStore;
 use super::state_machine::{RaftTable, SnapshotData};
@@ -235,4 +237,22 @@ async fn the_conformance_suite_passes_on_the_lsm_engine() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_conformance_suite_passes_on_the_sled_engine() {
     Suite::test_all(Builder(Engine::Sled)).await.unwrap();
+}
+
+/// [RANGE-13] Successors may have changed the rows.
+#[tokio::test]
+async fn a_table_whose_cohort_has_ended_gives_no_snapshot_that_can_be_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let tables = Tables::open(folder.path(), TableOptions::default()).unwrap();
+    let table = tables.cohort(CohortId(1), KeyRange::all()).unwrap();
+    let entry = |seq, payload| Entry { lsn: Lsn::new(1, seq), kind: EntryKind::Commands, payload };
+    let mut raft = RaftTable::new(tables.clone(), table.clone());
+    table.apply(&[entry(1, CommandBatch::default().encode())]).unwrap();
+    let before = raft.get_current_snapshot().await.unwrap().unwrap();
+    assert!(matches!(before.snapshot, SnapshotData::Outgoing(_)));
+    drop(before);
+    let seal = Seal { successors: Vec::new() };
+    table.apply(&[entry(2, seal.encode())]).unwrap();
+    let after = raft.get_current_snapshot().await.unwrap().unwrap();
+    assert!(matches!(after.snapshot, SnapshotData::OnDisk));
 }
