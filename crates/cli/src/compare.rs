@@ -28,8 +28,8 @@ pub(crate) struct CompareArgs {
     /// The protocols to compare.
     #[arg(long, value_delimiter = ',', default_value = "spinnaker,raft,pacifica")]
     protocols: Vec<Protocol>,
-    /// What to run: tiny (seconds, to try it out), quick (at most five minutes), standard (about 40
-    /// minutes), full (about two hours); spinnaker or pacifica (that paper's experiments).
+    /// What to run: tiny (seconds, to try it out), quick (at most five minutes), standard (about 50
+    /// minutes), full (hours); spinnaker or pacifica (that paper's experiments).
     #[arg(long, value_enum, default_value = "quick")]
     suite: Suite,
     /// Another store to drive beside the protocols, in the workloads; it must be installed.

@@ -20,9 +20,9 @@ pub enum Suite {
     Tiny,
     /// At most five minutes on two cores.
     Quick,
-    /// About 40 minutes: workloads of every kind and all faults.
+    /// About 50 minutes: workloads of every kind and all faults.
     Standard,
-    /// About two hours: all there is.
+    /// Hours: all there is.
     Full,
     /// The experiments of the Spinnaker paper.
     Spinnaker,
