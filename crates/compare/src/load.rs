@@ -177,7 +177,7 @@ impl Load {
         self.run(move || Instant::now() >= end, pace).await
     }
 
-    /// Has the callers at work until they are stopped, for [`STOPPED_WITHIN`] at the most.
+    /// Has the callers at work until they are stopped, for a day (`STOPPED_WITHIN`) at the most.
     pub async fn run_until_stopped(&self, stop: CancellationToken) -> anyhow::Result<Done> {
         let end = Instant::now() + STOPPED_WITHIN;
         let pace = self.workload.rate.map(|rate| Pace::start(rate, end)).transpose()?;
