@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use trireme_compare::expectation::Expectation;
 use trireme_compare::report::{Handicap, Report};
 use trireme_compare::run::{Progress as Step, Without};
-use trireme_compare::suite::{Fault, Suite, Workload, fault, workload};
+use trireme_compare::suite::{Fault, Suite, Timeouts, Workload, fault, workload};
 use trireme_compare::{Options, Run, baseline, page, terminal};
 use trireme_types::{Durability, Engine, Protocol};
 
@@ -41,6 +41,10 @@ pub(crate) struct CompareArgs {
     /// A fault to suffer instead of the suite's; may be given more than once; 'none' for none.
     #[arg(long = "fault", value_name = "NAME", value_parser = named_fault)]
     faults: Vec<Choice<Fault>>,
+    /// Has each protocol bear a silent leader for as long as its paper or library does, not all for
+    /// a second. Each fault then lasts a minute.
+    #[arg(long)]
+    native_timeouts: bool,
     /// The folder that the report is written to; made if it is not there.
     #[arg(long, value_name = "DIR", default_value = "trireme-report")]
     out: PathBuf,
@@ -165,6 +169,7 @@ impl CompareArgs {
             workloads,
             faults,
             without: Without { workloads: no_workloads, faults: no_faults },
+            timeouts: if self.native_timeouts { Timeouts::Native } else { Timeouts::Same },
             handicaps: self.handicaps.clone(),
             against_etcd: matches!(self.against, Some(Other::Etcd)),
             mistakes: self.mistakes.clone(),

@@ -9,24 +9,23 @@ use trireme_types::{InvalidTiming, Timing, TimingChange};
 use super::up::NODES_MAX;
 use super::{UsageError, duration};
 
-/// The options that say how patient cohorts of Spinnaker and PacificA are. What is given is
-/// remembered.
+/// The options that say how patient cohorts are. What is given is remembered.
 #[derive(Args, Clone, Copy)]
 pub(crate) struct TimingArgs {
     /// How often a leader advertises its commit point to its followers (spinnaker, pacifica).
     /// [default: 20ms]
     #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
     commit_period: Option<Duration>,
-    /// Interval of the beacons by which a leader renews its lease (spinnaker, pacifica). [default:
-    /// 100ms]
+    /// Interval of the beacons by which a leader renews its lease, and of Raft's heartbeats.
+    /// [default: 100ms]
     #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
     beacon_interval: Option<Duration>,
     /// How long a leader may serve after the last acknowledged beacon; more than two beacon
     /// intervals (spinnaker, pacifica). [default: 800ms]
     #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
     lease: Option<Duration>,
-    /// How long a follower accepts no other leader after a beacon; at least 1.1 times the lease
-    /// (spinnaker, pacifica). [default: 1s]
+    /// How long a follower accepts no other leader after a beacon; at least 1.1 times the lease.
+    /// Raft's lease and shortest election timeout are together as long. [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = duration::positive)]
     grace: Option<Duration>,
     /// Minimum number of replicas for a cohort to accept writes (pacifica). [default: 1]

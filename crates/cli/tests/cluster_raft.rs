@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trireme_client::ClientOptions;
 use trireme_proto::v1::Lane;
@@ -72,6 +72,25 @@ fn a_leader_that_hears_no_acknowledgements_is_replaced_though_it_hears_heartbeat
         cluster.cut_lane(2, 1, Lane::Data);
         cluster.cut_lane(3, 1, Lane::Data);
     });
+}
+
+/// Raft had timeouts of its own, whatever the nodes were started with.
+#[test]
+fn a_dead_leader_is_waited_for_as_long_as_the_options_say() {
+    const GRACE: Duration = Duration::from_secs(4);
+
+    let cluster = &mut Cluster::start(&[&ONE[..], &["--lease", "3s", "--grace", "4s"]].concat());
+    cluster.lead_everywhere(1);
+    let history = History::start(cluster, &KEY);
+    history.wait_for_writes(20);
+    cluster.kill(1);
+    let killed = Instant::now();
+    history.wait_for_writes_within(20, FAILOVER_MAX + GRACE);
+    // The last heartbeat was at most a beacon interval before.
+    assert!(killed.elapsed() > GRACE.mul_f64(0.9), "{:?}", killed.elapsed());
+    cluster.restart_node(1);
+    cluster.wait_until_caught_up(PATIENCE);
+    history.finish(cluster);
 }
 
 /// A leader whose disk stalls commits on its followers' disks. Its log's queue takes what it can; the

@@ -115,6 +115,23 @@ fn every_kind_of_operation_is_judged() {
     );
 }
 
+/// The periods of the papers reach the nodes, and the report.
+#[test]
+fn native_timeouts_have_each_protocol_wait_as_long_as_its_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--protocols", "spinnaker,raft", "--workload", "none", "--fault", "leader-kill"];
+    let ran = compare(folder.path(), &[&more[..], &["--native-timeouts"]].concat());
+    assert!(ran.status.success(), "{}\n{}", text(&ran.stdout), text(&ran.stderr));
+    let report = report(folder.path());
+    let grace = |at: usize| report["systems"][at]["grace_ms"].as_f64().unwrap();
+    assert!(grace(0) > grace(1), "{}", report["systems"]);
+    for (at, suffered) in report["faults"][0]["systems"].as_array().unwrap().iter().enumerate() {
+        let outage = suffered["longest_outage_ms"].as_f64().unwrap();
+        // Less a beacon interval, since when the leader was silent when it died.
+        assert!(outage > grace(at) * 0.7, "{suffered}");
+    }
+}
+
 /// A replica that votes as if it had not lost its disk: what was acknowledged is lost, the page says
 /// so in red, and the command fails.
 #[test]

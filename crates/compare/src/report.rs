@@ -82,7 +82,7 @@ pub struct Durability {
 }
 
 /// What was compared: a protocol, or a control.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct System {
     /// Its name everywhere in the report.
     pub name: String,
@@ -94,6 +94,12 @@ pub struct System {
     pub description: String,
     /// What it is compared for.
     pub role: Role,
+    /// How often its leader shows under the faults that it is there; absent if it suffers none.
+    #[serde(default)]
+    pub beacon_interval_ms: Option<f64>,
+    /// For how long its replicas bear a silent leader then; absent if it suffers none.
+    #[serde(default)]
+    pub grace_ms: Option<f64>,
 }
 
 /// What a system is compared for.

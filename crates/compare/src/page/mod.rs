@@ -12,7 +12,7 @@ mod workloads;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::report::{Checks, Report, Verdict};
+use crate::report::{Checks, Report, System, Verdict};
 
 /// Chart.js 4, under the MIT licence (`assets/chart.LICENSE.md`).
 const CHART_JS: &str = include_str!("../../assets/chart.umd.min.js");
@@ -147,6 +147,27 @@ fn claims(report: &Report) -> Markup {
     }
 }
 
+/// Says for how long a silent leader was borne.
+fn patience(systems: &[System]) -> String {
+    let graces: Vec<(&str, f64)> =
+        systems.iter().filter_map(|it| Some((it.name.as_str(), it.grace_ms?))).collect();
+    match graces.as_slice() {
+        [] => String::new(),
+        [(_, first), others @ ..] if others.iter().all(|(_, grace)| grace == first) => {
+            format!("A silent leader was borne for {} s by all.", first / 1e3)
+        }
+        all => {
+            let each: Vec<String> =
+                all.iter().map(|(name, grace)| format!("{name} {} s", grace / 1e3)).collect();
+            format!(
+                "Under the faults a silent leader was borne for as long as each protocol's source \
+                 has it: {}.",
+                each.join(", ")
+            )
+        }
+    }
+}
+
 fn conditions(report: &Report) -> Markup {
     let (machine, durability) = (&report.machine, &report.durability);
     let gigabytes = machine.memory_bytes as f64 / (1024.0 * 1024.0 * 1024.0);
@@ -174,8 +195,8 @@ fn conditions(report: &Report) -> Markup {
                     @if machine.is_optimized { " (optimized build)" } @else { " (debug build)" }
                     ", suite " (report.suite) ", seed " (report.seed) ", "
                     (parts::digits(report.took_s, 0))
-                    " s. One range; closed loop: a caller asks again when it was answered. All protocols \
-                     run with their default periods."
+                    " s. One range; closed loop: a caller asks again when it was answered. "
+                    (patience(&report.systems))
                 }
             }
         }
@@ -185,7 +206,7 @@ fn conditions(report: &Report) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Claim, System};
+    use crate::report::Claim;
 
     #[test]
     fn nothing_in_a_report_ends_its_element() {
@@ -205,6 +226,18 @@ mod tests {
         for word in ["http://", "https://", "src=", "@import", "url("] {
             assert!(!own.contains(word), "the page has {word}");
         }
+    }
+
+    #[test]
+    fn the_page_says_how_long_a_silent_leader_was_borne() {
+        let system =
+            |name: &str, grace_ms| System { name: name.to_owned(), grace_ms, ..System::default() };
+        let mut systems =
+            [system("raft", Some(1000.0)), system("pacifica", Some(1000.0)), system("none", None)];
+        assert_eq!(patience(&systems), "A silent leader was borne for 1 s by all.");
+        systems[1].grace_ms = Some(15_000.0);
+        assert!(patience(&systems).ends_with(": raft 1 s, pacifica 15 s."));
+        assert_eq!(patience(&[]), "");
     }
 
     #[test]

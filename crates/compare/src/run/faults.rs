@@ -7,14 +7,14 @@ use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use trireme_client::ClientOptions;
 use trireme_testbed::{ALLOW_FAULTS, Cluster, Frozen, Lost, Statuses, Suffering};
-use trireme_types::NodeId;
+use trireme_types::{NodeId, Timing};
 
 use super::{Contender, Run, Steps};
 use crate::keys::Keys;
 use crate::load::{Done, Load, Recorded, longest_gap, nanoseconds};
 use crate::report::{FaultReport, Role, Suffered};
 use crate::store::Store;
-use crate::suite::{self, FAULT_CALLERS, Fault, FaultKind, SLOW_BY, Sizes};
+use crate::suite::{self, FAULT_CALLERS, Fault, FaultKind, SLOW_BY, Setting, Sizes};
 
 /// The time line is cut into pieces of this length.
 const PIECE: Duration = Duration::from_millis(100);
@@ -29,21 +29,34 @@ pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(200);
 /// See [`ATTEMPT_TIMEOUT`].
 pub(super) const DEADLINE: Duration = Duration::from_secs(1);
 
-/// How long a healed cluster may take until it serves and all its replicas follow.
-const WHOLE_TIMEOUT: Duration = Duration::from_secs(40);
-
 /// How many keys callers write and read meanwhile.
 const KEYS: u64 = 200;
 
-/// How far apart two replicas are lost: long enough for a configuration to be changed.
-const SECOND_LOSS_AFTER: Duration = Duration::from_secs(2);
+/// How long is waited for what depends on how long a silent leader is borne.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// How long a healed cluster may take until it serves and all its replicas follow.
+    whole: Duration,
+    /// How far apart two replicas are lost: long enough for a configuration to be changed.
+    second_loss_after: Duration,
+    /// How long two nodes may take to run again: one that has lost its disk waits for its
+    /// predecessor's session to end.
+    restart: Duration,
+    /// How long two nodes have to elect a leader, if they do what they must not.
+    chance: Duration,
+}
 
-/// How long two nodes may take to run again: one that has lost its disk waits for its predecessor's
-/// session to end.
-const RESTART_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long two nodes have to elect a leader, if they do what they must not.
-const CHANCE: Duration = Duration::from_secs(3);
+impl Patience {
+    const fn of(grace: Duration) -> Self {
+        let grace_s = grace.as_secs();
+        Self {
+            whole: Duration::from_secs(40 + 4 * grace_s),
+            second_loss_after: Duration::from_secs(2 + 2 * grace_s.saturating_sub(1)),
+            restart: Duration::from_secs(30 + 2 * grace_s),
+            chance: Duration::from_secs(2 + grace_s),
+        }
+    }
+}
 
 /// Returns about how long one system takes with one fault.
 pub(super) fn run_s(sizes: &Sizes) -> f64 {
@@ -86,7 +99,12 @@ async fn suffer(
     fault: Fault,
     sizes: &Sizes,
 ) -> anyhow::Result<Suffered> {
-    let mut cluster = run.start(contender).await?;
+    let Timing { beacon_interval, lease, grace, .. } = contender.timing;
+    let periods = [beacon_interval, lease, grace].map(|it| format!("{}ms", it.as_millis()));
+    let options =
+        ["--beacon-interval", &periods[0], "--lease", &periods[1], "--grace", &periods[2]];
+    let mut cluster = run.start_as(contender, Setting::PLAIN, 0, &options).await?;
+    let patience = Patience::of(grace);
     let options = ClientOptions {
         deadline: DEADLINE,
         attempt_timeout: ATTEMPT_TIMEOUT,
@@ -98,7 +116,7 @@ async fn suffer(
     let (tag, epoch) = (fault.name.to_owned(), Instant::now());
     let load = Load { store, workload, keys, value_bytes, seed, tag, epoch, handicap_percent: 0 };
     let filled = load.fill().await?;
-    cluster.wait_until_whole(WHOLE_TIMEOUT).await?;
+    cluster.wait_until_whole(patience.whole).await?;
 
     let start = Instant::now();
     let (begin, end) = (start + sizes.before, start + sizes.before + sizes.during);
@@ -109,7 +127,7 @@ async fn suffer(
         sleep_until(begin.into()).await;
         let mut victims = Victims::default();
         let mistakes = &run.options.mistakes;
-        let begun = inflict(&mut cluster, fault.kind, &mut victims, mistakes).await?;
+        let begun = inflict(&mut cluster, fault.kind, patience, &mut victims, mistakes).await?;
         sleep_until(end.into()).await;
         heal(&mut cluster, fault.kind, victims).await?;
         sleep(sizes.after).await;
@@ -118,7 +136,7 @@ async fn suffer(
     let (done, injected) = tokio::join!(load.run_until_stopped(stop.clone()), injecting);
     let (done, begun) = (done?, injected.context("the fault could not be inflicted")?);
     // Also what never becomes whole again is judged.
-    let is_whole = cluster.wait_until_whole(WHOLE_TIMEOUT).await;
+    let is_whole = cluster.wait_until_whole(patience.whole).await;
     let last = load.read_all().await?;
     let suffered = measure(&done, (epoch, start, begun), sizes);
     drop(cluster);
@@ -144,6 +162,7 @@ struct Victims {
 async fn inflict(
     cluster: &mut Cluster,
     kind: FaultKind,
+    patience: Patience,
     victims: &mut Victims,
     mistakes: &[String],
 ) -> anyhow::Result<Instant> {
@@ -174,12 +193,12 @@ async fn inflict(
             for node in cluster.processes().into_keys() {
                 cluster.kill(node).await?;
                 cluster.restart(node)?;
-                cluster.wait_until_whole(WHOLE_TIMEOUT).await?;
+                cluster.wait_until_whole(patience.whole).await?;
             }
         }
         FaultKind::TwoLost => {
             kill(cluster, leader, victims).await?;
-            sleep_until((begun + SECOND_LOSS_AFTER).into()).await;
+            sleep_until((begun + patience.second_loss_after).into()).await;
             // The replica that leads now is kept: what is asked is whether one replica is enough.
             let led = cluster.statuses().await?.leader().map(|(node, _)| node);
             let second = cluster.processes().into_keys().find(|node| Some(*node) != led);
@@ -187,7 +206,7 @@ async fn inflict(
         }
         FaultKind::LostInTurn => {
             cluster.kill(follower).await?;
-            sleep_until((begun + SECOND_LOSS_AFTER).into()).await;
+            sleep_until((begun + patience.second_loss_after).into()).await;
             let led = cluster.statuses().await?.leader().map(|(node, _)| node);
             anyhow::ensure!(led == Some(leader), "the death of a follower has changed the leader");
             let second = cluster.processes().into_keys().find(|node| *node != leader);
@@ -199,8 +218,8 @@ async fn inflict(
             let mistakes = mistakes.iter().flat_map(|it| ["--mistake".to_owned(), it.clone()]);
             cluster.restart_wiped(second, &allow.chain(mistakes).collect::<Vec<_>>())?;
             // Only when both run do they have the chance to go on without the leader.
-            cluster.wait_until_answered(RESTART_TIMEOUT).await?;
-            sleep(CHANCE).await;
+            cluster.wait_until_answered(patience.restart).await?;
+            sleep(patience.chance).await;
         }
     }
     Ok(begun)

@@ -8,16 +8,16 @@ mod workloads;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use parking_lot::Mutex;
 use trireme_testbed::{ALLOW_FAULTS, Cluster, ClusterArgs};
-use trireme_types::{Durability, Engine, Protocol};
+use trireme_types::{Durability, Engine, Protocol, Timing};
 
 use crate::claims;
 use crate::report::{Checks, Handicap, Machine, Report, Role, SCHEMA, System};
-use crate::suite::{Fault, Setting, Suite, Sweep, Workload};
+use crate::suite::{Fault, Setting, Sizes, Suite, Sweep, Timeouts, Workload};
 use crate::{load, machine, predictions};
 
 /// What is compared, how, and where.
@@ -35,6 +35,8 @@ pub struct Options {
     pub faults: Vec<Fault>,
     /// Whether no workload, or no fault, is wanted rather than the suite's.
     pub without: Without,
+    /// How long a silent leader is borne.
+    pub timeouts: Timeouts,
     /// Systems whose callers are slowed down in the workloads.
     pub handicaps: Vec<Handicap>,
     /// Whether a cluster of etcd's is driven beside them.
@@ -86,7 +88,12 @@ struct Contender {
     system: System,
     /// What its nodes replicate by.
     protocol: Protocol,
+    /// Its periods under the faults.
+    timing: Timing,
 }
+
+/// While a fault lasts, two replicas in turn can be found dead and be replaced, in so many graces.
+const GRACES_OF_A_FAULT: u32 = 4;
 
 impl Run {
     /// Returns a comparison that is yet to run. `progress` is called whenever a step begins.
@@ -115,7 +122,7 @@ impl Run {
     pub async fn run(&self) -> anyhow::Result<()> {
         let began = Instant::now();
         let contenders = self.contenders();
-        let sizes = self.options.suite.sizes();
+        let sizes = self.sizes(&contenders);
         let (workloads, faults) = (self.workloads(), self.faults());
         let mut steps = Steps::new(self, &contenders, &workloads, &faults);
         self.probe_disk()?;
@@ -140,6 +147,18 @@ impl Run {
         report.took_s = began.elapsed().as_secs_f64();
         report.is_complete = true;
         Ok(())
+    }
+
+    /// Returns how long the parts of the suite take.
+    fn sizes(&self, contenders: &[Contender]) -> Sizes {
+        let sizes = self.options.suite.sizes();
+        let grace = contenders.iter().map(|it| it.timing.grace).max().unwrap_or_default();
+        match self.options.timeouts {
+            Timeouts::Same => sizes,
+            Timeouts::Native => {
+                Sizes { during: sizes.during.max(grace * GRACES_OF_A_FAULT), ..sizes }
+            }
+        }
     }
 
     fn workloads(&self) -> Vec<Workload> {
@@ -178,10 +197,19 @@ impl Run {
     /// that do not differ show how much two figures differ by chance.
     fn contenders(&self) -> Vec<Contender> {
         let system = |name: &str, protocol: Protocol, nodes, description: &str, role| {
-            let (name, description) = (name.into(), description.into());
-            let system =
-                System { name, protocol: protocol.name().into(), nodes, description, role };
-            Contender { system, protocol }
+            let timing = self.options.timeouts.of(protocol);
+            let under_faults =
+                |period: Duration| (role == Role::Protocol).then_some(period.as_secs_f64() * 1e3);
+            let system = System {
+                name: name.into(),
+                protocol: protocol.name().into(),
+                nodes,
+                description: description.into(),
+                role,
+                beacon_interval_ms: under_faults(timing.beacon_interval),
+                grace_ms: under_faults(timing.grace),
+            };
+            Contender { system, protocol, timing }
         };
         let of = |protocol: Protocol| {
             system(protocol.name(), protocol, 3, description(protocol), Role::Protocol)
@@ -305,7 +333,7 @@ const START_S: f64 = 2.0;
 
 impl Steps {
     fn new(run: &Run, contenders: &[Contender], workloads: &[Workload], faults: &[Fault]) -> Self {
-        let sizes = run.options.suite.sizes();
+        let sizes = run.sizes(contenders);
         let systems = |faulty: bool| {
             let taken = contenders.iter().filter(|it| !faulty || it.system.role == Role::Protocol);
             taken.count() as f64

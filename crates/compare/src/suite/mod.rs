@@ -2,6 +2,7 @@
 
 mod experiments;
 mod faults;
+mod timeouts;
 mod workloads;
 
 use std::time::Duration;
@@ -10,6 +11,7 @@ use clap::ValueEnum;
 
 pub use self::experiments::{Axis, EXPERIMENTS, Experiment, PaperSeries, Series, Sweep};
 pub use self::faults::{FAULT_CALLERS, Fault, FaultKind, SLOW_BY, fault};
+pub use self::timeouts::Timeouts;
 pub use self::workloads::{Action, KeyChoice, SCAN_ROWS_MAX, Setting, Workload, workload};
 pub(crate) use self::workloads::{half_reads_by, writes_by};
 

@@ -3,8 +3,13 @@
 use std::time::Duration;
 
 use openraft::{Config, ConfigError, SnapshotPolicy};
+use trireme_types::Timing;
 
 use crate::streaming::deliberate_faults;
+
+/// The shortest grace that election timeouts are made from: with less, not even heartbeats of a
+/// millisecond fit into them.
+const GRACE_MIN: Duration = Duration::from_millis(10);
 
 /// How Raft cohorts elect and replicate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,18 +61,31 @@ deliberate_faults! {
 
 impl Default for RaftOptions {
     fn default() -> Self {
+        Self::with_timing(&Timing::default())
+    }
+}
+
+impl RaftOptions {
+    /// Returns options by which a silent leader is borne for as long as the other protocols bear
+    /// one with these periods: heartbeats are beacons, and a leader's lease and the shortest
+    /// election timeout are together the grace.
+    pub fn with_timing(timing: &Timing) -> Self {
+        // openraft counts in milliseconds, and wants heartbeat < shortest < longest timeout.
+        let grace = timing.grace.max(GRACE_MIN);
+        let election_timeout_min = grace * 2 / 5;
         Self {
-            heartbeat_interval: Duration::from_millis(100),
-            election_timeout_min: Duration::from_millis(400),
-            election_timeout_max: Duration::from_millis(600),
+            // Whatever the beacon interval: several heartbeats fit into an election timeout.
+            heartbeat_interval: timing
+                .beacon_interval
+                .clamp(Duration::from_millis(1), election_timeout_min / 2),
+            election_timeout_min,
+            election_timeout_max: grace - election_timeout_min,
             append_entries_max: 256,
             snapshot_lag: 1_000_000,
             faults: RaftFaults::default(),
         }
     }
-}
 
-impl RaftOptions {
     /// Returns openraft's configuration, or says what is wrong with the options.
     pub(super) fn config(&self, name: String) -> Result<Config, ConfigError> {
         let config = Config {
@@ -100,25 +118,45 @@ fn millis(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use trireme_types::Timing;
-
     use super::*;
+
+    const fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
 
     /// The protocols are compared by what they do once a leader is silent, not by how long they wait:
     /// the earliest election is a lease and the shortest election timeout after its last heartbeat.
     #[test]
     fn a_silent_leader_is_borne_for_as_long_as_in_the_other_protocols() {
-        let RaftOptions { election_timeout_min, election_timeout_max, .. } = RaftOptions::default();
-        assert_eq!(election_timeout_max + election_timeout_min, Timing::default().grace);
+        for grace in [ms(880), ms(1000), ms(15_000)] {
+            let options = RaftOptions::with_timing(&Timing { grace, ..Timing::default() });
+            let RaftOptions { election_timeout_min, election_timeout_max, .. } = options;
+            assert_eq!(election_timeout_max + election_timeout_min, grace);
+            assert_eq!(options.heartbeat_interval, Timing::default().beacon_interval);
+        }
+    }
+
+    #[test]
+    fn whatever_periods_the_other_protocols_can_have_openraft_takes_what_is_made_of_them() {
+        let day = ms(24 * 60 * 60 * 1000);
+        for (beacon_interval, lease, grace) in [
+            (Duration::from_nanos(1), Duration::from_nanos(3), Duration::from_nanos(4)),
+            (ms(1), ms(3), ms(4)),
+            (ms(100), ms(201), ms(222)),
+            (ms(3000), ms(10_000), ms(15_000)),
+            (ms(100), ms(201), day),
+        ] {
+            let timing = Timing { beacon_interval, lease, grace, ..Timing::default() };
+            assert_eq!(timing.validate(), Ok(()));
+            let config = RaftOptions::with_timing(&timing).config("c1".to_owned());
+            assert!(config.is_ok(), "{timing:?}: {config:?}");
+        }
     }
 
     #[test]
     fn the_defaults_are_valid_and_an_election_timeout_within_a_heartbeat_is_not() {
         assert!(RaftOptions::default().config("c1".to_owned()).is_ok());
-        let hasty = RaftOptions {
-            election_timeout_min: Duration::from_millis(50),
-            ..RaftOptions::default()
-        };
+        let hasty = RaftOptions { election_timeout_min: ms(50), ..RaftOptions::default() };
         assert!(hasty.config("c1".to_owned()).is_err());
     }
 }
