@@ -45,6 +45,7 @@ pub(crate) struct FakeReplica {
     status: Mutex<ReplicaStatus>,
     heard: Mutex<Vec<(u64, bool)>>,
     asked: Mutex<Vec<u64>>,
+    received: Mutex<Vec<Bytes>>,
     /// The log that it gives up as it is asked to, if it has one.
     log: Mutex<Option<CohortLog>>,
     /// Whether a transfer of leadership is obeyed at once.
@@ -81,7 +82,8 @@ impl FakeReplica {
         };
         let status = Mutex::new(status);
         let (heard, asked, log) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { status, heard, asked, log, obeys })
+        let received = Mutex::default();
+        Arc::new(Self { status, heard, asked, received, log, obeys })
     }
 
     /// Has it give up this log as it is asked to.
@@ -101,6 +103,11 @@ impl FakeReplica {
     /// Returns the nodes that it heard of, with whether they were up.
     pub(crate) fn heard(&self) -> Vec<(u64, bool)> {
         self.heard.lock().clone()
+    }
+
+    /// Returns what other replicas have sent it.
+    pub(crate) fn received(&self) -> Vec<Bytes> {
+        self.received.lock().clone()
     }
 
     /// Returns the nodes that it was to hand leadership to.
@@ -131,7 +138,9 @@ impl Replica for FakeReplica {
         Ok(Freshness { applied, age: None })
     }
 
-    fn deliver(&self, _from: NodeId, _lane: Lane, _payload: Bytes) {}
+    fn deliver(&self, _from: NodeId, _lane: Lane, payload: Bytes) {
+        self.received.lock().push(payload);
+    }
 
     async fn install_snapshot(
         &self,
