@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -50,7 +51,12 @@ pub(crate) struct FakeReplica {
     log: Mutex<Option<CohortLog>>,
     /// Whether a transfer of leadership is obeyed at once.
     pub(crate) obeys: bool,
+    is_closed: Mutex<bool>,
 }
+
+/// How long a stubborn replica takes to close: as long as one that waits for a quorum that does not
+/// come.
+pub(crate) const STUBBORN_CLOSES_IN: Duration = Duration::from_secs(1);
 
 impl FakeReplica {
     /// Returns a follower that knows no leader.
@@ -58,7 +64,7 @@ impl FakeReplica {
         Self::with(node, cohort, true)
     }
 
-    /// Returns a replica that takes no notice when it is to hand over leadership.
+    /// Returns a replica that takes no notice when it is to hand over leadership, and its time to close.
     pub(crate) fn stubborn(node: u64, cohort: u64) -> Arc<Self> {
         Self::with(node, cohort, false)
     }
@@ -82,8 +88,8 @@ impl FakeReplica {
         };
         let status = Mutex::new(status);
         let (heard, asked, log) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let received = Mutex::default();
-        Arc::new(Self { status, heard, asked, received, log, obeys })
+        let (received, is_closed) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { status, heard, asked, received, log, obeys, is_closed })
     }
 
     /// Has it give up this log as it is asked to.
@@ -108,6 +114,11 @@ impl FakeReplica {
     /// Returns what other replicas have sent it.
     pub(crate) fn received(&self) -> Vec<Bytes> {
         self.received.lock().clone()
+    }
+
+    /// Returns true if it was closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.is_closed.lock()
     }
 
     /// Returns the nodes that it was to hand leadership to.
@@ -186,5 +197,10 @@ impl Replica for FakeReplica {
         self.status.lock().clone()
     }
 
-    async fn shutdown(&self) {}
+    async fn shutdown(&self) {
+        if !self.obeys {
+            tokio::time::sleep(STUBBORN_CLOSES_IN).await;
+        }
+        *self.is_closed.lock() = true;
+    }
 }
