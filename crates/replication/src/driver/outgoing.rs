@@ -156,3 +156,100 @@ fn send(transport: &dyn Transport, cohort: CohortId, to: NodeId, lane: Lane, pay
         tracing::debug!(%to, %error, "a message did not leave");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use async_trait::async_trait;
+    use parking_lot::Mutex;
+    use trireme_storage::fs::MemFs;
+    use trireme_storage::{
+        LogIdentity, LogOptions, LogWrite, SharedLog, SnapshotReader, TableOptions, Tables,
+    };
+    use trireme_types::{ClusterId, Entry, EntryKind, KeyRange};
+
+    use super::*;
+    use crate::core::Moment;
+    use crate::driver::DriverOptions;
+    use crate::spinnaker::Spinnaker;
+    use crate::streaming::Preceding;
+    use crate::transport::SendError;
+
+    const COHORT: CohortId = CohortId(1);
+
+    #[derive(Default)]
+    struct Sent(Mutex<Vec<Bytes>>);
+
+    #[async_trait]
+    impl Transport for Sent {
+        fn send(&self, _: NodeId, _: CohortId, _: Lane, bytes: Bytes) -> Result<(), SendError> {
+            self.0.lock().push(bytes);
+            Ok(())
+        }
+
+        async fn send_snapshot(
+            &self,
+            to: NodeId,
+            _: CohortId,
+            _: Bytes,
+            _: SnapshotReader,
+        ) -> Result<Bytes, SendError> {
+            Err(SendError::Unreachable(to))
+        }
+    }
+
+    /// The core fixes what precedes the entries, and they are read later: those that took others'
+    /// places meanwhile went out as the successors of an entry that was not there any more, and a
+    /// follower that had it took them.
+    #[tokio::test]
+    async fn entries_that_do_not_follow_what_the_core_meant_any_more_are_not_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = LogIdentity { cluster: ClusterId(1), node: NodeId(1) };
+        let fs = Arc::new(MemFs::new());
+        let log = SharedLog::open(fs, Path::new("/log"), identity, LogOptions::default()).unwrap();
+        let log = log.cohort(COHORT);
+        let tables = Tables::open(folder.path(), TableOptions::default()).unwrap();
+        let (sent, mailbox) = (Arc::new(Sent::default()), Mailbox::new(DriverOptions::default()));
+        let mailbox: Arc<Mailbox<Spinnaker>> = Arc::new(mailbox);
+        let mut sender = Sender {
+            cohort: COHORT,
+            transport: Arc::clone(&sent) as Arc<dyn Transport>,
+            log: log.clone(),
+            table: tables.cohort(COHORT, KeyRange::all()).unwrap(),
+            mailbox: Arc::clone(&mailbox),
+            send_log_bytes_max: 1024,
+            tasks: JoinSet::new(),
+        };
+        let entry = |lsn| Entry { lsn, kind: EntryKind::NoOp, payload: Bytes::new() };
+        let append = |epoch, seqs: Range<u64>| {
+            let entries = seqs.map(|seq| entry(Lsn::new(epoch, seq))).collect();
+            log.submit(LogWrite::Append(entries)).unwrap();
+        };
+        let previous = Lsn::new(1, 2);
+        let context = Preceding {
+            epoch: 2,
+            previous,
+            committed: Lsn::new(1, 1),
+            sent: Moment::START,
+            current_at: None,
+        };
+        let mut send = async || {
+            sender.send_log(NodeId(2), previous, 3..4, context);
+            while sender.tasks.join_next().await.is_some() {}
+            let notices = mailbox.take().notices;
+            let next = notices.into_iter().find_map(|notice| match notice {
+                Event::LogSent { next, .. } => Some(next),
+                _ => None,
+            });
+            (next, std::mem::take(&mut *sent.0.lock()))
+        };
+
+        append(1, 1..4);
+        let message = <Spinnaker as Core>::entries_message(context, vec![entry(Lsn::new(1, 3))]);
+        assert_eq!(send().await, (Some(4), vec![message.encode()]));
+        log.submit(LogWrite::TruncateAfter { seq: 1 }).unwrap();
+        append(2, 2..4);
+        assert_eq!(send().await, (Some(3), vec![]));
+    }
+}
