@@ -80,11 +80,7 @@ impl<S: Trial> Run<S> {
                 self.execute(format!("peerlost {a} {b}"), &Command::Peerlost(a, b));
             }
             Move::PeerAlive(a, b) if a != b => self.peer_alive(a, b),
-            Move::Late(node, how) => {
-                if let Some(words) = S::late(node, how) {
-                    self.coordinator(&words);
-                }
-            }
+            Move::Late(node, how) => self.coordinator(&S::late(node, how)),
             Move::Isolate(node) => {
                 let leader = self.leader();
                 for other in 1..=self.nodes {
@@ -134,9 +130,7 @@ impl<S: Trial> Run<S> {
             self.sender(node, false);
             self.table(node, false);
             // Nothing is late any more.
-            if let Some(words) = S::late(node, 2) {
-                self.coordinator(&words);
-            }
+            self.coordinator(&S::late(node, 2));
             for other in (1..=self.nodes).filter(|other| *other != node) {
                 self.peer_alive(node, other);
             }
