@@ -26,6 +26,7 @@ mod progress;
 mod put;
 mod range_list;
 mod range_protocol;
+mod range_split;
 mod rebuild;
 mod rows;
 mod scan;
@@ -136,6 +137,8 @@ enum RangeCommand {
     List(range_list::RangeListArgs),
     /// Have a range replicated by another protocol, while it serves; safe to repeat.
     Protocol(range_protocol::RangeProtocolArgs),
+    /// Cut a range in two at a key, while it serves; safe to repeat.
+    Split(range_split::RangeSplitArgs),
 }
 
 /// A command line that makes no sense, found after it was read.
@@ -187,6 +190,7 @@ impl Cli {
             Command::Status(args) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::List(args)) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::Protocol(args)) => block_on(args.run(&cluster)),
+            Command::Range(RangeCommand::Split(args)) => block_on(args.run(&cluster)),
             Command::Fault(args) => block_on(args.run(&cluster)),
             Command::Bench(args) => block_on(args.run(&cluster)),
             Command::Compare(args) => block_on(args.run()),

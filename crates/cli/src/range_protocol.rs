@@ -12,7 +12,7 @@ use super::output;
 use super::progress::say;
 
 /// How long the change may take by default: as long as it takes to elect a leader a few times.
-const DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Arguments of `trireme range protocol`.
 #[derive(Args)]

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -213,37 +214,65 @@ fn what_a_cohort_began_with_survives_the_death_of_everything() {
     show(&format!("{:?}", history.finish(cluster)));
 }
 
-/// Measures for how long writes stop, `TRIREME_TEST_ROUNDS` times for each way.
+/// Measures for how long writes stop, `TRIREME_TEST_ROUNDS` times for each way from one protocol to another
+/// and for a split by each protocol, and prints one table.
 #[test]
 #[ignore = "a measurement"]
 fn how_long_writes_stop() {
     let rounds = std::env::var("TRIREME_TEST_ROUNDS").map_or(20, |text| text.parse().unwrap());
+    let mut gaps = BTreeMap::new();
     let cluster = &mut Cluster::start(&["--ranges", "1", "--replication", "raft"]);
-    let recorder = Recorder::start(cluster);
     let mut cohort = 1;
-    let mut changes = Vec::new();
     let mut before = Protocol::Raft;
-    for protocol in ALL_WAYS.into_iter().cycle().take(6 * rounds) {
+    let ways = ALL_WAYS.into_iter().cycle().take(ALL_WAYS.len() * rounds);
+    measure(cluster, &mut gaps, ways, |cluster, protocol| {
+        cohort = change(cluster, cohort, protocol);
+        let way = format!("{before} to {protocol}");
+        before = protocol;
+        way
+    });
+    for protocol in [Protocol::Raft, Protocol::Spinnaker, Protocol::Pacifica] {
+        let cluster = &mut Cluster::start(&["--ranges", "1", "--replication", protocol.name()]);
+        // Each border lies above the one before and below all keys, so that they all are in what is split.
+        measure(cluster, &mut gaps, 0..rounds, |cluster, round| {
+            let border = format!("border-{round:04}");
+            cluster.run(["--deadline", CHANGE_DEADLINE, "range", "split", &border]).out();
+            format!("split of {protocol}")
+        });
+    }
+    show("writes stop for: median, longest (ms)");
+    for (way, mut gaps) in gaps {
+        gaps.sort_unstable();
+        let [median, longest] = [gaps.len() / 2, gaps.len() - 1].map(|at| gaps[at].as_millis());
+        show(&format!("{way:<24} {median:>5} {longest:>5}, of {}", gaps.len()));
+    }
+}
+
+/// Makes changes under load, one after the other, and adds to `gaps`, under the name that `change` returns,
+/// for how long writes stopped meanwhile.
+fn measure<T>(
+    cluster: &Cluster,
+    gaps: &mut BTreeMap<String, Vec<Duration>>,
+    changes: impl Iterator<Item = T>,
+    mut change: impl FnMut(&Cluster, T) -> String,
+) {
+    let recorder = Recorder::start(cluster);
+    let mut made = Vec::new();
+    for asked in changes {
         let began = Instant::now();
-        let next = change(cluster, cohort, protocol);
+        let way = change(cluster, asked);
+        // What the clients do last of it comes after the command.
         std::thread::sleep(Duration::from_millis(700));
-        changes.push(((before, protocol), began, Instant::now()));
-        show(&format!("{before} to {protocol}: {:?}", began.elapsed()));
-        wait_until_alone(cluster, next);
-        (cohort, before) = (next, protocol);
+        made.push((way, began, Instant::now()));
+        until_ok("nothing is left of what has ended", PATIENCE, || {
+            let statuses = cluster.statuses()?;
+            let is_over = statuses.0.values().all(|node| node.successions.is_empty());
+            is_over.then_some(()).ok_or_else(|| format!("{statuses:?}"))
+        });
     }
     let judged = recorder.finish(cluster);
-    let mut gaps = std::collections::BTreeMap::<_, Vec<Duration>>::new();
-    for (way, began, ended) in changes {
+    for (way, began, ended) in made {
         gaps.entry(way).or_default().push(judged.longest_gap(began, ended));
-    }
-    for ((before, after), mut gaps) in gaps {
-        gaps.sort_unstable();
-        let (median, longest) = (gaps[gaps.len() / 2], gaps[gaps.len() - 1]);
-        show(&format!(
-            "{before} -> {after}: median {median:?}, longest {longest:?} of {}",
-            gaps.len()
-        ));
     }
 }
 

@@ -2,17 +2,37 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 use trireme_proto::v1;
-use trireme_types::{CohortId, Protocol};
+use trireme_types::{CohortId, Protocol, check_split_key};
 
 use crate::client::{Client, admin_error};
 use crate::node::NodeHandle;
-use crate::{ClientError, Place};
+use crate::{ClientError, Place, RouteTable};
 
 /// How long to wait before a node is asked again.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// A border between two ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// The cohort whose range ends there.
+    pub below: CohortId,
+    /// The cohort whose range begins there.
+    pub above: CohortId,
+    /// Whether the border was there before it was asked for.
+    pub was_there: bool,
+}
+
+/// What is to be done, by the routes as they are.
+enum Wanted {
+    /// This.
+    Change(v1::ChangeRangeRequest),
+    /// Nothing: these cohorts serve the range as it should be.
+    Nothing(Vec<CohortId>),
+}
 
 impl Client {
     /// Has the range of `cohort` replicated by another protocol, and returns the cohort that serves it
@@ -28,26 +48,63 @@ impl Client {
         note: impl FnMut(&str) + Send,
     ) -> Result<CohortId, ClientError> {
         let change = v1::change_range_request::Change::Protocol(protocol.name().to_owned());
-        let cohorts = self.change_range(cohort, change, note).await?;
+        let request = v1::ChangeRangeRequest { cohort: cohort.0, change: Some(change) };
+        let changed = self.change_range(|_: &RouteTable| Wanted::Change(request.clone()), note);
+        let cohorts = changed.await?;
         cohorts.first().copied().ok_or_else(|| {
             let place = Place { cohort, node: None };
             ClientError::Malformed { place, reason: "no cohort serves the range".to_owned() }
         })
     }
 
+    /// Cuts the range that holds `key` in two, of which the upper one begins at the key, and returns the two
+    /// cohorts at that border, once a node leads each of them. The cohort of the range ends, and two others
+    /// go on from exactly the state that it ended with, each on its part of the rows. Safe to repeat:
+    /// nothing is changed where there is a border at the key already.
+    ///
+    /// Every node may be asked again and again until the client's deadline; `note` is called with what
+    /// stands in the way, whenever that is another thing than before.
+    pub async fn split_range(
+        &self,
+        key: impl Into<Bytes>,
+        note: impl FnMut(&str) + Send,
+    ) -> Result<Split, ClientError> {
+        let key: Bytes = key.into();
+        check_split_key(&key).map_err(|error| ClientError::Invalid(error.to_string()))?;
+        let mut was_there = true;
+        let wanted = |table: &RouteTable| {
+            let ranges = &table.ranges;
+            let above = ranges.partition_point(|route| route.range.start <= key).max(1) - 1;
+            if above > 0 && ranges[above].range.start == key {
+                return Wanted::Nothing(vec![ranges[above - 1].cohort, ranges[above].cohort]);
+            }
+            was_there = false;
+            let change = v1::change_range_request::Change::Split(key.clone());
+            let cohort = ranges[above].cohort.0;
+            Wanted::Change(v1::ChangeRangeRequest { cohort, change: Some(change) })
+        };
+        match self.change_range(wanted, note).await?[..] {
+            [below, above] => Ok(Split { below, above, was_there }),
+            _ => {
+                let place = Place { cohort: CohortId::default(), node: None };
+                let reason = "no border is between two cohorts".to_owned();
+                Err(ClientError::Malformed { place, reason })
+            }
+        }
+    }
+
     async fn change_range(
         &self,
-        cohort: CohortId,
-        change: v1::change_range_request::Change,
+        mut wanted: impl FnMut(&RouteTable) -> Wanted + Send,
         mut note: impl FnMut(&str) + Send,
     ) -> Result<Vec<CohortId>, ClientError> {
         let until = Instant::now() + self.options().deadline;
-        let request = v1::ChangeRangeRequest { cohort: cohort.0, change: Some(change) };
         let mut noted = None;
         let mut done = None;
+        let mut cohort = CohortId::default();
         loop {
             let missing = match &done {
-                None => match self.ask_to_change(&request).await {
+                None => match self.ask_to_change(&mut wanted, &mut cohort).await {
                     Ok(cohorts) => {
                         done = Some(cohorts);
                         continue;
@@ -73,22 +130,29 @@ impl Client {
         }
     }
 
-    /// Asks the node that leads the cohort, or any other one where none is known to.
+    /// Asks the node that leads the cohort for what is wanted by the newest routes, or any other one where
+    /// none is known to. Notes which cohort that is.
     async fn ask_to_change(
         &self,
-        request: &v1::ChangeRangeRequest,
+        wanted: &mut (impl FnMut(&RouteTable) -> Wanted + Send),
+        cohort: &mut CohortId,
     ) -> Result<Vec<CohortId>, ClientError> {
         let table = self.refresh_routes().await?;
-        let route = table.ranges.iter().find(|route| route.cohort.0 == request.cohort);
+        let request = match wanted(&table) {
+            Wanted::Change(request) => request,
+            Wanted::Nothing(cohorts) => return Ok(cohorts),
+        };
+        *cohort = CohortId(request.cohort);
+        let route = table.ranges.iter().find(|route| route.cohort == *cohort);
         let leader = route.and_then(|route| route.leader);
         let is_wanted = |id| leader.is_none_or(|leader| leader == id);
         let mut nodes = table.nodes.iter().filter(|node| node.alive && is_wanted(node.id));
         let node = nodes.next().ok_or_else(|| {
-            let place = Place { cohort: CohortId(request.cohort), node: leader };
+            let place = Place { cohort: *cohort, node: leader };
             ClientError::Unavailable { place, reason: "no node can be asked".to_owned() }
         })?;
         let node = NodeHandle::new(&node.address, self.options_handle())?;
-        match node.change_range(request.clone()).await {
+        match node.change_range(request).await {
             Ok(cohorts) => Ok(cohorts.into_iter().map(CohortId).collect()),
             Err((Code::InvalidArgument, reason)) => Err(ClientError::Invalid(reason)),
             Err((_, reason)) => Err(admin_error(&node, reason)),

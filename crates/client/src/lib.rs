@@ -30,6 +30,7 @@ pub mod faults {
     };
 }
 
+pub use change::Split;
 pub use client::{Client, Conditional, Freshness, Read, ReadOptions, Value};
 pub use error::{ClientError, ErrorClass, Place};
 pub use options::{ClientOptions, FRAME_BYTES_LEAST, STREAMS_PER_NODE_MAX};

@@ -55,21 +55,6 @@ pub(crate) fn forced_writes(folder: &Path) -> anyhow::Result<Vec<Duration>> {
     Ok(times)
 }
 
-/// Returns the processor time that a process has used so far.
-pub(crate) fn processor_time(pid: u32) -> anyhow::Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
-        .with_context(|| format!("asking for the processor time of process {pid}"))?;
-    // The name in parentheses may hold anything; what follows is numbers: user and system time are
-    // the 12th and 13th.
-    let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    let mut fields = rest.split(' ').skip(11).take(2).map(str::parse::<u64>);
-    let (Some(Ok(user)), Some(Ok(system))) = (fields.next(), fields.next()) else {
-        anyhow::bail!("the processor time of process {pid} cannot be read");
-    };
-    let ticks = rustix::param::clock_ticks_per_second();
-    Ok(Duration::from_micros((user + system) * 1_000_000 / ticks))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,15 +67,5 @@ mod tests {
         let times = forced_writes(folder.path()).unwrap();
         assert!(!times.is_empty() && times.is_sorted());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn the_time_of_a_process_rises() {
-        let own = std::process::id();
-        let before = processor_time(own).unwrap();
-        let until = Instant::now() + Duration::from_secs(20);
-        while processor_time(own).unwrap() <= before {
-            assert!(Instant::now() < until, "no processor time is counted");
-        }
     }
 }

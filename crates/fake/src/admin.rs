@@ -1,9 +1,10 @@
 //! What a fake node answers administrators.
 
+use bytes::Bytes;
 use tonic::{Request, Response, Status};
 use trireme_proto::v1;
 use trireme_proto::v1::admin_server::Admin;
-use trireme_types::{CohortId, Lsn};
+use trireme_types::{CohortId, KeyRange, Lsn};
 
 use super::{FakeNode, State};
 
@@ -34,15 +35,19 @@ impl Admin for FakeNode {
         &self,
         request: Request<v1::ChangeRangeRequest>,
     ) -> Result<Response<v1::ChangeRangeResponse>, Status> {
-        let cohort = request.into_inner().cohort;
-        let state = self.state.lock();
+        let v1::ChangeRangeRequest { cohort, change } = request.into_inner();
+        let mut state = self.state.lock();
         if state.map.of_cohort(CohortId(cohort)).is_none() {
             return Err(Status::invalid_argument(format!("there is no cohort c{cohort}")));
         }
         if state.leaders.get(&cohort) != Some(&self.id) {
             return Err(Status::failed_precondition("it does not lead"));
         }
-        Ok(Response::new(v1::ChangeRangeResponse { cohorts: vec![cohort] }))
+        let cohorts = match change {
+            Some(v1::change_range_request::Change::Split(at)) => state.cut(cohort, &at),
+            _ => vec![cohort],
+        };
+        Ok(Response::new(v1::ChangeRangeResponse { cohorts }))
     }
 
     async fn set_faults(
@@ -62,6 +67,21 @@ impl Admin for FakeNode {
 }
 
 impl State {
+    /// Cuts the range of a cohort in two, which the same node leads.
+    fn cut(&mut self, cohort: u64, at: &Bytes) -> Vec<u64> {
+        let whole = &self.map.of_cohort(CohortId(cohort)).unwrap().range;
+        let lower = KeyRange { start: whole.start.clone(), end: Some(at.clone()) };
+        let upper = KeyRange { start: at.clone(), end: whole.end.clone() };
+        let next = self.leaders.keys().max().unwrap() + 1;
+        let halves = [(lower, CohortId(next)), (upper, CohortId(next + 1))];
+        self.map = self.map.replace(CohortId(cohort), halves).unwrap().unwrap();
+        for leaders in [&mut self.leaders, &mut self.told_leaders] {
+            let leader = leaders[&cohort];
+            leaders.extend([(next, leader), (next + 1, leader)]);
+        }
+        vec![next, next + 1]
+    }
+
     /// Describes a node whose replicas are in epoch 3, and as many entries behind as its number is high.
     fn node_status(&self, node: u64) -> v1::NodeStatus {
         let replica = |range: &trireme_types::RangeDescriptor| {

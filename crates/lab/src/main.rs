@@ -21,7 +21,7 @@ use anyhow::bail;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use experiments::{commit_period, kills, outages};
+use experiments::{commit_period, kills, many_ranges, outages};
 use trireme_testbed::Network;
 
 /// Experiments on real clusters of Trireme on this machine.
@@ -42,6 +42,8 @@ enum Experiment {
     /// Measures how stale timeline reads are and how long a takeover takes, by how often a leader
     /// tells its followers what is committed.
     CommitPeriod(commit_period::CommitPeriodArgs),
+    /// Measures what many ranges cost: until they serve, idle, when a node dies, until they stop.
+    ManyRanges(many_ranges::ManyRangesArgs),
     /// Has faults of every kind befall a cluster, several at once, while clients read and write, and
     /// judges what they saw.
     Chaos(Box<chaos::ChaosArgs>),
@@ -57,6 +59,7 @@ impl Experiment {
             Self::Kills(args) => args.run().await,
             Self::Outages(args) => args.run().await,
             Self::CommitPeriod(args) => args.run().await,
+            Self::ManyRanges(args) => args.run().await,
             Self::Check(args) => tokio::task::spawn_blocking(|| args.run()).await?,
         }
     }

@@ -110,6 +110,7 @@ impl Report {
         let engine = each(|c| c.engine.clone());
         let protocol = each(|c| c.protocol.to_string());
         let nodes = each(|c| c.nodes.to_string());
+        let ranges = each(|c| c.ranges.to_string());
         let settings: Vec<String> = self
             .settings
             .iter()
@@ -122,8 +123,8 @@ impl Report {
             .collect();
         let mut head = format!(
             "durability: {durability}\nengine:     {engine}\nprotocol:   {protocol}\n\
-             cluster:    {nodes} nodes, one range with a replica on each; load and nodes share \
-             this machine\nsettings:   {}\n",
+             cluster:    {nodes} nodes, {ranges} range(s) with a replica on each; load and nodes \
+             share this machine\nsettings:   {}\n",
             settings.join(", ")
         );
         if self.conditions.iter().any(|conditions| conditions.in_memory) {
@@ -177,6 +178,7 @@ mod tests {
             durability: "fsync".to_owned(),
             engine: "lsm".to_owned(),
             nodes: 3,
+            ranges: 1,
             version: "0.1.0".to_owned(),
             in_memory: false,
         });

@@ -37,7 +37,7 @@
 //! One `SendLog` sends as many entries as one message may hold, and [`Event::LogSent`] reports how
 //! far it came, after the message was handed to the network. A core that asks for the next piece
 //! only then, and sends entries along with its messages (`Send`) only to replicas that lack none,
-//! keeps everything in order and at most one piece per replica in memory.
+//! keeps everything in order and at most one piece per replica and term in memory.
 
 mod durable_seqs;
 mod epoch_runs;

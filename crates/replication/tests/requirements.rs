@@ -31,6 +31,63 @@ fn every_requirement_is_met_by_code_and_by_a_test() {
     assert!(problems.is_empty(), "\n{problems}");
 }
 
+/// The tags of pitfalls, mechanisms and the like stand in a table each.
+#[test]
+fn every_tag_that_is_cited_is_explained() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let table = root.join("docs/requirements.md");
+    let explained: BTreeSet<String> =
+        read(&table).lines().filter_map(first_cell).flat_map(tags_and_ranges).collect();
+    let mut unknown = BTreeSet::new();
+    let is_source = |path: &Path| has_extension(path, "rs") || path.extension().is_none();
+    let is_page = |path: &Path| has_extension(path, "md");
+    let sources = files(&root.join("crates"), &is_source);
+    for path in sources.into_iter().chain(files(&root.join("docs"), &is_page)) {
+        let is_code = has_extension(&path, "rs");
+        for line in read(&path).lines() {
+            let comment = if is_code { line.find("//").map(|at| &line[at..]) } else { Some(line) };
+            let cited = words(comment.unwrap_or_default()).filter(|word| is_short_tag(word));
+            let not_explained = cited.filter(|tag| !explained.contains(*tag));
+            unknown.extend(not_explained.map(|tag| format!("{tag} in {}", path.display())));
+        }
+    }
+    assert!(unknown.is_empty(), "docs/requirements.md does not explain {unknown:?}");
+    assert_eq!(tags_and_ranges("M9 to M11, S2"), ["M9", "M10", "M11", "S2"], "it reads ranges");
+}
+
+fn first_cell(row: &str) -> Option<&str> {
+    row.strip_prefix("| ")?.split(" |").next()
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|letter: char| !(letter.is_ascii_alphanumeric() || "_.-".contains(letter)))
+        .map(|word| word.trim_end_matches(['.', '-']))
+}
+
+/// Returns true for a pitfall's or a mechanism's tag, such as S10; S0 is none.
+fn is_short_tag(word: &str) -> bool {
+    let number = word.strip_prefix(['S', 'P', 'C', 'M']).and_then(|it| it.parse::<u32>().ok());
+    number.is_some_and(|number| (1..100).contains(&number))
+}
+
+/// Returns the tags that a row of the table explains: "M9, S2", or "M9 to M11".
+fn tags_and_ranges(cell: &str) -> Vec<String> {
+    let mut tags: Vec<String> = Vec::new();
+    let mut is_range = false;
+    for word in words(cell).filter(|word| !word.is_empty()) {
+        if word == "to" {
+            is_range = true;
+        } else if is_short_tag(word) {
+            let (letter, number) = (&word[..1], word[1..].parse::<u32>().unwrap_or_default());
+            let last = tags.last().filter(|_| is_range).and_then(|tag| tag[1..].parse().ok());
+            let from = last.map_or(number, |last: u32| last + 1);
+            tags.extend((from..=number).map(|number| format!("{letter}{number}")));
+            is_range = false;
+        }
+    }
+    tags
+}
+
 /// Returns the tags that a document defines.
 fn definitions(text: &str) -> BTreeSet<String> {
     let mut parts = text.split("**");

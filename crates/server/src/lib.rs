@@ -28,6 +28,7 @@ mod cohort;
 mod continuity;
 mod data_folder;
 mod descriptors;
+mod early;
 mod faults;
 mod feed;
 mod hosting;

@@ -8,11 +8,13 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use trireme_replication::{Lane, Replica};
 use trireme_storage::StagedSnapshot;
 use trireme_types::{CohortId, NodeId};
 
 use crate::backpressure::{Backpressure, NO_COHORT};
+use crate::early::{EarlyMessage, EarlyMessages};
 use crate::transport::PeerHandler;
 
 /// The replicas of one node.
@@ -24,25 +26,34 @@ pub(crate) struct Peers {
     /// The nodes that answer. Held while replicas are notified of them or replaced, so that each
     /// replica hears every up and down, in order.
     up: Mutex<BTreeSet<NodeId>>,
+    /// What has come for replicas that are not here yet.
+    early: Mutex<EarlyMessages>,
     incoming: PathBuf,
     backpressure: Arc<Backpressure>,
 }
 
 impl Peers {
-    /// Returns a handler without replicas: what arrives for them is dropped, as on any network.
+    /// Returns a handler without replicas: what arrives for them is kept for a moment, and then dropped, as
+    /// on any network.
     pub(crate) fn new(incoming: PathBuf, backpressure: Arc<Backpressure>) -> Arc<Self> {
-        let (replicas, up) = (ArcSwap::default(), Mutex::default());
-        Arc::new(Self { replicas, up, incoming, backpressure })
+        let (replicas, up, early) = (ArcSwap::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { replicas, up, early, incoming, backpressure })
     }
 
-    /// Gives it the node's replicas. Those that it did not have before hear which nodes are up.
+    /// Gives it the node's replicas. Those that it did not have before hear which nodes are up, and get what
+    /// has come for them already, before anything that comes later.
     pub(crate) fn set(&self, replicas: Replicas) {
         let up = self.up.lock();
+        let mut early = self.early.lock();
         let before = self.replicas.load_full();
         for (cohort, replica) in &replicas {
             let is_known = before.get(cohort).is_some_and(|known| Arc::ptr_eq(known, replica));
             if !is_known {
                 up.iter().for_each(|&node| replica.peer_alive(node));
+                for EarlyMessage { from, lane, payload, .. } in early.take(Instant::now(), *cohort)
+                {
+                    replica.deliver(from, lane, payload);
+                }
             }
         }
         self.replicas.store(Arc::new(replicas));
@@ -57,10 +68,16 @@ impl PeerHandler for Peers {
                 .backpressure
                 .peer_log(from, payload.first().is_some_and(|is_full| *is_full != 0));
         }
-        match self.replicas.load().get(&cohort) {
-            Some(replica) => replica.deliver(from, lane, payload),
-            None => tracing::debug!(%from, %cohort, "a message for a cohort that is not here"),
+        if let Some(replica) = self.replicas.load().get(&cohort) {
+            return replica.deliver(from, lane, payload);
         }
+        let mut early = self.early.lock();
+        // It may have come meanwhile, and have been given what was kept.
+        if let Some(replica) = self.replicas.load().get(&cohort) {
+            return replica.deliver(from, lane, payload);
+        }
+        tracing::debug!(%from, %cohort, "a message for a cohort that is not here");
+        early.keep(Instant::now(), EarlyMessage { from, cohort, lane, payload });
     }
 
     fn snapshot_dir(&self) -> PathBuf {
@@ -127,5 +144,25 @@ mod tests {
         peers.peer_down(NodeId(3));
         assert_eq!(again.heard(), [(3, true), (3, false)]);
         assert_eq!(late.heard(), [(2, true), (2, false), (3, true)]);
+    }
+
+    /// The replicas of a successor are opened on all nodes at about the same time: what one of them said
+    /// before another one was there was lost, and the range did not serve until it was said again.
+    #[test]
+    fn a_replica_gets_what_came_just_before_it() {
+        let peers = Peers::new(PathBuf::new(), Backpressure::new(u64::MAX));
+        let send = |payload| {
+            let payload = Bytes::from_static(payload);
+            peers.message(NodeId(2), CohortId(1), Lane::Data, payload);
+        };
+        send(b"a");
+        send(b"b");
+        let replica = FakeReplica::new(1, 1);
+        peers.set(replicas(&[(1, &replica)]));
+        send(b"c");
+        assert_eq!(replica.received(), ["a", "b", "c"]);
+        // It gets nothing twice.
+        peers.set(replicas(&[(1, &replica)]));
+        assert_eq!(replica.received().len(), 3);
     }
 }

@@ -13,17 +13,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use trireme_coordinator::recipes::catalog::Catalog;
-use trireme_coordinator::recipes::succession::successors;
+use trireme_coordinator::recipes::succession::{has_room, is_over, successors};
 use trireme_replication::{ReplicaError, Role};
+use trireme_types::limits::check_range_count;
 use trireme_types::{
-    CohortConfig, CohortId, CommandBatch, NodeId, Origin, Protocol, Seal, Successor,
+    CohortConfig, CohortId, CommandBatch, KeyRange, NodeId, Origin, Protocol, Seal, Successor,
+    check_split_key, printable,
 };
 
 use crate::cohort::HostedCohort;
 use crate::continuity::Continuity;
+use crate::protocols::SharedCoordinator;
 use crate::routes::{Router, Routes};
 
 /// How often it is looked whether there is something to do that nothing has reported.
@@ -49,6 +53,7 @@ pub(crate) struct Succession {
     pub(crate) node: NodeId,
     pub(crate) router: Arc<Router>,
     pub(crate) catalog: Catalog,
+    pub(crate) coordinator: Arc<SharedCoordinator>,
     pub(crate) continuity: Arc<Continuity>,
     /// Changes whenever a cohort has ended here.
     pub(crate) ended: watch::Receiver<()>,
@@ -93,7 +98,11 @@ impl Succession {
             if !self.continuity.may_change(cohort).await {
                 continue;
             }
-            match self.catalog.succeed(cohort, at, &seal).await {
+            let done = match self.coordinator.known_catalog() {
+                Some(known) => self.catalog.succeed_known(&known, cohort, at, &seal).await,
+                None => self.catalog.succeed(cohort, at, &seal).await,
+            };
+            match done {
                 Ok(configs) => {
                     let ids: Vec<_> = configs.iter().map(|config| config.cohort).collect();
                     tracing::info!(%cohort, successors = ?ids, "the cohort has successors");
@@ -156,6 +165,26 @@ fn have_begun(hosted: &HostedCohort, config: &CohortConfig, origin: Origin) -> b
 pub(crate) enum Change {
     /// It is to be replicated by another protocol.
     Protocol(Protocol),
+    /// It is to be cut in two, of which the upper one begins at this key.
+    Split(Bytes),
+}
+
+impl Change {
+    /// Returns the cohorts that serve the range, in key order, if it is as it should be already: of a
+    /// split, the two at its border.
+    fn is_done(&self, routes: &Routes, serving: &[&CohortConfig]) -> Option<Vec<CohortId>> {
+        match (self, serving) {
+            (Self::Protocol(protocol), [one]) if one.protocol == *protocol => {
+                Some(vec![one.cohort])
+            }
+            (Self::Protocol(_), _) => None,
+            (Self::Split(at), _) => {
+                let pairs = routes.map.ranges().windows(2);
+                let mut borders = pairs.filter(|pair| pair[1].range.start == *at);
+                borders.next().map(|pair| pair.iter().map(|entry| entry.cohort).collect())
+            }
+        }
+    }
 }
 
 /// Why a range was not changed.
@@ -188,50 +217,27 @@ impl Changes {
     ) -> Result<Vec<CohortId>, Refused> {
         let routes = self.router.routes();
         if routes.map.of_cohort(cohort).is_none() {
-            return self.went_on(&routes, cohort, change);
+            return went_on(&routes, cohort, change);
         }
         let Some(hosted) = routes.hosted.get(&cohort) else {
             return Err(Refused::NotNow(format!("cohort {cohort} has no replica here")));
         };
-        let Change::Protocol(protocol) = change;
-        if !hosted.table.is_sealed() && hosted.replica.status().protocol == *protocol {
-            return Ok(vec![cohort]);
+        let config = routes.configs.get(&cohort).filter(|_| !hosted.table.is_sealed());
+        if let Some(done) = change.is_done(&routes, config.as_slice()) {
+            return Ok(done);
         }
         self.seal(&routes, hosted, change).await?;
         let until = Instant::now() + CHANGE_TIMEOUT;
         loop {
             let routes = self.router.routes();
             if routes.map.of_cohort(cohort).is_none() {
-                return self.went_on(&routes, cohort, change);
+                return went_on(&routes, cohort, change);
             }
             if Instant::now() >= until {
                 let reason = "it is decided, and the coordinator does not know it yet";
                 return Err(Refused::Unknown(reason.to_owned()));
             }
             sleep(Duration::from_millis(2)).await;
-        }
-    }
-
-    /// Returns who serves the range of a cohort that has ended, if they are as was asked for.
-    fn went_on(
-        &self,
-        routes: &Routes,
-        cohort: CohortId,
-        change: &Change,
-    ) -> Result<Vec<CohortId>, Refused> {
-        let Change::Protocol(protocol) = change;
-        let serving = serving(routes, cohort);
-        if serving.is_empty() {
-            return Err(Refused::Invalid(format!("there is no cohort {cohort}")));
-        }
-        let ids: Vec<_> = serving.iter().map(|config| config.cohort).collect();
-        match &serving[..] {
-            [one] if one.protocol == *protocol => Ok(ids),
-            _ => {
-                let names: Vec<_> = ids.iter().map(ToString::to_string).collect();
-                let names = names.join(" and ");
-                Err(Refused::Invalid(format!("cohort {cohort} has ended; {names} went on")))
-            }
         }
     }
 
@@ -269,8 +275,25 @@ impl Changes {
     }
 }
 
-/// Returns the configurations of the cohorts that serve what one did that has ended, in the order of
-/// their ids: its successors, or theirs in their turn.
+/// Returns the cohorts that serve the range of one that has ended, if they are as was asked for.
+fn went_on(routes: &Routes, cohort: CohortId, change: &Change) -> Result<Vec<CohortId>, Refused> {
+    let serving = serving(routes, cohort);
+    if let Some(done) = change.is_done(routes, &serving) {
+        return Ok(done);
+    }
+    let names: Vec<_> = serving.iter().map(|config| config.cohort.to_string()).collect();
+    let reason = match &names[..] {
+        [] => format!("there is no cohort {cohort}"),
+        names => format!("cohort {cohort} has ended; {} went on", names.join(" and ")),
+    };
+    Err(match change {
+        Change::Protocol(_) => Refused::Invalid(reason),
+        // It is the key that is meant, which another cohort serves.
+        Change::Split(_) => Refused::NotNow(reason),
+    })
+}
+
+/// Returns the configurations of the cohorts that serve what one did that has ended, in key order: its successors, or theirs in their turn.
 fn serving(routes: &Routes, ended: CohortId) -> Vec<&CohortConfig> {
     let mut serving = Vec::new();
     // Ids rise from one to the next, so that this comes to an end.
@@ -301,9 +324,14 @@ fn next_seal(
         return Err(Refused::NotNow(format!("{leader} leads cohort {cohort}")));
     }
     //= RANGE-11
-    if let Some(origin) = config.origin.filter(|origin| !origin.is_settled) {
-        let reason =
-            format!("cohort {cohort} is a successor of {} and is not settled yet", origin.cohort);
+    if let Some(origin) = config.origin
+        && !is_over(&routes.configs, origin.cohort)
+    {
+        let before = origin.cohort;
+        let reason = match origin.is_settled {
+            true => format!("another successor of {before} than {cohort} is not settled yet"),
+            false => format!("cohort {cohort} is a successor of {before} and is not settled yet"),
+        };
         return Err(Refused::NotNow(reason));
     }
     //= RANGE-14
@@ -311,15 +339,60 @@ fn next_seal(
         let reason = format!("cohort {cohort} lacks a replica");
         return Err(Refused::NotNow(reason));
     }
-    let Change::Protocol(protocol) = change;
     //= RANGE-1
     // The leader applies the seal first, and so begins first.
     let others = config.replicas.iter().copied().filter(|other| *other != node);
-    let replicas = std::iter::once(node).chain(others).collect();
+    let replicas: Vec<_> = std::iter::once(node).chain(others).collect();
     let replicas_wanted = config.replicas_wanted();
-    let range = hosted.descriptor.range.clone();
-    let successor = Successor { range, protocol: *protocol, replicas, replicas_wanted };
-    Ok(Seal { successors: vec![successor] })
+    let successor = |range, protocol| {
+        let replicas = replicas.clone();
+        Successor { range, protocol, replicas, replicas_wanted }
+    };
+    let whole = hosted.descriptor.range.clone();
+    let successors = match change {
+        Change::Protocol(protocol) => vec![successor(whole, *protocol)],
+        Change::Split(at) => {
+            let halves = halves(&whole, at)?;
+            check_split(routes, cohort, config.protocol, &halves)?;
+            halves.map(|half| successor(half, config.protocol)).into()
+        }
+    };
+    Ok(Seal { successors })
+}
+
+/// Cuts a range in two.
+fn halves(whole: &KeyRange, at: &Bytes) -> Result<[KeyRange; 2], Refused> {
+    check_split_key(at).map_err(|error| Refused::Invalid(error.to_string()))?;
+    let lower = KeyRange { start: whole.start.clone(), end: Some(at.clone()) };
+    let upper = KeyRange { start: at.clone(), end: whole.end.clone() };
+    if lower.is_empty() || !whole.contains(at) {
+        let reason = format!("the key {} lies not within {whole}", printable(at));
+        return Err(Refused::NotNow(reason));
+    }
+    Ok([lower, upper])
+}
+
+/// Checks that the catalog can have the halves in the place of the cohort's range. Once it is sealed, it
+/// must: the range is served by none before.
+fn check_split(
+    routes: &Routes,
+    cohort: CohortId,
+    protocol: Protocol,
+    halves: &[KeyRange],
+) -> Result<(), Refused> {
+    //= RANGE-15
+    let ranges = routes.map.ranges().iter();
+    let protocols = ranges.filter_map(|entry| Some(routes.configs.get(&entry.cohort)?.protocol));
+    check_range_count(protocols.chain([protocol])).map_err(Refused::Invalid)?;
+    let halves = halves.iter().map(|half| (half.clone(), cohort));
+    let Some(Ok(map)) = routes.map.replace(cohort, halves) else {
+        return Err(Refused::NotNow(format!("cohort {cohort} serves no range that can be cut")));
+    };
+    if !has_room(&map) {
+        let reason = "the borders of all ranges together are longer than the coordinator can hold";
+        return Err(Refused::Invalid(reason.to_owned()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -332,6 +405,7 @@ mod tests {
     use trireme_proto::v1::response::Result as Answer;
     use trireme_replication::Replica as _;
     use trireme_storage::{TableOptions, Tables};
+    use trireme_types::limits::{KEY_BYTES_MAX, RANGES_MAX_RAFT};
     use trireme_types::{Consistency, Lsn, RangeMap};
 
     use super::*;
@@ -413,10 +487,97 @@ mod tests {
         assert_eq!(refused(&fixture), "cohort c4 is a successor of c1 and is not settled yet");
         config(&mut fixture, &|config| config.origin = origin(true));
         propose(&fixture).unwrap();
+        let other = CohortId(5);
+        let sibling = CohortConfig { cohort: other, ..fixture.routes.configs[&COHORT].clone() };
+        let unsettled = CohortConfig { origin: origin(false), ..sibling.clone() };
+        fixture.routes.configs.insert(other, unsettled);
+        assert_eq!(refused(&fixture), "another successor of c1 than c4 is not settled yet");
+        fixture.routes.configs.insert(other, sibling);
         config(&mut fixture, &|config| config.replicas.truncate(2));
         assert_eq!(refused(&fixture), "cohort c4 lacks a replica");
         fixture.replica.transfer_leader(NodeId(2)).await.unwrap();
         assert_eq!(refused(&fixture), "n2 leads cohort c4");
+    }
+
+    /// [RANGE-1] [RANGE-15]
+    #[tokio::test]
+    async fn a_split_has_two_halves_and_is_proposed_only_if_the_catalog_can_have_them() {
+        let mut fixture = fixture();
+        let split = |fixture: &Fixture, at: &[u8]| {
+            let change = Change::Split(Bytes::copy_from_slice(at));
+            next_seal(&fixture.routes, &fixture.hosted, ME, &change)
+        };
+        let seal = split(&fixture, b"m").unwrap();
+        let [low, high] = &seal.successors[..] else { panic!("{seal:?}") };
+        assert_eq!(low.range, KeyRange::new("", Some("m")));
+        assert_eq!(high.range, KeyRange::new("m", None::<&str>));
+        for half in [low, high] {
+            assert_eq!(
+                (half.protocol, &half.replicas[..]),
+                (Protocol::Raft, &[ME, NodeId(2), NodeId(3)][..])
+            );
+        }
+        let refused = |fixture: &Fixture, at: &[u8]| split(fixture, at).unwrap_err();
+        let invalid = |text: &str| Refused::Invalid(text.to_owned());
+        assert_eq!(refused(&fixture, b""), invalid("a split key must not be empty"));
+        let long = refused(&fixture, &[b'k'; 5_000]);
+        assert!(
+            matches!(&long, Refused::Invalid(reason) if reason.contains("longer than 4096 bytes"))
+        );
+
+        let own = fixture.routes.configs[&COHORT].clone();
+        let mut check = |splits: &[Bytes], at: &[u8]| {
+            let map = RangeMap::from_splits(splits).unwrap();
+            let configs = map.ranges().iter().map(|entry| {
+                let cohort = entry.cohort;
+                (cohort, CohortConfig { cohort, ..own.clone() })
+            });
+            (fixture.routes.configs, fixture.routes.map) = (configs.collect(), map);
+            let whole = &fixture.routes.map.of_cohort(COHORT).unwrap().range;
+            let halves = halves(whole, &Bytes::copy_from_slice(at)).unwrap();
+            check_split(&fixture.routes, COHORT, Protocol::Raft, &halves)
+        };
+        let mut many: Vec<_> =
+            (1..RANGES_MAX_RAFT).map(|at| Bytes::from(format!("{at:04}"))).collect();
+        let reason = check(&many, b"0003x").unwrap_err().to_string();
+        assert!(reason.contains("too many ranges: 1001 by raft"), "{reason}");
+        many.pop();
+        assert_eq!(check(&many, b"0003x"), Ok(()));
+        // Borders that take half of what a change may have.
+        let long = (0x80..).map(|at| Bytes::from(vec![at; KEY_BYTES_MAX]));
+        let long: Vec<_> = long.take(17).collect();
+        assert_eq!(check(&long, b"\x82\xff"), Ok(()));
+        let reason = check(&long, &[&[0x82], &[0xff; KEY_BYTES_MAX - 1][..]].concat()).unwrap_err();
+        assert!(matches!(&reason, Refused::Invalid(it) if it.contains("longer than the coord")));
+    }
+
+    #[tokio::test]
+    async fn a_split_is_done_where_there_is_a_border_whatever_became_of_the_cohort() {
+        let Fixture { mut routes, .. } = fixture();
+        let done = |routes: &Routes, at: &'static str| {
+            went_on(routes, COHORT, &Change::Split(Bytes::from_static(at.as_bytes())))
+        };
+        let mut replace = |cohort: u64, by: [(&'static str, Option<&'static str>, u64); 2]| {
+            let origin =
+                Origin { cohort: CohortId(cohort), seal: Lsn::new(2, 9), is_settled: true };
+            let halves = by.map(|(start, end, id)| (KeyRange::new(start, end), CohortId(id)));
+            for (_, id) in &halves {
+                let own = routes.configs[&COHORT].clone();
+                let config = CohortConfig { cohort: *id, origin: Some(origin), ..own };
+                routes.configs.insert(*id, config);
+            }
+            routes.map = routes.map.replace(CohortId(cohort), halves).unwrap().unwrap();
+        };
+        replace(4, [("", Some("m"), 5), ("m", None, 6)]);
+        replace(5, [("", Some("f"), 7), ("f", Some("m"), 8)]);
+        assert_eq!(done(&routes, "m"), Ok(vec![CohortId(8), CohortId(6)]));
+        assert_eq!(done(&routes, "f"), Ok(vec![CohortId(7), CohortId(8)]));
+        let reason = "cohort c4 has ended; c7 and c8 and c6 went on".to_owned();
+        assert_eq!(done(&routes, "z"), Err(Refused::NotNow(reason.clone())));
+        let protocol = went_on(&routes, COHORT, &Change::Protocol(Protocol::Raft));
+        assert_eq!(protocol, Err(Refused::Invalid(reason)));
+        let upper = went_on(&routes, CohortId(5), &Change::Protocol(Protocol::Raft));
+        assert!(upper.is_err(), "two went on");
     }
 
     /// [RANGE-9]

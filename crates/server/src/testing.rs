@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -45,11 +46,17 @@ pub(crate) struct FakeReplica {
     status: Mutex<ReplicaStatus>,
     heard: Mutex<Vec<(u64, bool)>>,
     asked: Mutex<Vec<u64>>,
+    received: Mutex<Vec<Bytes>>,
     /// The log that it gives up as it is asked to, if it has one.
     log: Mutex<Option<CohortLog>>,
     /// Whether a transfer of leadership is obeyed at once.
     pub(crate) obeys: bool,
+    is_closed: Mutex<bool>,
 }
+
+/// How long a stubborn replica takes to close: as long as one that waits for a quorum that does not
+/// come.
+pub(crate) const STUBBORN_CLOSES_IN: Duration = Duration::from_secs(1);
 
 impl FakeReplica {
     /// Returns a follower that knows no leader.
@@ -57,7 +64,7 @@ impl FakeReplica {
         Self::with(node, cohort, true)
     }
 
-    /// Returns a replica that takes no notice when it is to hand over leadership.
+    /// Returns a replica that takes no notice when it is to hand over leadership, and its time to close.
     pub(crate) fn stubborn(node: u64, cohort: u64) -> Arc<Self> {
         Self::with(node, cohort, false)
     }
@@ -81,7 +88,8 @@ impl FakeReplica {
         };
         let status = Mutex::new(status);
         let (heard, asked, log) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { status, heard, asked, log, obeys })
+        let (received, is_closed) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { status, heard, asked, received, log, obeys, is_closed })
     }
 
     /// Has it give up this log as it is asked to.
@@ -101,6 +109,16 @@ impl FakeReplica {
     /// Returns the nodes that it heard of, with whether they were up.
     pub(crate) fn heard(&self) -> Vec<(u64, bool)> {
         self.heard.lock().clone()
+    }
+
+    /// Returns what other replicas have sent it.
+    pub(crate) fn received(&self) -> Vec<Bytes> {
+        self.received.lock().clone()
+    }
+
+    /// Returns true if it was closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.is_closed.lock()
     }
 
     /// Returns the nodes that it was to hand leadership to.
@@ -131,7 +149,9 @@ impl Replica for FakeReplica {
         Ok(Freshness { applied, age: None })
     }
 
-    fn deliver(&self, _from: NodeId, _lane: Lane, _payload: Bytes) {}
+    fn deliver(&self, _from: NodeId, _lane: Lane, payload: Bytes) {
+        self.received.lock().push(payload);
+    }
 
     async fn install_snapshot(
         &self,
@@ -177,5 +197,10 @@ impl Replica for FakeReplica {
         self.status.lock().clone()
     }
 
-    async fn shutdown(&self) {}
+    async fn shutdown(&self) {
+        if !self.obeys {
+            tokio::time::sleep(STUBBORN_CLOSES_IN).await;
+        }
+        *self.is_closed.lock() = true;
+    }
 }

@@ -32,6 +32,8 @@ pub struct Conditions {
     pub engine: String,
     /// How many nodes there are.
     pub nodes: usize,
+    /// How many ranges the first of them holds a replica of.
+    pub ranges: usize,
     /// The nodes' version.
     pub version: String,
     /// Whether the data lies in memory, where nothing is forced to a disk whatever the durability.
@@ -46,7 +48,7 @@ impl Conditions {
             "durability": self.durability,
             "engine": self.engine,
             "nodes": self.nodes,
-            "ranges": 1,
+            "ranges": self.ranges,
             "version": self.version,
             "data_in_memory": self.in_memory,
             "load_shares_machine": true,
@@ -99,6 +101,7 @@ impl Statuses {
             durability: first.durability.clone(),
             engine: first.engine.clone(),
             nodes: self.0.len(),
+            ranges: first.replicas.len(),
             version: first.version.clone(),
             in_memory: is_in_memory(folder),
         })

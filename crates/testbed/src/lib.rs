@@ -8,6 +8,7 @@ mod hosts;
 mod ports;
 mod process;
 mod ready;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,12 +26,14 @@ use trireme_client::{Client, ClientOptions};
 use trireme_types::{Durability, Engine, NodeId, Protocol};
 
 use self::ports::{PORTS_MAX, Ports};
+use self::process::GONE_TIMEOUT;
 use self::ready::Ready;
 
 pub use self::etcd::EtcdCluster;
 pub use self::faults::{ALLOW as ALLOW_FAULTS, Frozen, Lost, Suffering};
 pub use self::health::{Conditions, Statuses};
 pub use self::hosts::{Disk, Ended, Host, Hosts, Network, NodeFaults};
+pub use self::usage::{own_memory, processor_time};
 
 /// How long a cluster may take until it serves.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
@@ -59,6 +62,9 @@ pub struct ClusterArgs {
     /// Where its ranges meet; there is one more than these keys.
     #[arg(skip)]
     pub borders: Vec<String>,
+    /// How long a cluster may take until it serves, if not as long as one of a few ranges.
+    #[arg(skip)]
+    pub ready_within: Option<Duration>,
     /// One more argument for `trireme up`, as it stands; may be given more than once.
     #[arg(long = "up", value_name = "ARGUMENT", allow_hyphen_values = true)]
     pub more: Vec<String>,
@@ -117,6 +123,7 @@ impl ClusterArgs {
             engine: Engine::default(),
             durability: Durability::default(),
             borders: Vec::new(),
+            ready_within: None,
             more: Vec::new(),
             folder: None,
             keep: false,
@@ -202,7 +209,8 @@ impl Cluster {
         command.args(["--coordinator", &coordinator_url]);
         command.args(args.up_arguments(protocol, ports.first())).args(more).args(&args.more);
         starting.up = Some(spawn_up(&mut command, folder.path())?);
-        let ready = starting.ready(folder.path()).await?;
+        let patience = args.ready_within.unwrap_or(READY_TIMEOUT);
+        let ready = starting.ready(folder.path(), patience).await?;
         let options = ClientOptions { deadline: ASK_TIMEOUT, ..ClientOptions::default() };
         let observer = Client::connect_with(ready.endpoints.clone(), options).await?;
         let numbers = || (1..).map(NodeId);
@@ -238,7 +246,7 @@ impl Cluster {
         }
         let at = Instant::now();
         process::kill(process.pid);
-        process::wait_until_gone(process.pid).await?;
+        process::wait_until_gone(process.pid, GONE_TIMEOUT).await?;
         let gone = Instant::now();
         if let Some(child) = &mut process.child {
             child.wait().with_context(|| format!("waiting for {node}"))?;
@@ -307,6 +315,28 @@ impl Cluster {
         self.running.iter().map(|(node, process)| (*node, process.pid)).collect()
     }
 
+    /// Returns the process of the coordinator.
+    pub fn coordinator_process(&self) -> u32 {
+        self.coordinator.id()
+    }
+
+    /// Has the nodes that run stop in order, all at once, and returns when they are gone.
+    pub async fn stop_nodes(&mut self, patience: Duration) -> anyhow::Result<()> {
+        for (node, process) in &mut self.running {
+            if !process.runs(self.folder.path()) {
+                bail!("{node} has ended by itself{}", tail(self.folder.path()));
+            }
+            process::terminate(process.pid).with_context(|| format!("stopping {node}"))?;
+        }
+        for (node, mut process) in std::mem::take(&mut self.running) {
+            process::wait_until_gone(process.pid, patience).await?;
+            if let Some(child) = &mut process.child {
+                child.wait().with_context(|| format!("waiting for {node}"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Returns where a node listens.
     pub fn address(&self, node: NodeId) -> &str {
         &self.addresses[&node]
@@ -371,7 +401,7 @@ struct Starting {
 
 impl Starting {
     /// Waits for the line that `up` prints when its cluster serves.
-    async fn ready(&mut self, folder: &Path) -> anyhow::Result<Ready> {
+    async fn ready(&mut self, folder: &Path, patience: Duration) -> anyhow::Result<Ready> {
         let up = self.up.as_mut().context("up was started")?;
         let stdout = BufReader::new(up.stdout.take().context("the output of up is piped")?);
         let (send, first_line) = oneshot::channel();
@@ -384,14 +414,14 @@ impl Starting {
             // The pipe is read to its end, so that `up` never waits for room in it.
             lines.for_each(drop);
         });
-        match tokio::time::timeout(READY_TIMEOUT, first_line).await {
+        match tokio::time::timeout(patience, first_line).await {
             Ok(Ok(line)) => line.parse().with_context(|| format!("`trireme up` said: {line}")),
             Ok(Err(_ended)) => {
                 let status = up.wait().context("waiting for `trireme up`")?;
                 bail!("`trireme up` ended with {status} before it was ready{}", tail(folder))
             }
             Err(_elapsed) => {
-                bail!("the cluster was not ready after {READY_TIMEOUT:?}{}", tail(folder))
+                bail!("the cluster was not ready after {patience:?}{}", tail(folder))
             }
         }
     }

@@ -22,6 +22,11 @@ pub(crate) fn kill(pid: u32) {
     }
 }
 
+/// Has a process stop in order.
+pub(crate) fn terminate(pid: u32) -> io::Result<()> {
+    signal(pid, Signal::TERM)
+}
+
 /// Has a process stand still.
 pub(crate) fn stop(pid: u32) -> io::Result<()> {
     signal(pid, Signal::STOP)
@@ -37,12 +42,12 @@ fn signal(pid: u32, signal: Signal) -> io::Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
-/// Returns when a killed process is gone, whoever's child it is.
-pub(crate) async fn wait_until_gone(pid: u32) -> anyhow::Result<()> {
-    let deadline = Instant::now() + GONE_TIMEOUT;
+/// Returns when a process is gone that was sent a signal to end, whoever's child it is.
+pub(crate) async fn wait_until_gone(pid: u32, patience: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + patience;
     while !is_gone(pid) {
         if Instant::now() >= deadline {
-            bail!("process {pid} is still there {GONE_TIMEOUT:?} after SIGKILL");
+            bail!("process {pid} is still there after {patience:?}");
         }
         tokio::time::sleep(GONE_INTERVAL).await;
     }

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::Protocol;
+
 /// The most bytes in a key. Keys are kept in memory by indexes and range maps, so they are kept
 /// small; TiKV has the same limit.
 pub const KEY_BYTES_MAX: usize = 4 * 1024;
@@ -74,3 +76,28 @@ pub const RANGES_MAX_SPINNAKER: usize = 1_000;
 /// change: with 500 on three nodes of one busy machine of two cores, writes to all ranges went on 3 s
 /// after a death. More has not been measured.
 pub const RANGES_MAX_PACIFICA: usize = 500;
+
+/// What the limits of the protocols are counted in together: a hundredth of a hundredth of each.
+const PARTS: usize = 10_000;
+
+/// Checks that a cluster can have ranges of these protocols, one for each item, start with them and lose a
+/// node. Ranges of several protocols have their parts of the limits together. Returns what is wrong.
+pub fn check_range_count(ranges: impl IntoIterator<Item = Protocol>) -> Result<(), String> {
+    let mut counts = [
+        (Protocol::Spinnaker, 0, RANGES_MAX_SPINNAKER),
+        (Protocol::Raft, 0, RANGES_MAX_RAFT),
+        (Protocol::Pacifica, 0, RANGES_MAX_PACIFICA),
+    ];
+    for protocol in ranges {
+        counts.iter_mut().filter(|(by, ..)| *by == protocol).for_each(|(_, count, _)| *count += 1);
+    }
+    let parts = counts.iter().map(|(_, count, most)| count * PARTS / most);
+    if parts.sum::<usize>() <= PARTS {
+        return Ok(());
+    }
+    let asked = counts.iter().filter(|(_, count, _)| *count > 0);
+    let asked: Vec<_> = asked
+        .map(|(by, count, most)| format!("{count} by {by}, of which it can have {most}"))
+        .collect();
+    Err(format!("the cluster would have too many ranges: {}", asked.join("; ")))
+}

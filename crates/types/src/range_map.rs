@@ -139,13 +139,16 @@ pub fn even_splits(count: usize) -> Vec<Bytes> {
         .collect()
 }
 
+/// Checks that there can be a border at a key.
+pub fn check_split_key(key: &Bytes) -> Result<(), RangeMapError> {
+    if key.len() > KEY_BYTES_MAX {
+        return Err(RangeMapError::SplitTooLong(key.clone()));
+    }
+    if key.is_empty() { Err(RangeMapError::EmptySplit) } else { Ok(()) }
+}
+
 fn check_splits(splits: &[Bytes]) -> Result<(), RangeMapError> {
-    if let Some(long) = splits.iter().find(|split| split.len() > KEY_BYTES_MAX) {
-        return Err(RangeMapError::SplitTooLong(long.clone()));
-    }
-    if splits.iter().any(Bytes::is_empty) {
-        return Err(RangeMapError::EmptySplit);
-    }
+    splits.iter().try_for_each(check_split_key)?;
     match splits.windows(2).find(|pair| pair[0] >= pair[1]) {
         Some(pair) => Err(RangeMapError::SplitsOutOfOrder(pair[0].clone(), pair[1].clone())),
         None => Ok(()),

@@ -2,16 +2,11 @@
 
 use bytes::Bytes;
 use trireme_coordinator::recipes::catalog::ClusterSpec;
-use trireme_types::limits::{
-    RANGES_MAX, RANGES_MAX_PACIFICA, RANGES_MAX_RAFT, RANGES_MAX_SPINNAKER,
-};
+use trireme_types::limits::{RANGES_MAX, check_range_count};
 use trireme_types::{
     ClusterId, CohortConfig, KeyRange, NodeId, Protocol, RangeMap, RangeMapError,
     chained_placement, even_splits,
 };
-
-/// What the limits of the protocols are counted in together: a hundredth of a hundredth of each.
-const PARTS: usize = 10_000;
 
 /// A range that is to have a protocol of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,24 +98,7 @@ impl Plan {
     /// protocols have their parts of the limits together.
     pub(super) fn check_count(&self) -> Result<(), String> {
         let map = self.map()?;
-        let mut counts = [
-            (Protocol::Spinnaker, 0, RANGES_MAX_SPINNAKER),
-            (Protocol::Raft, 0, RANGES_MAX_RAFT),
-            (Protocol::Pacifica, 0, RANGES_MAX_PACIFICA),
-        ];
-        for entry in map.ranges() {
-            let own = self.protocol_at(&entry.range);
-            counts.iter_mut().filter(|(by, ..)| *by == own).for_each(|(_, count, _)| *count += 1);
-        }
-        let parts = counts.iter().map(|(_, count, most)| count * PARTS / most);
-        if parts.sum::<usize>() <= PARTS {
-            return Ok(());
-        }
-        let asked = counts.iter().filter(|(_, count, _)| *count > 0);
-        let asked: Vec<_> = asked
-            .map(|(by, count, most)| format!("{count} by {by}, of which it can have {most}"))
-            .collect();
-        Err(format!("the cluster would have too many ranges: {}", asked.join("; ")))
+        check_range_count(map.ranges().iter().map(|entry| self.protocol_at(&entry.range)))
     }
 
     fn protocol_at(&self, range: &KeyRange) -> Protocol {
@@ -156,6 +134,8 @@ fn check_protocols(protocols: &[RangeProtocol]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use trireme_types::limits::{RANGES_MAX_PACIFICA, RANGES_MAX_RAFT, RANGES_MAX_SPINNAKER};
+
     use super::*;
 
     fn plan(splits: Option<Splits>, protocols: &[&str]) -> Plan {

@@ -98,3 +98,24 @@ fn a_range_that_is_replicated_so_already_is_one_line() {
     let ran = run(&cluster, ["range", "protocol", "c1", "paxos"]);
     assert_eq!(ran.status, 2);
 }
+
+#[test]
+fn a_range_is_split_at_a_key_once() {
+    let cluster = Cluster::start(3, &["m"]);
+    let split = run(&cluster, ["range", "split", "t\\xff", "--escaped", "--json"]).json();
+    let upper = json!({"start_base64": "dP8=", "end": null, "cohort": 4, "leader": 1});
+    assert_eq!((&split["key_base64"], &split["was_border"]), (&json!("dP8="), &json!(false)));
+    assert_eq!((&split["ranges"][0]["cohort"], &split["ranges"][1]), (&json!(3), &upper));
+    let again = run(&cluster, ["range", "split", "t\\xff", "--escaped"]);
+    let halves = "c3 serves [m..t\\xff), led by n1; c4 serves [t\\xff..), led by n1";
+    assert_eq!(again.out(), format!("t\\xff is a border already: {halves}\n"));
+    let new = run(&cluster, ["range", "split", "p"]);
+    let halves = "c5 serves [m..p), led by n1; c6 serves [p..t\\xff), led by n1";
+    assert_eq!(new.out(), format!("p is a border: {halves}\n"));
+    let first = run(&cluster, ["range", "split", "m"]);
+    assert!(first.out().starts_with("m is a border already: c1 serves [..m)"), "{first:?}");
+    let empty = run(&cluster, ["range", "split", ""]);
+    assert_eq!(empty.error(1), "invalid request: a split key must not be empty");
+    let long = run(&cluster, ["range", "split", &"k".repeat(4097)]);
+    assert!(long.error(1).ends_with("is longer than 4096 bytes"), "{long:?}");
+}

@@ -127,8 +127,9 @@ impl Cluster {
         self.run_up(command);
     }
 
-    /// Starts etcd, also again.
+    /// Starts etcd, also again: one that runs makes room for the next first.
     pub(super) fn start_etcd(&mut self) {
+        drop(self.etcd.take());
         let port = *self.etcd_port.get_or_insert_with(|| self.seat.ports(2));
         self.etcd = Some(Etcd::start(self.folder(), port));
     }

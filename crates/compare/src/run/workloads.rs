@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use hdrhistogram::Histogram;
 use trireme_client::ClientOptions;
-use trireme_testbed::{Cluster, EtcdCluster};
+use trireme_testbed::{Cluster, EtcdCluster, processor_time};
 use trireme_types::{Consistency, NodeId};
 
 use super::{Contender, Run, START_S, Steps};
 use crate::etcd::EtcdStore;
 use crate::keys::Keys;
 use crate::load::{Load, Recorded, nanoseconds};
-use crate::machine::processor_time;
 use crate::report::{Cost, Idle, Measured, Role, System, WorkloadReport};
 use crate::statistics::{interval, ratio, shows_difference};
 use crate::store::Store;

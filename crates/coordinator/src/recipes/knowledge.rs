@@ -208,10 +208,12 @@ impl Knowledge {
             }
             // Each by itself, since one change is bounded: what is brought forward stays so if
             // another cannot be, and an interrupted call is to be repeated.
-            has_changed |= self.bring_map_forward(coordinator).await?;
+            //= RANGE-16
+            // The map comes last: of a range that was split, one half alone would look like all of it.
             for config in self.configs.values() {
                 has_changed |= bring_config_forward(coordinator, config).await?;
             }
+            has_changed |= self.bring_map_forward(coordinator).await?;
         }
     }
 

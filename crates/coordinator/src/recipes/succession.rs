@@ -6,14 +6,18 @@
 
 use std::collections::BTreeMap;
 
-use trireme_types::{CohortConfig, CohortId, Lsn, Origin, RangeMapError, Seal};
+use trireme_types::{CohortConfig, CohortId, KeyRange, Lsn, Origin, RangeMap, RangeMapError, Seal};
 
 use super::catalog::{Catalog, CatalogState, CompareAndSet, MAP, MapNode, config_op};
 use super::encode;
-use crate::{CoordinatorError, ErrorClass, NodeVersion, Op};
+use crate::{CoordinatorError, ErrorClass, MULTI_BYTES_MAX, NodeVersion, Op};
 
 /// The version of a cohort's first configuration.
 const FIRST_VERSION: u64 = 1;
+
+/// The most bytes of a range map that is to become longer: half of what one change may have, so that those
+/// that become longer at the same time, each by a few borders, have room too.
+const MAP_BYTES_MAX: usize = MULTI_BYTES_MAX / 2;
 
 /// Why a cohort could not be succeeded.
 #[derive(Debug, thiserror::Error)]
@@ -47,11 +51,41 @@ pub fn successors(
     configs.values().filter(comes_from_it).collect()
 }
 
+/// Returns the range that a cohort serves, or the one that it served until it ended: what its successors
+/// serve together, or theirs in their turn. `None` if that is not known.
+pub fn served(
+    map: &RangeMap,
+    configs: &BTreeMap<CohortId, CohortConfig>,
+    cohort: CohortId,
+) -> Option<KeyRange> {
+    if let Some(entry) = map.of_cohort(cohort) {
+        return Some(entry.range.clone());
+    }
+    if map.ranges().iter().any(|entry| !configs.contains_key(&entry.cohort)) {
+        // One of them may be a successor.
+        return None;
+    }
+    // Ids rise from one to the next, so that this comes to an end.
+    let later = successors(configs, cohort).into_iter().filter(|it| it.cohort > cohort);
+    let ranges: Option<Vec<_>> = later.map(|it| served(map, configs, it.cohort)).collect();
+    let ranges = ranges?;
+    let start = ranges.iter().map(|range| range.start.clone()).min()?;
+    // No end is the highest.
+    let last = ranges.iter().max_by(|a, b| a.start.cmp(&b.start))?;
+    Some(KeyRange { start, end: last.end.clone() })
+}
+
 /// Returns true if nothing of a cohort is needed any more: all its successors are settled (RANGE-9).
 pub fn is_over(configs: &BTreeMap<CohortId, CohortConfig>, cohort: CohortId) -> bool {
     let successors = successors(configs, cohort);
     let is_settled = |config: &&CohortConfig| config.origin.is_some_and(|it| it.is_settled);
     !successors.is_empty() && successors.iter().all(is_settled)
+}
+
+/// Returns true if the catalog has room for a map, and for others that become longer at the same time. A
+/// cohort that has ended must get its successors, so this is to be asked before it ends.
+pub fn has_room(map: &RangeMap) -> bool {
+    encode(&MapNode::from(map)).len() <= MAP_BYTES_MAX
 }
 
 impl Catalog {
@@ -66,28 +100,60 @@ impl Catalog {
     ) -> Result<Vec<CohortConfig>, SuccessionError> {
         loop {
             let state = self.load().await?.ok_or(SuccessionError::NoCohort(cohort))?;
-            let known: Vec<_> = state.successors(cohort).into_iter().cloned().collect();
-            if !known.is_empty() {
-                return Ok(known);
+            if let Some(configs) = self.succeed_in(&state, cohort, at, seal).await? {
+                return Ok(configs);
             }
-            let configs = first_configs(&state, cohort, at, seal);
-            let ranges = seal.successors.iter().map(|successor| successor.range.clone());
-            let ranges = ranges.zip(configs.iter().map(|config| config.cohort));
-            let map = state.map.replace(cohort, ranges);
-            let map = map.ok_or(SuccessionError::NoCohort(cohort))??;
-            //= RANGE-5
-            let mut ops = vec![Op::Set {
-                path: MAP.to_owned(),
-                value: encode(&MapNode::from(&map)),
-                expected: Some(NodeVersion(state.map_revision)),
-            }];
-            ops.extend(configs.iter().map(|config| config_op(config, None)));
-            match self.coordinator().multi(ops).await {
-                Ok(_) => return Ok(configs),
-                // Another node was faster, with this or with another change.
-                Err(error) if error.class() == ErrorClass::Conflict => {}
-                Err(error) => return Err(error.into()),
+        }
+    }
+
+    /// Does what [`Catalog::succeed`] does with one request where `known`, which this coordinator has sent,
+    /// is as new as it can be.
+    pub async fn succeed_known(
+        &self,
+        known: &CatalogState,
+        cohort: CohortId,
+        at: Lsn,
+        seal: &Seal,
+    ) -> Result<Vec<CohortConfig>, SuccessionError> {
+        match self.succeed_in(known, cohort, at, seal).await {
+            Ok(Some(configs)) => Ok(configs),
+            Err(SuccessionError::Coordinator(error)) => Err(error.into()),
+            // It may be older than the cohort.
+            Ok(None) | Err(SuccessionError::Ranges(_) | SuccessionError::NoCohort(_)) => {
+                self.succeed(cohort, at, seal).await
             }
+        }
+    }
+
+    /// Makes the change if the catalog is still as in `state`; `None` if it is not.
+    async fn succeed_in(
+        &self,
+        state: &CatalogState,
+        cohort: CohortId,
+        at: Lsn,
+        seal: &Seal,
+    ) -> Result<Option<Vec<CohortConfig>>, SuccessionError> {
+        let known: Vec<_> = state.successors(cohort).into_iter().cloned().collect();
+        if !known.is_empty() {
+            return Ok(Some(known));
+        }
+        let configs = first_configs(state, cohort, at, seal);
+        let ranges = seal.successors.iter().map(|successor| successor.range.clone());
+        let ranges = ranges.zip(configs.iter().map(|config| config.cohort));
+        let map = state.map.replace(cohort, ranges);
+        let map = map.ok_or(SuccessionError::NoCohort(cohort))??;
+        //= RANGE-5
+        let mut ops = vec![Op::Set {
+            path: MAP.to_owned(),
+            value: encode(&MapNode::from(&map)),
+            expected: Some(NodeVersion(state.map_revision)),
+        }];
+        ops.extend(configs.iter().map(|config| config_op(config, None)));
+        match self.coordinator().multi(ops).await {
+            Ok(_) => Ok(Some(configs)),
+            // Another node was faster, with this or with another change.
+            Err(error) if error.class() == ErrorClass::Conflict => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -128,4 +194,49 @@ fn first_configs(
         origin,
     });
     configs.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use trireme_types::{NodeId, Protocol};
+
+    use super::*;
+
+    /// What a cohort served is known from those that went on from it, and from those that went on from them,
+    /// and is not guessed while one of them is unknown.
+    #[test]
+    fn the_range_of_a_cohort_that_has_ended_is_what_all_that_went_on_serve() {
+        let config = |cohort: u64, of: u64| CohortConfig {
+            cohort: CohortId(cohort),
+            version: 1,
+            protocol: Protocol::Raft,
+            replicas: vec![NodeId(1)],
+            replicas_wanted: 1,
+            incarnations: BTreeMap::new(),
+            origin: Some(Origin { cohort: CohortId(of), seal: Lsn::new(1, 9), is_settled: true }),
+        };
+        let first = CohortConfig { origin: None, ..config(2, 0) };
+        let all = [first, config(3, 2), config(4, 2), config(5, 4), config(6, 4), config(7, 1)];
+        let mut configs: BTreeMap<_, _> = all.map(|config| (config.cohort, config)).into();
+        let map = RangeMap::from_splits(&[Bytes::from("m")]).unwrap();
+        let range = |start: &'static str, end: Option<&'static str>| KeyRange::new(start, end);
+        let half = |start, end, id| (range(start, end), CohortId(id));
+        let map = map.replace(CohortId(1), [half("", Some("m"), 7)]).unwrap().unwrap();
+        let map = map.replace(CohortId(2), [half("m", Some("r"), 3), half("r", None, 4)]);
+        let map = map.unwrap().unwrap();
+        let map = map.replace(CohortId(4), [half("r", Some("v"), 5), half("v", None, 6)]);
+        let map = map.unwrap().unwrap();
+        for (cohort, expected) in [
+            (1, range("", Some("m"))),
+            (2, range("m", None)),
+            (3, range("m", Some("r"))),
+            (4, range("r", None)),
+        ] {
+            assert_eq!(served(&map, &configs, CohortId(cohort)), Some(expected), "{cohort}");
+        }
+        assert_eq!(served(&map, &configs, CohortId(9)), None);
+        configs.remove(&CohortId(6));
+        assert_eq!(served(&map, &configs, CohortId(4)), None, "half of it is not all");
+    }
 }

@@ -52,6 +52,8 @@ cases![together:
     recipes::of_two_proposals_one_is_installed,
     recipes::the_map_changes_with_its_new_cohorts,
     recipes::a_cohort_is_succeeded_once,
+    recipes::a_known_cohort_is_succeeded_with_one_request,
+    recipes::a_map_is_brought_forward_after_its_configurations,
     recipes::the_catalog_is_watched,
     recipes::a_known_configuration_is_replaced_with_one_request,
     recipes::a_catalog_of_a_thousand_ranges_fits,

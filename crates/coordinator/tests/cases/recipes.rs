@@ -3,17 +3,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
-use trireme_coordinator::recipes::catalog::{Bootstrapped, Catalog, ClusterSpec, CompareAndSet};
+use trireme_coordinator::recipes::catalog::{
+    Bootstrapped, Catalog, CatalogState, ClusterSpec, CompareAndSet,
+};
 use trireme_coordinator::recipes::configuration::ConfigurationManager;
 use trireme_coordinator::recipes::invitations::{Invitation, Invitations};
+use trireme_coordinator::recipes::knowledge::Knowledge;
 use trireme_coordinator::recipes::membership::{
     Member, Membership, MembershipWatch, NodeInfo, RegisterError,
 };
 use trireme_coordinator::recipes::succession::{SuccessionError, is_over};
 use trireme_coordinator::{CoordinatorError, CoordinatorOptions};
 use trireme_types::{
-    ClusterId, CohortConfig, CohortId, Lsn, NodeId, Origin, Protocol, RangeMap, Seal, Successor,
-    even_splits,
+    ClusterId, CohortConfig, CohortId, KeyRange, Lsn, NodeId, Origin, Protocol, RangeMap, Seal,
+    Successor, even_splits,
 };
 
 use crate::support::{PATIENCE, connect};
@@ -191,6 +194,74 @@ pub async fn a_cohort_is_succeeded_once(options: CoordinatorOptions) {
     assert!(matches!(gap, Err(SuccessionError::Ranges(_))), "{gap:?}");
     let unknown = catalog.succeed(CohortId(77), at, &seal(1, Protocol::Raft)).await;
     assert!(matches!(unknown, Err(SuccessionError::NoCohort(CohortId(77)))), "{unknown:?}");
+    coordinator.close().await.unwrap();
+}
+
+/// [RANGE-5]
+pub async fn a_known_cohort_is_succeeded_with_one_request(options: CoordinatorOptions) {
+    let coordinator = connect(&options).await;
+    let catalog = Catalog::new(&coordinator);
+    let first = Catalog::bootstrap(&coordinator, spec(1, 2)).await.unwrap().into_state();
+    let asked = || (coordinator.counters().reads, coordinator.counters().writes);
+    let split = |state: &CatalogState, cohort: u64, at: &'static str| {
+        let whole = state.map.of_cohort(CohortId(cohort)).unwrap().range.clone();
+        let half = |range| Successor {
+            range,
+            protocol: Protocol::Raft,
+            replicas: vec![NodeId(1)],
+            replicas_wanted: 1,
+        };
+        let lower = KeyRange { end: Some(at.into()), ..whole.clone() };
+        Seal { successors: vec![half(lower), half(KeyRange { start: at.into(), ..whole })] }
+    };
+    let at = Lsn::new(1, 9);
+    let (reads, writes) = asked();
+    let seal = split(&first, 1, "c");
+    let halves = catalog.succeed_known(&first, CohortId(1), at, &seal).await.unwrap();
+    assert_eq!(halves.iter().map(|it| it.cohort.0).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(asked(), (reads, writes + 1));
+    // What is known is too old, for a cohort that it has, for one that is gone, and for one that is newer.
+    let seal_of_other = split(&first, 2, "t");
+    let others = catalog.succeed_known(&first, CohortId(2), at, &seal_of_other).await.unwrap();
+    assert_eq!(others.iter().map(|it| it.cohort.0).collect::<Vec<_>>(), [5, 6]);
+    let again = catalog.succeed_known(&first, CohortId(1), at, &seal).await.unwrap();
+    assert_eq!(again, halves);
+    let second = catalog.load().await.unwrap().unwrap();
+    let seal_of_half = split(&second, 3, "b");
+    let quarters = catalog.succeed_known(&first, CohortId(3), at, &seal_of_half).await.unwrap();
+    assert_eq!(quarters[0].cohort, CohortId(7));
+    let third = catalog.load().await.unwrap().unwrap();
+    let cohorts: Vec<_> = third.map.ranges().iter().map(|entry| entry.cohort.0).collect();
+    assert_eq!((cohorts, third.map.version), (vec![7, 8, 4, 5, 6], 4));
+    coordinator.close().await.unwrap();
+}
+
+/// [RANGE-16]
+pub async fn a_map_is_brought_forward_after_its_configurations(options: CoordinatorOptions) {
+    const SUCCESSORS: u64 = 30;
+    let coordinator = connect(&options).await;
+    let Bootstrapped::Created(older) = Catalog::bootstrap(&coordinator, spec(1, 1)).await.unwrap()
+    else {
+        panic!("there was a cluster already")
+    };
+    let mut known = Knowledge::from(&older);
+    let ids = (2..2 + SUCCESSORS).map(CohortId);
+    let cut = RangeMap::from_splits(&even_splits(ids.clone().count())).unwrap();
+    let ranges = cut.ranges().iter().map(|entry| entry.range.clone());
+    known.map = older.map.replace(CohortId(1), ranges.zip(ids.clone())).unwrap().unwrap();
+    known.configs.extend(ids.map(|id| (id, config(id.0, 1, 1))));
+    let mut watch = Catalog::new(&coordinator).watch().unwrap();
+    let (from, to) = (known.clone(), coordinator.clone());
+    let forward = tokio::spawn(async move { from.bring_forward(&to).await });
+    loop {
+        let state = timeout(PATIENCE, watch.next()).await.unwrap().unwrap().unwrap();
+        let mut mapped = state.map.ranges().iter().map(|entry| entry.cohort);
+        assert!(mapped.all(|cohort| state.configs.contains_key(&cohort)), "{state:?}");
+        if state.map == known.map {
+            break;
+        }
+    }
+    assert_eq!(forward.await.unwrap(), Ok(true));
     coordinator.close().await.unwrap();
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod commit_period;
 pub(crate) mod kills;
+pub(crate) mod many_ranges;
 pub(crate) mod outages;
 
 use std::time::Duration;

@@ -43,9 +43,10 @@ impl EpochRuns {
         if seq == self.purged.seq {
             return Some(self.purged);
         }
-        if seq < self.purged.seq || seq > self.last_seq {
+        if seq > self.last_seq {
             return None;
         }
+        // Nothing that was purged is in a run.
         let run = self.runs.partition_point(|run| run.seq <= seq).checked_sub(1)?;
         Some(Lsn::new(self.runs[run].epoch, seq))
     }
@@ -84,11 +85,9 @@ impl EpochRuns {
 
     /// Forgets every entry after `seq`.
     pub fn truncate_after(&mut self, seq: u64) {
-        let seq = seq.max(self.purged.seq);
-        if seq < self.last_seq {
-            self.last_seq = seq;
-            self.runs.truncate(self.runs.partition_point(|run| run.seq <= seq));
-        }
+        let last = seq.clamp(self.purged.seq, self.last_seq);
+        self.last_seq = last;
+        self.runs.truncate(self.runs.partition_point(|run| run.seq <= last));
     }
 
     /// Forgets every entry up to `upto`; all of them, and starts after it, if it is not among them.
@@ -145,6 +144,24 @@ mod tests {
         assert_eq!(runs.lsn_at(5), None);
         assert_eq!(runs.last(), Lsn::new(3, 4));
         assert!(runs.holds(Lsn::ZERO) && !runs.holds(Lsn::new(2, 3)));
+    }
+
+    #[test]
+    #[should_panic(expected = "1.3 does not belong in 4..=4")]
+    fn what_is_purged_is_not_appended() {
+        EpochRuns::starting_after(Lsn::new(1, 3)).append(Lsn::new(1, 3));
+    }
+
+    #[test]
+    fn epochs_that_fall_are_found() {
+        let rising = |lsns: [Lsn; 2]| {
+            let mut runs = EpochRuns::starting_after(Lsn::new(2, 3));
+            lsns.into_iter().for_each(|lsn| runs.append(lsn));
+            runs.is_rising()
+        };
+        assert!(rising([Lsn::new(2, 4), Lsn::new(3, 5)]));
+        assert!(!rising([Lsn::new(3, 4), Lsn::new(2, 5)]));
+        assert!(!rising([Lsn::new(1, 4), Lsn::new(1, 5)]), "it falls behind what is purged");
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -212,6 +229,7 @@ mod tests {
             let (mut model, mut runs) = (Model::default(), EpochRuns::default());
             for change in changes {
                 model.make(&mut runs, change);
+                let last = model.last().seq;
                 prop_assert_eq!(runs.last(), model.last());
                 prop_assert_eq!(runs.purged(), model.purged);
                 for seq in 0..model.last().seq + 3 {
@@ -223,6 +241,11 @@ mod tests {
                 }
                 let mergeable = runs.runs.windows(2).any(|pair| pair[0].epoch == pair[1].epoch);
                 prop_assert!(!mergeable, "{:?} has runs to merge", runs);
+                let starts: Vec<_> = runs.runs.iter().map(|run| run.seq).collect();
+                let is_rising = starts.windows(2).all(|pair| pair[0] < pair[1]);
+                let are_held = starts.iter().all(|seq| (model.purged.seq + 1..=last).contains(seq));
+                prop_assert!(is_rising && are_held, "{:?} has runs elsewhere", runs);
+                prop_assert_eq!(starts.is_empty(), model.entries.is_empty());
             }
         }
     }

@@ -55,3 +55,22 @@ impl fmt::Display for Moment {
         write!(f, "{:?}", self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_end_where_time_does() {
+        let second = Duration::from_secs(1);
+        let moment = Moment::after_start(3 * second);
+        assert_eq!((moment + second).since_start(), 4 * second);
+        assert_eq!((moment - second).since_start(), 2 * second);
+        assert_eq!(moment - 4 * second, Moment::START);
+        assert_eq!((moment + Duration::MAX).since_start(), Duration::MAX);
+        assert_eq!(moment.since(Moment::START + second), 2 * second);
+        assert_eq!(Moment::START.since(moment), Duration::ZERO);
+        assert!(Moment::FAR.since_start().as_secs() > 99 * 365 * 24 * 3600);
+        assert_eq!(moment.to_string(), "3s");
+    }
+}

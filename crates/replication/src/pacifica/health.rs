@@ -221,7 +221,13 @@ impl Primary {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use trireme_storage::IoId;
+    use trireme_types::{CohortConfig, CohortId, Entry, EntryKind, Incarnation, Lsn, Protocol};
+
+    use super::super::{Pacifica, PacificaOptions};
     use super::*;
+    use crate::core::{EpochRuns, Recovered};
 
     const LEASE: Duration = Duration::from_millis(800);
 
@@ -245,5 +251,69 @@ mod tests {
         assert_eq!(leases(&health, forgotten), 1);
         health.note_hang(forgotten, LEASE);
         assert_eq!(leases(&health, forgotten), 2, "it begins anew");
+    }
+
+    /// Returns a replica of a cohort of so many.
+    fn replica_of(replicas: u64) -> Pacifica {
+        let recovered = Recovered {
+            node: NodeId(1),
+            cohort: CohortId(1),
+            log: EpochRuns::starting_after(Lsn::ZERO),
+            hard_state: None,
+            commit_point: Lsn::ZERO,
+            applied: Lsn::ZERO,
+            protocol_state: None,
+        };
+        let core = Pacifica::new(&recovered, PacificaOptions::new(Incarnation(7)));
+        let mut core = core.expect("the options make sense");
+        core.shared.own.config = Some(CohortConfig {
+            cohort: CohortId(1),
+            version: 1,
+            protocol: Protocol::Pacifica,
+            replicas: (1..=replicas).map(NodeId).collect(),
+            replicas_wanted: 3,
+            incarnations: [].into(),
+            origin: None,
+        });
+        core
+    }
+
+    /// That it holds the leases of all the others shows that it is not cut off, if there are others.
+    #[test]
+    fn leases_of_others_end_the_right_to_go_alone() {
+        let may_go_alone = |replicas| {
+            let mut core = replica_of(replicas);
+            core.shared.own.health.may_go_alone = true;
+            core.shared.note_leases();
+            core.shared.own.health.may_go_alone
+        };
+        assert!(may_go_alone(1) && !may_go_alone(2) && !may_go_alone(3));
+    }
+
+    /// A primary that stepped down asks to go on when its disk and its applier have done all that they
+    /// had to, not when they are only given more time than the last time.
+    #[test]
+    fn a_primary_asks_to_go_on_when_nothing_waits() {
+        let cx = &mut replica_of(3).shared;
+        cx.own.stepped_down = Some(Moment::START);
+        let asks = |cx: &Shared| cx.asks_to_go_on_at().is_some();
+        assert!(asks(cx));
+        let lsn = Lsn::new(1, 1);
+        cx.journal.propose(Entry { lsn, kind: EntryKind::NoOp, payload: Bytes::new() });
+        cx.journal.write_gathered();
+        assert!(!asks(cx) && !cx.hangs(), "its disk has something to do");
+        cx.journal.on_durable(IoId(1));
+        assert!(asks(cx));
+        cx.journal.commit(1);
+        assert!(!asks(cx) && !cx.hangs(), "its applier has something to do");
+        cx.applied = lsn;
+        assert!(asks(cx));
+    }
+
+    #[test]
+    fn a_replica_that_was_replaced_does_not_go_alone() {
+        let mut health = Health { may_go_alone: true, ..Health::default() };
+        health.was_replaced();
+        assert!(!health.may_go_alone);
     }
 }

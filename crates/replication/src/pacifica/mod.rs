@@ -11,7 +11,8 @@
 //!   keeps its disk. A replica whose disk was lost, exchanged or discarded is none that keeps it: it has
 //!   another incarnation than the one that the configuration lists.
 //! * A strong read sees every write that was acknowledged before it began, and costs no message. A
-//!   timeline read sees some earlier state, and at one replica never an earlier one than before.
+//!   timeline read sees some earlier state, and at one replica, for as long as it runs, never an
+//!   earlier one than before.
 //! * It serves as long as a single replica is there: one that does not answer is taken out of the
 //!   configuration. For that it needs the configuration manager; for reads and writes it does not.
 //!

@@ -108,3 +108,62 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use trireme_types::{CohortId, Lsn, Protocol};
+
+    use super::super::{Pacifica, PacificaOptions};
+    use super::*;
+    use crate::core::{EpochRuns, Recovered};
+
+    /// Returns a replica that knows this configuration, of version 4, and has acted up to `promised`.
+    fn knowing(replicas_wanted: usize, promised: u64) -> Pacifica {
+        let recovered = Recovered {
+            node: NodeId(1),
+            cohort: CohortId(1),
+            log: EpochRuns::starting_after(Lsn::ZERO),
+            hard_state: None,
+            commit_point: Lsn::ZERO,
+            applied: Lsn::ZERO,
+            protocol_state: None,
+        };
+        let core = Pacifica::new(&recovered, PacificaOptions::new(Incarnation(7)));
+        let mut core = core.expect("the options make sense");
+        core.shared.own.config = Some(CohortConfig {
+            cohort: CohortId(1),
+            version: 4,
+            protocol: Protocol::Pacifica,
+            replicas: [1, 2].map(NodeId).to_vec(),
+            replicas_wanted,
+            incarnations: [].into(),
+            origin: None,
+        });
+        core.shared.state.promised = promised;
+        core
+    }
+
+    /// What is asked for is built upon the newest configuration, or not at all (P4).
+    #[test]
+    fn nothing_is_asked_for_behind_a_newer_version() {
+        let asked = |promised| {
+            let mut core = knowing(3, promised);
+            core.shared.propose(Purpose::Resume, None);
+            core.shared.own.pending.map(|pending| pending.config.version)
+        };
+        assert_eq!((asked(3), asked(4), asked(5)), (Some(5), Some(5), None));
+    }
+
+    /// A configuration from before they were counted wants as many replicas as it has.
+    #[test]
+    fn what_is_asked_for_says_how_many_replicas_are_wanted() {
+        let wanted = |wanted| {
+            let mut core = knowing(wanted, 4);
+            core.shared.propose(Purpose::Remove(&[NodeId(2)]), None);
+            let pending = core.shared.own.pending.expect("it asks");
+            (pending.config.replicas, pending.config.replicas_wanted)
+        };
+        assert_eq!(wanted(3), (vec![NodeId(1)], 3));
+        assert_eq!(wanted(0), (vec![NodeId(1)], 2));
+    }
+}

@@ -362,3 +362,37 @@ fn hands_over(known: &CohortConfig, next: &CohortConfig) -> bool {
         && next.replicas.first() != old
         && old.is_some_and(|old| next.replicas.contains(old))
 }
+
+#[cfg(test)]
+mod tests {
+    use trireme_types::{CohortId, Protocol};
+
+    use super::*;
+
+    fn config(version: Epoch, replicas: &[u64]) -> CohortConfig {
+        CohortConfig {
+            cohort: CohortId(1),
+            version,
+            protocol: Protocol::Pacifica,
+            replicas: replicas.iter().copied().map(NodeId).collect(),
+            replicas_wanted: 3,
+            incarnations: [].into(),
+            origin: None,
+        }
+    }
+
+    /// A replica that is named as the primary is bound no more if the old one handed over to it, and is
+    /// otherwise.
+    #[test]
+    fn a_hand_over_is_what_only_the_old_primary_can_have_asked_for() {
+        let is_one = |version, replicas: &[u64]| {
+            hands_over(&config(4, &[1, 2, 3]), &config(version, replicas))
+        };
+        assert!(is_one(5, &[2, 1, 3]));
+        assert!(!is_one(5, &[2, 3]), "n2 took the place of n1");
+        assert!(!is_one(5, &[1, 2]), "n1 took out n3");
+        assert!(!is_one(6, &[2, 1, 3]), "it is not known who was the primary of version 5");
+        assert!(!is_one(3, &[2, 1, 3]));
+        assert!(!hands_over(&config(4, &[]), &config(5, &[2])));
+    }
+}

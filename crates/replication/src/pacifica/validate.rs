@@ -159,6 +159,19 @@ mod tests {
             }
         });
         assert!(candidates.contains("2 candidates at once"), "{candidates}");
+        let unasked = |listed: &[u64]| {
+            let mut core = primary();
+            propose(&mut core, 2, listed);
+            let RoleState::Primary(primary) = &mut core.role else { panic!("it is the primary") };
+            for node in [2, 3].map(NodeId) {
+                primary.leading.followers.insert(node, Progress::probing(true));
+            }
+            primary.validate_voters(&core.shared).expect_err("an invariant is broken")
+        };
+        let unnamed = unasked(&[1, 3]);
+        assert!(unnamed.contains("n2 counts, and is not in"), "{unnamed}");
+        let many = unasked(&[1, 2, 3]);
+        assert!(many.contains("3 replicas count, and 2 are wanted"), "{many}");
         let usurper = broken(|core| {
             let Some(config) = &mut core.shared.own.config else { return };
             config.replicas = vec![NodeId(2), NodeId(1)];

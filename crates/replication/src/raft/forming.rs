@@ -13,9 +13,10 @@ use super::RaftOptions;
 use super::inbound::RaftHandle;
 use super::types::{RaftId, RaftMembership, encode_membership};
 
-/// How long the first replica of a successor waits for votes before it asks again: a few round trips,
-/// since the others begin at about the same time.
-const FIRST_ELECTION_PAUSE: Duration = Duration::from_millis(40);
+/// How long the first replica of a successor waits for votes before it asks again. The others begin at
+/// about the same time, and nodes keep what comes for them just before: so only what was lost has to be
+/// asked again, and a vote that is on its way would be asked for in vain if this were shorter.
+const FIRST_ELECTION_PAUSE: Duration = Duration::from_millis(80);
 
 /// How often it asks at most.
 const FIRST_TERMS_MAX: u64 = 20;

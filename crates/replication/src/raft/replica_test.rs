@@ -9,10 +9,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tempfile::TempDir;
+use tokio::sync::{Semaphore, watch};
 use trireme_storage::fs::{Crash, DiskFaults, FaultyFs, MemFs};
 use trireme_storage::{
-    CohortLog, CohortTable, LogIdentity, LogOptions, SharedLog, SnapshotReader, TableOptions,
-    Tables,
+    CohortLog, CohortTable, LogIdentity, LogOptions, SharedLog, SnapshotReader, SnapshotReceiver,
+    TableOptions, Tables,
 };
 use trireme_types::{
     ClusterId, CohortConfig, CohortId, Command, CommandBatch, Condition, KeyRange, NodeId,
@@ -20,7 +21,7 @@ use trireme_types::{
 };
 
 use super::{RaftOptions, RaftParts, RaftReplica};
-use crate::replica::{ErrorClass, Replica};
+use crate::replica::{ErrorClass, Replica, Role};
 use crate::transport::{Lane, SendError, Transport};
 
 pub(super) const COHORT: CohortId = CohortId(1);
@@ -41,6 +42,21 @@ pub(super) struct Network {
     replicas: Mutex<BTreeMap<NodeId, Arc<RaftReplica>>>,
     /// The lanes, from one node to another, on which everything is lost.
     pub(super) cut: Mutex<HashSet<(NodeId, NodeId, Lane)>>,
+    /// Snapshots that are sent wait here.
+    pub(super) snapshots: SnapshotGate,
+}
+
+/// Where snapshots wait until they are let through, each once.
+pub(super) struct SnapshotGate {
+    /// How many have been sent.
+    pub(super) sent: watch::Sender<u64>,
+    pub(super) let_through: Semaphore,
+}
+
+impl Default for SnapshotGate {
+    fn default() -> Self {
+        Self { sent: watch::Sender::new(0), let_through: Semaphore::new(0) }
+    }
 }
 
 /// One node's end of the network.
@@ -64,10 +80,21 @@ impl Transport for NetworkEnd {
         &self,
         to: NodeId,
         _: CohortId,
-        _: Bytes,
-        _: SnapshotReader,
+        header: Bytes,
+        mut snapshot: SnapshotReader,
     ) -> Result<Bytes, SendError> {
-        Err(SendError::Unreachable(to))
+        let gate = &self.network.snapshots;
+        gate.sent.send_modify(|sent| *sent += 1);
+        gate.let_through.acquire().await.unwrap().forget();
+        let folder = tempfile::tempdir().unwrap();
+        let mut receiver = SnapshotReceiver::new(folder.path()).unwrap();
+        while let Some(chunk) = snapshot.next_chunk().unwrap() {
+            receiver.push(&chunk).unwrap();
+        }
+        let replica = self.network.replicas.lock().get(&to).cloned();
+        let replica = replica.ok_or(SendError::Unreachable(to))?;
+        let answer = replica.install_snapshot(self.node, header, receiver.finish().unwrap()).await;
+        answer.map_err(|_| SendError::Unreachable(to))
     }
 }
 
@@ -245,6 +272,54 @@ async fn as_much_of_the_log_is_released_as_was_asked_for() {
             }
             assert_eq!(member.replica.status().purged.seq, upto);
         }
+    };
+    tokio::time::timeout(PATIENCE, work).await.unwrap();
+    cohort.shutdown().await;
+}
+
+/// A follower that had been sent a snapshot needed another one when it had installed it, since the
+/// log behind it was gone, and under writes never caught up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_behind_a_snapshot_stays_until_the_follower_has_installed_it() {
+    let cohort = Cohort::open(&[MemFs::new(), MemFs::new(), MemFs::new()]).await;
+    let work = async {
+        cohort.put("a").await;
+        let leads = |member: &&Member| member.replica.status().role == Role::Leader;
+        let leader = cohort.members.iter().find(leads).unwrap();
+        let behind = cohort.members.iter().find(|member| !leads(member)).unwrap();
+        let (from, to) = (leader.replica.status().node, behind.replica.status().node);
+        let lanes = [Lane::Data, Lane::Heartbeat];
+        cohort.network.cut.lock().extend(lanes.map(|lane| (from, to, lane)));
+        let release_all = async |keys: [&'static str; 4]| {
+            for key in keys {
+                cohort.put(key).await;
+            }
+            let last = leader.replica.status().last;
+            while leader.table.applied() < last {
+                tokio::time::sleep(PAUSE).await;
+            }
+            leader.tables.flush().unwrap();
+            leader.replica.release_log(last.seq).await.unwrap();
+            last.seq
+        };
+        let snapshot = release_all(["b", "c", "d", "e"]).await;
+        while leader.replica.status().purged.seq < snapshot {
+            tokio::time::sleep(PAUSE).await;
+        }
+        cohort.network.cut.lock().clear();
+        let mut sent = cohort.network.snapshots.sent.subscribe();
+        sent.wait_for(|sent| *sent == 1).await.unwrap();
+
+        let last = release_all(["f", "g", "h", "i"]).await;
+        // Whatever goes, goes at once: another write passes the log behind it.
+        cohort.put("j").await;
+        assert!(last > snapshot);
+        assert_eq!(leader.replica.status().purged.seq, snapshot, "the rest is kept");
+        cohort.network.snapshots.let_through.add_permits(1);
+        while behind.table.applied() < leader.table.applied() {
+            tokio::time::sleep(PAUSE).await;
+        }
+        assert_eq!(*sent.borrow(), 1, "it goes on from the log");
     };
     tokio::time::timeout(PATIENCE, work).await.unwrap();
     cohort.shutdown().await;

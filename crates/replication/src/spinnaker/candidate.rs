@@ -69,3 +69,18 @@ impl Candidacy {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_breaks_an_invariant_is_named() {
+        let candidacy = Candidacy { round: 3, retry_at: Moment::START };
+        assert_eq!(candidacy.validate(2), Ok(()));
+        for epoch in [3, 4] {
+            let over = candidacy.validate(epoch).expect_err("the round is over");
+            assert!(over.contains("stands in round 3"), "{over}");
+        }
+    }
+}

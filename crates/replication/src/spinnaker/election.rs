@@ -176,7 +176,6 @@ impl Spinnaker {
                 let round = candidacy.round;
                 return self.on_decided(round, epoch, leader);
             }
-            RoleState::Candidate(_) => {}
             _ if epoch > cx.own.epoch => self.follow_newest(epoch, leader),
             _ => {}
         }
@@ -209,5 +208,42 @@ impl Spinnaker {
                 self.become_follower(super::Follower::default());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trireme_types::Lsn;
+
+    use super::*;
+
+    /// Returns who wins the first round among so many replicas, of which these stand: each with the
+    /// sequence in which its log ends, in the order in which they stood.
+    fn winner(replicas: u64, standing: &[(u64, u64)]) -> Option<u64> {
+        let options = SpinnakerOptions::new((1..=replicas).map(NodeId).collect());
+        let candidate = |((node, last), sequence): (&(u64, u64), u64)| Candidate {
+            node: NodeId(*node),
+            round: 1,
+            last: Lsn::new(0, *last),
+            sequence,
+        };
+        let candidates = standing.iter().zip(1..).map(candidate).collect();
+        let view = ElectionView { epoch: 0, leader: None, candidates };
+        let election = Election { view: Some(view), ..Election::new(options, 0) };
+        election.winner().map(|winner| winner.node.0)
+    }
+
+    #[test]
+    fn a_round_is_decided_by_a_majority_of_however_many_replicas() {
+        for (replicas, majority) in [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (6, 4), (7, 4)] {
+            let standing: Vec<_> = (1..=replicas).map(|node| (node, 0)).collect();
+            for count in 0..=replicas {
+                let standing = &standing[..usize::try_from(count).expect("a few")];
+                let decided = (count >= majority).then_some(1);
+                assert_eq!(winner(replicas, standing), decided, "{count} of {replicas}");
+            }
+        }
+        assert_eq!(winner(3, &[(1, 0), (7, 9)]), None, "n7 is no replica of the cohort");
+        assert_eq!(winner(3, &[(3, 1), (1, 2), (2, 2)]), Some(1), "of the longest, the first");
     }
 }

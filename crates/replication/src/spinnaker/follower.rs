@@ -230,3 +230,16 @@ impl Follower {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_breaks_an_invariant_is_named() {
+        let follower = Follower::of(NodeId(2), Moment::START);
+        assert_eq!(follower.validate(NodeId(1)), Ok(()));
+        let itself = follower.validate(NodeId(2)).expect_err("it follows itself");
+        assert!(itself.contains("itself"), "{itself}");
+    }
+}

@@ -368,3 +368,60 @@ impl Leader {
         cx.journal.push(Effect::Coordinate { request, when: When::Now });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use trireme_types::CohortId;
+
+    use super::super::{RoleState, Spinnaker, SpinnakerOptions};
+    use super::*;
+    use crate::core::{Core as _, EpochRuns, Recovered};
+
+    /// Returns the leader of epoch 1 of three replicas.
+    fn leading() -> Spinnaker {
+        let replicas = [1, 2, 3].map(NodeId).to_vec();
+        let recovered = Recovered {
+            node: NodeId(1),
+            cohort: CohortId(1),
+            log: EpochRuns::starting_after(Lsn::ZERO),
+            hard_state: None,
+            commit_point: Lsn::ZERO,
+            applied: Lsn::ZERO,
+            protocol_state: None,
+        };
+        let core = Spinnaker::new(&recovered, SpinnakerOptions::new(replicas));
+        let mut core = core.expect("the options make sense");
+        core.shared.promise(1);
+        core.become_leader(1);
+        core
+    }
+
+    #[test]
+    fn what_breaks_an_invariant_is_named() {
+        let broken = |break_it: fn(&mut Shared, &mut Leader)| {
+            let mut core = leading();
+            assert_eq!(core.validate(), Ok(()));
+            let RoleState::Leader(leader) = &mut core.role else { panic!("it leads") };
+            break_it(&mut core.shared, leader);
+            core.validate().expect_err("an invariant is broken")
+        };
+        let learner = broken(|cx, _| cx.state.is_learner = true);
+        assert!(learner.contains("counts in no majority"), "{learner}");
+        let known = broken(|cx, _| cx.own.epoch = 2);
+        assert!(known.contains("knows epoch 2"), "{known}");
+        let older = broken(|_, leader| leader.leading.no_op.epoch = 0);
+        assert!(older.contains("leads epoch 1 behind 0.1"), "{older}");
+        let early = broken(|_, leader| leader.leading.serve_at_once());
+        assert!(early.contains("1.1 is not committed"), "{early}");
+        let follower = broken(|_, leader| {
+            leader.leading.on_support(Moment::FAR, NodeId(2), Moment::FAR);
+        });
+        assert!(follower.contains("follower n2: support"), "{follower}");
+        let caller = broken(|cx, leader| {
+            leader.leading.open(cx);
+            leader.leading.propose(cx, Ticket(1), bytes::Bytes::new());
+            cx.journal.truncate_after(1);
+        });
+        assert!(caller.contains("waits for an entry behind 1.1"), "{caller}");
+    }
+}

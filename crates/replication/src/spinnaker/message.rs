@@ -240,6 +240,14 @@ mod tests {
     }
 
     #[test]
+    fn an_acknowledgement_without_support_says_so() {
+        let (epoch, upto) = (3, Lsn::new(2, 4));
+        let shown = |supports| SpinnakerMessage::Ack { epoch, upto, supports }.to_string();
+        assert_eq!(shown(Some(Moment::START)), "ack 2.4 e3");
+        assert_eq!(shown(None), "ack 2.4 e3 without support");
+    }
+
+    #[test]
     fn fuzz_spinnaker_message() {
         let valid = messages().into_iter().map(|message| message.encode());
         Fuzz::new("fuzz_spinnaker_message", valid).run(|bytes| {

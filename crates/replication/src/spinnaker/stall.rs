@@ -153,3 +153,42 @@ fn reachable(leading: &Leading, now: Moment, limit: Duration, last: u64) -> usiz
         .filter(|follower| follower.match_lsn().seq >= last || follower.is_reached(now, limit))
         .count()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::after_start(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn what_comes_further_or_has_come_to_its_end_is_not_overdue() {
+        let limit = Duration::from_secs(2);
+        let mut waiting = Waiting::default();
+        waiting.note(at(1), 3, 3);
+        assert!(!waiting.is_overdue(at(9), limit), "there is nothing to wait for");
+        for (second, reached) in [(10, 3), (11, 4), (12, 5)] {
+            waiting.note(at(second), reached, 9);
+        }
+        waiting.note(at(13), 5, 9);
+        assert!(!waiting.is_overdue(at(13), limit), "it came further a second ago");
+        assert!(waiting.is_overdue(at(14), limit));
+        waiting.note(at(15), 9, 9);
+        assert!(!waiting.is_overdue(at(99), limit));
+    }
+
+    #[test]
+    fn failures_in_a_row_are_waited_out_longer_and_longer_until_one_serves() {
+        let grace = Duration::from_secs(1);
+        let mut step_back = StepBack::default();
+        let mut waits = || {
+            step_back.begin(at(100), grace);
+            step_back.until().since(at(100)).as_secs()
+        };
+        assert_eq!([waits(), waits(), waits(), waits(), waits(), waits()], [1, 2, 4, 8, 16, 16]);
+        step_back.has_served();
+        step_back.begin(at(200), grace);
+        assert_eq!(step_back.until(), at(201));
+    }
+}

@@ -397,3 +397,43 @@ impl<C: Core> Journal<C> {
         self.last_forced = self.outbox.persist(write);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use trireme_types::CohortId;
+
+    use super::*;
+    use crate::spinnaker::Spinnaker;
+
+    #[test]
+    fn what_breaks_an_invariant_is_named() {
+        let broken = |break_it: fn(&mut Journal<Spinnaker>)| {
+            let mut log = EpochRuns::starting_after(Lsn::new(1, 2));
+            (3..=9).for_each(|seq| log.append(Lsn::new(1, seq)));
+            let mut journal = Journal::new(&Recovered {
+                node: NodeId(1),
+                cohort: CohortId(1),
+                log,
+                hard_state: None,
+                commit_point: Lsn::new(1, 6),
+                applied: Lsn::new(1, 6),
+                protocol_state: None,
+            });
+            assert_eq!(journal.validate(), Ok(()));
+            break_it(&mut journal);
+            journal.validate().expect_err("an invariant is broken")
+        };
+        let ahead = broken(|journal| journal.committed = Lsn::new(1, 10));
+        assert!(ahead.contains("the log ends with 1.9"), "{ahead}");
+        let other = broken(|journal| journal.committed = Lsn::new(2, 6));
+        assert!(other.contains("the log holds another there"), "{other}");
+        let recorded = broken(|journal| journal.recorded_commit = Lsn::new(1, 7));
+        assert!(recorded.contains("1.7 was recorded as committed, not 1.6"), "{recorded}");
+        let falling = broken(|journal| journal.log.append(Lsn::new(0, 10)));
+        assert!(falling.contains("epochs fall"), "{falling}");
+        let synced = broken(|journal| journal.synced = IoId(1));
+        assert!(synced.contains("never made"), "{synced}");
+        let forced = broken(|journal| journal.last_forced = IoId(1));
+        assert!(forced.contains("never made"), "{forced}");
+    }
+}

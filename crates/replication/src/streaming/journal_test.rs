@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use trireme_storage::LogWrite;
+use trireme_storage::{IoId, LogWrite};
 use trireme_types::{CohortId, Entry, EntryKind, Lsn, NodeId};
 
 use super::journal::{Offer, Taken};
+use super::wire::HardState;
 use super::{Beacon, Journal, Preceding};
 use crate::core::{Effect, EpochRuns, Moment, Recovered, Ticket};
 use crate::spinnaker::Spinnaker;
@@ -112,4 +113,17 @@ fn the_newest_moment_of_the_newest_commit_point_is_known() {
     assert_eq!(hear(6, Some(at(40))), Some((Lsn::new(1, 6), at(60))));
     assert_eq!(hear(7, Some(at(30))), Some((Lsn::new(1, 7), at(30))));
     assert_eq!(hear(6, Some(at(90))), Some((Lsn::new(1, 7), at(30))));
+}
+
+/// An entry is durable with the write that wrote it, not with the one before.
+#[test]
+fn an_entry_is_durable_with_its_own_write() {
+    let mut journal = journal();
+    journal.keep(HardState { promised: 1, ..HardState::default() }.encode());
+    journal.propose(entry(1, 10));
+    assert_eq!(writes(&mut journal).len(), 2);
+    journal.on_durable(IoId(1));
+    assert_eq!((journal.durable(), journal.is_durable()), (Lsn::new(1, 9), false));
+    journal.on_durable(IoId(2));
+    assert_eq!((journal.durable(), journal.is_durable()), (Lsn::new(1, 10), true));
 }

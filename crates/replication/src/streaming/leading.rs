@@ -137,10 +137,8 @@ impl Leading {
         self.is_open
     }
 
+    /// Appends the writes that are held, unless they are still to be held.
     pub(super) fn take_held<C: Streams>(&mut self, cx: &mut Shared<C>) {
-        if !self.is_open || self.write_stall.is_some() {
-            return;
-        }
         for (ticket, payload) in std::mem::take(&mut self.held) {
             self.propose(cx, ticket, payload);
         }

@@ -180,16 +180,14 @@ impl Progress {
         (self.last_sent_at, self.last_beacon_at) = (Some(now), Some(now));
     }
 
-    /// Records that the follower's log is the leader's up to `upto`, on its disk. Returns true if
-    /// that is news; of a follower whose position is not known yet nothing is.
+    /// Records that the follower's log is the leader's up to `upto`, which it was sent, on its disk.
+    /// Returns true if that is news; of a follower whose position is not known yet nothing is.
     pub(crate) fn on_ack(&mut self, now: Moment, upto: Lsn) -> bool {
         if upto.seq <= self.match_lsn.seq || self.stage == Stage::Probing {
             return false;
         }
         self.progressed = now;
         self.match_lsn = upto;
-        // What it has need not be sent, whatever position it reported before.
-        self.next = self.next.max(upto.seq + 1);
         while let Some(&(last, bytes)) = self.in_flight.front()
             && last <= upto.seq
         {
@@ -391,6 +389,20 @@ mod tests {
         );
         progress.on_snapshot_end();
         assert!(progress.awaits_piece());
+    }
+
+    #[test]
+    fn a_piece_is_in_flight_if_any_of_it_was_sent() {
+        let mut progress = Progress::probing(true);
+        progress.on_position(at(3));
+        progress.send_piece(NOW);
+        progress.on_piece_sent(NOW, &(4..9), 4);
+        assert!(progress.awaits_piece() && progress.probe_at().is_none(), "nothing of it was");
+        assert!(progress.in_flight.is_empty());
+        progress.send_piece(NOW);
+        progress.on_piece_sent(NOW, &(4..9), 7);
+        assert_eq!((progress.next(), progress.probe_at()), (7, Some(NOW + PROBE_AFTER)));
+        assert_eq!(progress.validate(9, NOW), Ok(()));
     }
 
     #[test]

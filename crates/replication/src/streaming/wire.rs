@@ -303,6 +303,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_epoch_that_was_promised_is_found_in_a_hard_state() {
+        let state = HardState { promised: 7, is_learner: false, incarnation: None };
+        assert_eq!(super::super::promised_epoch(state.encode()), Some(7));
+        assert_eq!(super::super::promised_epoch(Bytes::from_static(b"x")), None);
+    }
+
     /// What 0.1.0 wrote, byte by byte, and what is written still where no incarnation is asked for.
     #[test]
     fn a_hard_state_without_an_incarnation_has_its_old_bytes() {

@@ -17,6 +17,7 @@
 //! The first `replicas` nodes form the cohort, node 1 is its primary; other nodes are free, and are
 //! started as replicas that may join.
 
+mod edges;
 mod faults;
 mod identity;
 mod load;

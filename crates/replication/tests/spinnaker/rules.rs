@@ -1,6 +1,8 @@
 //! Rules of one Spinnaker replica, driven event by event: what it must not do at a moment that whole
 //! clusters rarely come to.
 
+mod edges;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;

@@ -53,8 +53,9 @@ pub(super) fn plan(
         if ended.contains(&cohort) && is_over(configs, cohort) {
             //= RANGE-10
             let waits = successors(configs, cohort).into_iter().any(|successor| {
+                // One that has itself ended and is over begins nowhere any more.
                 let (holds, local) = is_to_be_held(successor);
-                holds && !local.is_hosted
+                holds && !local.is_hosted && !is_over(configs, successor.cohort)
             });
             if waits {
                 // One of them may begin on what is here.
@@ -196,6 +197,28 @@ mod tests {
         assert_eq!(decided(both, both, HOSTED), CLOSED);
         assert_eq!(decided(both, both, LEFT_OVER), DISCARDED);
         assert_eq!(decided(both, both, NOTHING), STAYS);
+    }
+
+    /// A node that was away while a range changed twice: what its first cohort left there was waited with for
+    /// a replica of the second one, which was over, too, and never came. [RANGE-10]
+    #[test]
+    fn what_has_ended_goes_though_one_that_went_on_from_it_is_over_as_well() {
+        let successor = |id, of| CohortConfig {
+            cohort: CohortId(id),
+            origin: Some(Origin { cohort: CohortId(of), seal: Lsn::new(3, 9), is_settled: true }),
+            ..config(1, &[1, 2, 4])
+        };
+        let all = [config(1, &[1, 2, 4]), successor(5, 1), successor(6, 1), successor(7, 5)];
+        let configs = all.into_iter().map(|config| (config.cohort, config)).collect();
+        let decided = |hosted: &[u64]| {
+            let here = hosted.iter().map(|&id| (CohortId(id), HOSTED));
+            let local = here.chain([(CohortId(1), LEFT_OVER)]).collect();
+            plan(ME, &configs, &AllInvitations::new(), &local)
+        };
+        let ids = |ids: &[u64]| ids.iter().copied().map(CohortId).collect::<BTreeSet<_>>();
+        let first = decided(&[]);
+        assert_eq!((first.open, first.discard), (ids(&[6, 7]), ids(&[])));
+        assert_eq!(decided(&[6, 7]).discard, ids(&[1]));
     }
 
     /// A node that was away while a cohort of PacificA went on, and was taken out of it, brings along what

@@ -2,7 +2,8 @@
 //!
 //! One task opens the replicas that the node is to hold and closes those that it must not hold any
 //! more, as [`decision`] says: whenever a configuration or an invitation has changed, and one
-//! after the other, so that no two replicas of a cohort can ever be open at once. What clients and
+//! after the other, so that no two replicas of a cohort can ever be open at once; the two halves of a
+//! split are opened together, since their range does not serve until then. What clients and
 //! peers are served by is replaced as a whole after each step: a replica is served once it is
 //! open, and is not any more before it is closed.
 //!
@@ -14,16 +15,17 @@ mod opener;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use trireme_coordinator::recipes::catalog::CatalogState;
 use trireme_coordinator::recipes::invitations::{AllInvitations, Invitations, InvitationsWatch};
-use trireme_coordinator::recipes::succession::{is_over, successors};
+use trireme_coordinator::recipes::succession::{is_over, served, successors};
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_types::{CohortConfig, CohortId, KeyRange, RangeDescriptor};
 
@@ -163,11 +165,26 @@ impl Hosting {
         for cohort in discard {
             done = done.and(self.discard(cohort).await);
         }
-        for cohort in open {
-            done = done.and(self.open(cohort).await);
+        for cohorts in self.together(open) {
+            let opened = join_all(cohorts.iter().map(|&cohort| self.opened(cohort))).await;
+            for (cohort, opened) in cohorts.into_iter().zip(opened) {
+                done = done.and(opened.map(|opened| self.host(cohort, opened)));
+            }
             self.publish();
         }
         done
+    }
+
+    /// Returns the cohorts in their order, those together that may be opened at the same time: the two halves
+    /// of a split, unless the log of what they began with has to be applied, which only one may do.
+    fn together(&self, cohorts: BTreeSet<CohortId>) -> Vec<Vec<CohortId>> {
+        let origin = |cohort: &CohortId| {
+            let origin = self.catalog.configs.get(cohort)?.origin?.cohort;
+            (!self.opener.has_log_only(*cohort)).then_some(origin)
+        };
+        let cohorts: Vec<_> = cohorts.into_iter().collect();
+        let groups = cohorts.chunk_by(|a, b| origin(a).is_some() && origin(a) == origin(b));
+        groups.map(<[CohortId]>::to_vec).collect()
     }
 
     fn plan(&self) -> Plan {
@@ -182,10 +199,23 @@ impl Hosting {
     }
 
     async fn open(&mut self, cohort: CohortId) -> Result<(), NodeError> {
+        let opened = self.opened(cohort).await?;
+        self.host(cohort, opened);
+        Ok(())
+    }
+
+    fn host(&mut self, cohort: CohortId, opened: Option<Arc<HostedCohort>>) {
+        if let Some(opened) = opened {
+            self.hosted.insert(cohort, opened);
+        }
+    }
+
+    /// Opens a replica, unless there is nothing to open or it has to wait.
+    async fn opened(&self, cohort: CohortId) -> Result<Option<Arc<HostedCohort>>, NodeError> {
         let config = self.catalog.configs.get(&cohort).cloned();
         // A cohort that serves no range has nothing to do.
         let (Some(descriptor), Some(config)) = (self.descriptor(cohort), config) else {
-            return Ok(());
+            return Ok(None);
         };
         for successor in successors(&self.catalog.configs, cohort) {
             if let Some(origin) = successor.origin
@@ -196,32 +226,20 @@ impl Hosting {
         }
         let before = self.before(&config);
         tracing::info!(%cohort, ?config, "opening a replica");
-        if let Some(opened) = self.opener.open(descriptor, config, before).await? {
-            self.hosted.insert(cohort, opened);
-        } else {
+        let opened = self.opener.open(descriptor, config, before).await?;
+        if opened.is_none() {
             tracing::info!(%cohort, "waiting for the end of the cohort where it goes on");
         }
-        Ok(())
+        Ok(opened)
     }
 
-    /// Returns the range that a cohort serves, or the one that it served until others went on from it:
-    /// what these serve together, since none of them ends before all are settled (RANGE-11).
+    /// Returns the range that a cohort serves, or the one that it served until others went on from it.
     fn descriptor(&self, cohort: CohortId) -> Option<RangeDescriptor> {
-        let map = &self.catalog.map;
-        if let Some(descriptor) = map.of_cohort(cohort) {
-            return Some(descriptor.clone());
-        }
-        let successors = successors(&self.catalog.configs, cohort);
-        let ranges: Option<Vec<_>> = successors
-            .iter()
-            .map(|config| Some(map.of_cohort(config.cohort)?.range.clone()))
-            .collect();
-        let ranges = ranges?;
-        let start = ranges.iter().map(|range| range.start.clone()).min()?;
-        // No end is the highest.
-        let last = ranges.iter().max_by(|a, b| a.start.cmp(&b.start))?;
-        let range = KeyRange { start, end: last.end.clone() };
-        Some(RangeDescriptor { range, cohort, epoch: 0 })
+        let CatalogState { map, configs, .. } = &self.catalog;
+        let current = map.of_cohort(cohort).cloned();
+        current.or_else(|| {
+            Some(RangeDescriptor { range: served(map, configs, cohort)?, cohort, epoch: 0 })
+        })
     }
 
     /// Returns what the node has of the cohort where another one goes on.
@@ -256,7 +274,11 @@ impl Hosting {
     /// Has clients and peers served by what is open, by the newest routes.
     fn publish(&self) {
         let replicas = self.hosted.iter().map(|(&cohort, hosted)| (cohort, hosted.replica.clone()));
-        self.peers.set(replicas.collect());
+        {
+            // What replicas do with messages that came before them is done where they run.
+            let _entered = self.opener.consensus.enter();
+            self.peers.set(replicas.collect());
+        }
         self.router.set(Routes {
             invitations: self.invitations.clone(),
             hosted: self.hosted.clone(),

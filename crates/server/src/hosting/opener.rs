@@ -106,7 +106,8 @@ impl Opener {
 
     /// Returns the log and the table for a replica, whose table must reach to where its log begins.
     /// In what is left of a replica that is not in the cohort any more it may not, if discarding it
-    /// was interrupted: such a replica begins anew, since no quorum counts on what it has.
+    /// was interrupted: such a replica begins anew under another incarnation, so that nothing is counted on that
+    /// it had.
     async fn storage(
         &self,
         descriptor: &RangeDescriptor,

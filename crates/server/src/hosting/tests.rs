@@ -541,3 +541,62 @@ async fn a_cohort_goes_on_where_another_one_ended() {
     }
     fixture.stop().await;
 }
+
+/// A range is cut in two and its lower half once more, with a restart after each step, also while the log
+/// of what has ended is all that there is of the halves' rows. What is not over yet is opened on its whole
+/// range, whatever has become of the halves. [RANGE-6] [RANGE-8] [RANGE-10]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_is_cut_in_two_and_a_half_again() {
+    let mut fixture = Fixture::start().await;
+    fixture.put(ONE, "k").await;
+    let catalog = Catalog::new(&fixture.coordinator);
+    let split = async |fixture: &Fixture, cohort, borders: [Option<&'static str>; 3]| {
+        let half = |pair: &[Option<&'static str>]| Successor {
+            range: KeyRange::new(pair[0].unwrap(), pair[1]),
+            protocol: Protocol::Raft,
+            replicas: vec![ME],
+            replicas_wanted: 1,
+        };
+        let seal = Seal { successors: borders.windows(2).map(half).collect() };
+        let replica = fixture.hosted(cohort).unwrap();
+        fixture.until("the seal", async || replica.seal(&seal).await.is_ok()).await;
+        let (at, _) = fixture.router.routes().hosted[&cohort].table.seal().unwrap();
+        let ids = catalog.succeed(cohort, at, &seal).await.unwrap();
+        let ids: Vec<_> = ids.into_iter().map(|config| config.cohort).collect();
+        let are_here = async || ids.iter().all(|&id| fixture.hosted(id).is_some());
+        fixture.until("the halves", are_here).await;
+        ids
+    };
+    let halves = split(&fixture, ONE, [Some(""), Some("f"), Some("m")]).await;
+    fixture.put(halves[0], "b").await;
+    fixture.put(halves[1], "l").await;
+    fixture.restart(async |_| {}).await;
+    // One half is settled and ends; the other one is not, so that what ended first is kept.
+    catalog.settle(halves[0]).await.unwrap();
+    let quarters = split(&fixture, halves[0], [Some(""), Some("b"), Some("f")]).await;
+    fixture.put(quarters[1], "c").await;
+    fixture.restart(async |_| {}).await;
+    let range = |cohort| fixture.router.routes().hosted[&cohort].descriptor.range.clone();
+    assert_eq!(range(ONE), KeyRange::new("", Some("m")));
+    assert_eq!(range(halves[0]), KeyRange::new("", Some("f")));
+    for cohort in [halves[1], quarters[0], quarters[1]] {
+        catalog.settle(cohort).await.unwrap();
+    }
+    fixture.until_gone(ONE).await;
+    fixture.until_gone(halves[0]).await;
+    fixture.restart(async |_| {}).await;
+    let routes = fixture.router.routes();
+    for (key, cohort) in [
+        ("a", quarters[0]),
+        ("b", quarters[1]),
+        ("c", quarters[1]),
+        ("k", halves[1]),
+        ("l", halves[1]),
+    ] {
+        assert_eq!(routes.map.find(key.as_bytes()).cohort, cohort);
+        let found = routes.hosted[&cohort].table.get(key.as_bytes()).unwrap();
+        assert!(found.is_some(), "{key} is missing");
+    }
+    drop(routes);
+    fixture.stop().await;
+}

@@ -37,6 +37,12 @@ pub(super) async fn hand_over(
     }
 }
 
+/// Closes all replicas, at once: each waits for what is under way in it, and some for what will not come,
+/// so that one after the other they take as long as there are replicas.
+pub(super) async fn close(replicas: &[Arc<dyn Replica>]) {
+    join_all(replicas.iter().map(|replica| replica.shutdown())).await;
+}
+
 async fn hand_over_one(
     node: NodeId,
     replica: Arc<dyn Replica>,
@@ -88,7 +94,7 @@ fn furthest(status: &ReplicaStatus, is_connected: &impl Fn(NodeId) -> bool) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::FakeReplica;
+    use crate::testing::{FakeReplica, STUBBORN_CLOSES_IN};
 
     const ME: NodeId = NodeId(1);
 
@@ -119,5 +125,16 @@ mod tests {
         let began = Instant::now();
         hand_over(ME, [ignored as Arc<dyn Replica>], |_| false).await;
         assert!(began.elapsed() < ASK_AGAIN, "nobody is there to wait for");
+    }
+
+    /// A node with a thousand Raft replicas took longer than it may to stop, and was killed.
+    #[tokio::test(start_paused = true)]
+    async fn many_replicas_are_closed_in_the_time_that_the_slowest_takes() {
+        let slow: Vec<_> = (1..=1000).map(|cohort| FakeReplica::stubborn(1, cohort)).collect();
+        let all: Vec<_> = slow.iter().map(|it| Arc::clone(it) as Arc<dyn Replica>).collect();
+        let began = Instant::now();
+        close(&all).await;
+        assert_eq!(began.elapsed(), STUBBORN_CLOSES_IN);
+        assert!(slow.iter().all(|replica| replica.is_closed()));
     }
 }

@@ -335,9 +335,7 @@ impl Node {
                 abort.abort();
             }
         }
-        for replica in &replicas {
-            replica.shutdown().await;
-        }
+        hand_over::close(&replicas).await;
         self.transport.shutdown();
         self.tasks.iter().for_each(JoinHandle::abort);
         let (tables, log) = (self.tables.clone(), self.log.clone());

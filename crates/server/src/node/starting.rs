@@ -149,7 +149,7 @@ impl Starting {
         self.tables.on_seal(Box::new(move |_| {
             end.send_replace(());
         }));
-        let shared = (&continuity, &backpressure, coordinator, ended.clone());
+        let shared = (&continuity, &backpressure, coordinator.clone(), ended.clone());
         let opener = self.opener(&directory, &transport, shared, options, &fail, consensus)?;
         let hosting = Hosting::start(opener, peers, self.catalog.clone()).await?;
         let router = hosting.router();
@@ -173,6 +173,7 @@ impl Starting {
             node: self.file.node,
             router: router.clone(),
             catalog: Catalog::new(&self.coordinator),
+            coordinator,
             continuity: continuity.clone(),
             ended,
         };

@@ -69,7 +69,7 @@ impl SharedCoordinator {
     }
 
     /// Returns the catalog as it was sent last, under the same condition.
-    pub(super) fn known_catalog(&self) -> Option<Arc<CatalogState>> {
+    pub(crate) fn known_catalog(&self) -> Option<Arc<CatalogState>> {
         self.catalog.newest().filter(|known| self.continuity.is_in(known.line))
     }
 

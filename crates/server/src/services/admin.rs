@@ -8,7 +8,7 @@ use trireme_coordinator::recipes::succession::successors;
 use trireme_proto::v1;
 use trireme_replication::{Measures, ReplicaError, ReplicaStatus};
 use trireme_storage::SharedLog;
-use trireme_types::{CohortId, Durability, Engine, NodeId, UnknownName};
+use trireme_types::{CohortId, Durability, Engine, NodeId, UnknownName, check_split_key};
 
 use crate::cohort::HostedCohort;
 use crate::continuity::Continuity;
@@ -130,6 +130,11 @@ impl v1::admin_server::Admin for AdminService {
                     Change::Protocol(protocol.map_err(|error: UnknownName| {
                         Status::invalid_argument(error.to_string())
                     })?)
+                }
+                Some(v1::change_range_request::Change::Split(at)) => {
+                    check_split_key(&at)
+                        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+                    Change::Split(at)
                 }
                 None => return Err(Status::invalid_argument("the request names no change")),
             };

@@ -14,6 +14,8 @@ for_each_engine!(
     a_crash_before_the_flush_leaves_what_it_takes_to_begin_again,
     each_half_has_its_own_rows_and_keeps_them_whatever_becomes_of_the_others,
     a_successor_that_installs_a_snapshot_leaves_nothing_behind,
+    a_half_is_sent_with_its_own_rows_alone_and_all_sessions,
+    a_half_that_ends_in_two_leaves_its_sister_as_it_was,
     no_table_begins_where_none_has_ended,
 );
 
@@ -259,6 +261,76 @@ fn a_successor_that_installs_a_snapshot_leaves_nothing_behind(engine: Engine) {
     fixture.tables().drop_cohort(COHORT).unwrap();
     fixture.tables().drop_cohort(LEFT).unwrap();
     assert_eq!(fixture.tables().core().first(&everything()).unwrap(), None);
+}
+
+/// [RANGE-6] [RANGE-12]
+fn a_half_is_sent_with_its_own_rows_alone_and_all_sessions(engine: Engine) {
+    let (from, to) = (Fixture::new(engine), Fixture::new(engine));
+    let high = KeyRange::new("m", None::<&str>);
+    let first = requested(4, 1, 1, put("a", "1"));
+    apply(&from.cohort(), vec![first.clone(), put("l", "1"), put("m", "1"), put("z", "1")]);
+    apply(&from.cohort(), vec![delete("z")]);
+    let lsn = seal(&from.cohort());
+    let low = begin_part(&from, LEFT, KeyRange::new("", Some("m")), lsn);
+    let upper = begin_part(&from, RIGHT, high.clone(), lsn);
+    apply(&low, vec![put("b", "1")]);
+    apply(&upper, vec![put("x", "1")]);
+    let sent = to.tables().cohort(RIGHT, high).unwrap();
+    sent.install(stage(&chunks(upper.snapshot().unwrap()))).unwrap();
+    assert_eq!(all_rows(&sent), all_rows(&upper));
+    assert_eq!(all_rows(&sent).into_iter().map(|row| row.key).collect::<Vec<_>>(), ["m", "x"]);
+    assert_eq!(sent.clock(), upper.clock());
+    // A retry gets what it got, wherever its key lies now.
+    assert_eq!(apply(&sent, vec![first]), [was_put(1)]);
+}
+
+/// A range is cut in two, the lower half once more, and all without a flush, and again after one: each has
+/// its rows and no others, also when those are gone that it comes from. [RANGE-8] [RANGE-12]
+fn a_half_that_ends_in_two_leaves_its_sister_as_it_was(engine: Engine) {
+    for is_flushed in [false, true] {
+        let mut fixture = Fixture::new(engine);
+        let range = |start: &'static str, end: Option<&'static str>| KeyRange::new(start, end);
+        apply(&fixture.cohort(), ["a", "f", "k", "p", "z"].map(|key| put(key, "1")).into());
+        let lsn = seal(&fixture.cohort());
+        let low = begin_part(&fixture, LEFT, range("", Some("m")), lsn);
+        let high = begin_part(&fixture, RIGHT, range("m", None), lsn);
+        apply(&low, vec![put("g", "1"), delete("a")]);
+        apply(&high, vec![delete("p")]);
+        if is_flushed {
+            fixture.tables().flush().unwrap();
+        }
+        let lsn = seal(&low);
+        let quarters = [(20, range("", Some("g"))), (21, range("g", Some("m")))];
+        for (cohort, part) in &quarters {
+            let begin = beginning(CohortId(*cohort), part.clone(), lsn);
+            fixture.tables().begin(LEFT, &begin).unwrap();
+        }
+        let parts = || {
+            let halves = [(RIGHT, range("m", None))];
+            let [lower, upper] = quarters.clone().map(|(id, part)| (CohortId(id), part));
+            [lower, upper].into_iter().chain(halves)
+        };
+        let rows = |fixture: &Fixture| -> Vec<Vec<Bytes>> {
+            let of = |(id, part)| all_rows(&fixture.tables().cohort(id, part).unwrap());
+            parts().map(|part| of(part).into_iter().map(|row| row.key).collect()).collect()
+        };
+        let expected = [vec!["f"], vec!["g", "k"], vec!["z"]];
+        assert_eq!(rows(&fixture), expected);
+        // What is gone of those that have ended is on the disk first.
+        fixture.tables().flush().unwrap();
+        drop((low, high));
+        fixture.tables().drop_cohort(COHORT).unwrap();
+        fixture.tables().drop_cohort(LEFT).unwrap();
+        assert_eq!(rows(&fixture), expected);
+        fixture.reopen();
+        assert_eq!(rows(&fixture), expected);
+        fixture.tables().drop_cohort(CohortId(20)).unwrap();
+        assert_eq!(rows(&fixture)[1..], expected[1..]);
+        for (cohort, _) in parts() {
+            fixture.tables().drop_cohort(cohort).unwrap();
+        }
+        assert_eq!(fixture.tables().core().first(&everything()).unwrap(), None);
+    }
 }
 
 fn no_table_begins_where_none_has_ended(engine: Engine) {

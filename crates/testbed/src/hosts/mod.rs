@@ -28,6 +28,7 @@ pub use self::network::{Host, Network};
 use self::network::Namespaces;
 use crate::health::{Conditions, Statuses};
 use crate::ports::{PORTS_MAX, Ports};
+use crate::process::GONE_TIMEOUT;
 use crate::{ClusterArgs, TAIL_LINES, has_not_ended, isolate, process, tail};
 
 /// How long the processes may take until they serve.
@@ -182,7 +183,7 @@ impl Hosts {
     pub async fn kill(&mut self, host: Host) -> anyhow::Result<()> {
         let Some(mut child) = self.running.remove(&host) else { return Ok(()) };
         process::kill(child.id());
-        process::wait_until_gone(child.id()).await?;
+        process::wait_until_gone(child.id(), GONE_TIMEOUT).await?;
         child.wait().with_context(|| format!("waiting for {host:?}"))?;
         Ok(())
     }
@@ -206,7 +207,7 @@ impl Hosts {
         while has_not_ended(&mut child) {
             if Instant::now() >= deadline {
                 process::kill(child.id());
-                process::wait_until_gone(child.id()).await?;
+                process::wait_until_gone(child.id(), GONE_TIMEOUT).await?;
                 child.wait().with_context(|| format!("waiting for {host:?}"))?;
                 bail!("{host:?} did not stop within {STOP_TIMEOUT:?}{}", self.said());
             }

@@ -1,0 +1,382 @@
+//! Ranges are cut in two while they serve: a cohort ends, and two others go on from exactly the state that
+//! it ended with, each on its part of the rows.
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use trireme_client::ClientOptions;
+use trireme_types::Protocol;
+
+use common::{Cluster, History, Recorder, finish, trireme, until_ok};
+
+/// How long the cluster may take to be as it should after a change or a fault.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a change may take, with all that befalls it.
+const CHANGE_DEADLINE: &str = "90s";
+
+/// The keys of the histories: below and above every border.
+const KEYS: [&str; 2] = ["a-counter", "z-counter"];
+
+/// Where ranges are cut: between the keys of a recorder, and around them.
+const BORDERS: [&str; 7] =
+    ["user00000002", "user00000001", "user00000003", "h", "user00000000x", "v", "user00000002x"];
+
+/// The moments at which something dies that a change needs, counted from when its command starts, which
+/// takes some ten milliseconds until it asks.
+const MOMENTS: [u64; 6] = [10, 25, 40, 55, 70, 85];
+
+/// How many rows a scan under way reads over and over, and how many at once.
+const ROWS: usize = 400;
+const PAGE_ROWS: usize = 7;
+
+/// Returns the command that asks for a border.
+fn splitting(cluster: &Cluster, at: &str) -> std::process::Command {
+    let mut command = trireme();
+    command.env("TRIREME_ENDPOINTS", cluster.endpoints());
+    command.args(["--deadline", CHANGE_DEADLINE, "range", "split", at, "--json"]);
+    command
+}
+
+/// A split that is being asked for.
+fn begin(cluster: &Cluster, at: &str) -> Child {
+    let mut command = splitting(cluster, at);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Has a border at the key, and returns the two cohorts there.
+#[track_caller]
+fn split(cluster: &Cluster, at: &str) -> [u64; 2] {
+    let ran = finish(splitting(cluster, at));
+    let answer: serde_json::Value = serde_json::from_str(ran.out()).unwrap();
+    let ranges = &answer["ranges"];
+    assert_eq!((&ranges[0]["end"], &ranges[1]["start"]), (&at.into(), &at.into()), "{answer}");
+    [0, 1].map(|half| ranges[half]["cohort"].as_u64().unwrap())
+}
+
+/// Returns the cohorts that serve the ranges, in key order.
+fn serving(cluster: &Cluster) -> Vec<u64> {
+    let listed = cluster.run(["range", "list", "--json"]).json();
+    listed.as_array().unwrap().iter().map(|range| range["cohort"].as_u64().unwrap()).collect()
+}
+
+/// Waits until nothing is left of what has ended: each node that runs holds replicas of those cohorts
+/// alone that serve, which have all that their leaders have.
+#[track_caller]
+fn wait_until_alone(cluster: &Cluster) {
+    until_ok("nothing is left of what has ended", PATIENCE, || {
+        let (statuses, serving) = (cluster.statuses()?, serving(cluster));
+        let is_over = statuses.cohorts() == serving.iter().copied().collect::<BTreeSet<_>>()
+            && statuses.0.values().all(|node| node.successions.is_empty());
+        is_over.then_some(()).ok_or_else(|| format!("{statuses:?}"))
+    });
+    cluster.wait_until_caught_up(PATIENCE);
+}
+
+/// Reads all rows over and over, a few at once, and finds each of those that are not written exactly once.
+struct Scanner {
+    stop: CancellationToken,
+    scanning: JoinHandle<usize>,
+}
+
+impl Scanner {
+    fn start(cluster: &Cluster) -> Self {
+        let client =
+            cluster.client(ClientOptions { deadline: PATIENCE, ..ClientOptions::default() });
+        let client = cluster.runtime.block_on(client);
+        // Around every border.
+        let rows: Vec<_> = (0..ROWS)
+            .map(|row| {
+                let border = BORDERS[row % BORDERS.len()];
+                let (low, _) = border.split_at(border.len() - 1);
+                match row % 2 {
+                    0 => format!("{border}-{row:05}"),
+                    _ => format!("{low}!{row:05}"),
+                }
+            })
+            .collect();
+        cluster.runtime.block_on(async {
+            for row in &rows {
+                client.put(row.clone(), "r").await.unwrap();
+            }
+        });
+        let expected: BTreeSet<_> = rows.into_iter().collect();
+        let stop = CancellationToken::new();
+        let until = stop.clone();
+        let scanning = cluster.runtime.spawn(async move {
+            let mut scans = 0;
+            while !until.is_cancelled() {
+                let mut scan = client.scan(..).page_rows(PAGE_ROWS);
+                if scans % 2 == 1 {
+                    scan = scan.reverse();
+                }
+                let found = scan.collect().await.unwrap();
+                let keys =
+                    found.into_iter().map(|row| String::from_utf8(row.key.to_vec()).unwrap());
+                let mut keys: Vec<_> = keys.filter(|key| expected.contains(key)).collect();
+                keys.sort_unstable();
+                assert!(keys.iter().eq(&expected), "{} rows of {ROWS}: {keys:?}", keys.len());
+                scans += 1;
+            }
+            scans
+        });
+        Self { stop, scanning }
+    }
+
+    #[track_caller]
+    fn finish(self, cluster: &Cluster) -> usize {
+        self.stop.cancel();
+        let scans = cluster.runtime.block_on(self.scanning).expect("every scan was right");
+        assert!(scans > 0);
+        scans
+    }
+}
+
+/// One range becomes eight under load, one half at a time, and a scan that is under way meets each row
+/// once. Then one of the eight alone gets another protocol. [RANGE-1] [RANGE-5] [RANGE-6] [RANGE-10]
+/// [RANGE-12]
+fn becomes_eight(protocol: Protocol) {
+    let cluster = &mut Cluster::start(&["--ranges", "1", "--replication", protocol.name()]);
+    let recorder = Recorder::start(cluster);
+    let history = History::start(cluster, &KEYS);
+    let scanner = Scanner::start(cluster);
+    for at in BORDERS {
+        history.wait_for_writes(3);
+        history.take_gap();
+        let halves = split(cluster, at);
+        history.wait_for_writes(5);
+        show(&format!("{protocol}, {at}: {halves:?}, no write for {:?}", history.take_gap()));
+        assert_eq!(split(cluster, at), halves, "to ask again changes nothing");
+    }
+    show(&format!("{} scans", scanner.finish(cluster)));
+    wait_until_alone(cluster);
+    let before = serving(cluster);
+    let other = if protocol == Protocol::Raft { Protocol::Pacifica } else { Protocol::Raft };
+    let changed = ["--deadline", CHANGE_DEADLINE, "range", "protocol", &before[4].to_string()];
+    cluster.run(changed.into_iter().chain([other.name()])).out();
+    wait_until_alone(cluster);
+    let mut after = serving(cluster);
+    assert_ne!(std::mem::replace(&mut after[4], before[4]), before[4]);
+    assert_eq!(after, before, "the others stay as they are");
+
+    let rows = cluster.rows().len();
+    cluster.kill_all();
+    cluster.up_again();
+    history.wait_for_writes(5);
+    cluster.wait_until_caught_up(PATIENCE);
+    assert_eq!(cluster.rows().len(), rows);
+    let (operations, unknown) = recorder.finish(cluster).counts();
+    show(&format!("{operations} operations, {unknown} unknown; {:?}", history.finish(cluster)));
+}
+
+#[test]
+fn one_range_becomes_eight_under_load_raft() {
+    becomes_eight(Protocol::Raft);
+}
+
+#[test]
+fn one_range_becomes_eight_under_load_spinnaker() {
+    becomes_eight(Protocol::Spinnaker);
+}
+
+#[test]
+fn one_range_becomes_eight_under_load_pacifica() {
+    becomes_eight(Protocol::Pacifica);
+}
+
+/// The leader dies at some moment of the split, a later one each time: the split ends done. [RANGE-5]
+/// [RANGE-8]
+fn survives_the_death_of_the_leader(protocol: Protocol) {
+    let cluster = &mut Cluster::start(&["--ranges", "1", "--replication", protocol.name()]);
+    let recorder = Recorder::start(cluster);
+    let history = History::start(cluster, &KEYS);
+    for (moment, at) in MOMENTS.into_iter().zip(BORDERS) {
+        let cohort = cohort_of(cluster, at);
+        let leader = cluster.wait_for_leader(cohort, PATIENCE);
+        let mut splitting = begin(cluster, at);
+        std::thread::sleep(Duration::from_millis(moment));
+        cluster.kill(leader);
+        history.wait_for_writes_within(3, PATIENCE);
+        // By then a cohort of PacificA may go on without it, and one that lacks a replica is not changed.
+        cluster.restart_node(leader);
+        assert!(splitting.wait().unwrap().success(), "the split at {at} failed");
+        split(cluster, at);
+        wait_until_alone(cluster);
+    }
+    assert_eq!(serving(cluster).len(), MOMENTS.len() + 1);
+    let (operations, unknown) = recorder.finish(cluster).counts();
+    show(&format!("{operations} operations, {unknown} unknown; {:?}", history.finish(cluster)));
+}
+
+#[test]
+fn a_split_whose_leader_dies_ends_done_raft() {
+    survives_the_death_of_the_leader(Protocol::Raft);
+}
+
+#[test]
+fn a_split_whose_leader_dies_ends_done_spinnaker() {
+    survives_the_death_of_the_leader(Protocol::Spinnaker);
+}
+
+#[test]
+fn a_split_whose_leader_dies_ends_done_pacifica() {
+    survives_the_death_of_the_leader(Protocol::Pacifica);
+}
+
+/// The coordinator dies at some moment of the split and comes back: the split ends done. Then it is put
+/// back to what it knew before the last split, and brought forward; and it is rebuilt from the nodes while
+/// another split is under way. [RANGE-5]
+fn survives_the_death_of_the_coordinator(protocol: Protocol) {
+    let cluster = &mut Cluster::start_by_hand_as(protocol, &[], &[]);
+    let history = History::start(cluster, &KEYS);
+    let (last, borders) = BORDERS.split_last().unwrap();
+    for (moment, at) in MOMENTS.into_iter().zip(borders) {
+        if moment == MOMENTS[5] {
+            cluster.keep_coordinator("kept");
+        }
+        let mut splitting = begin(cluster, at);
+        std::thread::sleep(Duration::from_millis(moment));
+        cluster.kill_coordinator();
+        std::thread::sleep(Duration::from_millis(300));
+        cluster.start_coordinator();
+        assert!(splitting.wait().unwrap().success(), "the split at {at} failed");
+        history.wait_for_writes_within(3, PATIENCE);
+        split(cluster, at);
+        wait_until_alone(cluster);
+    }
+    let before = serving(cluster);
+    cluster.kill_coordinator();
+    cluster.put_coordinator_back("kept");
+    cluster.start_coordinator();
+    history.wait_for_writes_within(3, PATIENCE);
+    wait_until_alone(cluster);
+    assert_eq!(serving(cluster), before, "the nodes know better");
+    assert!(cluster.has_said("and was brought forward"), "it was not older");
+
+    let mut splitting = begin(cluster, last);
+    std::thread::sleep(Duration::from_millis(MOMENTS[1]));
+    cluster.kill_coordinator();
+    cluster.lose_coordinator();
+    cluster.start_coordinator();
+    until_ok("the coordinator is rebuilt", PATIENCE, || {
+        let from: Vec<_> = cluster.nodes().map(|node| cluster.address(node)).collect();
+        let mut rebuild = trireme();
+        rebuild.args(["coordinator", "rebuild", "--from", &from.join(",")]);
+        rebuild.args(["--coordinator", &cluster.coordinator()]);
+        let ran = finish(rebuild);
+        if ran.status == 0 { Ok(()) } else { Err(ran) }
+    });
+    assert!(splitting.wait().unwrap().success(), "the split at {last} failed");
+    history.wait_for_writes_within(3, PATIENCE);
+    split(cluster, last);
+    wait_until_alone(cluster);
+    assert_eq!(serving(cluster).len(), BORDERS.len() + 1);
+    show(&format!("{:?}", history.finish(cluster)));
+}
+
+#[test]
+fn a_split_whose_coordinator_dies_ends_done_raft() {
+    survives_the_death_of_the_coordinator(Protocol::Raft);
+}
+
+#[test]
+fn a_split_whose_coordinator_dies_ends_done_spinnaker() {
+    survives_the_death_of_the_coordinator(Protocol::Spinnaker);
+}
+
+#[test]
+fn a_split_whose_coordinator_dies_ends_done_pacifica() {
+    survives_the_death_of_the_coordinator(Protocol::Pacifica);
+}
+
+/// Everything dies when two halves have gone on, before anything of that is on the disk but their logs:
+/// the rows of both come back from the log of the one that ended. And a node that was dead meanwhile is
+/// brought up to date in both. [RANGE-7] [RANGE-8]
+fn survives_the_death_of_everything(protocol: Protocol) {
+    let cluster = &mut Cluster::start(&["--ranges", "1", "--replication", protocol.name()]);
+    let recorder = Recorder::start(cluster);
+    let history = History::start(cluster, &KEYS);
+    let mut times = 0;
+    // One of PacificA goes on without a node that is dead, and lacks a replica then.
+    let takes_turns = protocol != Protocol::Pacifica;
+    for at in BORDERS[..2].iter().filter(|_| takes_turns) {
+        let cohort = cohort_of(cluster, at);
+        // As long as a node is missing, what has ended is kept, and the tables are not flushed.
+        let victim = cluster.wait_for_leader(cohort, PATIENCE) % 3 + 1;
+        cluster.kill(victim);
+        split(cluster, at);
+        history.wait_for_writes(10);
+        let statuses = cluster.statuses().unwrap();
+        let is_kept =
+            statuses.0.values().all(|node| node.successions.iter().any(|it| it.is_sealed));
+        assert!(is_kept, "{statuses:?}");
+        cluster.kill_all();
+        cluster.up_again();
+        history.wait_for_writes_within(3, PATIENCE);
+        wait_until_alone(cluster);
+        let again = cluster.have_said("applying what another cohort began with");
+        assert!(again > times, "nothing was missing");
+        times = again;
+    }
+    // Whatever is done at the moment of the death, it is done or not.
+    for (moment, at) in MOMENTS.into_iter().skip(1).step_by(2).zip(&BORDERS[2..]) {
+        let mut splitting = begin(cluster, at);
+        std::thread::sleep(Duration::from_millis(moment));
+        cluster.kill_all();
+        drop(splitting.kill());
+        splitting.wait().unwrap();
+        cluster.up_again();
+        split(cluster, at);
+        history.wait_for_writes_within(3, PATIENCE);
+        wait_until_alone(cluster);
+    }
+    // A node that is dead, and stays so until the others have given up what has ended.
+    if takes_turns {
+        let at = BORDERS[5];
+        let cohort = cohort_of(cluster, at);
+        let victim = cluster.wait_for_leader(cohort, PATIENCE) % 3 + 1;
+        cluster.kill(victim);
+        split(cluster, at);
+        wait_until_alone(cluster);
+        cluster.restart_node(victim);
+        wait_until_alone(cluster);
+        cluster.lead_everywhere(victim);
+        history.wait_for_writes(5);
+    }
+    let (operations, unknown) = recorder.finish(cluster).counts();
+    show(&format!("{operations} operations, {unknown} unknown; {:?}", history.finish(cluster)));
+}
+
+#[test]
+fn what_two_halves_began_with_survives_the_death_of_everything_raft() {
+    survives_the_death_of_everything(Protocol::Raft);
+}
+
+#[test]
+fn what_two_halves_began_with_survives_the_death_of_everything_spinnaker() {
+    survives_the_death_of_everything(Protocol::Spinnaker);
+}
+
+#[test]
+fn what_two_halves_began_with_survives_the_death_of_everything_pacifica() {
+    survives_the_death_of_everything(Protocol::Pacifica);
+}
+
+/// Returns the cohort whose range holds the key.
+fn cohort_of(cluster: &Cluster, key: &str) -> u64 {
+    let listed = cluster.run(["range", "list", "--json"]).json();
+    let ranges = listed.as_array().unwrap();
+    let holds = |range: &&serde_json::Value| range["start"].as_str().unwrap() <= key;
+    ranges.iter().rfind(holds).unwrap()["cohort"].as_u64().unwrap()
+}
+
+#[expect(clippy::print_stderr, reason = "a figure for those who run the test")]
+fn show(text: &str) {
+    eprintln!("{text}");
+}
