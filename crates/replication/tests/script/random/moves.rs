@@ -82,6 +82,7 @@ impl<S: Trial> Run<S> {
             Move::PeerAlive(a, b) if a != b => self.peer_alive(a, b),
             Move::Late(node, how) => self.coordinator(&S::late(node, how)),
             Move::Isolate(node) => {
+                self.count("isolate");
                 let leader = self.leader();
                 for other in 1..=self.nodes {
                     if other != leader && node != leader {
@@ -90,11 +91,13 @@ impl<S: Trial> Run<S> {
                 }
             }
             Move::Flood => {
+                self.count("flood");
                 for _ in 0..2 {
                     KEYS.iter().for_each(|key| self.put(self.leader(), key));
                 }
             }
             Move::ReleaseAll => {
+                self.count("release all");
                 for node in 1..=self.nodes {
                     self.take(super::Step::FlushAndRelease(node));
                 }

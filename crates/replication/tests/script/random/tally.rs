@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::{Lasting, Trial};
 
 /// The kinds of step that are the same for every protocol, as [`Tally::count`] names them.
-const KINDS: [&str; 42] = [
+const KINDS: [&str; 47] = [
+    "bounce",
     "cluster",
     "coordinator cut",
     "coordinator heal",
@@ -16,6 +17,7 @@ const KINDS: [&str; 42] = [
     "cut",
     "cut lane data",
     "cut lane heartbeat",
+    "depose",
     "deliver from to count",
     "deliver from to count lane data",
     "deliver from to count lane heartbeat",
@@ -23,16 +25,19 @@ const KINDS: [&str; 42] = [
     "disk resume",
     "disk stall",
     "drop from to count",
+    "flood",
     "flush",
     "get",
     "get level timeline client",
     "heal",
+    "isolate",
     "partition",
     "pause",
     "peeralive",
     "peerlost",
     "put",
     "release",
+    "release all",
     "request delete",
     "request delete when",
     "request delete when absent",
@@ -83,7 +88,7 @@ pub(super) struct Tally {
     pub(super) epochs: u64,
     /// How many snapshots were installed.
     pub(super) installed: u64,
-    /// How often each kind of step was taken.
+    /// How often each kind of step was taken, before the end of a run.
     pub(super) steps: BTreeMap<String, u64>,
     /// How often the rest had to serve in spite of so many faults of these kinds.
     pub(super) lasting: BTreeMap<String, u64>,
