@@ -25,6 +25,11 @@ const HANG_FORGOTTEN_AFTER: u32 = 12;
 /// disk is slow, some primary must be borne.
 const HANG_DOUBLINGS_MAX: u32 = 4;
 
+/// For which part of a lease something may have waited for a secondary's disk or applier when it asks
+/// to take the primary's place. Less than a primary bears, and never more: a primary that stepped down
+/// since its secondaries acknowledged nothing must not be followed by one of those that hang.
+const WAITS_LEASE_DIVISOR: u32 = 2;
+
 /// How many secondaries must acknowledge beacons and nothing else, or nothing at all, all of them, for
 /// the primary to take itself for the one at fault. Of one alone it cannot know whose fault it is.
 const SECONDARIES_TO_BLAME_ONESELF: usize = 2;
@@ -101,8 +106,13 @@ impl Shared {
     /// Returns when the replica's own disk or applier counts as one that hangs, if nothing happens
     /// before.
     fn hangs_at(&self) -> Option<Moment> {
+        self.waits_for(self.own.health.patience(self.now, self.timing.lease))
+    }
+
+    /// Returns when something has waited for the replica's own disk or applier for so long, if nothing
+    /// happens before.
+    fn waits_for(&self, patience: Duration) -> Option<Moment> {
         let health = &self.own.health;
-        let patience = health.patience(self.now, self.timing.lease);
         let disk = (!self.journal.is_durable()).then(|| health.durable_at + patience);
         // What is not on the disk is not applied: that is the disk's hang.
         let applicable = self.journal.committed().seq.min(self.journal.durable().seq);
@@ -114,6 +124,13 @@ impl Shared {
     /// Returns true if the replica's own disk or applier makes no progress.
     pub(super) fn hangs(&self) -> bool {
         self.hangs_at().is_some_and(|at| at <= self.now)
+    }
+
+    /// Returns true if something waits for the replica's own disk or applier for so long that it must
+    /// not take a primary's place.
+    pub(super) fn could_not_lead(&self) -> bool {
+        let waits_for = self.waits_for(self.timing.lease / WAITS_LEASE_DIVISOR);
+        waits_for.is_some_and(|at| at <= self.now)
     }
 
     /// Returns true if nothing waits for the disk or for the applier.

@@ -93,8 +93,7 @@ impl Shared {
             && !self.state.is_learner
             && own.primary() != Some(self.node)
             && own.config.as_ref().is_some_and(|config| config.version == self.state.promised);
-        // One whose own disk hangs could not lead.
-        if !is_secondary || own.pending.is_some() || self.hangs() {
+        if !is_secondary || own.pending.is_some() || self.could_not_lead() {
             return Moment::FAR;
         }
         self.support.until()

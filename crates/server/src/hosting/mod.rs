@@ -2,8 +2,7 @@
 //!
 //! One task opens the replicas that the node is to hold and closes those that it must not hold any
 //! more, as [`decision`] says: whenever a configuration or an invitation has changed, and one
-//! after the other, so that no two replicas of a cohort can ever be open at once; the two halves of a
-//! split are opened together, since their range does not serve until then. What clients and
+//! after the other, so that no two replicas of a cohort can ever be open at once. What clients and
 //! peers are served by is replaced as a whole after each step: a replica is served once it is
 //! open, and is not any more before it is closed.
 //!
@@ -15,11 +14,10 @@ mod opener;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -165,26 +163,12 @@ impl Hosting {
         for cohort in discard {
             done = done.and(self.discard(cohort).await);
         }
-        for cohorts in self.together(open) {
-            let opened = join_all(cohorts.iter().map(|&cohort| self.opened(cohort))).await;
-            for (cohort, opened) in cohorts.into_iter().zip(opened) {
-                done = done.and(opened.map(|opened| self.host(cohort, opened)));
-            }
+        for cohort in open {
+            done = done.and(self.open(cohort).await);
+            // Each takes part in its cohort's election while the next one is opened.
             self.publish();
         }
         done
-    }
-
-    /// Returns the cohorts in their order, those together that may be opened at the same time: the two halves
-    /// of a split, unless the log of what they began with has to be applied, which only one may do.
-    fn together(&self, cohorts: BTreeSet<CohortId>) -> Vec<Vec<CohortId>> {
-        let origin = |cohort: &CohortId| {
-            let origin = self.catalog.configs.get(cohort)?.origin?.cohort;
-            (!self.opener.has_log_only(*cohort)).then_some(origin)
-        };
-        let cohorts: Vec<_> = cohorts.into_iter().collect();
-        let groups = cohorts.chunk_by(|a, b| origin(a).is_some() && origin(a) == origin(b));
-        groups.map(<[CohortId]>::to_vec).collect()
     }
 
     fn plan(&self) -> Plan {
@@ -199,23 +183,10 @@ impl Hosting {
     }
 
     async fn open(&mut self, cohort: CohortId) -> Result<(), NodeError> {
-        let opened = self.opened(cohort).await?;
-        self.host(cohort, opened);
-        Ok(())
-    }
-
-    fn host(&mut self, cohort: CohortId, opened: Option<Arc<HostedCohort>>) {
-        if let Some(opened) = opened {
-            self.hosted.insert(cohort, opened);
-        }
-    }
-
-    /// Opens a replica, unless there is nothing to open or it has to wait.
-    async fn opened(&self, cohort: CohortId) -> Result<Option<Arc<HostedCohort>>, NodeError> {
         let config = self.catalog.configs.get(&cohort).cloned();
         // A cohort that serves no range has nothing to do.
         let (Some(descriptor), Some(config)) = (self.descriptor(cohort), config) else {
-            return Ok(None);
+            return Ok(());
         };
         for successor in successors(&self.catalog.configs, cohort) {
             if let Some(origin) = successor.origin
@@ -226,11 +197,12 @@ impl Hosting {
         }
         let before = self.before(&config);
         tracing::info!(%cohort, ?config, "opening a replica");
-        let opened = self.opener.open(descriptor, config, before).await?;
-        if opened.is_none() {
+        if let Some(opened) = self.opener.open(descriptor, config, before).await? {
+            self.hosted.insert(cohort, opened);
+        } else {
             tracing::info!(%cohort, "waiting for the end of the cohort where it goes on");
         }
-        Ok(opened)
+        Ok(())
     }
 
     /// Returns the range that a cohort serves, or the one that it served until others went on from it.
