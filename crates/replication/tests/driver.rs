@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster::{Cluster, Setup, put, rows, until};
+use cluster::{Cluster, Gate, Setup, put, rows, until};
 use tokio::time::Instant;
 use trireme_replication::driver::DriverOptions;
 use trireme_replication::{ErrorClass, Lane, Replica, ReplicaError};
@@ -256,6 +256,39 @@ async fn a_replica_behind_the_log_is_sent_the_table() {
     cluster.converge().await;
     assert!(cluster.net.snapshots_sent.load(Ordering::Relaxed) > 0);
     assert!(cluster.nodes[1].replica.status().purged.seq >= 15);
+    cluster.shutdown().await;
+}
+
+/// What a backup lacks may have to be read from the disk: a replica does its other work meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_that_wait_for_the_disk_hold_nothing_up() {
+    // The newest few are in memory.
+    let log = LogOptions { cache_bytes: 16 << 10, ..LogOptions::default() };
+    let mut cluster = Cluster::start(2, Setup { log, ..Setup::default() });
+    for number in 0..32 {
+        let batch = put(&format!("key-{number}"), &"x".repeat(4096));
+        cluster.primary().replica.propose(batch).await.expect("the cluster is well");
+    }
+    let (gate, asked) = (Gate::default(), Arc::new(AtomicU64::new(0)));
+    gate.close();
+    let (reads, counts) = (gate.clone(), Arc::clone(&asked));
+    cluster.primary().fs.observe(move |call| {
+        if call.operation == FsOperation::Read {
+            counts.fetch_add(1, Ordering::Relaxed);
+            reads.pass();
+        }
+        Ok(())
+    });
+    cluster.restart(1, true).await;
+    until("the primary reads its log", || asked.load(Ordering::Relaxed) > 0).await;
+    let read = cluster.primary().replica.read_barrier();
+    let read = tokio::time::timeout(Duration::from_secs(10), read).await;
+    let received = cluster.nodes[1].replica.status().last.seq;
+    // Before anything can fail: no runtime ends while a thread of it waits.
+    gate.open();
+    read.expect("the primary does not wait for the disk").expect("it leads");
+    assert_eq!(received, 0, "the disk has not answered");
+    cluster.converge().await;
     cluster.shutdown().await;
 }
 

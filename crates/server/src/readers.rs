@@ -7,7 +7,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
@@ -16,6 +15,9 @@ use trireme_replication::ReadPermit;
 
 use crate::cohort::{PendingRead, Reader};
 use crate::refusal;
+
+#[cfg(test)]
+mod tests;
 
 /// The threads that gets are read on: as many as may wait for the disk at the same time.
 const GET_THREADS: usize = 4;
@@ -124,11 +126,8 @@ impl Lane {
 
     fn run(&self) {
         while let Some(batch) = self.next() {
-            // The engines' code is not ours: a panic in it ends the reads at hand and no more.
-            let reading = AssertUnwindSafe(|| batch.reader.read_files(batch.reads, batch.permit));
-            if catch_unwind(reading).is_err() {
-                tracing::error!("a read panicked");
-            }
+            // A panic of an engine ends the process, as any panic does (see `panics`).
+            batch.reader.read_files(batch.reads, batch.permit);
         }
     }
 

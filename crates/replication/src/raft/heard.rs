@@ -128,3 +128,85 @@ fn micros(moment: Moment) -> u64 {
 const fn from_micros(micros: u64) -> Moment {
     Moment::after_start(Duration::from_micros(micros))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use openraft::alias::WatchOf;
+    use openraft::async_runtime::watch::Watch as _;
+    use openraft_rt_tokio::TokioInstant;
+
+    use super::*;
+    use crate::raft::types::{RaftId, RaftMembership, StoredMembership};
+
+    const TERM: Epoch = 3;
+
+    /// Returns how replica n1 of a cohort is that leads in [`TERM`] and was acknowledged by a majority
+    /// last when it sent something just now.
+    fn leading(voters: u64) -> RaftMetrics<TypeConfig> {
+        let voters = (1..=voters).map(|node| RaftId::first(NodeId(node))).collect();
+        let membership = RaftMembership::new_with_defaults(vec![voters], []);
+        let mut metrics = RaftMetrics::new_initial(RaftId::first(NodeId(1)));
+        metrics.state = ServerState::Leader;
+        metrics.current_term = TERM;
+        metrics.membership_config = Arc::new(StoredMembership::new(None, membership));
+        metrics.last_quorum_acked = Some(TokioInstant::now().into());
+        metrics
+    }
+
+    fn age(heard: &Heard, metrics: &RaftMetrics<TypeConfig>, term: Epoch) -> Option<Duration> {
+        heard.age(metrics, Lsn::new(term, 9), Instant::now())
+    }
+
+    async fn wait(milliseconds: u64) -> Duration {
+        let time = Duration::from_millis(milliseconds);
+        tokio::time::advance(time).await;
+        time
+    }
+
+    /// A leader that is cut off leads on until it notices, and another may lead and commit meanwhile.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_leader_has_is_as_old_as_what_a_majority_acknowledged_last() {
+        let heard = Heard::new();
+        wait(100).await;
+        let mut metrics = leading(3);
+        assert_eq!(age(&heard, &metrics, TERM), Some(Duration::ZERO));
+        let passed = wait(700).await;
+        assert_eq!(age(&heard, &metrics, TERM), Some(passed), "nobody has answered since");
+        assert_eq!(age(&heard, &metrics, TERM - 1), None, "it lacks what others had committed");
+        metrics.last_quorum_acked = None;
+        assert_eq!(age(&heard, &metrics, TERM), None, "nobody has answered at all");
+        metrics = RaftMetrics { state: ServerState::Follower, ..leading(3) };
+        assert_eq!(age(&heard, &metrics, TERM), None, "it leads no more");
+        metrics = leading(1);
+        wait(700).await;
+        assert_eq!(age(&heard, &metrics, TERM), Some(Duration::ZERO), "it is the majority");
+    }
+
+    /// What a leader says with its appends is no younger than what it would say of itself.
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_is_not_answered_makes_no_follower_younger() {
+        let (leader, follower) = (Heard::new(), Heard::new());
+        wait(100).await;
+        let (sender, metrics) = WatchOf::<TypeConfig>::channel(leading(3));
+        let acknowledged = micros(leader.moment(Instant::now()));
+        leader.attach(metrics);
+        let append = |committed| v1::RaftAppend {
+            vote: Some(v1::RaftVote { term: TERM, ..Default::default() }),
+            leader_commit: Some(Lsn::new(committed, 9).into()),
+            ..Default::default()
+        };
+        wait(700).await;
+        let mut late = append(TERM);
+        leader.stamp(&mut late);
+        assert_eq!(late.current_at_us, Some(acknowledged));
+        let mut early = append(TERM - 1);
+        leader.stamp(&mut early);
+        assert_eq!(early.current_at_us, None, "it does not know how far the others had come");
+        follower.note(NodeId(1), &late, Lsn::ZERO);
+        let following = RaftMetrics { state: ServerState::Follower, ..leading(3) };
+        assert_eq!(age(&follower, &following, TERM), Some(Duration::from_millis(700)));
+        drop(sender);
+    }
+}

@@ -271,3 +271,87 @@ fn stored_vote(log: &CohortLog) -> io::Result<Option<v1::RaftVote>> {
 fn io_error(error: impl Into<LogError>) -> io::Error {
     io::Error::other(error.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::{Arc, mpsc};
+
+    use parking_lot::Mutex;
+    use trireme_storage::fs::{FsOperation, MemFs};
+    use trireme_storage::{LogIdentity, LogOptions, SharedLog};
+    use trireme_types::{ClusterId, CohortId, Entry, EntryKind, Lsn, NodeId};
+
+    use super::*;
+
+    /// How long anything may take that waits for no disk. Only a failing test waits so long.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// How long the disk takes at most, so that a test that fails ends.
+    const DISK_TIME_MAX: Duration = Duration::from_secs(30);
+
+    const ENTRIES: u64 = 64;
+
+    /// What a follower lacks may have to be read from the disk, and the thread that carries messages
+    /// does not wait for it: what is newer goes out from memory, and timers run.
+    #[test]
+    fn entries_that_wait_for_the_disk_hold_nothing_up() {
+        let fs = MemFs::new();
+        let identity = LogIdentity { cluster: ClusterId(7), node: NodeId(1) };
+        // The newest few are in memory.
+        let options = LogOptions { cache_bytes: 16 * 1024, ..LogOptions::default() };
+        let log = SharedLog::open(Arc::new(fs.clone()), Path::new("/log"), identity, options);
+        let log = log.unwrap();
+        let store = RaftLogStore::new(log.cohort(CohortId(1)), 0);
+        let (durable, is_durable) = mpsc::channel();
+        for seq in 1..=ENTRIES {
+            let payload = vec![7; 4096].into();
+            let entry = Entry { lsn: Lsn::new(1, seq), kind: EntryKind::Commands, payload };
+            let durable = durable.clone();
+            let done = move |result| drop(durable.send(result));
+            store.log.submit_then(LogWrite::Append(vec![entry]), done).unwrap();
+            is_durable.recv_timeout(PATIENCE).unwrap().unwrap();
+        }
+        let (ask, is_asked) = mpsc::channel();
+        let (go_on, goes_on) = mpsc::channel::<()>();
+        let goes_on = Mutex::new(goes_on);
+        fs.observe(move |call| {
+            if call.operation == FsOperation::Read {
+                // A test that has failed, or lets the disk go on, listens no more.
+                let _over = ask.send(());
+                let _over = goes_on.lock().recv_timeout(DISK_TIME_MAX);
+            }
+            Ok(())
+        });
+
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+        let indexes = |entries: io::Result<Vec<RaftEntry>>| -> Vec<u64> {
+            entries.unwrap().iter().map(|entry| entry.log_id.index).collect()
+        };
+        let mut reader = store.clone();
+        let old = spawn(&runtime, async move { reader.limited_get_log_entries(0, 4).await });
+        is_asked.recv_timeout(PATIENCE).expect("they are read from the disk");
+        let mut reader = store.clone();
+        let new = spawn(&runtime, async move { reader.limited_get_log_entries(62, 64).await });
+        assert_eq!(indexes(new.recv_timeout(PATIENCE).expect("they are in memory")), [62, 63]);
+        let beat = spawn(&runtime, async { tokio::time::sleep(Duration::from_millis(10)).await });
+        beat.recv_timeout(PATIENCE).expect("the thread does other work, and has timers run");
+        assert!(matches!(old.try_recv(), Err(mpsc::TryRecvError::Empty)), "the disk stands still");
+        drop(go_on);
+        assert_eq!(indexes(old.recv_timeout(PATIENCE).unwrap()), [0, 1, 2, 3]);
+    }
+
+    /// Has the runtime's thread do something, and returns where what comes of it is received.
+    fn spawn<T: Send + 'static>(
+        runtime: &tokio::runtime::Runtime,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> mpsc::Receiver<T> {
+        let (sender, receiver) = mpsc::channel();
+        runtime.spawn(async move {
+            // A test that has failed receives nothing.
+            let _failed = sender.send(work.await);
+        });
+        receiver
+    }
+}

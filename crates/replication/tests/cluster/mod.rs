@@ -112,25 +112,26 @@ impl Transport for Link {
     }
 }
 
-/// A disk whose syncs can be held back.
+/// A disk of which some calls, such as its syncs, can be held back.
 #[derive(Clone, Default)]
 pub(crate) struct Gate {
     state: Arc<(Mutex<bool>, Condvar)>,
 }
 
 impl Gate {
-    /// Holds back every sync from now on.
+    /// Holds back every such call from now on.
     pub(crate) fn close(&self) {
         *self.state.0.lock() = true;
     }
 
-    /// Lets all syncs go.
+    /// Lets all of them go.
     pub(crate) fn open(&self) {
         *self.state.0.lock() = false;
         self.state.1.notify_all();
     }
 
-    fn pass(&self) {
+    /// Waits as a call does.
+    pub(crate) fn pass(&self) {
         let mut is_closed = self.state.0.lock();
         while *is_closed {
             self.state.1.wait(&mut is_closed);

@@ -9,6 +9,9 @@
 //! coordinator deaf 1            tells node 1 nothing
 //! coordinator heal 1            ends all three
 //! coordinator hold              keeps what it is asked, until `step`
+//! coordinator lag 1             keeps from node 1 what is new
+//! coordinator pass 1            gives node 1 the oldest of what was kept from it
+//! coordinator unlag 1           gives node 1 all of it, in order, and keeps nothing more
 //! ```
 //!
 //! The first `replicas` nodes form the cohort, node 1 is its primary; other nodes are free, and are
@@ -21,7 +24,7 @@ mod load;
 mod random;
 mod rules;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use trireme_replication::core::Recovered;
 use trireme_replication::pacifica::{Newest, Pacifica, PacificaFaults, PacificaOptions, Proposal};
@@ -80,6 +83,9 @@ pub(crate) struct Manager {
     mistake: Option<Mistake>,
     /// The version that each node was told last.
     told: BTreeMap<NodeId, u64>,
+    lagging: BTreeSet<NodeId>,
+    /// What was kept from each node that lags, in order.
+    kept: BTreeMap<NodeId, VecDeque<Newest>>,
 }
 
 impl ScriptCoordinator<Pacifica> for Manager {
@@ -101,6 +107,7 @@ impl ScriptCoordinator<Pacifica> for Manager {
 
     fn started(&mut self, node: NodeId) {
         self.told.remove(&node);
+        self.kept.remove(&node);
     }
 
     fn replicas(&self) -> Option<&[NodeId]> {
@@ -152,6 +159,20 @@ impl ScriptCoordinator<Pacifica> for Manager {
                 self.mute.remove(&node(id)?);
                 self.deaf.remove(&node(id)?);
             }
+            ["lag", id] => {
+                self.lagging.insert(node(id)?);
+            }
+            ["pass", id] => {
+                let id = node(id)?;
+                let config = self.kept.get_mut(&id).and_then(VecDeque::pop_front);
+                return Ok(config.map(|config| (id, config)).into_iter().collect());
+            }
+            ["unlag", id] => {
+                let id = node(id)?;
+                self.lagging.remove(&id);
+                let configs = self.kept.remove(&id).unwrap_or_default();
+                return Ok(configs.into_iter().map(|config| (id, config)).collect());
+            }
             _ => return Err(format!("the manager does not understand {words:?}")),
         }
         Ok(Vec::new())
@@ -186,7 +207,16 @@ impl Manager {
         let is_due =
             |node: &&NodeId| self.told.get(*node) != Some(&version) && !self.deaf.contains(*node);
         let due: Vec<_> = self.nodes.iter().filter(is_due).copied().collect();
-        due.into_iter().map(|node| self.tell(node)).collect()
+        let mut told = Vec::new();
+        for node in due {
+            let (node, config) = self.tell(node);
+            if self.lagging.contains(&node) {
+                self.kept.entry(node).or_default().push_back(config);
+            } else {
+                told.push((node, config));
+            }
+        }
+        told
     }
 
     fn tell(&mut self, node: NodeId) -> (NodeId, Newest) {

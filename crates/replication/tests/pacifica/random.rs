@@ -19,6 +19,8 @@ use crate::script::random::{
 const FAULTS_MAX: u64 = 2;
 
 impl Trial for Pacifica {
+    const DISCARDS: bool = true;
+
     /// Two to seven replicas; in two of three runs one or two more nodes are free. In some, writes need two
     /// replicas.
     fn cluster(numbers: &mut Numbers) -> (u64, Vec<(String, String)>) {
@@ -41,6 +43,12 @@ impl Trial for Pacifica {
             2 => format!("mute {node}"),
             _ => format!("tell {node}"),
         }
+    }
+
+    /// A node that lags may be told the newest configuration meanwhile, and learns of older ones then.
+    fn late(node: u64, how: u64) -> String {
+        let word = ["lag", "pass", "unlag"][usize::try_from(how).expect("a small number")];
+        format!("{word} {node}")
     }
 
     /// As hosting has it: a node that is not in the configuration holds a replica only while one is

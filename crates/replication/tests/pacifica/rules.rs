@@ -115,6 +115,29 @@ fn what_a_primary_says_once_it_has_handed_over_gets_no_younger() {
     }
 }
 
+/// What a primary has is the newest state until the first of its leases ends, and no longer: it may be
+/// cut off, and another be the primary. Before its table holds its no-op it has no age [PAC-70].
+#[test]
+fn what_a_primary_has_is_the_newest_only_as_long_as_its_leases_last() {
+    let mut primary = Primary::start();
+    primary.begin();
+    primary.acknowledge();
+    let no_op = primary.core.status().committed;
+    assert_eq!((no_op.seq, primary.core.status().current), (1, None));
+    primary.tell(Event::Applied { upto: no_op });
+    let lease_end = primary.now + PacificaOptions::new(Incarnation(1)).timing.lease;
+    assert_eq!(primary.core.status().current, Some((no_op, lease_end)));
+    let acknowledged = primary.now;
+    let mut advertised = None;
+    while primary.now < lease_end + Duration::from_secs(5) {
+        primary.now = primary.now + Duration::from_millis(20);
+        advertised = advertised.max(primary.beacon());
+        let current = primary.core.status().current;
+        assert!(current.is_none_or(|(_, until)| until <= lease_end), "{current:?}");
+    }
+    assert!(advertised > Some(acknowledged) && advertised <= Some(lease_end), "{advertised:?}");
+}
+
 /// Whether a replica counts is for the configuration to say, not for the replica, which may not have
 /// heard of the newest [PAC-5].
 #[test]

@@ -39,6 +39,9 @@ use super::{Runner, Subject};
 
 /// A protocol that can be tried by random faults.
 pub(crate) trait Trial: Subject {
+    /// Whether nodes discard replicas of which others have taken the place.
+    const DISCARDS: bool;
+
     /// Returns how many nodes a cluster has, and what else it is asked for with.
     fn cluster(numbers: &mut Numbers) -> (u64, Vec<(String, String)>);
 
@@ -59,9 +62,7 @@ pub(crate) trait Trial: Subject {
 
     /// Returns what a coordinator does so that a node learns late what is new: 0 begins that, 1 lets
     /// the node learn something, 2 ends it.
-    fn late(_node: u64, _how: u64) -> Option<String> {
-        None
-    }
+    fn late(node: u64, how: u64) -> String;
 
     /// Returns how many nodes of this cluster may be at fault for long while the rest must serve.
     fn minority(cluster: &Shape<'_>) -> u64;
@@ -101,7 +102,7 @@ impl Shape<'_> {
     }
 }
 
-/// The seeds of a normal run.
+/// The seeds of a normal run. So many have every kind of step, which is checked.
 const SEEDS: u64 = 500;
 
 /// The most milliseconds that a snapshot takes beyond a tenth of a second.
@@ -325,7 +326,15 @@ pub(crate) fn try_seeds<S: Trial>() {
         let shortest = Plan::new::<S>(*seed, mistake).shrink::<S>(text);
         panic!("SEED={seed}: {text}\nin the shortest such script: {shortest}");
     }
-    print(&format!("{:?}: {}", S::PROTOCOL, all.into_inner().expect("no panic")));
+    let all = all.into_inner().expect("no panic");
+    print(&format!("{:?}: {all}", S::PROTOCOL));
+    if mistake.is_none() && end - from >= SEEDS {
+        let kinds = tally::kinds::<S>();
+        let lacking = all.lacking(&kinds);
+        assert!(lacking.is_empty(), "{SEEDS} seeds and more had none of these: {lacking:?}");
+        let unlisted: Vec<_> = all.steps.keys().filter(|kind| !kinds.contains(*kind)).collect();
+        assert!(unlisted.is_empty(), "steps of no listed kind: {unlisted:?}");
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "a summary is what a run is for beside its verdict")]

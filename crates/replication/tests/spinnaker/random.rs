@@ -15,6 +15,8 @@ use crate::script::random::{
 };
 
 impl Trial for Spinnaker {
+    const DISCARDS: bool = false;
+
     fn cluster(numbers: &mut Numbers) -> (u64, Vec<(String, String)>) {
         let nodes = [3, 3, 3, 4, 5, 5, 6, 7];
         let nodes = nodes[usize::try_from(numbers.below(8)).expect("a small number")];
@@ -22,9 +24,9 @@ impl Trial for Spinnaker {
         (nodes, base.into_iter().collect())
     }
 
-    fn late(node: u64, how: u64) -> Option<String> {
+    fn late(node: u64, how: u64) -> String {
         let word = ["lag", "tell", "unlag"][usize::try_from(how).expect("a small number")];
-        Some(format!("{word} {node}"))
+        format!("{word} {node}")
     }
 
     /// The session of a node ends, or what it asks for is lost, or what it is told.

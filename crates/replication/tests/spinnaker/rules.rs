@@ -384,6 +384,39 @@ fn a_leader_reads_nothing_before_its_barrier_is_applied() {
     assert!(reads(&replica));
 }
 
+/// [SPIN-70] What a leader has is the newest state until its lease ends, which counts from when a
+/// follower was sent what it supported last, and no longer: it may be cut off, and another lead. Before
+/// its table holds its no-op it has no age.
+#[test]
+fn what_a_leader_has_is_the_newest_only_as_long_as_its_lease_lasts() {
+    let mut replica = Replica::start(&lsns(1, 1..=2), 1, false);
+    let no_op = Lsn::new(2, 3);
+    replica.lead(2).join(N2, 2, Lsn::new(1, 2), false).sent(N2);
+    let supported = replica.now;
+    replica.wait(40);
+    replica.hear(N2, SpinnakerMessage::Ack { epoch: 2, upto: no_op, supports: Some(supported) });
+    assert_eq!((replica.committed(), replica.core.status().current), (3, None));
+    replica.tell(Event::Applied { upto: no_op });
+    let lease_end = supported + SpinnakerOptions::new(vec![N1, N2, N3]).timing.lease;
+    assert_eq!(replica.core.status().current, Some((no_op, lease_end)));
+    let advertises = |replica: &Replica| {
+        let age = |(message, _): (&SpinnakerMessage, When)| match message {
+            SpinnakerMessage::Propose { preceding, .. } => preceding.current_at,
+            SpinnakerMessage::Beacon(beacon) => beacon.current_at,
+            _ => None,
+        };
+        replica.messages().filter_map(age).max()
+    };
+    let mut advertised = None;
+    while replica.now < lease_end + Duration::from_secs(5) {
+        replica.wait(20);
+        let current = replica.core.status().current;
+        assert!(current.is_none_or(|(_, until)| until <= lease_end), "{current:?}");
+        advertised = advertised.max(advertises(&replica));
+    }
+    assert!(advertised > Some(supported) && advertised <= Some(lease_end), "{advertised:?}");
+}
+
 /// [SPIN-41] [SPIN-70] A piece of the log says as of when its commit point was the newest, which the
 /// leader has not advertised yet; and each follower that has caught up is counted.
 #[test]

@@ -350,4 +350,39 @@ mod tests {
         let later = start().await.unwrap();
         assert_eq!(later, NodeFile { starts: 4, ..emptied });
     }
+
+    /// On a disk that is full a node starts all the same, as the one that it was: the start is not
+    /// counted, here as little as at the coordinator. No other error is borne.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_start_that_a_full_disk_cannot_count_is_a_start() {
+        let embedded = EmbeddedCoordinator::start().await;
+        let dir = TempDir::new().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        let start = async || {
+            let coordinator = embedded.connect().await;
+            let mut file = folder.read().unwrap().unwrap_or_else(|| file(&embedded));
+            let registered = register(&coordinator, &mut file, &folder).await;
+            let known = Membership::new(&coordinator).list().await.unwrap();
+            coordinator.close().await.unwrap();
+            let known = known.first().map(|member| member.info.starts);
+            registered.map(|()| (file, known, folder.read().unwrap()))
+        };
+        let (first, known, _) = start().await.unwrap();
+        assert_eq!((first.starts, known), (1, Some(1)));
+        // What is written to this device finds no room, and so does the next description.
+        let next = dir.path().join("node.json.new");
+        std::os::unix::fs::symlink("/dev/full", &next).unwrap();
+        for _ in 0..2 {
+            let found = start().await.unwrap();
+            assert_eq!(found, (first.clone(), Some(1), Some(first.clone())));
+        }
+        std::fs::remove_file(&next).unwrap();
+        std::fs::create_dir(&next).unwrap();
+        let failed = start().await.unwrap_err();
+        assert!(matches!(failed, NodeError::Folder(DataFolderError::Io { .. })), "{failed}");
+        std::fs::remove_dir(&next).unwrap();
+        let (second, known, kept) = start().await.unwrap();
+        assert_eq!(second, NodeFile { starts: 2, ..first });
+        assert_eq!((known, kept), (Some(2), Some(second)), "there is room again");
+    }
 }

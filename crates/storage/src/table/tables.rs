@@ -138,8 +138,9 @@ impl Tables {
         Self::over(dir, core, None, options)
     }
 
-    /// Opens tables over an engine that is open already.
-    pub(crate) fn with_engine(
+    /// Opens tables over an engine that is open already, as one of a test's own, which fails or stalls
+    /// where the test asks it to. Says nothing of whose the folder `dir` is.
+    pub fn with_engine(
         dir: &Path,
         engine: Box<dyn TableEngine>,
         options: &TableOptions,

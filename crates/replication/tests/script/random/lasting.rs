@@ -24,20 +24,23 @@ pub(crate) enum Lasting {
 }
 
 impl Lasting {
+    pub(super) const ALL: [Self; 10] = [
+        Self::Crash,
+        Self::Pause,
+        Self::Partition,
+        Self::Deaf(None),
+        Self::Deaf(Some(Way::Data)),
+        Self::Mute(None),
+        Self::Mute(Some(Way::Data)),
+        Self::Disk,
+        Self::Table,
+        Self::Coordinator,
+    ];
+
     /// Returns one of them.
     pub(super) fn any(numbers: &mut Numbers) -> Self {
-        match numbers.below(10) {
-            0 => Self::Crash,
-            1 => Self::Pause,
-            2 => Self::Partition,
-            3 => Self::Deaf(None),
-            4 => Self::Deaf(Some(Way::Data)),
-            5 => Self::Mute(None),
-            6 => Self::Mute(Some(Way::Data)),
-            7 => Self::Disk,
-            8 => Self::Table,
-            _ => Self::Coordinator,
-        }
+        let at = usize::try_from(numbers.below(Self::ALL.len() as u64));
+        Self::ALL[at.expect("a small number")]
     }
 }
 

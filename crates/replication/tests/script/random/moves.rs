@@ -80,12 +80,9 @@ impl<S: Trial> Run<S> {
                 self.execute(format!("peerlost {a} {b}"), &Command::Peerlost(a, b));
             }
             Move::PeerAlive(a, b) if a != b => self.peer_alive(a, b),
-            Move::Late(node, how) => {
-                if let Some(words) = S::late(node, how) {
-                    self.coordinator(&words);
-                }
-            }
+            Move::Late(node, how) => self.coordinator(&S::late(node, how)),
             Move::Isolate(node) => {
+                self.count("isolate");
                 let leader = self.leader();
                 for other in 1..=self.nodes {
                     if other != leader && node != leader {
@@ -94,11 +91,13 @@ impl<S: Trial> Run<S> {
                 }
             }
             Move::Flood => {
+                self.count("flood");
                 for _ in 0..2 {
                     KEYS.iter().for_each(|key| self.put(self.leader(), key));
                 }
             }
             Move::ReleaseAll => {
+                self.count("release all");
                 for node in 1..=self.nodes {
                     self.take(super::Step::FlushAndRelease(node));
                 }
@@ -134,9 +133,7 @@ impl<S: Trial> Run<S> {
             self.sender(node, false);
             self.table(node, false);
             // Nothing is late any more.
-            if let Some(words) = S::late(node, 2) {
-                self.coordinator(&words);
-            }
+            self.coordinator(&S::late(node, 2));
             for other in (1..=self.nodes).filter(|other| *other != node) {
                 self.peer_alive(node, other);
             }

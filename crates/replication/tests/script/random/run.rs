@@ -22,6 +22,8 @@ pub(super) struct Run<S: Trial> {
     pub(super) puts: u64,
     pub(super) clients: Clients,
     pub(super) tally: Tally,
+    /// The steps have been taken, and what follows is the same for every run.
+    is_ending: bool,
 }
 
 impl<S: Trial> Run<S> {
@@ -33,6 +35,7 @@ impl<S: Trial> Run<S> {
             puts: 0,
             clients: Clients::default(),
             tally: Tally::default(),
+            is_ending: false,
         };
         let shown: String =
             options.iter().map(|(name, value)| format!(" {name}={value}")).collect();
@@ -42,9 +45,17 @@ impl<S: Trial> Run<S> {
     }
 
     pub(super) fn execute(&mut self, text: String, command: &Command) {
-        self.tally.count(&text);
+        self.count(&text);
         self.script.push(text);
         self.runner.execute(command).expect("a step makes sense");
+    }
+
+    /// Counts a step, unless it belongs to the end of a run, which would hide that it is taken nowhere
+    /// else.
+    pub(super) fn count(&mut self, text: &str) {
+        if !self.is_ending {
+            self.tally.count(text);
+        }
     }
 
     /// Returns the node that leads in the newest epoch, or any.
@@ -120,6 +131,7 @@ impl<S: Trial> Run<S> {
                 self.execute(format!("resume {node}"), &Command::Resume(node));
             }
             Step::Depose => {
+                self.count("depose");
                 let commands = S::depose(self.leader());
                 commands.iter().for_each(|words| self.coordinator(words));
             }
@@ -130,6 +142,7 @@ impl<S: Trial> Run<S> {
                 self.execute(format!("disk {node} one"), &Command::Disk(node, "one".into()));
             }
             Step::Bounce(node) => {
+                self.count("bounce");
                 let node = node.unwrap_or_else(|| self.leader());
                 self.take(Step::Crash(Some(node)));
                 self.take(Step::Restart(node));
@@ -175,6 +188,7 @@ impl<S: Trial> Run<S> {
 
     /// Ends all faults but these, and sees the rest serve; then ends those, and sees the cohort serve.
     pub(super) fn end(&mut self, lasting: &[(Lasting, Option<u64>)]) {
+        self.is_ending = true;
         if !lasting.is_empty() {
             self.heal();
             self.run(10_000);

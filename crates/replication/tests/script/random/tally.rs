@@ -1,8 +1,80 @@
 //! What a run has done, for its summary.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
+
+use super::{Lasting, Trial};
+
+/// The kinds of step that are the same for every protocol, as [`Tally::count`] names them.
+const KINDS: [&str; 47] = [
+    "bounce",
+    "cluster",
+    "coordinator cut",
+    "coordinator heal",
+    "coordinator step",
+    "crash",
+    "cut",
+    "cut lane data",
+    "cut lane heartbeat",
+    "depose",
+    "deliver from to count",
+    "deliver from to count lane data",
+    "deliver from to count lane heartbeat",
+    "disk one",
+    "disk resume",
+    "disk stall",
+    "drop from to count",
+    "flood",
+    "flush",
+    "get",
+    "get level timeline client",
+    "heal",
+    "isolate",
+    "partition",
+    "pause",
+    "peeralive",
+    "peerlost",
+    "put",
+    "release",
+    "release all",
+    "request delete",
+    "request delete when",
+    "request delete when absent",
+    "request put",
+    "request put when",
+    "request put when absent",
+    "restart",
+    "resume",
+    "retry",
+    "run",
+    "sender resume",
+    "sender stall",
+    "table resume",
+    "table stall",
+    "tick",
+    "transfer",
+    "wipe",
+];
+
+/// Returns every kind of step that a run of many seeds takes, as [`Tally::count`] names them.
+pub(super) fn kinds<S: Trial>() -> BTreeSet<String> {
+    let late = (0..3).map(|how| S::late(1, how));
+    let trouble = (0..4).map(|which| S::trouble(1, which));
+    let words = late.chain(trouble).chain(S::depose(1)).chain([S::relief(1)]);
+    let coordinator = words.map(|words| kind(&format!("coordinator {words}")));
+    let discards = S::DISCARDS.then(|| "discard".to_owned());
+    KINDS.iter().map(|kind| (*kind).to_owned()).chain(coordinator).chain(discards).collect()
+}
+
+/// Returns the words of a step that name no node, key or value.
+fn kind(text: &str) -> String {
+    let is_verb =
+        |word: &&str| word.len() > 1 && word.chars().all(|letter| letter.is_ascii_lowercase());
+    let words: Vec<&str> = text.split([' ', '=']).filter(is_verb).collect();
+    let verbs = words.iter().take(if words[0] == "cluster" { 1 } else { words.len() });
+    verbs.copied().collect::<Vec<_>>().join(" ")
+}
 
 /// Counts of what was done in one run, or in many.
 #[derive(Debug, Default)]
@@ -16,7 +88,7 @@ pub(super) struct Tally {
     pub(super) epochs: u64,
     /// How many snapshots were installed.
     pub(super) installed: u64,
-    /// How often each kind of step was taken.
+    /// How often each kind of step was taken, before the end of a run.
     pub(super) steps: BTreeMap<String, u64>,
     /// How often the rest had to serve in spite of so many faults of these kinds.
     pub(super) lasting: BTreeMap<String, u64>,
@@ -40,12 +112,24 @@ impl Tally {
 
     /// Counts a step by the words of its script that name no node, key or value.
     pub(super) fn count(&mut self, text: &str) {
-        let is_verb =
-            |word: &&str| word.len() > 1 && word.chars().all(|letter| letter.is_ascii_lowercase());
-        let words: Vec<&str> = text.split([' ', '=']).filter(is_verb).collect();
-        let verbs = words.iter().take(if words[0] == "cluster" { 1 } else { words.len() });
-        let kind = verbs.copied().collect::<Vec<_>>().join(" ");
-        *self.steps.entry(kind).or_default() += 1;
+        *self.steps.entry(kind(text)).or_default() += 1;
+    }
+
+    /// Returns what of all that runs try was never done: steps of these kinds, faults that last, and
+    /// what comes of them.
+    pub(super) fn lacking(&self, kinds: &BTreeSet<String>) -> Vec<String> {
+        let Self { acknowledged, read, epochs, installed, .. } = *self;
+        let results = [
+            ("acknowledged writes", acknowledged),
+            ("strong reads", read),
+            ("changes of leader", epochs.saturating_sub(self.seeds)),
+            ("snapshots", installed),
+        ];
+        let results = results.into_iter().filter(|(_, count)| *count == 0);
+        let lasting = Lasting::ALL.iter().map(|fault| format!("{fault:?}"));
+        let lasting = lasting.filter(|fault| !self.lasting.contains_key(fault));
+        let steps = kinds.iter().filter(|kind| !self.steps.contains_key(*kind)).cloned();
+        steps.chain(lasting).chain(results.map(|(name, _)| name.to_owned())).collect()
     }
 }
 
