@@ -15,11 +15,16 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tempfile::TempDir;
 use trireme_coordinator::{Coordinator, CoordinatorOptions};
+use trireme_server::DataFolder;
 
 use common::{Cluster, Seat, run, start_fails, until, until_ok, up_command};
 
 /// How long a cluster may take until it serves, or stops.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How long a process may take to end that was asked to while it started: far less than what a start
+/// waits for.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An `up` of a test, killed with it. Its nodes stop when it is gone.
 struct Up {
@@ -166,6 +171,44 @@ fn a_start_that_is_cut_short_takes_its_nodes_with_it_and_the_next_one_works() {
     up.signal(Signal::HUP);
     up.ends_well();
     wait_until_nobody_listens(port, 3);
+}
+
+/// A start may wait for a leader for as long as it comes further, and hears a signal meanwhile.
+#[test]
+fn a_start_that_waits_for_a_leader_ends_when_it_is_asked_to() {
+    let seat = Seat::take();
+    let port = seat.ports(4);
+    let folder = TempDir::new().unwrap();
+    let data = folder.path().join("data");
+    let mut command = up_command(&data, port);
+    command.args(["--replication", "spinnaker", "--ranges", "1"]);
+    let mut up = Up::start(command);
+    up.ready();
+    up.signal(Signal::TERM);
+    up.ends_well();
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut command = up_command(&data, port);
+        // A replica that comes back stands for election after a grace: none leads before.
+        command.args(["--lease", "1h", "--grace", "2h"]);
+        let mut up = Up::start(command);
+        up.says("3 of 3 nodes answer; 0 of 1 ranges have a leader");
+        up.signal(signal);
+        let status = until("it has ended", END_TIMEOUT, || up.process.try_wait().unwrap());
+        assert!(status.success(), "{signal:?}: {status}");
+        assert!(up.lines.try_recv().is_err(), "it was ready");
+        // A node holds its folder until its process is gone.
+        for node in 1..=3 {
+            let folder = data.join(format!("node-{node}"));
+            assert!(!DataFolder::is_in_use(&folder).unwrap(), "{signal:?}: node {node} runs");
+        }
+        wait_until_nobody_listens(port, 3);
+    }
+    let mut command = up_command(&data, port);
+    command.args(["--lease", "800ms", "--grace", "1s"]);
+    let mut up = Up::start(command);
+    up.ready();
+    up.signal(Signal::TERM);
+    up.ends_well();
 }
 
 /// `up | true` killed its nodes; `up | head -1` and it serve alike.

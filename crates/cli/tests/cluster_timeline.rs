@@ -30,6 +30,14 @@ const KEYS: [&str; 3] = ["c", "i", "s"];
 /// what passes between an acknowledgement and the moment that a test takes for it.
 const SLACK: Duration = Duration::from_millis(25);
 
+/// How long a leader of each range may state no age after it was cut off: its lease, by default. One of Raft
+/// has none, and counts from what a majority acknowledged last.
+const LEASES: [Duration; 3] =
+    [Duration::ZERO, Duration::from_millis(800), Duration::from_millis(800)];
+
+/// An age that a leader which is cut off states before it gives up, at the latest.
+const SEEN_TO_GROW: Duration = Duration::from_millis(200);
+
 /// The versions of one key that were acknowledged, each with the moment when that was known.
 #[derive(Clone, Default)]
 struct Acknowledged(Arc<Mutex<Vec<(u64, Instant)>>>);
@@ -151,6 +159,36 @@ impl Writers {
     }
 }
 
+impl Writers {
+    /// Reads the keys at node 1 for a time, which led all ranges when it was cut off, and checks every
+    /// answer; returns the greatest age of each key.
+    #[track_caller]
+    fn read_at_one_cut_off(
+        &self,
+        cluster: &Cluster,
+        cut: Instant,
+        time: Duration,
+    ) -> [Duration; 3] {
+        let mut ages = KEYS.map(|_| Duration::ZERO);
+        cluster.runtime.block_on(async {
+            let mut wire = Wire::connect(&cluster.address(1)).await;
+            let end = Instant::now() + time;
+            while Instant::now() < end {
+                for (at, (key, acknowledged)) in self.keys.iter().enumerate() {
+                    let began = Instant::now();
+                    let Some(read) = read(&mut wire, key).await else { continue };
+                    acknowledged.check(began, &read);
+                    let Some(age) = read.age else { continue };
+                    let least = began.duration_since(cut).saturating_sub(LEASES[at]);
+                    assert!(age + SLACK >= least, "{key}, {least:?} after the cut: {read:?}");
+                    ages[at] = ages[at].max(age);
+                }
+            }
+        });
+        ages
+    }
+}
+
 impl Drop for Writers {
     fn drop(&mut self) {
         self.done.store(true, Ordering::Relaxed);
@@ -217,6 +255,38 @@ fn a_replica_that_comes_back_or_stood_still_states_no_age_too_small() {
     cluster.wait_until_caught_up(PATIENCE);
     let (answers, aged) = writers.read_at(cluster, 3, Duration::from_secs(1));
     assert!(answers > 0 && aged == answers, "{aged} of {answers} answers have an age");
+}
+
+/// A leader that is cut off, and the coordinator with it, leads on until it notices, and the others write
+/// what it lacks meanwhile. What it has is no younger than the cut, or, under a lease, than the end of
+/// that. [SPIN-70] [PAC-70]
+#[test]
+fn a_leader_that_is_cut_off_gets_older_while_the_others_write() {
+    let cluster = &Cluster::start(&[&RANGES[..], &["--allow-faults"]].concat());
+    let mut oldest = KEYS.map(|_| Duration::ZERO);
+    // A test that did not run for a moment may have missed that the leader led on.
+    for _ in 0..5 {
+        cluster.wait_until_caught_up(PATIENCE);
+        cluster.lead_everywhere(1);
+        let writers = Writers::start(cluster, &KEYS);
+        writers.wait_for_writes(20);
+        cluster.cut_coordinator(1);
+        cluster.isolate(1);
+        let cut = Instant::now();
+        let ages = writers.read_at_one_cut_off(cluster, cut, Duration::from_secs(3));
+        for (oldest, age) in oldest.iter_mut().zip(ages) {
+            *oldest = age.max(*oldest);
+        }
+        writers.wait_for_writes(20);
+        writers.read_at_one_cut_off(cluster, cut, Duration::from_millis(500));
+        drop(writers);
+        cluster.heal_all();
+        if oldest.iter().all(|age| *age >= SEEN_TO_GROW) {
+            break;
+        }
+    }
+    assert!(oldest.iter().all(|age| *age >= SEEN_TO_GROW), "{oldest:?}");
+    cluster.wait_until_caught_up(PATIENCE);
 }
 
 /// A replica that lost its disk never says that what it lost is not there.
