@@ -201,7 +201,9 @@ fn shipped(text: &str) -> impl Iterator<Item = &str> {
 /// Whether a file consists of tests only.
 fn is_test(path: &Path) -> bool {
     let name = path.file_stem().unwrap().to_string_lossy();
-    name.ends_with("test") || path.components().any(|part| part.as_os_str() == "tests")
+    name.ends_with("test")
+        || name == "tests"
+        || path.components().any(|part| part.as_os_str() == "tests")
 }
 
 #[test]
