@@ -121,11 +121,6 @@ impl Shared {
         disk.into_iter().chain(applier).min()
     }
 
-    /// Returns true if the replica's own disk or applier makes no progress.
-    pub(super) fn hangs(&self) -> bool {
-        self.hangs_at().is_some_and(|at| at <= self.now)
-    }
-
     /// Returns true if something waits for the replica's own disk or applier for so long that it must
     /// not take a primary's place.
     pub(super) fn could_not_lead(&self) -> bool {
@@ -149,7 +144,7 @@ impl Shared {
     pub(super) fn asks_to_go_on_at(&self) -> Option<Moment> {
         self.own
             .stepped_down
-            .filter(|_| self.own.pending.is_none() && !self.hangs() && self.is_settled())
+            .filter(|_| self.own.pending.is_none() && self.is_settled())
             .map(|at| at + ASKS_AGAIN_AFTER_GRACES * self.timing.grace)
     }
 
@@ -318,11 +313,11 @@ mod tests {
         let lsn = Lsn::new(1, 1);
         cx.journal.propose(Entry { lsn, kind: EntryKind::NoOp, payload: Bytes::new() });
         cx.journal.write_gathered();
-        assert!(!asks(cx) && !cx.hangs(), "its disk has something to do");
+        assert!(!asks(cx) && !cx.could_not_lead(), "its disk has something to do");
         cx.journal.on_durable(IoId(1));
         assert!(asks(cx));
         cx.journal.commit(1);
-        assert!(!asks(cx) && !cx.hangs(), "its applier has something to do");
+        assert!(!asks(cx) && !cx.could_not_lead(), "its applier has something to do");
         cx.applied = lsn;
         assert!(asks(cx));
     }
