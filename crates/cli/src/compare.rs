@@ -28,7 +28,7 @@ pub(crate) struct CompareArgs {
     /// The protocols to compare.
     #[arg(long, value_delimiter = ',', default_value = "spinnaker,raft,pacifica")]
     protocols: Vec<Protocol>,
-    /// What to run: tiny (seconds, to try it out), quick (at most five minutes), standard (about 50
+    /// What to run: tiny (seconds, to try it out), quick (at most five minutes), standard (about 45
     /// minutes), full (hours); spinnaker or pacifica (that paper's experiments).
     #[arg(long, value_enum, default_value = "quick")]
     suite: Suite,
