@@ -42,7 +42,7 @@ pub(crate) struct CompareArgs {
     #[arg(long = "fault", value_name = "NAME", value_parser = named_fault)]
     faults: Vec<Choice<Fault>>,
     /// Has each protocol bear a silent leader for as long as its paper or library does, not all for
-    /// a second. Each fault then lasts a minute.
+    /// a second. Each fault then lasts four times the longest of these, a minute with PacificA.
     #[arg(long)]
     native_timeouts: bool,
     /// The folder that the report is written to; made if it is not there.

@@ -373,6 +373,22 @@ pub struct Recovered {
     pub protocol_state: Option<(Lsn, Bytes)>,
 }
 
+#[cfg(test)]
+impl Recovered {
+    /// Returns what n1 finds of cohort c1 on an empty disk.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            node: NodeId(1),
+            cohort: CohortId(1),
+            log: EpochRuns::starting_after(Lsn::ZERO),
+            hard_state: None,
+            commit_point: Lsn::ZERO,
+            applied: Lsn::ZERO,
+            protocol_state: None,
+        }
+    }
+}
+
 /// A description of a core at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CoreStatus {

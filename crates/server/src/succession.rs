@@ -208,8 +208,8 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// Changes the range of a cohort; safe to repeat. Returns the cohorts that serve it then: those who
-    /// went on from it, if that has happened already.
+    /// Changes the range of a cohort; safe to repeat. Returns the cohorts that serve it then: its
+    /// successors, if it has ended already.
     pub(crate) async fn change(
         &self,
         cohort: CohortId,
@@ -284,7 +284,7 @@ fn went_on(routes: &Routes, cohort: CohortId, change: &Change) -> Result<Vec<Coh
     let names: Vec<_> = serving.iter().map(|config| config.cohort.to_string()).collect();
     let reason = match &names[..] {
         [] => format!("there is no cohort {cohort}"),
-        names => format!("cohort {cohort} has ended; {} went on", names.join(" and ")),
+        names => format!("cohort {cohort} has ended; succeeded by {}", names.join(" and ")),
     };
     Err(match change {
         Change::Protocol(_) => Refused::Invalid(reason),
@@ -572,12 +572,12 @@ mod tests {
         replace(5, [("", Some("f"), 7), ("f", Some("m"), 8)]);
         assert_eq!(done(&routes, "m"), Ok(vec![CohortId(8), CohortId(6)]));
         assert_eq!(done(&routes, "f"), Ok(vec![CohortId(7), CohortId(8)]));
-        let reason = "cohort c4 has ended; c7 and c8 and c6 went on".to_owned();
+        let reason = "cohort c4 has ended; succeeded by c7 and c8 and c6".to_owned();
         assert_eq!(done(&routes, "z"), Err(Refused::NotNow(reason.clone())));
         let protocol = went_on(&routes, COHORT, &Change::Protocol(Protocol::Raft));
         assert_eq!(protocol, Err(Refused::Invalid(reason)));
         let upper = went_on(&routes, CohortId(5), &Change::Protocol(Protocol::Raft));
-        assert!(upper.is_err(), "two went on");
+        assert!(upper.is_err(), "it has two successors");
     }
 
     /// [RANGE-9]

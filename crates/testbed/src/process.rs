@@ -42,7 +42,7 @@ fn signal(pid: u32, signal: Signal) -> io::Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
-/// Returns when a process is gone that was sent a signal to end, whoever's child it is.
+/// Returns when a process is gone that was sent a signal to end, a child of this one or not.
 pub(crate) async fn wait_until_gone(pid: u32, patience: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + patience;
     while !is_gone(pid) {

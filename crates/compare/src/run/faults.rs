@@ -47,13 +47,15 @@ struct Patience {
 }
 
 impl Patience {
-    const fn of(grace: Duration) -> Self {
-        let grace_s = grace.as_secs();
+    /// Returns how long is waited with a grace: what is enough with one of a second, and more by as
+    /// much as the grace is longer.
+    fn of(grace: Duration) -> Self {
+        let longer = grace.saturating_sub(Duration::from_secs(1));
         Self {
-            whole: Duration::from_secs(40 + 4 * grace_s),
-            second_loss_after: Duration::from_secs(2 + 2 * grace_s.saturating_sub(1)),
-            restart: Duration::from_secs(30 + 2 * grace_s),
-            chance: Duration::from_secs(2 + grace_s),
+            whole: Duration::from_secs(40) + 4 * longer,
+            second_loss_after: Duration::from_secs(2) + 2 * longer,
+            restart: Duration::from_secs(30) + 2 * longer,
+            chance: Duration::from_secs(3) + longer,
         }
     }
 }

@@ -203,10 +203,9 @@ mod tests {
 
     use super::*;
 
-    /// What a cohort served is known from those that went on from it, and from those that went on from them,
-    /// and is not guessed while one of them is unknown.
+    /// What a cohort served is known from its successors, and from theirs, and is not guessed while one of them is unknown.
     #[test]
-    fn the_range_of_a_cohort_that_has_ended_is_what_all_that_went_on_serve() {
+    fn the_range_of_a_cohort_that_has_ended_is_what_all_its_successors_serve() {
         let config = |cohort: u64, of: u64| CohortConfig {
             cohort: CohortId(cohort),
             version: 1,

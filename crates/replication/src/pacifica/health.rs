@@ -239,7 +239,7 @@ mod tests {
 
     use super::super::{Pacifica, PacificaOptions};
     use super::*;
-    use crate::core::{EpochRuns, Recovered};
+    use crate::core::Recovered;
 
     const LEASE: Duration = Duration::from_millis(800);
 
@@ -267,16 +267,7 @@ mod tests {
 
     /// Returns a replica of a cohort of so many.
     fn replica_of(replicas: u64) -> Pacifica {
-        let recovered = Recovered {
-            node: NodeId(1),
-            cohort: CohortId(1),
-            log: EpochRuns::starting_after(Lsn::ZERO),
-            hard_state: None,
-            commit_point: Lsn::ZERO,
-            applied: Lsn::ZERO,
-            protocol_state: None,
-        };
-        let core = Pacifica::new(&recovered, PacificaOptions::new(Incarnation(7)));
+        let core = Pacifica::new(&Recovered::nothing(), PacificaOptions::new(Incarnation(7)));
         let mut core = core.expect("the options make sense");
         core.shared.own.config = Some(CohortConfig {
             cohort: CohortId(1),

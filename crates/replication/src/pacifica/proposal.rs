@@ -111,24 +111,15 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use trireme_types::{CohortId, Lsn, Protocol};
+    use trireme_types::{CohortId, Protocol};
 
     use super::super::{Pacifica, PacificaOptions};
     use super::*;
-    use crate::core::{EpochRuns, Recovered};
+    use crate::core::Recovered;
 
     /// Returns a replica that knows this configuration, of version 4, and has acted up to `promised`.
     fn knowing(replicas_wanted: usize, promised: u64) -> Pacifica {
-        let recovered = Recovered {
-            node: NodeId(1),
-            cohort: CohortId(1),
-            log: EpochRuns::starting_after(Lsn::ZERO),
-            hard_state: None,
-            commit_point: Lsn::ZERO,
-            applied: Lsn::ZERO,
-            protocol_state: None,
-        };
-        let core = Pacifica::new(&recovered, PacificaOptions::new(Incarnation(7)));
+        let core = Pacifica::new(&Recovered::nothing(), PacificaOptions::new(Incarnation(7)));
         let mut core = core.expect("the options make sense");
         core.shared.own.config = Some(CohortConfig {
             cohort: CohortId(1),

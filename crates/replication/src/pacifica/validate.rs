@@ -72,27 +72,19 @@ fn check(holds: bool, broken: impl FnOnce() -> String) -> Result<(), String> {
 mod tests {
     use std::time::Duration;
 
-    use trireme_types::{CohortConfig, CohortId, Incarnation, Lsn, NodeId, Protocol};
+    use trireme_types::{CohortConfig, CohortId, Incarnation, NodeId, Protocol};
 
     use super::super::proposal::Pending;
     use super::super::{Newest, Pacifica, PacificaOptions, RoleState};
     use super::*;
-    use crate::core::{Core as _, EpochRuns, Event, Recovered};
+    use crate::core::{Core as _, Event, Recovered};
     use crate::streaming::Progress;
 
     /// Returns the only replica of a cohort that wants two, as its primary.
     fn primary() -> Pacifica {
-        let recovered = Recovered {
-            node: NodeId(1),
-            cohort: CohortId(1),
-            log: EpochRuns::starting_after(Lsn::ZERO),
-            hard_state: None,
-            commit_point: Lsn::ZERO,
-            applied: Lsn::ZERO,
-            protocol_state: None,
-        };
         let options = PacificaOptions::new(Incarnation(7));
-        let mut core = Pacifica::new(&recovered, options).expect("the options make sense");
+        let mut core =
+            Pacifica::new(&Recovered::nothing(), options).expect("the options make sense");
         let config = CohortConfig {
             cohort: CohortId(1),
             version: 1,

@@ -173,10 +173,10 @@ mod tests {
         let mut metrics = leading(3);
         assert_eq!(age(&heard, &metrics, TERM), Some(Duration::ZERO));
         let passed = wait(700).await;
-        assert_eq!(age(&heard, &metrics, TERM), Some(passed), "nobody has answered since");
+        assert_eq!(age(&heard, &metrics, TERM), Some(passed), "none has answered since");
         assert_eq!(age(&heard, &metrics, TERM - 1), None, "it lacks what others had committed");
         metrics.last_quorum_acked = None;
-        assert_eq!(age(&heard, &metrics, TERM), None, "nobody has answered at all");
+        assert_eq!(age(&heard, &metrics, TERM), None, "none has answered at all");
         metrics = RaftMetrics { state: ServerState::Follower, ..leading(3) };
         assert_eq!(age(&heard, &metrics, TERM), None, "it leads no more");
         metrics = leading(1);

@@ -371,25 +371,15 @@ impl Leader {
 
 #[cfg(test)]
 mod tests {
-    use trireme_types::CohortId;
 
     use super::super::{RoleState, Spinnaker, SpinnakerOptions};
     use super::*;
-    use crate::core::{Core as _, EpochRuns, Recovered};
+    use crate::core::{Core as _, Recovered};
 
     /// Returns the leader of epoch 1 of three replicas.
     fn leading() -> Spinnaker {
         let replicas = [1, 2, 3].map(NodeId).to_vec();
-        let recovered = Recovered {
-            node: NodeId(1),
-            cohort: CohortId(1),
-            log: EpochRuns::starting_after(Lsn::ZERO),
-            hard_state: None,
-            commit_point: Lsn::ZERO,
-            applied: Lsn::ZERO,
-            protocol_state: None,
-        };
-        let core = Spinnaker::new(&recovered, SpinnakerOptions::new(replicas));
+        let core = Spinnaker::new(&Recovered::nothing(), SpinnakerOptions::new(replicas));
         let mut core = core.expect("the options make sense");
         core.shared.promise(1);
         core.become_leader(1);

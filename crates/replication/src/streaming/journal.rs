@@ -400,8 +400,6 @@ impl<C: Core> Journal<C> {
 
 #[cfg(test)]
 mod tests {
-    use trireme_types::CohortId;
-
     use super::*;
     use crate::spinnaker::Spinnaker;
 
@@ -411,13 +409,10 @@ mod tests {
             let mut log = EpochRuns::starting_after(Lsn::new(1, 2));
             (3..=9).for_each(|seq| log.append(Lsn::new(1, seq)));
             let mut journal = Journal::new(&Recovered {
-                node: NodeId(1),
-                cohort: CohortId(1),
                 log,
-                hard_state: None,
                 commit_point: Lsn::new(1, 6),
                 applied: Lsn::new(1, 6),
-                protocol_state: None,
+                ..Recovered::nothing()
             });
             assert_eq!(journal.validate(), Ok(()));
             break_it(&mut journal);

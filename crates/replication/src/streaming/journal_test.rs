@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use trireme_storage::{IoId, LogWrite};
-use trireme_types::{CohortId, Entry, EntryKind, Lsn, NodeId};
+use trireme_types::{Entry, EntryKind, Lsn, NodeId};
 
 use super::journal::{Offer, Taken};
 use super::wire::HardState;
@@ -18,13 +18,10 @@ fn journal() -> Journal<Spinnaker> {
     let mut log = EpochRuns::starting_after(Lsn::ZERO);
     (1..=9).for_each(|seq| log.append(Lsn::new(1, seq)));
     let mut journal = Journal::new(&Recovered {
-        node: NodeId(1),
-        cohort: CohortId(1),
         log,
-        hard_state: None,
         commit_point: Lsn::new(1, 6),
         applied: Lsn::new(1, 6),
-        protocol_state: None,
+        ..Recovered::nothing()
     });
     assert_eq!(writes(&mut journal), []);
     journal

@@ -239,7 +239,7 @@ fn a_disk_that_never_acted_is_not_the_one_of_a_later_version() {
     assert_eq!(role(Some(1), 2), Role::Follower);
 }
 
-/// [PAC-44] A candidate finds that another incarnation is listed in its place: it follows nobody.
+/// [PAC-44] A candidate finds that another incarnation is listed in its place: it follows no primary.
 #[test]
 fn a_replica_in_whose_place_another_is_listed_follows_nobody() {
     let mut replica = Replica::start(&[], None);
@@ -458,7 +458,7 @@ fn no_candidate_is_added_to_a_cohort_that_is_full() {
     assert!(added(false) && !added(true));
 }
 
-/// [PAC-36] [PAC-37] A primary that is to hand over adds nobody.
+/// [PAC-36] [PAC-37] A primary that is to hand over adds no replica.
 #[test]
 fn no_candidate_is_added_while_a_hand_over_waits() {
     let mut replica = lacking_one(Timing::default(), 1);

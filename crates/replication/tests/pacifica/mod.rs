@@ -207,16 +207,16 @@ impl Manager {
         let is_due =
             |node: &&NodeId| self.told.get(*node) != Some(&version) && !self.deaf.contains(*node);
         let due: Vec<_> = self.nodes.iter().filter(is_due).copied().collect();
-        let mut told = Vec::new();
+        let mut passed = Vec::new();
         for node in due {
             let (node, config) = self.tell(node);
             if self.lagging.contains(&node) {
                 self.kept.entry(node).or_default().push_back(config);
             } else {
-                told.push((node, config));
+                passed.push((node, config));
             }
         }
-        told
+        passed
     }
 
     fn tell(&mut self, node: NodeId) -> (NodeId, Newest) {

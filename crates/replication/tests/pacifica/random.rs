@@ -45,7 +45,7 @@ impl Trial for Pacifica {
         }
     }
 
-    /// A node that lags may be told the newest configuration meanwhile, and learns of older ones then.
+    /// A node that lags may be sent the newest configuration meanwhile, and learns of older ones then.
     fn late(node: u64, how: u64) -> String {
         let word = ["lag", "pass", "unlag"][usize::try_from(how).expect("a small number")];
         format!("{word} {node}")

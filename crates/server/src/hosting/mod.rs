@@ -205,7 +205,7 @@ impl Hosting {
         Ok(())
     }
 
-    /// Returns the range that a cohort serves, or the one that it served until others went on from it.
+    /// Returns the range that a cohort serves, or the one that it served until it ended.
     fn descriptor(&self, cohort: CohortId) -> Option<RangeDescriptor> {
         let CatalogState { map, configs, .. } = &self.catalog;
         let current = map.of_cohort(cohort).cloned();
