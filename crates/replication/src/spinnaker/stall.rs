@@ -43,6 +43,10 @@ pub(super) struct Stall {
     durable: Waiting,
 }
 
+/// Which part of the time for which its connections last a leader leaves its resignation to arrive in: of
+/// 900 ms, with the default periods, 50.
+const DATA_LIMIT_DIVISOR: u32 = 18;
+
 /// A number that should rise, and since when it has not.
 #[derive(Debug, Default)]
 struct Waiting {
@@ -77,11 +81,14 @@ impl Stall {
     }
 }
 
-/// Returns for how long data may not get through: a little less than a grace. After a grace of
-/// silence the nodes give up the connections that would carry the resignation, and followers that hear
-/// the leader, and are not heard, would be bound to it for a grace more.
-fn data_limit(Timing { lease, grace, .. }: Timing) -> Duration {
-    lease + (grace - lease) * 3 / 4
+/// Returns for how long data may not get through: less than a grace by a beacon interval, and some.
+/// Nodes give up the connections on which nothing has come for a grace. A leader that does not hear
+/// the others has heard a beacon's answer at most an interval before its data ceased to get through;
+/// it must have resigned by then, or the followers that still hear it, and are not heard, do not
+/// receive its resignation and are bound to it for a grace more.
+fn data_limit(Timing { beacon_interval, grace, .. }: Timing) -> Duration {
+    let connected = grace.saturating_sub(beacon_interval);
+    connected - connected / DATA_LIMIT_DIVISOR
 }
 
 /// How a replica that failed to lead lets the others be first.
