@@ -182,13 +182,17 @@ impl CompareArgs {
 
     /// Prints what is worse than in an earlier report.
     fn print_worse(&self, baseline: &Report, report: &Report) -> anyhow::Result<()> {
-        let worse = baseline::worse(baseline, report).map_err(|why| anyhow::anyhow!(why))?;
+        let changes = baseline::changes(baseline, report).map_err(|why| anyhow::anyhow!(why))?;
         let of = self.baseline.as_deref().unwrap_or_else(|| Path::new("")).display();
-        for line in &worse {
+        for line in &changes.shared {
+            note(format_args!("the machine, or what all share, is worse than in {of}: {line}"));
+        }
+        for line in &changes.worse {
             note(format_args!("worse than {of}: {line}"));
         }
-        if worse.is_empty() {
-            note(format_args!("nothing is worse than in {of}"));
+        if changes.worse.is_empty() {
+            let figures = changes.figures;
+            note(format_args!("of {figures} figures, no protocol's is worse than in {of}"));
         }
         Ok(())
     }

@@ -81,7 +81,7 @@ fn what_is_asserted_and_does_not_hold_fails_the_command() {
     let more = [&more[..], &[before.to_str().unwrap()]].concat();
     let ran = compare(&folder.path().join("later"), &more);
     assert!(ran.status.success(), "{}", text(&ran.stderr));
-    assert!(text(&ran.stderr).contains("worse than"), "{}", text(&ran.stderr));
+    assert!(text(&ran.stderr).contains("worse than in"), "{}", text(&ran.stderr));
 }
 
 /// Every kind of operation, more than one range, and another durability.

@@ -160,12 +160,18 @@ pub struct WorkloadReport {
 pub struct Measured {
     /// The system's name.
     pub system: String,
-    /// Operations per second of each round.
+    /// Operations per second of each round; every round has a cluster of its own.
     pub rounds: Vec<f64>,
     /// Operations per second.
     pub throughput: Interval,
+    /// Latency at the median, of each round in which an operation ended.
+    #[serde(default)]
+    pub p50_rounds_us: Vec<f64>,
     /// Latency at the median.
     pub p50_us: Interval,
+    /// Latency at the 99th percentile, of each round in which an operation ended.
+    #[serde(default)]
+    pub p99_rounds_us: Vec<f64>,
     /// Latency at the 99th percentile.
     pub p99_us: Interval,
     /// Latency at the 99.9th percentile of all rounds together.

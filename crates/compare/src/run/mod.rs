@@ -16,7 +16,7 @@ use trireme_testbed::{ALLOW_FAULTS, Cluster, ClusterArgs};
 use trireme_types::{Durability, Engine, Protocol, Timing};
 
 use crate::claims;
-use crate::report::{Checks, Handicap, Machine, Report, Role, SCHEMA, System};
+use crate::report::{Checks, Handicap, Machine, Report, Role, SCHEMA, System, WorkloadReport};
 use crate::suite::{Fault, Setting, Sizes, Suite, Sweep, Timeouts, Workload};
 use crate::{load, machine, predictions};
 
@@ -285,6 +285,13 @@ impl Run {
         Ok(cluster)
     }
 
+    /// Reports the workloads from the one of index `at` on anew.
+    fn replace_workloads(&self, at: usize, workloads: Vec<WorkloadReport>) {
+        let mut report = self.report.lock();
+        report.workloads.truncate(at);
+        report.workloads.extend(workloads);
+    }
+
     /// Judges a history away from the runtime's threads, and keeps what was found.
     async fn judge(
         &self,
@@ -340,8 +347,9 @@ impl Steps {
         };
         let round = workloads::round_s(&sizes) * sizes.rounds as f64;
         let driven: f64 = workloads.len() as f64 * systems(false) * round;
-        let each = 2.0 * START_S + sizes.idle.as_secs_f64();
-        let starts = workloads::settings(workloads).len() as f64 * systems(false) * each;
+        let settings = workloads::settings(workloads).len() as f64;
+        let clusters = settings * systems(false) * sizes.rounds as f64;
+        let starts = clusters * 2.0 * START_S + systems(false) * sizes.idle.as_secs_f64();
         let suffered = faults.len() as f64 * systems(true) * faults::run_s(&sizes);
         let sweeps = run.sweeps();
         let swept: f64 = sweeps.iter().map(|(sweep, values)| sweeps::run_s(*sweep, values)).sum();

@@ -1,4 +1,6 @@
-//! Drives the workloads: every round drives every system before the next round begins.
+//! Drives the workloads: every round drives every system, in clusters that are as old as the round,
+//! before the next round begins. What a cluster happens to be like, such as which of its nodes leads,
+//! differs from start to start; so it is in the intervals over the rounds.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -44,6 +46,17 @@ enum Processes {
     Etcd(EtcdCluster),
 }
 
+/// What all systems that take part did under one workload so far.
+struct Table {
+    /// Which of the workloads it is.
+    index: usize,
+    workload: Workload,
+    /// How many keys there were when the last round began.
+    keys: u64,
+    /// The systems by their names, in the order in which they take turns.
+    systems: Vec<(String, Rounds)>,
+}
+
 /// What a system did under one workload so far.
 struct Rounds {
     throughput: Vec<f64>,
@@ -53,6 +66,8 @@ struct Rounds {
     failed: u64,
     unknown: u64,
     costs: Usage,
+    /// The processor time of the node that used most, in each round.
+    busiest: Duration,
     costed: u64,
 }
 
@@ -82,35 +97,42 @@ pub(super) async fn run(
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
     for setting in settings(workloads) {
-        let workloads: Vec<_> =
-            workloads.iter().enumerate().filter(|(_, it)| it.setting == setting).collect();
         // The control is driven in the first workload of all: it shows what differs by chance.
-        let has_control = workloads.iter().any(|(index, _)| *index == 0);
+        let has_control = workloads.first().is_some_and(|first| first.setting == setting);
         let contenders = contenders.iter().filter(|it| match it.system.role {
             Role::Control => has_control,
             Role::Reference => setting == Setting::PLAIN,
             Role::Protocol | Role::None => true,
         });
-        let mut driven = Vec::new();
-        for contender in contenders {
-            steps.begin(format!("starting {}", contender.system.name), START_S);
-            driven.push(start(run, contender, setting, sizes).await?);
-        }
-        if has_control {
-            for driven in &driven {
-                steps.begin(format!("{}, idle", driven.system.name), sizes.idle.as_secs_f64());
-                let idle = idle(driven, sizes.idle).await?;
-                run.report.lock().idle.push(idle);
+        let contenders: Vec<_> = contenders.collect();
+        let mut tables: Vec<_> = (0..)
+            .zip(workloads)
+            .filter(|(_, it)| it.setting == setting)
+            .map(|(index, workload)| Table::new(index, *workload, &contenders))
+            .collect();
+        let before = run.report.lock().workloads.len();
+        for round in 0..sizes.rounds {
+            let mut driven = Vec::new();
+            for contender in &contenders {
+                steps.begin(format!("starting {}", contender.system.name), START_S);
+                driven.push(start(run, contender, setting, sizes).await?);
             }
-        }
-        for (index, workload) in workloads {
-            let taking_part = driven.iter_mut().filter(|it| it.takes_part_in(index, workload));
-            let report = drive_all(run, taking_part.collect(), (index, *workload), sizes, steps);
-            let report = report.await?;
-            run.report.lock().workloads.push(report);
-        }
-        for driven in driven {
-            judge(run, driven, setting, sizes, steps).await?;
+            if has_control && round == 0 {
+                for driven in &driven {
+                    steps.begin(format!("{}, idle", driven.system.name), sizes.idle.as_secs_f64());
+                    let idle = idle(driven, sizes.idle).await?;
+                    run.report.lock().idle.push(idle);
+                }
+            }
+            for table in &mut tables {
+                table.drive_all(run, &mut driven, round, sizes, steps).await?;
+            }
+            // The rounds so far are what an interrupted run keeps.
+            let reports = tables.iter().map(|table| table.report(run, sizes)).collect();
+            run.replace_workloads(before, reports);
+            for driven in driven {
+                judge(run, driven, (setting, round), sizes, steps).await?;
+            }
         }
     }
     Ok(())
@@ -127,51 +149,78 @@ pub(super) fn settings(workloads: &[Workload]) -> Vec<Setting> {
     settings
 }
 
-/// Drives a workload at all systems, in rounds.
-async fn drive_all(
-    run: &Run,
-    mut driven: Vec<&mut Driven>,
-    (index, workload): (usize, Workload),
-    sizes: &Sizes,
-    steps: &mut Steps,
-) -> anyhow::Result<WorkloadReport> {
-    let mut rounds: Vec<Rounds> = driven.iter().map(|_| Rounds::new()).collect();
-    let keys = driven.iter().map(|it| it.keys.count()).max().unwrap_or_default();
-    for round in 0..sizes.rounds {
-        for turn in 0..driven.len() {
-            // Each round begins with another system, so that none always comes first.
-            let at = (turn + round) % driven.len();
-            let name = &driven[at].system.name;
-            steps.begin(format!("{}: {name}, round {}", workload.name, round + 1), round_s(sizes));
-            let tag = format!("{index}-{round}");
-            let seed = run.options.seed ^ ((index as u64) << 32 | round as u64);
-            drive(driven[at], workload, sizes, (seed, tag), &mut rounds[at]).await?;
-        }
+impl Table {
+    /// Returns the table of a workload, yet without a round.
+    fn new(index: usize, workload: Workload, contenders: &[&Contender]) -> Self {
+        let takes_part = |it: &&&Contender| takes_part_in(it.system.role, index, &workload);
+        let taking_part = contenders.iter().filter(takes_part);
+        let systems = taking_part.map(|it| (it.system.name.clone(), Rounds::new())).collect();
+        Self { index, workload, keys: 0, systems }
     }
-    let names = driven.iter().map(|it| it.system.name.clone());
-    let systems = names.zip(&rounds).map(|(name, rounds)| rounds.measured(name)).collect();
-    let durability = run.durability(workload.setting);
-    let mut report = WorkloadReport {
-        name: workload.name.to_owned(),
-        description: workload.description.to_owned(),
-        callers: workload.callers,
-        rate: workload.rate,
-        value_bytes: workload.value_bytes.unwrap_or(sizes.value_bytes),
-        keys,
-        ranges: workload.setting.ranges,
-        durability: durability.name().to_owned(),
-        systems,
-        finding: String::new(),
-    };
-    report.finding = finding(run, &report);
-    Ok(report)
+
+    /// Drives a round at all systems that take part.
+    async fn drive_all(
+        &mut self,
+        run: &Run,
+        driven: &mut [Driven],
+        round: usize,
+        sizes: &Sizes,
+        steps: &mut Steps,
+    ) -> anyhow::Result<()> {
+        let workload = self.workload;
+        self.keys = driven.iter().map(|it| it.keys.count()).max().unwrap_or_default();
+        for turn in 0..self.systems.len() {
+            // Each round begins with another system, so that none always comes first.
+            let at = (turn + round) % self.systems.len();
+            let (name, rounds) = &mut self.systems[at];
+            steps.begin(format!("{}: {name}, round {}", workload.name, round + 1), round_s(sizes));
+            let tag = format!("{}-{round}", self.index);
+            let seed = run.options.seed ^ ((self.index as u64) << 32 | round as u64);
+            let driven = driven.iter_mut().find(|it| it.system.name == *name);
+            let driven = driven.with_context(|| format!("{name} was not started"))?;
+            drive(driven, workload, sizes, (seed, tag), rounds).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns what the rounds so far have measured.
+    fn report(&self, run: &Run, sizes: &Sizes) -> WorkloadReport {
+        let workload = &self.workload;
+        let measured = self.systems.iter().map(|(name, rounds)| rounds.measured(name.clone()));
+        let mut report = WorkloadReport {
+            name: workload.name.to_owned(),
+            description: workload.description.to_owned(),
+            callers: workload.callers,
+            rate: workload.rate,
+            value_bytes: workload.value_bytes.unwrap_or(sizes.value_bytes),
+            keys: self.keys,
+            ranges: workload.setting.ranges,
+            durability: run.durability(workload.setting).name().to_owned(),
+            systems: measured.collect(),
+            finding: String::new(),
+        };
+        report.finding = finding(run, &report);
+        report
+    }
+}
+
+/// Returns true if a system of a role is driven with a workload, by the workload's index. The control
+/// is driven in the first workload of all alone. Another store promises nothing of timeline reads.
+fn takes_part_in(role: Role, index: usize, workload: &Workload) -> bool {
+    let is_timeline =
+        |(action, _): &(Action, u32)| matches!(action, Action::Get(Consistency::Timeline));
+    match role {
+        Role::Control => index == 0,
+        Role::Reference => !workload.mix.iter().any(is_timeline),
+        Role::Protocol | Role::None => true,
+    }
 }
 
 /// Reads every key, stops the cluster, and judges all that was done to it.
 async fn judge(
     run: &Run,
     driven: Driven,
-    setting: Setting,
+    (setting, round): (Setting, usize),
     sizes: &Sizes,
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
@@ -181,11 +230,12 @@ async fn judge(
     let last = load.read_all().await?;
     let Driven { operations, cluster, .. } = driven;
     drop(cluster);
-    let what = match (setting.ranges, setting.in_memory) {
-        (1, false) => format!("{name}, workloads"),
-        (1, true) => format!("{name}, workloads in memory"),
-        (ranges, _) => format!("{name}, workloads over {ranges} ranges"),
+    let driven = match (setting.ranges, setting.in_memory) {
+        (1, false) => "workloads".to_owned(),
+        (1, true) => "workloads in memory".to_owned(),
+        (ranges, _) => format!("workloads over {ranges} ranges"),
     };
+    let what = format!("{name}, {driven}, round {}", round + 1);
     run.judge(what, operations, last.operations).await
 }
 
@@ -243,6 +293,9 @@ async fn drive(
     // Operations that ended after the window used the nodes too, as did those that began before it.
     let costed = done.operations.iter().filter_map(Recorded::returned);
     rounds.costed += costed.filter(|returned| *returned >= from).count() as u64;
+    let mut used = Usage::default();
+    used.add(&before, &after);
+    rounds.busiest += used.busiest();
     rounds.costs.add(&before, &after);
     driven.operations.extend(done.operations);
     Ok(())
@@ -327,18 +380,6 @@ fn finding(run: &Run, report: &WorkloadReport) -> String {
 }
 
 impl Driven {
-    /// The control is driven in the first workload of all alone. Another store promises nothing of
-    /// timeline reads.
-    fn takes_part_in(&self, index: usize, workload: &Workload) -> bool {
-        let is_timeline =
-            |(action, _): &(Action, u32)| matches!(action, Action::Get(Consistency::Timeline));
-        match self.system.role {
-            Role::Control => index == 0,
-            Role::Reference => !workload.mix.iter().any(is_timeline),
-            Role::Protocol | Role::None => true,
-        }
-    }
-
     fn load(&self, workload: Workload, sizes: &Sizes, choices: (u64, String)) -> Load {
         let (seed, tag) = choices;
         let (store, keys) = (self.store.clone(), self.keys.clone());
@@ -384,6 +425,7 @@ impl Rounds {
             failed: 0,
             unknown: 0,
             costs: Usage::default(),
+            busiest: Duration::ZERO,
             costed: 0,
         }
     }
@@ -426,7 +468,9 @@ impl Rounds {
             system,
             rounds: self.throughput.clone(),
             throughput: interval(&self.throughput).unwrap_or_default(),
+            p50_rounds_us: self.p50.clone(),
             p50_us: interval(&self.p50).unwrap_or_default(),
+            p99_rounds_us: self.p99.clone(),
             p99_us: interval(&self.p99).unwrap_or_default(),
             p999_us: self.all.value_at_quantile(0.999) as f64,
             operations: self.all.len(),
@@ -435,7 +479,7 @@ impl Rounds {
             cdf,
             cost: Cost {
                 processor_us: each(self.costs.processor().as_secs_f64() * 1e6),
-                busiest_node_us: each(self.costs.busiest().as_secs_f64() * 1e6),
+                busiest_node_us: each(self.busiest.as_secs_f64() * 1e6),
                 forced_writes: each(self.costs.syncs as f64),
                 log_bytes: each(self.costs.log_bytes as f64),
                 log_entries: each(self.costs.entries as f64),
