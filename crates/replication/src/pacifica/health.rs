@@ -323,6 +323,25 @@ mod tests {
         assert!(asks(cx));
     }
 
+    /// What is not on the disk is not applied: while the disk makes progress, the applier that waits for
+    /// it does not hang.
+    #[test]
+    fn an_applier_that_waits_for_the_disk_does_not_hang() {
+        let cx = &mut replica_of(3).shared;
+        cx.now = Moment::after_start(Duration::from_secs(9));
+        for seq in [1, 2] {
+            let lsn = Lsn::new(1, seq);
+            cx.journal.propose(Entry { lsn, kind: EntryKind::NoOp, payload: Bytes::new() });
+            cx.journal.write_gathered();
+        }
+        cx.journal.commit(2);
+        cx.journal.on_durable(IoId(1));
+        cx.own.health.on_durable(cx.now);
+        assert!(cx.could_not_lead(), "the first entry has waited for the applier since the start");
+        cx.applied = Lsn::new(1, 1);
+        assert!(!cx.could_not_lead(), "the second one waits for the disk");
+    }
+
     #[test]
     fn a_replica_that_was_replaced_does_not_go_alone() {
         let mut health = Health { may_go_alone: true, ..Health::default() };

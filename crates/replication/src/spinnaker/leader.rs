@@ -371,6 +371,7 @@ impl Leader {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
 
     use super::super::{RoleState, Spinnaker, SpinnakerOptions};
     use super::*;
@@ -413,5 +414,23 @@ mod tests {
             cx.journal.truncate_after(1);
         });
         assert!(caller.contains("waits for an entry behind 1.1"), "{caller}");
+    }
+
+    /// [SPIN-47] A follower that reports its position for the first time is reached by what it was sent,
+    /// though its log be empty. One that reports the same again is not.
+    #[test]
+    fn the_first_position_of_a_follower_shows_that_data_arrives() {
+        let mut core = leading();
+        let RoleState::Leader(leader) = &mut core.role else { panic!("it leads") };
+        let mut reports_at = |seconds| {
+            core.shared.now = Moment::after_start(Duration::from_secs(seconds));
+            let position = Position { committed: Lsn::ZERO, last: Lsn::ZERO, is_learner: false };
+            assert!(
+                leader.on_report_position(&mut core.shared, NodeId(2), 1, position).is_continue()
+            );
+            let follower = &leader.leading.followers[&NodeId(2)];
+            follower.is_reached(core.shared.now, Duration::from_secs(1))
+        };
+        assert!(reports_at(5) && !reports_at(10));
     }
 }

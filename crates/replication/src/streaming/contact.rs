@@ -114,7 +114,7 @@ impl Leading {
     pub(crate) fn probe<C: Streams>(&mut self, cx: &mut Shared<C>, to: NodeId) {
         let Some(follower) = self.followers.get_mut(&to) else { return };
         follower.restart_probe_timer(cx.now);
-        if follower.is_replicating() || !(follower.is_probing() || follower.has_room()) {
+        if follower.is_replicating() || !follower.has_room() {
             self.send_empty(cx, to);
         } else {
             self.send_next(cx, to);

@@ -313,7 +313,7 @@ impl Progress {
         if match_lsn.seq >= *next {
             return Err(format!("{match_lsn} is acknowledged, and {next} is the next to be sent"));
         }
-        if *next > last + 1 && !self.is_probing() {
+        if *next > last + 1 {
             return Err(format!("{next} is the next to be sent, and the log ends at {last}"));
         }
         let sum: usize = self.in_flight.iter().map(|(_, bytes)| bytes).sum();

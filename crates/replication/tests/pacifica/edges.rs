@@ -16,28 +16,28 @@ use trireme_types::{
     Protocol, Timing,
 };
 
-const N1: NodeId = NodeId(1);
-const N2: NodeId = NodeId(2);
-const N3: NodeId = NodeId(3);
+pub(super) const N1: NodeId = NodeId(1);
+pub(super) const N2: NodeId = NodeId(2);
+pub(super) const N3: NodeId = NodeId(3);
 
 /// The first entry of the primary of version 1.
-const NO_OP: Lsn = Lsn::new(1, 1);
+pub(super) const NO_OP: Lsn = Lsn::new(1, 1);
 
 /// Replica n1, whose disk has incarnation 1.
-struct Replica {
-    core: Pacifica,
-    now: Moment,
+pub(super) struct Replica {
+    pub(super) core: Pacifica,
+    pub(super) now: Moment,
     writes: u64,
     effects: Vec<Effect<Pacifica>>,
 }
 
 impl Replica {
     /// Starts it with these entries on its disk, on which it acted up to version `promised`.
-    fn start(log: &[Lsn], promised: Option<Epoch>) -> Self {
+    pub(super) fn start(log: &[Lsn], promised: Option<Epoch>) -> Self {
         Self::start_with(log, promised, Timing::default(), 1)
     }
 
-    fn start_with(
+    pub(super) fn start_with(
         log: &[Lsn],
         promised: Option<Epoch>,
         timing: Timing,
@@ -78,33 +78,33 @@ impl Replica {
         self.core.validate().expect("the core keeps its own rules");
     }
 
-    fn tell(&mut self, event: Event<Pacifica>) -> &mut Self {
+    pub(super) fn tell(&mut self, event: Event<Pacifica>) -> &mut Self {
         self.core.handle(self.now, event);
         self.drain();
         self
     }
 
-    fn hear(&mut self, from: NodeId, message: PacificaMessage) -> &mut Self {
+    pub(super) fn hear(&mut self, from: NodeId, message: PacificaMessage) -> &mut Self {
         self.tell(Event::Message { from, message })
     }
 
     /// Has everything that was written become durable.
-    fn force(&mut self) -> &mut Self {
+    pub(super) fn force(&mut self) -> &mut Self {
         let upto = IoId(self.writes);
         self.tell(Event::Durable { upto })
     }
 
-    fn pass(&mut self, milliseconds: u64) -> &mut Self {
+    pub(super) fn pass(&mut self, milliseconds: u64) -> &mut Self {
         self.now = self.now + Duration::from_millis(milliseconds);
         self
     }
 
-    fn wait(&mut self, milliseconds: u64) -> &mut Self {
+    pub(super) fn wait(&mut self, milliseconds: u64) -> &mut Self {
         self.pass(milliseconds).tell(Event::Timeout)
     }
 
     /// Shows it a configuration that is the newest one.
-    fn newest(&mut self, version: Epoch, replicas: &[NodeId]) -> &mut Self {
+    pub(super) fn newest(&mut self, version: Epoch, replicas: &[NodeId]) -> &mut Self {
         self.tell(Event::Coordination(Newest(config(version, replicas))))
     }
 
@@ -121,19 +121,19 @@ impl Replica {
         self.hear(from, PacificaMessage::Prepare { preceding, entries: vec![entry] })
     }
 
-    fn report(&mut self, from: NodeId, epoch: Epoch, last: Lsn) -> &mut Self {
+    pub(super) fn report(&mut self, from: NodeId, epoch: Epoch, last: Lsn) -> &mut Self {
         let position = Position { committed: Lsn::ZERO, last, is_learner: false };
         let incarnation = Incarnation(from.0);
         self.hear(from, PacificaMessage::ReportPosition { epoch, position, incarnation })
     }
 
     /// Has a secondary answer a beacon that leaves now.
-    fn support(&mut self, from: NodeId, epoch: Epoch) -> &mut Self {
+    pub(super) fn support(&mut self, from: NodeId, epoch: Epoch) -> &mut Self {
         let (supports, incarnation) = (Some(self.now), Incarnation(from.0));
         self.hear(from, PacificaMessage::BeaconAck { epoch, supports, incarnation })
     }
 
-    fn prepared(&mut self, from: NodeId, epoch: Epoch, upto: Lsn) -> &mut Self {
+    pub(super) fn prepared(&mut self, from: NodeId, epoch: Epoch, upto: Lsn) -> &mut Self {
         let (supports, incarnation) = (Some(self.now), Incarnation(from.0));
         self.hear(from, PacificaMessage::Prepared { epoch, upto, supports, incarnation })
     }
@@ -143,13 +143,13 @@ impl Replica {
         self.tell(Event::SnapshotOffered { ticket, from, message, upto })
     }
 
-    fn write(&mut self, ticket: u64) -> &mut Self {
+    pub(super) fn write(&mut self, ticket: u64) -> &mut Self {
         let payload = CommandBatch::default().encode();
         self.tell(Event::Propose { ticket: Ticket(ticket), payload })
     }
 
     /// Makes it the primary of version 1, which serves: it and n2 have its no-op.
-    fn lead(&mut self) -> &mut Self {
+    pub(super) fn lead(&mut self) -> &mut Self {
         self.newest(1, &[N1, N2]).force().report(N2, 1, Lsn::ZERO).sent().force();
         self.prepared(N2, 1, NO_OP).tell(Event::Applied { upto: NO_OP });
         assert_eq!((self.role(), self.committed()), (Role::Leader, 1));
@@ -157,7 +157,7 @@ impl Replica {
     }
 
     /// Sends what it was asked to from the log, up to the end.
-    fn sent(&mut self) -> &mut Self {
+    pub(super) fn sent(&mut self) -> &mut Self {
         let piece = self.effects.iter().find_map(|effect| match effect {
             Effect::SendLog { to, seqs, .. } => Some((*to, seqs.clone())),
             _ => None,
@@ -166,11 +166,11 @@ impl Replica {
         self.tell(Event::LogSent { to, next: seqs.end, seqs })
     }
 
-    fn role(&self) -> Role {
+    pub(super) fn role(&self) -> Role {
         self.core.status().role
     }
 
-    fn committed(&self) -> u64 {
+    pub(super) fn committed(&self) -> u64 {
         self.core.status().committed.seq
     }
 
@@ -179,7 +179,7 @@ impl Replica {
     }
 
     /// Returns true if it asks the manager for a change.
-    fn asks(&self) -> bool {
+    pub(super) fn asks(&self) -> bool {
         self.any(|effect| matches!(effect, Effect::Coordinate { .. }))
     }
 
@@ -200,6 +200,12 @@ impl Replica {
         self.any(|effect| matches!(effect, Effect::Reply { reply: Reply::Message(_), .. }))
     }
 
+    /// Returns true if it refuses a caller.
+    pub(super) fn refuses(&self) -> bool {
+        let is_error = |reply: &_| matches!(reply, Reply::Error(_));
+        self.any(|effect| matches!(effect, Effect::Reply { reply, .. } if is_error(reply)))
+    }
+
     /// Returns true if it acknowledges a beacon.
     fn acknowledges(&self) -> bool {
         let is_ack = |message: &_| matches!(message, PacificaMessage::BeaconAck { .. });
@@ -208,7 +214,7 @@ impl Replica {
 }
 
 /// Returns a configuration in which every replica has its number as its incarnation.
-fn config(version: Epoch, replicas: &[NodeId]) -> CohortConfig {
+pub(super) fn config(version: Epoch, replicas: &[NodeId]) -> CohortConfig {
     CohortConfig {
         cohort: CohortId(1),
         version,
@@ -220,7 +226,7 @@ fn config(version: Epoch, replicas: &[NodeId]) -> CohortConfig {
     }
 }
 
-fn lsns(epoch: Epoch, seqs: std::ops::RangeInclusive<u64>) -> Vec<Lsn> {
+pub(super) fn lsns(epoch: Epoch, seqs: std::ops::RangeInclusive<u64>) -> Vec<Lsn> {
     seqs.map(|seq| Lsn::new(epoch, seq)).collect()
 }
 
@@ -369,11 +375,7 @@ fn a_primary_wakes_to_refuse_what_waits() {
     let mut replica = Replica::start_with(&[], None, timing, 1);
     replica.lead().tell(Event::TransferLeader { ticket: Ticket(1), to: N2 });
     replica.tell(Event::Read { ticket: Ticket(2) });
-    let refused = |replica: &Replica| {
-        let is_error = |reply: &_| matches!(reply, Reply::Error(_));
-        replica.any(|effect| matches!(effect, Effect::Reply { reply, .. } if is_error(reply)))
-    };
-    assert!(!refused(&replica));
+    assert!(!replica.refuses());
     let end = replica.now + seconds(1);
     while replica.now < end {
         let next = replica.core.next_timeout().expect("it waits for something");
@@ -381,7 +383,7 @@ fn a_primary_wakes_to_refuse_what_waits() {
         replica.now = next;
         replica.tell(Event::Timeout);
     }
-    assert!(refused(&replica));
+    assert!(replica.refuses());
 }
 
 /// [PAC-42] A snapshot is for a secondary that lacks what it includes; another is answered at once,
@@ -399,7 +401,7 @@ fn a_snapshot_that_brings_nothing_is_answered_at_once() {
 }
 
 /// Makes n1 the primary of n1 and n2, which serves, of three that are wanted.
-fn lacking_one(timing: Timing, min_replicas_for_write: usize) -> Replica {
+pub(super) fn lacking_one(timing: Timing, min_replicas_for_write: usize) -> Replica {
     let mut replica = Replica::start_with(&[], None, timing, min_replicas_for_write);
     let wanting = CohortConfig { replicas_wanted: 3, ..config(1, &[N1, N2]) };
     replica.tell(Event::Coordination(Newest(wanting))).force();
@@ -411,12 +413,12 @@ fn lacking_one(timing: Timing, min_replicas_for_write: usize) -> Replica {
 
 impl Replica {
     /// Returns true if the primary brings this replica up to date, or counts it.
-    fn knows(&self, node: NodeId) -> bool {
+    pub(super) fn knows(&self, node: NodeId) -> bool {
         self.core.status().progress.iter().any(|(known, _)| *known == node)
     }
 
     /// Returns true if it steps down for others.
-    fn steps_down(&self) -> bool {
+    pub(super) fn steps_down(&self) -> bool {
         let is_it = |message: &_| matches!(message, PacificaMessage::StepDown { .. });
         self.any(|effect| matches!(effect, Effect::Send { message, .. } if is_it(message)))
     }

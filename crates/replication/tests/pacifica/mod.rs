@@ -18,6 +18,7 @@
 //! started as replicas that may join.
 
 mod edges;
+mod edges_of_counting;
 mod faults;
 mod identity;
 mod load;
