@@ -51,6 +51,10 @@ pub(super) struct Health {
     applied_at: Moment,
     /// When the replica last stepped down because it made no progress, and how often before.
     hung: Option<(Moment, u32)>,
+    /// When the table of the replica, as the primary, last went on, or nothing was to be applied.
+    served_at: Moment,
+    /// Since when the table of the replica, as the primary, has gone on without a long pause.
+    serves_well_since: Option<Moment>,
     /// When it last found that no other had taken its place.
     unreplaced_at: Option<Moment>,
     /// It stepped down since, alone, it could take no writes, no other took its place, and it has not
@@ -80,6 +84,19 @@ impl Health {
         if now < at + HANG_FORGOTTEN_AFTER * next { doublings } else { 0 }
     }
 
+    /// Records that the table of a primary goes on, for which the disks of all have written. One that
+    /// does so for a lease without a pause of half of one hangs no more, and when it does again, that
+    /// is another hang.
+    fn note_served(&mut self, now: Moment, lease: Duration) {
+        if now >= self.served_at + lease / WAITS_LEASE_DIVISOR {
+            self.serves_well_since = None;
+        } else if now >= *self.serves_well_since.get_or_insert(now) + lease {
+            //= PAC-27
+            self.hung = None;
+        }
+        self.served_at = now;
+    }
+
     /// Records that another replica is the primary: what was found while none took its place is over.
     pub(super) const fn was_replaced(&mut self) {
         //= PAC-29
@@ -87,6 +104,7 @@ impl Health {
     }
 
     fn note_hang(&mut self, now: Moment, lease: Duration) {
+        self.serves_well_since = None;
         self.hung = Some((now, self.doublings(now, lease) + 1));
     }
 }
@@ -101,6 +119,14 @@ impl Shared {
         if self.applied.seq >= self.journal.committed().seq {
             self.own.health.applied_at = self.now;
         }
+        if self.applied.seq >= self.journal.last().seq {
+            self.own.health.served_at = self.now;
+        }
+    }
+
+    /// Records that the table of a primary goes on.
+    pub(super) fn note_served(&mut self) {
+        self.own.health.note_served(self.now, self.timing.lease);
     }
 
     /// Returns when the replica's own disk or applier counts as one that hangs, if nothing happens
@@ -242,6 +268,7 @@ mod tests {
     use crate::core::Recovered;
 
     const LEASE: Duration = Duration::from_millis(800);
+    const MS: Duration = Duration::from_millis(1);
 
     #[test]
     fn a_replica_that_hung_bears_twice_as_long_until_that_is_long_ago() {
@@ -263,6 +290,29 @@ mod tests {
         assert_eq!(leases(&health, forgotten), 1);
         health.note_hang(forgotten, LEASE);
         assert_eq!(leases(&health, forgotten), 2, "it begins anew");
+    }
+
+    #[test]
+    fn a_primary_that_serves_well_for_a_lease_hangs_no_more() {
+        let (start, quick) = (Moment::after_start(Duration::from_secs(100)), LEASE / 2 - MS);
+        // Serves so often, after such pauses, and returns how long it bears a hang then.
+        let after = |pauses: &[Duration]| {
+            let mut health = Health { served_at: start, ..Health::default() };
+            let mut now = start;
+            health.note_served(now, LEASE);
+            health.note_hang(now, LEASE);
+            for pause in pauses {
+                now = now + *pause;
+                health.note_served(now, LEASE);
+            }
+            health.patience(now, LEASE)
+        };
+        assert_eq!(after(&[]), 2 * LEASE);
+        assert_eq!(after(&[quick; 3]), 2 * LEASE, "it has served for less than a lease");
+        assert_eq!(after(&[quick, quick, quick, 2 * MS]), LEASE);
+        assert_eq!(after(&[LEASE / 2; 9]), 2 * LEASE, "each is a long pause");
+        let interrupted = [quick, quick, LEASE / 2, quick, quick];
+        assert_eq!(after(&interrupted), 2 * LEASE, "since the pause it is less than a lease");
     }
 
     /// Returns a replica of a cohort of so many.

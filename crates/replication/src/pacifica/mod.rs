@@ -141,6 +141,7 @@ impl Pacifica {
         cx.applied = cx.applied.max(upto);
         cx.own.health.on_applied(cx.now);
         if let RoleState::Primary(primary) = &mut self.role {
+            cx.note_served();
             primary.begin_serving(cx, upto);
         }
     }
