@@ -55,7 +55,7 @@ fn a_comparison_is_judged_and_drawn() {
         assert!(again.is_f64(), "it serves again: {suffered}");
     }
     let checks = &report["checks"];
-    assert_eq!((&checks["histories"], &checks["lost_writes"]), (&8.into(), &0.into()), "{checks}");
+    assert_eq!((&checks["histories"], &checks["lost_writes"]), (&18.into(), &0.into()), "{checks}");
 
     let page = fs::read_to_string(out.join("report.html")).unwrap();
     let Some(browser) = browser() else { return };

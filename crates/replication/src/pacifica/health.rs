@@ -16,11 +16,10 @@ use crate::core::Moment;
 /// that its death would cost. Fewer would take the hiccups of a busy disk for a hang.
 const HANG_LEASES: u32 = 1;
 
-/// After how many times of what a replica would bear next, for each replica of the cohort, it is
-/// forgotten that it hung. Where every disk is slow, each replica hangs in turn, and each must find that
-/// it has before: a turn takes what the replica bears and a reconciliation, in which two disks as slow
-/// write. A replica whose disk hung longer ago is to be replaced as soon as the first time.
-const HANG_FORGOTTEN_AFTER: u32 = 2;
+/// After how many times of what a replica would bear next it is forgotten that it hung. Where every
+/// disk is slow, each replica of a cohort hangs in turn, and each must find that it has before; one
+/// whose disk hung long ago is to be replaced as soon as the first time.
+const HANG_FORGOTTEN_AFTER: u32 = 12;
 
 /// How often the bound is doubled at the most for a replica that hung again and again: where every
 /// disk is slow, some primary must be borne.
@@ -68,17 +67,17 @@ impl Health {
         self.durable_at = now;
     }
 
-    /// Returns for how long the data path may make no progress, in a cohort of so many replicas.
-    fn patience(&self, now: Moment, lease: Duration, replicas: u32) -> Duration {
-        HANG_LEASES * lease * 2_u32.pow(self.doublings(now, lease, replicas))
+    /// Returns for how long the data path may make no progress.
+    fn patience(&self, now: Moment, lease: Duration) -> Duration {
+        HANG_LEASES * lease * 2_u32.pow(self.doublings(now, lease))
     }
 
     /// Returns how often the bound is doubled for the hangs that are not forgotten yet.
-    fn doublings(&self, now: Moment, lease: Duration, replicas: u32) -> u32 {
+    fn doublings(&self, now: Moment, lease: Duration) -> u32 {
         let Some((at, times)) = self.hung else { return 0 };
         let doublings = times.min(HANG_DOUBLINGS_MAX);
         let next = HANG_LEASES * lease * 2_u32.pow(doublings);
-        if now < at + HANG_FORGOTTEN_AFTER * replicas * next { doublings } else { 0 }
+        if now < at + HANG_FORGOTTEN_AFTER * next { doublings } else { 0 }
     }
 
     /// Records that another replica is the primary: what was found while none took its place is over.
@@ -87,8 +86,8 @@ impl Health {
         self.may_go_alone = false;
     }
 
-    fn note_hang(&mut self, now: Moment, lease: Duration, replicas: u32) {
-        self.hung = Some((now, self.doublings(now, lease, replicas) + 1));
+    fn note_hang(&mut self, now: Moment, lease: Duration) {
+        self.hung = Some((now, self.doublings(now, lease) + 1));
     }
 }
 
@@ -107,12 +106,7 @@ impl Shared {
     /// Returns when the replica's own disk or applier counts as one that hangs, if nothing happens
     /// before.
     fn hangs_at(&self) -> Option<Moment> {
-        self.waits_for(self.patience())
-    }
-
-    /// Returns for how long the replica's data path may make no progress.
-    fn patience(&self) -> Duration {
-        self.own.health.patience(self.now, self.timing.lease, self.own.replicas_wanted())
+        self.waits_for(self.own.health.patience(self.now, self.timing.lease))
     }
 
     /// Returns when something has waited for the replica's own disk or applier for so long, if nothing
@@ -175,7 +169,7 @@ impl Primary {
         if health.unreplaced_at.is_some_and(|at| now < at + REMOVALS_FORGOTTEN_AFTER) {
             return None;
         }
-        let patience = cx.patience();
+        let patience = health.patience(now, lease);
         let listed = self.leading.followers.iter().filter(|(node, _)| cx.own.is_listed(**node));
         let mut ends = Vec::new();
         for (node, follower) in listed {
@@ -207,8 +201,7 @@ impl Primary {
         }
         //= PAC-27
         tracing::warn!("the primary's disk, applier or network makes no progress: it steps down");
-        let replicas = cx.own.replicas_wanted();
-        cx.own.health.note_hang(cx.now, cx.timing.lease, replicas);
+        cx.own.health.note_hang(cx.now, cx.timing.lease);
         ControlFlow::Break(StepDown::ForOthers)
     }
 
@@ -255,24 +248,21 @@ mod tests {
         let mut health = Health::default();
         let mut now = Moment::after_start(Duration::from_secs(100));
         let leases = |health: &Health, now| {
-            let patience = health.patience(now, LEASE, 3);
+            let patience = health.patience(now, LEASE);
             patience.as_millis() / LEASE.as_millis()
         };
         assert_eq!(leases(&health, now), 1);
         for borne in [2, 4, 8, 16, 16] {
-            health.note_hang(now, LEASE, 3);
+            health.note_hang(now, LEASE);
             assert_eq!(leases(&health, now), borne);
-            // Each of the three has borne as much since, and two disks have taken as long for each.
-            now = now + 3 * 3 * LEASE * u32::try_from(borne / 2).unwrap();
+            now = now + Duration::from_secs(15);
         }
-        health.note_hang(now, LEASE, 3);
-        let forgotten = now + 2 * 3 * 16 * LEASE;
+        health.note_hang(now, LEASE);
+        let forgotten = now + HANG_FORGOTTEN_AFTER * 16 * LEASE;
         assert_eq!(leases(&health, forgotten - Duration::from_millis(1)), 16);
         assert_eq!(leases(&health, forgotten), 1);
-        health.note_hang(forgotten, LEASE, 3);
+        health.note_hang(forgotten, LEASE);
         assert_eq!(leases(&health, forgotten), 2, "it begins anew");
-        let of_five = health.patience(forgotten + 2 * 3 * 2 * LEASE, LEASE, 5);
-        assert_eq!(of_five, 2 * LEASE, "a turn of five takes longer");
     }
 
     /// Returns a replica of a cohort of so many.

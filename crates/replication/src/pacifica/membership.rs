@@ -49,12 +49,6 @@ impl Membership {
         self.config.as_ref().map_or(0, |config| config.replicas.len())
     }
 
-    /// Returns how many replicas the newest configuration should have.
-    pub(super) fn replicas_wanted(&self) -> u32 {
-        let wanted = self.config.as_ref().map_or(1, CohortConfig::replicas_wanted);
-        u32::try_from(wanted).unwrap_or(u32::MAX)
-    }
-
     /// Returns true if the newest configuration has fewer replicas than a write needs.
     pub(super) fn has_too_few(&self) -> bool {
         self.replicas() < self.options.min_replicas_for_write
