@@ -6,9 +6,10 @@ use trireme_types::NodeId;
 
 use crate::script::Runner;
 use crate::script::invariants::{
-    ACKNOWLEDGED_IS_READ, ANSWERED_ONCE, APPLIED_ONCE, LISTED_HAVE_ALL, LOGS_MATCH,
-    NEVER_GOES_BACK, NO_GHOST, NOT_TOO_MANY, ON_ENOUGH_DISKS, ON_THE_LEAST_DISKS, ONE_READER,
-    POINTERS_ARE_ORDERED, READS_END_FIRST, READS_WHAT_IT_NAMES, REFUSED_IS_NOT_READ,
+    ACKNOWLEDGED_IS_READ, ANSWERED_ONCE, APPLIED_ONCE, ENDS_ALIKE, LISTED_HAVE_ALL, LOGS_MATCH,
+    NEVER_GOES_BACK, NO_GHOST, NO_READ_AFTER_THE_END, NOT_TOO_MANY, NOTHING_BEHIND_THE_SEAL,
+    ON_ENOUGH_DISKS, ON_THE_LEAST_DISKS, ONE_READER, POINTERS_ARE_ORDERED, READS_END_FIRST,
+    READS_WHAT_IT_NAMES, REFUSED_IS_NOT_READ,
 };
 use crate::script::random::{
     Lasting, Noticed, Numbers, Shape, THE_REST_SERVES, Trial, check_mistakes,
@@ -122,6 +123,9 @@ const MISTAKES: &[Noticed] = &[
     ("mistake", "lists-one-more", NOT_TOO_MANY, 50),
     ("mistake", "lying-disk", LISTED_HAVE_ALL, 200),
     ("mistake", "lying-disk", ON_ENOUGH_DISKS, 50),
+    ("mistake", "forgets-seal", ENDS_ALIKE, 200),
+    ("mistake", "forgets-seal", NOTHING_BEHIND_THE_SEAL, 200),
+    ("mistake", "reads-while-sealing", NO_READ_AFTER_THE_END, 300),
     ("mistake", "names-committed", READS_WHAT_IT_NAMES, 100),
     ("mistake", "takes-older", NEVER_GOES_BACK, 300),
     ("mistake", "unknown-is-refused", REFUSED_IS_NOT_READ, 200),

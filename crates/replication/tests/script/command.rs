@@ -22,6 +22,14 @@ pub(crate) enum Command {
     /// Proposes to delete keys, all in one batch: `delete 1 a b`.
     Delete(u64, Vec<String>),
 
+    /// Proposes at a node to end the cohort, with one successor of another protocol or with two that have
+    /// a part of the range each: `seal 1`, `seal 1 at=b`.
+    Seal {
+        node: u64,
+        #[arg(key)]
+        at: Option<String>,
+    },
+
     /// Has a client send a write to a node under a name, the client and its number, on a condition or
     /// none: `request 1 2.3 put a v7 when=absent`, `request 1 2.4 delete a when=v3`.
     Request {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use trireme_replication::core::{Core, Effect, Event, Reply, When};
 use trireme_storage::LogWrite;
-use trireme_types::{CommandBatch, Condition, Entry, EntryKind, Lsn, Operation, Outcome};
+use trireme_types::{Condition, Entry, EntryKind, Lsn, Operation, Outcome, Payload};
 
 use super::Subject;
 
@@ -76,7 +76,8 @@ pub(crate) fn outcomes(lsn: Lsn, outcomes: &[Outcome]) -> String {
             Outcome::SessionsFull => "sessions full".into(),
         })
         .collect();
-    format!("{} at {lsn}", outcomes.join(", "))
+    let outcomes = if outcomes.is_empty() { "applied".into() } else { outcomes.join(", ") };
+    format!("{outcomes} at {lsn}")
 }
 
 /// Returns an answer that is no outcome.
@@ -125,7 +126,14 @@ pub(crate) fn effect<S: Subject>(effect: &Effect<S>, verb: &str) -> String {
 }
 
 fn commands(payload: &[u8]) -> String {
-    let batch = CommandBatch::decode(payload).expect("scripts propose batches");
+    let batch = match Payload::decode(payload).expect("scripts propose batches and seals") {
+        Payload::Commands(batch) => batch,
+        Payload::Seal(seal) => {
+            let successors = seal.successors.iter();
+            let successors = successors.map(|it| format!("{} {}", it.protocol, it.range));
+            return format!("seal [{}]", successors.collect::<Vec<_>>().join(", "));
+        }
+    };
     let commands: Vec<_> =
         batch.commands.iter().map(|command| operation(&command.operation)).collect();
     commands.join(" ")

@@ -12,6 +12,10 @@ pub(crate) enum Mistake {
     UnknownIsRefused,
     /// A table forgets which requests were applied when another leader begins.
     ForgetsRequests,
+    /// A table forgets that the cohort has ended with the next entry.
+    ForgetsSeal,
+    /// A node whose replica has proposed to end the cohort answers strong reads until it has ended.
+    ReadsWhileSealing,
     /// A timeline read names the committed entry instead of the one that its state includes.
     NamesCommitted,
     /// A client takes every timeline read, however old.
@@ -38,6 +42,8 @@ impl FromStr for Mistake {
             "lying-disk" => Self::LyingDisk,
             "unknown-is-refused" => Self::UnknownIsRefused,
             "forgets-requests" => Self::ForgetsRequests,
+            "forgets-seal" => Self::ForgetsSeal,
+            "reads-while-sealing" => Self::ReadsWhileSealing,
             "names-committed" => Self::NamesCommitted,
             "takes-older" => Self::TakesOlder,
             "applies-ahead" => Self::AppliesAhead,

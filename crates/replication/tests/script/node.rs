@@ -33,6 +33,7 @@ pub(crate) enum Asked {
     Read {
         key: String,
     },
+    Seal,
     Other,
     Snapshot {
         from: NodeId,
@@ -76,6 +77,8 @@ pub(crate) struct Node<S: Subject> {
     pub(crate) installed: u64,
     /// The number of the newest start.
     pub(crate) run: u64,
+    /// How many of its timeouts in a row were due again at once.
+    pub(crate) timeouts: u32,
     /// The mistake that it makes.
     mistake: Option<Mistake>,
     /// As of which change the log was compared with those of the others.
@@ -127,6 +130,7 @@ impl<S: Subject> Node<S> {
             installed_at: None,
             installed: 0,
             run: 0,
+            timeouts: 0,
             mistake: None,
             compared: 0,
         }
@@ -226,12 +230,23 @@ impl<S: Subject> Node<S> {
         Some(ticket)
     }
 
+    /// Returns true if it answers no strong read that comes now: a seal was proposed here whose fate is
+    /// not known (RANGE-4).
+    pub(crate) fn holds_reads(&self) -> bool {
+        let is_seal = |asked: &Asked| matches!(asked, Asked::Seal);
+        self.mistake != Some(Mistake::ReadsWhileSealing)
+            && self.live.as_ref().is_some_and(|live| live.open.values().any(is_seal))
+    }
+
     /// Closes a ticket and returns what to print: the answer, with the value if it was a read.
     pub(crate) fn answer(&mut self, ticket: Ticket, reply: &Reply<S>) -> (String, Option<Asked>) {
         let asked = self.close(ticket);
         let mut text = format!("reply {ticket}: {}", format::reply(reply));
         if let (Some(Asked::Read { key }), Reply::Read { .. }) = (&asked, reply) {
-            text = format!("{text} {}", self.table.row(key));
+            text = match self.table.seal() {
+                Some(_) => format!("reply {ticket}: none, the cohort has ended"),
+                None => format!("{text} {}", self.table.row(key)),
+            };
         }
         (text, asked)
     }
@@ -331,6 +346,9 @@ impl<S: Subject> Node<S> {
         }
         if entry.kind == EntryKind::NoOp && self.mistake == Some(Mistake::ForgetsRequests) {
             self.table.forget_requests();
+        }
+        if self.mistake == Some(Mistake::ForgetsSeal) {
+            self.table.forget_seal();
         }
         let Applied { outcomes, .. } = self.table.apply(entry);
         let lsn = entry.lsn;

@@ -111,6 +111,16 @@ const INSTALL_MAX: u64 = 2000;
 /// The steps of one run.
 const STEPS: usize = 150;
 
+/// In one of so many runs the cohort is to end.
+const ENDS_ONE_IN: u64 = 6;
+
+/// The most seals that are proposed in such a run.
+const SEALS_MAX: u64 = 3;
+
+/// Makes another sequence of numbers of a seed, for what ends a cohort: all else that a seed means stays
+/// what it was.
+const OF_SEALS: u64 = 0x5ea1_0e7d_5ea1_0e7d;
+
 /// Numbers from a seed (SplitMix64).
 pub(crate) struct Numbers(u64);
 
@@ -156,8 +166,22 @@ impl Plan {
         let is_borne =
             |(fault, _): &(Lasting, _)| S::minority(&shape) > 0 && S::bears(&shape, *fault);
         let lasting = lasting.filter(is_borne).collect();
-        let steps = (0..STEPS).map(|_| steps::pick(&mut numbers, nodes, without)).collect();
+        let mut steps: Vec<_> =
+            (0..STEPS).map(|_| steps::pick(&mut numbers, nodes, without)).collect();
+        insert_seals(&mut steps, &mut Numbers(seed ^ OF_SEALS), nodes);
         Self { nodes, options, steps, lasting }
+    }
+}
+
+/// Has the cohort end in some runs: at some moment a seal is proposed, or several are, of which the first
+/// counts.
+fn insert_seals(steps: &mut Vec<Step>, numbers: &mut Numbers, nodes: u64) {
+    if numbers.below(ENDS_ONE_IN) > 0 {
+        return;
+    }
+    for _ in 0..=numbers.below(SEALS_MAX) {
+        let at = usize::try_from(numbers.below(STEPS as u64)).expect("few steps");
+        steps.splice(at..at, steps::pick_seal(numbers, nodes));
     }
 }
 

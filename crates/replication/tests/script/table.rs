@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use trireme_types::{
-    Command, CommandBatch, Condition, Entry, EntryKind, Lsn, Operation, Outcome, RequestId, Version,
+    Command, Condition, Entry, EntryKind, Lsn, Operation, Outcome, Payload, RequestId, Seal,
+    Version,
 };
 
 use super::invariants::Request;
@@ -18,6 +19,8 @@ pub(crate) struct Table {
     writes: u64,
     /// What became of each request: where a client is never forgotten, all that a session is.
     requests: BTreeMap<Request, Outcome>,
+    /// The first seal, if it was applied: nothing behind it changes anything.
+    seal: Option<(Lsn, Seal)>,
 }
 
 /// What applying an entry did.
@@ -41,8 +44,18 @@ impl Table {
                 self.protocol_state = Some((entry.lsn, entry.payload.clone()));
             }
             EntryKind::Commands => {
-                let batch = CommandBatch::decode(&entry.payload).expect("a batch was proposed");
-                batch.commands.into_iter().for_each(|command| self.take(command, &mut applied));
+                match Payload::decode(&entry.payload).expect("a batch or a seal was proposed") {
+                    Payload::Seal(seal) => {
+                        self.seal.get_or_insert((entry.lsn, seal));
+                    }
+                    Payload::Commands(batch) if self.seal.is_some() => {
+                        applied.outcomes = vec![Outcome::WrongRange; batch.commands.len()];
+                    }
+                    Payload::Commands(batch) => {
+                        let take = |command| self.take(command, &mut applied);
+                        batch.commands.into_iter().for_each(take);
+                    }
+                }
             }
         }
         applied
@@ -78,6 +91,25 @@ impl Table {
     /// Forgets which requests were applied.
     pub(crate) fn forget_requests(&mut self) {
         self.requests.clear();
+    }
+
+    /// Returns the address of the seal that ended the cohort, if it was applied.
+    pub(crate) fn seal(&self) -> Option<Lsn> {
+        self.seal.as_ref().map(|(lsn, _)| *lsn)
+    }
+
+    /// Forgets that the cohort has ended.
+    pub(crate) fn forget_seal(&mut self) {
+        self.seal = None;
+    }
+
+    /// Returns true if it includes the same rows, requests and end as another, wherever they are in
+    /// their logs.
+    pub(crate) fn has_what(&self, other: &Self) -> bool {
+        self.rows == other.rows
+            && self.writes == other.writes
+            && self.requests == other.requests
+            && self.seal == other.seal
     }
 
     /// Returns the row of a key, as scripts print it.

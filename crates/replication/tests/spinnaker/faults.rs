@@ -4,7 +4,9 @@
 use trireme_replication::spinnaker::Spinnaker;
 
 use crate::script::faults;
-use crate::script::invariants::{ACKNOWLEDGED_IS_READ, COMMITTED_NEVER_CHANGES, NO_GHOST};
+use crate::script::invariants::{
+    ACKNOWLEDGED_IS_READ, COMMITTED_NEVER_CHANGES, NO_GHOST, THE_SEAL_IS_KEPT,
+};
 
 fn check(script: &str, rows: &[&str], fault: &str, invariant: &str) {
     faults::check::<Spinnaker>(script, rows, fault, invariant);
@@ -202,4 +204,11 @@ const WIPED_VOTER: &str = "
 #[test]
 fn s14_a_replica_that_lost_its_disk_does_not_count() {
     check(WIPED_VOTER, &["a=kept v1"], "S14", COMMITTED_NEVER_CHANGES);
+}
+
+/// The same, where what n1 has lost and n3 lacks is the seal [RANGE-1].
+#[test]
+fn s14_a_replica_that_lost_the_seal_elects_no_leader_without_it() {
+    let seal = WIPED_VOTER.replace("put 2 a=kept", "seal 2");
+    check(&seal, &[], "S14", THE_SEAL_IS_KEPT);
 }

@@ -6,8 +6,9 @@ use trireme_types::NodeId;
 use crate::script::Runner;
 use crate::script::invariants::{
     ACKNOWLEDGED_IS_READ, ANSWERED_ONCE, APPLIED_ONCE, COMMITTED_NEVER_CHANGES, CORE_IS_VALID,
-    LOGS_MATCH, NEVER_GOES_BACK, NO_GHOST, ON_ENOUGH_DISKS, ONE_LEADER, ONE_READER,
-    READS_END_FIRST, READS_WHAT_IT_NAMES, REFUSED_IS_NOT_READ,
+    ENDS_ALIKE, LOGS_MATCH, NEVER_GOES_BACK, NO_GHOST, NO_READ_AFTER_THE_END,
+    NOTHING_BEHIND_THE_SEAL, ON_ENOUGH_DISKS, ONE_LEADER, ONE_READER, READS_END_FIRST,
+    READS_WHAT_IT_NAMES, REFUSED_IS_NOT_READ,
 };
 use crate::script::random::{
     Noticed, Numbers, Shape, THE_REST_SERVES, Trial, check_mistakes, run_script_from_elsewhere,
@@ -70,6 +71,9 @@ const MISTAKES: &[Noticed] = &[
     ("mistake", "answers-twice", ANSWERED_ONCE, 20),
     ("mistake", "lying-disk", ON_ENOUGH_DISKS, 100),
     ("mistake", "unknown-is-refused", REFUSED_IS_NOT_READ, 100),
+    ("mistake", "forgets-seal", ENDS_ALIKE, 200),
+    ("mistake", "forgets-seal", NOTHING_BEHIND_THE_SEAL, 200),
+    ("mistake", "reads-while-sealing", NO_READ_AFTER_THE_END, 300),
     ("mistake", "names-committed", READS_WHAT_IT_NAMES, 100),
     ("mistake", "takes-older", NEVER_GOES_BACK, 300),
     ("mistake", "forgets-requests", APPLIED_ONCE, 300),

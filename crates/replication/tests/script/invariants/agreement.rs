@@ -70,6 +70,16 @@ impl Agreement {
         changes.iter().find(|(_, given)| given.as_deref() == Some(value)).map(|(at, _)| *at)
     }
 
+    /// Returns the address of the seal that ends the cohort, if one was committed.
+    pub(crate) fn seal(&self) -> Option<Lsn> {
+        self.state.seal()
+    }
+
+    /// Returns true if a table is as the cohort ends, if it has ended.
+    pub(crate) fn is_final(&self, table: &Table) -> bool {
+        self.state.has_what(table)
+    }
+
     /// Returns what became of a request when it was first applied.
     pub(crate) fn outcome(&self, request: Request) -> Option<Outcome> {
         self.state.outcome(request)

@@ -18,6 +18,11 @@ impl Leaders {
         assert!(leader == id, "{ONE_LEADER}: {leader} and {id} lead in epoch {epoch}");
     }
 
+    /// Returns the newest epoch that had a leader.
+    pub(crate) fn newest(&self) -> Epoch {
+        self.0.last_key_value().map_or(0, |(epoch, _)| *epoch)
+    }
+
     /// Returns how many epochs had a leader.
     pub(crate) fn epochs(&self) -> usize {
         self.0.len()

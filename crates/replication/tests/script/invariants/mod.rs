@@ -16,6 +16,7 @@
 //! | [`rights`] | one replica may read at a time, and no other acknowledges meanwhile | S5, P1; SPIN-10, PAC-7 |
 //! | [`history`] | what was acknowledged is read, what was refused is not, what was not found does not appear | C4, S16 |
 //! | [`once`] | a request is applied once, however often it is sent | C1 |
+//! | [`seals`] | a cohort that ends does so with one state, which nothing changes and none reads | RANGE-2, RANGE-3, RANGE-4 |
 //! | [`timeline`] | a timeline read names the state that it read, and a client's never go back | SPIN-70, PAC-70 |
 //! | [`cores`] | a core keeps its own rules, knows its log, and answers every caller once | the rules of [`Core`] |
 //!
@@ -30,6 +31,7 @@ mod listed;
 pub(crate) mod log_matching;
 mod once;
 mod rights;
+mod seals;
 mod timeline;
 
 use trireme_replication::core::Ticket;
@@ -39,6 +41,7 @@ use self::agreement::Agreement;
 use self::history::History;
 use self::leaders::Leaders;
 use self::rights::Rights;
+use self::seals::Seals;
 use self::timeline::Timeline;
 
 pub(crate) use self::agreement::COMMITTED_NEVER_CHANGES;
@@ -50,6 +53,9 @@ pub(crate) use self::listed::{LISTED_HAVE_ALL, NOT_TOO_MANY};
 pub(crate) use self::log_matching::LOGS_MATCH;
 pub(crate) use self::once::APPLIED_ONCE;
 pub(crate) use self::rights::{ONE_READER, READS_END_FIRST};
+pub(crate) use self::seals::{
+    ENDS_ALIKE, NO_READ_AFTER_THE_END, NOTHING_BEHIND_THE_SEAL, THE_SEAL_IS_KEPT,
+};
 pub(crate) use self::timeline::{Found, NEVER_GOES_BACK, READS_WHAT_IT_NAMES};
 
 /// A caller at one node.
@@ -66,5 +72,6 @@ pub(crate) struct Invariants {
     pub(crate) history: History,
     pub(crate) leaders: Leaders,
     pub(crate) rights: Rights,
+    pub(crate) seals: Seals,
     pub(crate) timeline: Timeline,
 }

@@ -56,6 +56,27 @@ pub(super) enum Step {
     Bounce(Option<u64>),
     /// Nodes close and discard the replicas that they are not to hold any more.
     Discard,
+    /// The cohort is to end, by a seal that a node proposes, or whichever leads: for another protocol, or
+    /// for a split at a key.
+    Seal {
+        node: Option<u64>,
+        key: Option<usize>,
+    },
+}
+
+/// Returns steps that end a cohort. In some, the leader applies the seal later than others, and is asked
+/// meanwhile what it has.
+pub(super) fn pick_seal(numbers: &mut Numbers, nodes: u64) -> Vec<Step> {
+    let node = (numbers.below(4) == 0).then_some(numbers.below(nodes) + 1);
+    let mut key = || usize::try_from(numbers.below(KEYS.len() as u64)).expect("few keys");
+    let (at, read) = (key(), key());
+    let seal = Step::Seal { node, key: (numbers.below(2) == 0).then_some(at) };
+    if numbers.below(3) > 0 {
+        return vec![seal];
+    }
+    let stalls = Step::Move(Move::Table(None, true));
+    let time = Step::Run(numbers.below(100));
+    vec![stalls, seal, time, Step::Get { node: None, key: read }]
 }
 
 /// Returns a step, of any kind but one.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Lasting, Trial};
 
 /// The kinds of step that are the same for every protocol, as [`Tally::count`] names them.
-const KINDS: [&str; 47] = [
+const KINDS: [&str; 49] = [
     "bounce",
     "cluster",
     "coordinator cut",
@@ -48,6 +48,8 @@ const KINDS: [&str; 47] = [
     "resume",
     "retry",
     "run",
+    "seal",
+    "seal at",
     "sender resume",
     "sender stall",
     "table resume",
@@ -88,6 +90,8 @@ pub(super) struct Tally {
     pub(super) epochs: u64,
     /// How many snapshots were installed.
     pub(super) installed: u64,
+    /// How many cohorts ended.
+    pub(super) ended: u64,
     /// How often each kind of step was taken, before the end of a run.
     pub(super) steps: BTreeMap<String, u64>,
     /// How often the rest had to serve in spite of so many faults of these kinds.
@@ -102,6 +106,7 @@ impl Tally {
         self.read += other.read;
         self.epochs += other.epochs;
         self.installed += other.installed;
+        self.ended += other.ended;
         for (kind, count) in &other.steps {
             *self.steps.entry(kind.clone()).or_default() += count;
         }
@@ -118,12 +123,13 @@ impl Tally {
     /// Returns what of all that runs try was never done: steps of these kinds, faults that last, and
     /// what comes of them.
     pub(super) fn lacking(&self, kinds: &BTreeSet<String>) -> Vec<String> {
-        let Self { acknowledged, read, epochs, installed, .. } = *self;
+        let Self { acknowledged, read, epochs, installed, ended, .. } = *self;
         let results = [
             ("acknowledged writes", acknowledged),
             ("strong reads", read),
             ("changes of leader", epochs.saturating_sub(self.seeds)),
             ("snapshots", installed),
+            ("cohorts that end", ended),
         ];
         let results = results.into_iter().filter(|(_, count)| *count == 0);
         let lasting = Lasting::ALL.iter().map(|fault| format!("{fault:?}"));
@@ -136,11 +142,11 @@ impl Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hours = self.time.as_secs_f64() / 3600.0;
-        let Self { seeds, acknowledged, read, epochs, installed, .. } = self;
+        let Self { seeds, acknowledged, read, epochs, installed, ended, .. } = self;
         writeln!(
             f,
             "{seeds} seeds, {hours:.1} hours: {acknowledged} writes acknowledged, {read} strong reads \
-             answered, {epochs} epochs led, {installed} snapshots installed"
+             answered, {epochs} epochs led, {installed} snapshots installed, {ended} cohorts ended"
         )?;
         let shown = |counts: &BTreeMap<String, u64>| {
             let shown = counts.iter().map(|(kind, count)| format!("{kind} {count}"));

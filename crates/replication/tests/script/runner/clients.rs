@@ -5,8 +5,8 @@ use std::error::Error;
 use bytes::Bytes;
 use trireme_replication::core::Event;
 use trireme_types::{
-    ClientId, Command as Write, CommandBatch, Condition, NodeId, Operation, Outcome, RequestId,
-    Version,
+    ClientId, Command as Write, CommandBatch, Condition, KeyRange, NodeId, Operation, Outcome,
+    Protocol, RequestId, Seal, Successor, Version,
 };
 
 use super::super::invariants::{Found, Request};
@@ -27,6 +27,27 @@ impl<S: Subject> Runner<S> {
         let payload = CommandBatch { commands, clock: 0 }.encode();
         let asked = Asked::Write { changes, request: None };
         self.ask(node, asked, |ticket| Event::Propose { ticket, payload })
+    }
+
+    /// Proposes to end the cohort, as for another protocol or for a split at a key.
+    pub(super) fn seal(&mut self, node: u64, at: Option<&str>) -> Result<(), Box<dyn Error>> {
+        let ranges = match at {
+            None => vec![(KeyRange::all(), Protocol::Raft)],
+            Some(at) => {
+                let at = at.to_owned();
+                let halves =
+                    [KeyRange::new("", Some(at.clone())), KeyRange::new(at, None::<String>)];
+                halves.map(|half| (half, S::PROTOCOL)).into()
+            }
+        };
+        let replicas = self.cluster.nodes.clone();
+        let successor = |(range, protocol)| {
+            let (replicas_wanted, replicas) = (replicas.len(), replicas.clone());
+            Successor { range, protocol, replicas, replicas_wanted }
+        };
+        let seal = Seal { successors: ranges.into_iter().map(successor).collect() };
+        let payload = seal.encode();
+        self.ask(node, Asked::Seal, |ticket| Event::Propose { ticket, payload })
     }
 
     /// Has a client send a write under a name that it can send it under again.
@@ -75,6 +96,10 @@ impl<S: Subject> Runner<S> {
     ) -> Result<(), Box<dyn Error>> {
         let node = self.node(node)?;
         let (id, run, applied) = (node.id, node.run, node.names());
+        if node.table.seal().is_some() {
+            self.print(id, "reads nothing: the cohort has ended");
+            return Ok(());
+        }
         let row = node.table.row(key);
         self.print(id, &format!("holds {row}"));
         let value = self.nodes[&id].table.value(key);
@@ -102,11 +127,17 @@ impl<S: Subject> Runner<S> {
         let is_void = |outcome: &Outcome| matches!(outcome, Outcome::ConditionFailed { .. });
         let took_effect = !outcomes.iter().any(is_void);
         let (invariants, nodes) = (&mut self.invariants, &self.nodes);
-        invariants.history.acknowledged((id, *ticket), took_effect);
+        let is_turned_away = invariants.is_turned_away(id, *lsn, outcomes);
+        if is_turned_away {
+            // The client asks a successor, which knows whether it was applied before.
+            invariants.history.unanswered((id, *ticket));
+        } else if !outcomes.is_empty() {
+            invariants.history.acknowledged((id, *ticket), took_effect);
+        }
         let replicas = self.coordinator.replicas();
         invariants.disks.acknowledged(id, *lsn, &invariants.agreement, nodes, replicas);
         invariants.rights.acknowledged(id, *lsn, self.now, nodes);
-        if let (Some(request), Some(outcome)) = (request, outcomes.first()) {
+        if let (Some(request), Some(outcome), false) = (request, outcomes.first(), is_turned_away) {
             invariants.answered(*request, *outcome);
         }
     }

@@ -41,8 +41,11 @@ impl<S: Subject> Runner<S> {
             Asked::Write { changes, request } => {
                 self.invariants.history.write_asked((id, ticket), request, &changes);
             }
-            Asked::Read { .. } => self.invariants.history.read_asked((id, ticket)),
-            Asked::Other | Asked::Snapshot { .. } => {}
+            Asked::Read { .. } => {
+                self.invariants.history.read_asked((id, ticket));
+                self.invariants.seals.read_asked((id, ticket));
+            }
+            Asked::Seal | Asked::Other | Asked::Snapshot { .. } => {}
         }
         self.settle(id);
         Ok(())
@@ -137,6 +140,12 @@ impl<S: Subject> Runner<S> {
                     _ => self.send_log(id, piece, verb),
                 }
             }
+            Effect::SendSnapshot { to, .. } if self.nodes[&id].table.seal().is_some() => {
+                // The rows may be a successor's by now (RANGE-13).
+                self.print_effect(id, &text);
+                self.invariants.seals.withheld += 1;
+                self.queue(id, Event::SnapshotSent { to, answer: None });
+            }
             Effect::SendSnapshot { to, message, .. } => {
                 let table = self.nodes[&id].table.clone();
                 let shown = self.shown(|| format!("snapshot at {}: {message}", table.applied));
@@ -222,7 +231,13 @@ impl<S: Subject> Runner<S> {
                     self.tell(from, Event::SnapshotSent { to: id, answer: None });
                 }
             }
+            (Some(Asked::Read { .. }), Reply::Read { .. })
+                if self.nodes[&id].table.seal().is_some() =>
+            {
+                self.invariants.history.refused(caller);
+            }
             (Some(Asked::Read { key }), Reply::Read { until }) => {
+                self.invariants.seals.read_answered(caller);
                 let value = self.nodes[&id].table.value(&key);
                 let value = value.map(|value| value.escape_ascii().to_string());
                 let until = until.map(|until| self.clocks.global(id, until));
@@ -266,6 +281,8 @@ impl<S: Subject> Runner<S> {
             log_matching::check(id, &self.nodes);
         }
         let node = &self.nodes[&id];
+        let leads = (status.role == Role::Leader).then_some(status.epoch);
+        self.invariants.ends(node, leads);
         if let Some(live) = &node.live {
             cores::check(id, &live.core, &status, node.disk.memory.last());
         }
