@@ -10,6 +10,7 @@ mod damage;
 mod fault;
 mod judge;
 mod nemesis;
+mod ordeals;
 mod record;
 mod workload;
 
