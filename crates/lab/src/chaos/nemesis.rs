@@ -66,6 +66,8 @@ pub(crate) struct Nemesis {
     pub(super) has_wiped: bool,
     /// What has refused to go on with its damaged file.
     pub(super) has_refused: Option<Host>,
+    /// When messages began to come late in this round, in microseconds since the run began, and by how much.
+    delays: Vec<(u64, Duration)>,
     /// What must not have been and was not noticed otherwise.
     pub(super) wrong: Vec<String>,
 }
@@ -131,6 +133,7 @@ impl Nemesis {
             coordinator_since: Instant::now(),
             has_wiped: false,
             has_refused: None,
+            delays: Vec::new(),
             wrong: Vec::new(),
         }
     }
@@ -143,6 +146,11 @@ impl Nemesis {
     /// Returns what has happened since this was asked last.
     pub(crate) fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
+    }
+
+    /// Returns when messages began to come late since this was asked last, and by how much.
+    pub(crate) fn take_delays(&mut self) -> Vec<(u64, Duration)> {
+        std::mem::take(&mut self.delays)
     }
 
     /// Has the cluster, which is whole, suffer for a time. What it still suffers then is left to
@@ -177,12 +185,12 @@ impl Nemesis {
         Ok(ended)
     }
 
-    /// Ends all faults.
+    /// Ends all faults. Returns when all nodes serve, or have had the time to.
     pub(crate) async fn end(&mut self, hosts: &mut Hosts) -> anyhow::Result<Vec<String>> {
         for active in std::mem::take(&mut self.active) {
             self.undo(hosts, active).await?;
         }
-        let ended = self.notice_ends(hosts)?;
+        let mut ended = self.notice_ends(hosts)?;
         // Whatever happened, all of it is over now.
         for node in hosts.nodes() {
             hosts.set_faults(node, NodeFaults::default()).await;
@@ -191,6 +199,15 @@ impl Nemesis {
         hosts.start_process(Host::Coordinator)?;
         hosts.set_cuts(BTreeSet::new()).await?;
         self.note("all faults have ended");
+        // One that was starting while there was no coordinator may yet fail for that.
+        let deadline = Instant::now() + START_TIMEOUT;
+        while hosts.statuses().await.nodes().len() < hosts.nodes().len()
+            && Instant::now() < deadline
+        {
+            ended.extend(self.notice_ends(hosts)?);
+            hosts.tell_nodes().await;
+            tokio::time::sleep(TICK).await;
+        }
         Ok(ended)
     }
 
@@ -332,6 +349,7 @@ impl Nemesis {
                 (Undo::Thaw(host), name)
             }
             Fault::Slow => {
+                self.delays.extend(delay.map(|delay| (self.clock.now(), delay)));
                 hosts.set_faults(node, NodeFaults { delay, disk: None }).await;
                 (Undo::Heal(node), format!("{name} by {delay:?}"))
             }
