@@ -317,12 +317,15 @@ impl Remembered {
         let records = Membership::new(coordinator).list().await?;
         let is_done = |id: NodeId| records.iter().any(|it| it.id == id && it.info.is_given_up());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let info = NodeInfo::given_up(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let is_recorded = |id: NodeId| records.iter().any(|it| it.id == id);
         let members: BTreeSet<_> = known.members().collect();
         let nodes = without.iter().copied();
         // An unknown node leaves nothing to be mistaken for.
         for node in nodes.filter(|id| (members.contains(id) || is_recorded(*id)) && !is_done(*id)) {
+            // The clock of the node's own machine may be ahead of this one.
+            let known = records.iter().find(|it| it.id == node).map_or(0, |it| it.info.incarnation);
+            let info = NodeInfo::given_up(now.max(known.saturating_add(1)));
             give_up(coordinator, node, &info).await?;
         }
         Ok(())

@@ -112,8 +112,8 @@ struct Timeline {
     asked: usize,
     /// A replica's state was too old: the leader's is the best.
     wants_leader: bool,
-    /// An answer from a state of unknown age, for want of a better one.
-    ageless: Option<response::Result>,
+    /// An answer from a state of unknown age, and that state, for want of a better one.
+    ageless: Option<(response::Result, Lsn)>,
 }
 
 /// What to do after a try.
@@ -149,9 +149,10 @@ impl RetryLoop<'_> {
             };
             if self.timeline.asked >= route.replicas.len()
                 && !matches!(next, Next::Done(_))
-                && let Some(answer) = self.timeline.ageless.take()
+                && let Some((answer, applied)) = self.timeline.ageless.take()
             {
                 // No replica knows how old its state is, or can be asked.
+                route.seen.raise(applied);
                 return Ok(answer);
             }
             match next {
@@ -311,7 +312,7 @@ impl RetryLoop<'_> {
         self.suspect = place.node;
         if applied >= least {
             self.last = Some((place, Some("it does not know how old its state is".to_owned())));
-            self.timeline.ageless = Some(answer);
+            self.timeline.ageless = Some((answer, applied));
         } else {
             let reason = format!("its state {applied} is older than one read before, {least}");
             self.last = Some((place, Some(reason)));

@@ -143,6 +143,19 @@ fn chaos_finds_nothing_wrong_with_a_cluster_that_keeps_its_promises() {
     assert_nothing_is_left(&folder.path().join("clusters"));
 }
 
+/// The first time, there is no earlier copy of the coordinator's data yet, and with this seed there is
+/// one time only. That the coordinator was killed was counted as if it had been put back.
+#[test]
+fn chaos_fails_if_a_required_fault_could_not_happen() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--replication", "raft", "--time", "3s", "--round", "3s", "--seed", "1"];
+    let fault = ["--fault", "put-coordinator-back"];
+    let (status, report) = chaos(folder.path(), &[&arguments[..], &fault].concat());
+    let result = &report["results"]["chaos"][0];
+    assert_eq!((status, result["outcome"].as_str()), (Some(1), Some("FAIL")), "{report}");
+    assert_eq!(result["failure"], "never happened: put-coordinator-back", "{report}");
+}
+
 /// A replica that lost its disk votes as if it had not: acknowledged writes are lost, which must be
 /// found, with all that shows it, and the command that repeats it.
 #[test]

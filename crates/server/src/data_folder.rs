@@ -57,8 +57,9 @@ pub struct NodeFile {
     /// start. A folder that counts fewer than the coordinator knows of is an older copy.
     #[serde(default)]
     pub starts: u64,
-    /// How often the node has come with a new folder, or with this one emptied, having lost what it had:
-    /// of two folders the newer one has the higher number.
+    /// When the node came with this folder, or with it emptied, having lost what it had, in milliseconds
+    /// of Unix time; 0.1.0 counted from one. Zero in its first folder. Of two folders the newer one has the
+    /// higher number.
     #[serde(default)]
     pub incarnation: u64,
     /// Whether the log and the tables are to be set aside before anything is opened: they are older

@@ -76,6 +76,23 @@ async fn timeline_reads_of_a_client_never_go_back() {
     other.get_with("k", TIMELINE).await.unwrap();
 }
 
+/// What was read when no replica knew how old its state was did not count as read.
+#[tokio::test]
+async fn timeline_reads_never_go_back_behind_a_state_of_unknown_age() {
+    let cluster = Cluster::start(3, &[]);
+    let client = Client::connect(cluster.endpoints()).await.unwrap();
+    for _ in 0..9 {
+        client.put("k", "v").await.unwrap();
+    }
+    cluster.state().timelines.extend([1, 2, 3].map(|node| (node, (9, None))));
+    let read = client.get_with("k", TIMELINE).await.unwrap().freshness.unwrap();
+    assert_eq!((read.applied.seq, read.age), (9, None));
+    cluster.state().timelines.extend([1, 2, 3].map(|node| (node, (7, Some(0)))));
+    let error = client.get_with("k", TIMELINE).await.unwrap_err();
+    let ClientError::Unavailable { reason, .. } = &error else { panic!("{error:?}") };
+    assert!(reason.contains("older than one read before"), "{reason}");
+}
+
 #[tokio::test]
 async fn a_state_of_unknown_age_is_the_answer_only_if_no_replica_knows_more() {
     let cluster = Cluster::start(3, &[]);

@@ -53,7 +53,8 @@ pub struct NodeInfo {
     /// How often a process was started on the folder, this one included.
     #[serde(default)]
     pub starts: u64,
-    /// How often the node has come back with another folder, having lost what it had.
+    /// Of two folders that the node has come back with, having lost what it had, the newer one has the
+    /// higher number; zero is its first.
     #[serde(default)]
     pub incarnation: u64,
     /// Further properties of the node.
@@ -82,8 +83,8 @@ impl NodeInfo {
 
     /// Returns the information of a node whose data were given up at `time`, in milliseconds of Unix
     /// time. The node comes back with an empty folder, and with no other: the cluster went on without
-    /// what that holds. The time is a higher incarnation than any that was counted one by one before,
-    /// and than that of an earlier time; a folder of a higher one would pass for the node's newest.
+    /// what that holds. The time is a higher incarnation than that of an earlier time, and than any that
+    /// 0.1.0 counted one by one; a folder of a higher one would pass for the node's newest.
     pub fn given_up(time: u64) -> Self {
         let folder = GIVEN_UP_FOLDER.to_owned();
         Self { folder, incarnation: time, ..Self::new(UNKNOWN_ADDRESS) }
@@ -171,8 +172,8 @@ struct LiveNode {
     folder: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     place: String,
-    /// Which of the node's processes it is: how often the node had come back with another folder, and
-    /// how often this one had been started. Absent where an earlier version has registered.
+    /// Which of the node's processes it is: the incarnation of the folder, and how often a process had
+    /// been started on it. Absent where an earlier version has registered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     generation: Option<(u64, u64)>,
 }

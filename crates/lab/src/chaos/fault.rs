@@ -47,9 +47,12 @@ pub(crate) enum Fault {
     /// A node loses all its data, and comes back with none, once in a round. PacificA acknowledges with
     /// as few replicas as its configuration has, so that it happens to a whole cluster only.
     Wipe,
-    /// A bit flips in the log of a node that is down, which must refuse to start with it, and name the
-    /// segment; then it comes back without data, as after a wipe.
+    /// A bit flips in the log of a node that is down, or in what it knows of itself and the cluster. It
+    /// must refuse to start with it, and name the file; then it comes back without data, as after a wipe.
     FlipBit,
+    /// A bit flips in the tables of a node that is down, which must refuse to start with it, or stop when
+    /// it reads there, and name the file; then it comes back without data. Only to a whole cluster.
+    FlipTableBit,
     /// Two of three replicas are lost one after the other: a node is killed, another loses its data and
     /// comes back with none, then the leader is killed and the first comes back. No replica has all that was
     /// acknowledged until the leader is back. Only to a whole cluster.
@@ -64,6 +67,10 @@ pub(crate) enum Fault {
     KillCoordinatorAndLeader,
     /// The coordinator comes back with the data that it had some time before.
     PutCoordinatorBack,
+    /// A bit flips in the data of the coordinator while it is down. It must refuse to start with it, and
+    /// name the file; then it comes back empty, and is rebuilt from what the nodes know. Only to a whole
+    /// cluster.
+    FlipCoordinatorBit,
 }
 
 impl Fault {
@@ -73,7 +80,12 @@ impl Fault {
 
     /// Returns true if a node has none of its data afterwards.
     pub(super) const fn loses_data(self) -> bool {
-        matches!(self, Self::Wipe | Self::FlipBit)
+        matches!(self, Self::Wipe | Self::FlipBit | Self::FlipTableBit)
+    }
+
+    /// Returns true if it begins with a cluster that is whole and suffers nothing else.
+    pub(super) const fn takes_a_whole_cluster(self) -> bool {
+        matches!(self, Self::LoseInTurn | Self::FlipTableBit | Self::FlipCoordinatorBit)
     }
 
     /// Returns true if the network can do it.

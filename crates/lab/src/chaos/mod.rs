@@ -10,6 +10,7 @@ mod damage;
 mod fault;
 mod judge;
 mod nemesis;
+mod ordeals;
 mod record;
 mod workload;
 
@@ -275,10 +276,13 @@ impl ChaosArgs {
             Ok(ended) => ended,
             Err(error) => vec![format!("{error:#}")],
         };
+        let over = Instant::now();
         let more = run.nemesis.end(&mut run.hosts).await?;
         violations.extend(named("a process ended by itself", &[ended, more].concat()));
-        let whole = run.hosts.wait_until_whole(WHOLE_TIMEOUT).await;
+        let left = WHOLE_TIMEOUT.saturating_sub(over.elapsed());
+        let whole = run.hosts.wait_until_whole(left).await;
         let mut recorded = workers.finish().await?;
+        recorded.delays = run.nemesis.take_delays();
         run.figures.add(&recorded);
         if let Err(error) = whole {
             violations.push(Violation::new("not whole again", format!("{error:#}")));

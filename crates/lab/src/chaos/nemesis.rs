@@ -6,16 +6,15 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use trireme_testbed::{Disk, Host, Hosts, NodeFaults};
 use trireme_types::{NodeId, Protocol};
 
+use super::cuts;
 use super::fault::Fault;
 use super::record::Clock;
-use super::{cuts, damage};
 
 /// The most faults at once.
 const AT_ONCE_MAX: usize = 3;
@@ -27,18 +26,14 @@ const PAUSE_MS: std::ops::Range<u64> = 100..2_000;
 const LASTS_MS: [std::ops::Range<u64>; 3] = [50..400, 400..2_500, 2_500..7_000];
 
 /// How often it is looked whether a fault is to begin or to end.
-const TICK: Duration = Duration::from_millis(25);
+pub(super) const TICK: Duration = Duration::from_millis(25);
 
 /// How long a delayed message is under way, in milliseconds. Peers that are silent for a second count
 /// as gone.
 const DELAY_MS: std::ops::Range<u64> = 5..600;
 
-/// How long writes flow between the deaths of two nodes: longer than any protocol needs to go on
-/// without the first.
-const WRITES_FLOW: Duration = Duration::from_secs(4);
-
 /// How long a start that lacked the coordinator may take to fail.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How much longer a force of a slow disk takes, in milliseconds.
 const SLOW_DISK_MS: std::ops::Range<u64> = 5..400;
@@ -53,45 +48,62 @@ pub(crate) struct Event {
 
 /// What has a cluster suffer.
 pub(crate) struct Nemesis {
-    rng: StdRng,
+    pub(super) rng: StdRng,
     clock: Clock,
     kinds: Vec<Fault>,
     /// The kinds that come next: every one comes before any comes again.
     deck: Vec<Fault>,
-    active: Vec<Active>,
+    pub(super) active: Vec<Active>,
     events: Vec<Event>,
     counts: BTreeMap<Fault, u32>,
     /// An earlier copy of the coordinator's data.
-    copy: PathBuf,
+    pub(super) copy: PathBuf,
     /// Whether a node may lose its data while others are down or behind.
     wipes_anytime: bool,
     /// Since when the coordinator is there for all nodes again, as far as it depends on the faults.
     coordinator_since: Instant,
     /// Whether a node has lost its data since the cluster was whole.
-    has_wiped: bool,
-    /// The node that has refused its damaged log.
-    has_refused: Option<NodeId>,
+    pub(super) has_wiped: bool,
+    /// What has refused to go on with its damaged file.
+    pub(super) has_refused: Option<Host>,
+    /// When messages began to come late in this round, in microseconds since the run began, and by how much.
+    delays: Vec<(u64, Duration)>,
     /// What must not have been and was not noticed otherwise.
-    wrong: Vec<String>,
+    pub(super) wrong: Vec<String>,
 }
 
-struct Active {
-    fault: Fault,
-    until: Instant,
-    undo: Undo,
+pub(super) struct Active {
+    pub(super) fault: Fault,
+    pub(super) until: Instant,
+    pub(super) undo: Undo,
+}
+
+/// What a fault has done.
+pub(super) struct Struck {
+    pub(super) undo: Undo,
+    pub(super) what: String,
+    /// Returns false if the cluster was not such that it could, and something less was done.
+    pub(super) has_happened: bool,
 }
 
 /// How a fault ends.
 #[derive(Debug)]
-enum Undo {
+pub(super) enum Undo {
     Start(Vec<Host>),
     Thaw(Host),
     Mend(BTreeSet<(Host, Host)>),
     Heal(NodeId),
     /// The node stops by itself because its disk fails.
     StartFailed(NodeId),
-    /// The node refuses to start, since this segment of its log is damaged.
-    Refuses(NodeId, String),
+    /// The process ends by itself and names this file, which is damaged; it comes back without data.
+    Refuses(Host, PathBuf),
+}
+
+impl Struck {
+    /// The cluster was not such that it could happen: something less was done.
+    pub(super) fn in_vain(self) -> Self {
+        Self { has_happened: false, ..self }
+    }
 }
 
 impl fmt::Display for Event {
@@ -121,6 +133,7 @@ impl Nemesis {
             coordinator_since: Instant::now(),
             has_wiped: false,
             has_refused: None,
+            delays: Vec::new(),
             wrong: Vec::new(),
         }
     }
@@ -135,6 +148,11 @@ impl Nemesis {
         std::mem::take(&mut self.events)
     }
 
+    /// Returns when messages began to come late since this was asked last, and by how much.
+    pub(crate) fn take_delays(&mut self) -> Vec<(u64, Duration)> {
+        std::mem::take(&mut self.delays)
+    }
+
     /// Has the cluster, which is whole, suffer for a time. What it still suffers then is left to
     /// [`Self::end`]. Returns what ended by itself: a process that must not have.
     pub(crate) async fn rage(
@@ -147,7 +165,7 @@ impl Nemesis {
         self.has_wiped = false;
         self.refill();
         // Only now is it certain that the cluster is whole.
-        if let Some(index) = self.deck.iter().position(|fault| self.is_for_whole(*fault)) {
+        if let Some(index) = self.deck.iter().rposition(|fault| self.is_for_whole(*fault)) {
             let fault = self.deck.remove(index);
             self.begin(hosts, fault).await?;
         }
@@ -167,12 +185,12 @@ impl Nemesis {
         Ok(ended)
     }
 
-    /// Ends all faults.
+    /// Ends all faults. Returns when all nodes serve, or have had the time to.
     pub(crate) async fn end(&mut self, hosts: &mut Hosts) -> anyhow::Result<Vec<String>> {
         for active in std::mem::take(&mut self.active) {
             self.undo(hosts, active).await?;
         }
-        let ended = self.notice_ends(hosts)?;
+        let mut ended = self.notice_ends(hosts)?;
         // Whatever happened, all of it is over now.
         for node in hosts.nodes() {
             hosts.set_faults(node, NodeFaults::default()).await;
@@ -181,6 +199,15 @@ impl Nemesis {
         hosts.start_process(Host::Coordinator)?;
         hosts.set_cuts(BTreeSet::new()).await?;
         self.note("all faults have ended");
+        // One that was starting while there was no coordinator may yet fail for that.
+        let deadline = Instant::now() + START_TIMEOUT;
+        while hosts.statuses().await.nodes().len() < hosts.nodes().len()
+            && Instant::now() < deadline
+        {
+            ended.extend(self.notice_ends(hosts)?);
+            hosts.tell_nodes().await;
+            tokio::time::sleep(TICK).await;
+        }
         Ok(ended)
     }
 
@@ -211,7 +238,7 @@ impl Nemesis {
 
     /// Returns true if the fault may only happen to a whole cluster.
     fn is_for_whole(&self, fault: Fault) -> bool {
-        fault == Fault::LoseInTurn || (fault.loses_data() && !self.wipes_anytime)
+        fault.takes_a_whole_cluster() || (fault.loses_data() && !self.wipes_anytime)
     }
 
     async fn begin(&mut self, hosts: &mut Hosts, fault: Fault) -> anyhow::Result<()> {
@@ -238,12 +265,14 @@ impl Nemesis {
                 | Fault::KillCoordinator
                 | Fault::FreezeCoordinator
                 | Fault::PutCoordinatorBack
+                | Fault::FlipCoordinatorBit
         );
         let of_coordinator = matches!(
             fault,
             Fault::KillCoordinator
                 | Fault::FreezeCoordinator
                 | Fault::PutCoordinatorBack
+                | Fault::FlipCoordinatorBit
                 | Fault::KillCoordinatorAndLeader
         );
         let is_busy = |host| self.active.iter().any(|active| active.undo.is_of(host));
@@ -254,9 +283,13 @@ impl Nemesis {
             self.deck.insert(0, fault);
             return Ok(());
         }
-        let (undo, what) = self.strike(hosts, fault, node, &others).await?;
+        let Struck { undo, what, has_happened } = self.strike(hosts, fault, node, &others).await?;
         self.note(&format!("{}: {what}, for {} ms", fault.name(), lasts.as_millis()));
-        *self.counts.entry(fault).or_default() += 1;
+        if has_happened {
+            *self.counts.entry(fault).or_default() += 1;
+        } else {
+            self.deck.insert(0, fault);
+        }
         self.active.push(Active { fault, until: Instant::now() + lasts, undo });
         Ok(())
     }
@@ -267,14 +300,15 @@ impl Nemesis {
         fault: Fault,
         node: NodeId,
         others: &[Host],
-    ) -> anyhow::Result<(Undo, String)> {
+    ) -> anyhow::Result<Struck> {
         let Some(cuts) = cuts::of(fault, node, others, &mut self.rng) else {
             return self.strike_process(hosts, fault, node).await;
         };
         self.cut(hosts, cuts.clone()).await?;
         let ways: Vec<String> =
             cuts.iter().map(|(from, to)| format!("{} to {}", short(*from), short(*to))).collect();
-        Ok((Undo::Mend(cuts), format!("{node} ({})", ways.join(", "))))
+        let (has_happened, what) = (!cuts.is_empty(), format!("{node} ({})", ways.join(", ")));
+        Ok(Struck { undo: Undo::Mend(cuts), what, has_happened })
     }
 
     async fn strike_process(
@@ -282,14 +316,14 @@ impl Nemesis {
         hosts: &mut Hosts,
         fault: Fault,
         node: NodeId,
-    ) -> anyhow::Result<(Undo, String)> {
+    ) -> anyhow::Result<Struck> {
         let host = Host::Node(node);
         let coordinator = Host::Coordinator;
         let name = node.to_string();
         let delay = Some(self.milliseconds(DELAY_MS));
         let slow = self.milliseconds(SLOW_DISK_MS);
         let disk = |disk| NodeFaults { disk: Some(disk), delay: None };
-        Ok(match fault {
+        let (undo, what) = match fault {
             Fault::Restart => {
                 hosts.stop(host).await?;
                 (Undo::Start(vec![host]), name)
@@ -300,20 +334,11 @@ impl Nemesis {
                 self.has_wiped = true;
                 (Undo::Start(vec![host]), name)
             }
-            Fault::FlipBit => {
-                hosts.kill(host).await?;
-                match damage::flip_a_bit(&hosts.data(host), &mut self.rng)? {
-                    Some(segment) => {
-                        self.has_wiped = true;
-                        hosts.start_process(host)?;
-                        let what = format!("{name} in {segment}");
-                        (Undo::Refuses(node, segment), what)
-                    }
-                    // Damage there cannot be distinguished from a torn write.
-                    None => (Undo::Start(vec![host]), format!("{name} has no older segment")),
-                }
-            }
+            Fault::FlipBit => return self.flip_bit(hosts, node).await,
+            Fault::FlipTableBit => return self.flip_table_bit(hosts, node).await,
+            Fault::FlipCoordinatorBit => return self.flip_coordinator_bit(hosts).await,
             Fault::LoseInTurn => return self.lose_in_turn(hosts, node).await,
+            Fault::PutCoordinatorBack => return self.put_coordinator_back(hosts).await,
             Fault::KillAll => {
                 let nodes: Vec<Host> = hosts.nodes().into_iter().map(Host::Node).collect();
                 hosts.kill_all_nodes().await?;
@@ -324,6 +349,7 @@ impl Nemesis {
                 (Undo::Thaw(host), name)
             }
             Fault::Slow => {
+                self.delays.extend(delay.map(|delay| (self.clock.now(), delay)));
                 hosts.set_faults(node, NodeFaults { delay, disk: None }).await;
                 (Undo::Heal(node), format!("{name} by {delay:?}"))
             }
@@ -352,74 +378,12 @@ impl Nemesis {
                 hosts.kill(host).await?;
                 (Undo::Start(vec![coordinator, host]), format!("the coordinator and {name}"))
             }
-            Fault::PutCoordinatorBack => {
-                hosts.kill(coordinator).await?;
-                let what = self.put_coordinator_back(hosts)?;
-                (Undo::Start(vec![coordinator]), what)
-            }
             _ => {
                 hosts.kill(host).await?;
                 (Undo::Start(vec![host]), name)
             }
-        })
-    }
-
-    /// Has all but the leader be lost in turn, and the leader be killed.
-    async fn lose_in_turn(
-        &mut self,
-        hosts: &mut Hosts,
-        any: NodeId,
-    ) -> anyhow::Result<(Undo, String)> {
-        let statuses = hosts.statuses().await;
-        let leader = statuses.leader().map_or(any, |(leader, _)| leader);
-        let mut others = hosts.nodes().into_iter().filter(|node| *node != leader);
-        let (Some(first), Some(second)) = (others.next(), others.next()) else {
-            return Ok((Undo::Start(Vec::new()), "there are not two others".to_owned()));
         };
-        drop(others);
-        let (first, second) = (Host::Node(first), Host::Node(second));
-        hosts.kill(first).await?;
-        // Writes are acknowledged by the other two, as soon as the protocol lets them.
-        tokio::time::sleep(WRITES_FLOW).await;
-        let statuses = hosts.statuses().await;
-        if statuses.leader().map(|(node, _)| node) != Some(leader) {
-            return Ok((
-                Undo::Start(vec![first]),
-                "another leads: only a node is killed".to_owned(),
-            ));
-        }
-        hosts.kill(second).await?;
-        hosts.wipe(second)?;
-        self.has_wiped = true;
-        hosts.kill(Host::Node(leader)).await?;
-        hosts.start_process(first)?;
-        hosts.start_process(second)?;
-        // One that was wiped waits for its predecessor's session to end. Only when both serve do they
-        // have the chance to go on without the leader.
-        let deadline = Instant::now() + START_TIMEOUT;
-        while hosts.statuses().await.nodes().len() < 2 && Instant::now() < deadline {
-            tokio::time::sleep(TICK).await;
-        }
-        tokio::time::sleep(WRITES_FLOW).await;
-        let (first, second) = (short(first), short(second));
-        let what =
-            format!("{first} is killed, {second} wiped, {leader} killed; the others are back");
-        Ok((Undo::Start(vec![Host::Node(leader)]), what))
-    }
-
-    /// Puts the stopped coordinator back to what it was when this was done last, and keeps what it is
-    /// now for the next time.
-    fn put_coordinator_back(&mut self, hosts: &mut Hosts) -> anyhow::Result<String> {
-        let earlier = self.copy.exists();
-        let now = self.copy.with_extension("now");
-        hosts.copy(Host::Coordinator, &now)?;
-        if earlier {
-            hosts.put_back(Host::Coordinator, &self.copy)?;
-            std::fs::remove_dir_all(&self.copy).context("removing an older copy")?;
-        }
-        std::fs::rename(&now, &self.copy).context("keeping a copy")?;
-        let what = if earlier { "put back" } else { "killed, and its data copied" };
-        Ok(format!("the coordinator is {what}"))
+        Ok(undo.after(what))
     }
 
     async fn end_due(&mut self, hosts: &mut Hosts, now: Instant) -> anyhow::Result<()> {
@@ -451,23 +415,14 @@ impl Nemesis {
                 hosts.kill(Host::Node(node)).await?;
                 hosts.start_process(Host::Node(node))?;
             }
-            Undo::Refuses(node, segment) => {
-                // Put back so that what it says when it ends is read as a refusal.
-                let undo = Undo::Refuses(node, segment.clone());
-                self.active.push(Active { fault, until: Instant::now(), undo });
-                let deadline = Instant::now() + START_TIMEOUT;
-                while self.has_refused != Some(node) && Instant::now() < deadline {
-                    let ended = self.notice_ends(hosts)?;
-                    self.wrong.extend(ended);
-                    tokio::time::sleep(TICK).await;
+            Undo::Refuses(host, path) => {
+                if !self.sees_refusal(hosts, (fault, host), &path, START_TIMEOUT).await? {
+                    let path = path.display();
+                    self.wrong.push(format!("{} does not refuse {path}", short(host)));
                 }
-                self.active.retain(|active| !matches!(active.undo, Undo::Refuses(..)));
-                if self.has_refused.take() != Some(node) {
-                    self.wrong.push(format!("{node} does not refuse its damaged log: {segment}"));
-                }
-                hosts.kill(Host::Node(node)).await?;
-                hosts.wipe(Host::Node(node))?;
-                hosts.start_process(Host::Node(node))?;
+                hosts.kill(host).await?;
+                hosts.wipe(host)?;
+                hosts.start_process(host)?;
             }
         }
         Ok(())
@@ -483,18 +438,19 @@ impl Nemesis {
     }
 
     /// Returns the processes that ended though nothing made them, and starts them again.
-    fn notice_ends(&mut self, hosts: &mut Hosts) -> anyhow::Result<Vec<String>> {
+    pub(super) fn notice_ends(&mut self, hosts: &mut Hosts) -> anyhow::Result<Vec<String>> {
         let mut unexpected = std::mem::take(&mut self.wrong);
         for ended in hosts.ended() {
-            let refuses = self.active.iter().find_map(|active| match &active.undo {
-                Undo::Refuses(node, segment) if Host::Node(*node) == ended.host => {
-                    ended.said.contains(segment).then_some(*node)
+            let refuses = self.active.iter().any(|active| match &active.undo {
+                Undo::Refuses(host, path) => {
+                    *host == ended.host && ended.said.contains(&path.display().to_string())
                 }
-                _ => None,
+                _ => false,
             });
-            if let Some(node) = refuses {
-                self.note(&format!("{node} has refused to start: {}", ended.status));
-                self.has_refused = Some(node);
+            if refuses {
+                let host = short(ended.host);
+                self.note(&format!("{host} refuses what is damaged: {}", ended.status));
+                self.has_refused = Some(ended.host);
                 continue;
             }
             let expected = self.active.iter().any(
@@ -540,7 +496,7 @@ impl Nemesis {
         Duration::from_millis(self.rng.random_range(range))
     }
 
-    fn note(&mut self, what: &str) {
+    pub(super) fn note(&mut self, what: &str) {
         self.events.push(Event { at: self.clock.now(), what: what.to_owned() });
     }
 }
@@ -555,20 +511,24 @@ impl Active {
             Undo::Mend(cuts) => {
                 cuts.iter().any(|(from, to)| of_coordinator(from) || of_coordinator(to))
             }
-            Undo::Heal(_) | Undo::StartFailed(_) | Undo::Refuses(..) => false,
+            Undo::Refuses(host, _) => of_coordinator(host),
+            Undo::Heal(_) | Undo::StartFailed(_) => false,
         }
     }
 }
 
 impl Undo {
+    /// What was to happen has.
+    pub(super) fn after(self, what: impl Into<String>) -> Struck {
+        Struck { undo: self, what: what.into(), has_happened: true }
+    }
+
     /// Returns true if it is the host's process that the fault has changed.
     fn is_of(&self, host: Host) -> bool {
         match self {
             Self::Start(hosts) => hosts.contains(&host),
-            Self::Thaw(frozen) => *frozen == host,
-            Self::Heal(node) | Self::StartFailed(node) | Self::Refuses(node, _) => {
-                Host::Node(*node) == host
-            }
+            Self::Thaw(other) | Self::Refuses(other, _) => *other == host,
+            Self::Heal(node) | Self::StartFailed(node) => Host::Node(*node) == host,
             Self::Mend(_) => false,
         }
     }
@@ -578,7 +538,7 @@ impl Undo {
     }
 }
 
-fn short(host: Host) -> String {
+pub(super) fn short(host: Host) -> String {
     match host {
         Host::Node(node) => node.to_string(),
         Host::Coordinator => "the coordinator".to_owned(),

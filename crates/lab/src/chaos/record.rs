@@ -37,6 +37,8 @@ pub(crate) struct Recorded {
     /// Plain puts that were acknowledged: key, version, and when.
     pub(crate) puts: Vec<(Text, u64, u64)>,
     pub(crate) timeline: Vec<TimelineRead>,
+    /// When nodes' messages began to come late, and by how much.
+    pub(crate) delays: Vec<(u64, Duration)>,
     /// Keys that were added once and never changed, with their values, by what became of that.
     pub(crate) added: BTreeMap<Text, Text>,
     pub(crate) perhaps_added: BTreeSet<Text>,
@@ -117,6 +119,7 @@ impl Recorded {
         self.versions.extend(other.versions);
         self.puts.extend(other.puts);
         self.timeline.extend(other.timeline);
+        self.delays.extend(other.delays);
         self.added.extend(other.added);
         self.perhaps_added.extend(other.perhaps_added);
         self.never_added.extend(other.never_added);

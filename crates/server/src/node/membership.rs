@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use trireme_coordinator::recipes::membership::{
     Member, Membership, MembershipWatch, NodeInfo, RegisterError,
@@ -67,7 +67,7 @@ pub(super) async fn register(
             );
             // Durable before the coordinator knows the node by this folder: after a crash between
             // the two, this happens again; in the other order, it would be forgotten that data was lost.
-            (file.rejoins, file.incarnation) = (true, member.incarnation + 1);
+            (file.rejoins, file.incarnation) = (true, incarnation_after(member));
             folder.write(file)?;
         } else if member.starts > file.starts {
             come_back_from_an_older_copy(file, folder, member)?;
@@ -77,6 +77,16 @@ pub(super) async fn register(
     let now = info(file, folder)?;
     let registered = membership.register_within(file.node, &now, PREDECESSOR_TIMEOUT).await;
     registered.map_err(not_registered)
+}
+
+/// Returns the incarnation of a node that comes back without what it had, when the coordinator knows this
+/// of it: the time, in milliseconds of Unix time. One more than what the coordinator knows would be given
+/// twice by a coordinator that was put back in between, and the later of the two folders would pass for
+/// one whose place the other has taken. A clock that was put back gives one more.
+fn incarnation_after(known: &NodeInfo) -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    time.max(known.incarnation.saturating_add(1))
 }
 
 /// Counts this start, on the disk, before any other node learns of it. On a disk that is full the node starts
@@ -108,7 +118,7 @@ fn come_back_from_an_older_copy(
          back with nothing, as a newcomer"
     );
     (file.starts, file.data_id) = (member.starts, rand::random());
-    file.incarnation = member.incarnation + 1;
+    file.incarnation = incarnation_after(member);
     (file.rejoins, file.has_log, file.sets_aside) = (true, false, true);
     folder.write(file)?;
     finish_setting_aside(file, folder)
@@ -262,7 +272,9 @@ mod tests {
         let mut half = file(&embedded);
         half.rejoins = true;
         let second = register(&found, half.clone()).await.unwrap();
-        assert_eq!(second, NodeFile { starts: 1, incarnation: 1, ..half.clone() });
+        assert!(second.incarnation > first.incarnation);
+        let incarnation = second.incarnation;
+        assert_eq!(second, NodeFile { starts: 1, incarnation, ..half.clone() });
         let again = register(&found, half).await.unwrap();
         assert!(again.rejoins, "it stays so from one start to the next");
         let wiped = TempDir::new().unwrap();
@@ -310,6 +322,44 @@ mod tests {
         assert_eq!(found.collect::<Vec<_>>(), [(Some(session), "b")]);
     }
 
+    /// A node loses its disk twice, and the coordinator is put back in between: both newcomers follow the
+    /// same record. The later one was given the incarnation of the one before it, and ended when the
+    /// coordinator was put back to a state in which that one was registered.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_newcomer_is_newer_than_one_that_the_coordinator_has_forgotten() {
+        let embedded = EmbeddedCoordinator::start().await;
+        let start = async || {
+            let dir = TempDir::new().unwrap();
+            let coordinator = embedded.connect().await;
+            let folder = DataFolder::open(dir.path()).unwrap();
+            let mut file = file(&embedded);
+            register(&coordinator, &mut file, &folder).await.unwrap();
+            coordinator.close().await.unwrap();
+            file
+        };
+        let put_back = async |record: &NodeInfo| {
+            let coordinator = embedded.connect().await;
+            coordinator.delete("/nodes/2", None).await.unwrap();
+            knowledge::restore_record(&coordinator, ME, record).await.unwrap();
+            coordinator.close().await.unwrap();
+        };
+        let first = start().await;
+        let second = start().await;
+        put_back(&first.record()).await;
+        // Two losses of a disk are further apart than the clock is fine.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let third = start().await;
+        put_back(&second.record()).await;
+
+        let coordinator = embedded.connect().await;
+        let membership = Membership::new(&coordinator);
+        come_back(&membership, &coordinator, ME, &third.record()).await.unwrap();
+        let members = membership.list().await.unwrap();
+        let folders: Vec<_> = members.into_iter().map(|member| member.info.folder).collect();
+        assert_eq!(folders, [third.record().folder]);
+        coordinator.close().await.unwrap();
+    }
+
     /// A folder counts the starts of its node. One that counts fewer than the coordinator knows of is an
     /// older copy, and is emptied; what it held is kept. A coordinator that knows of fewer was put back.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -334,7 +384,8 @@ mod tests {
         folder.write(&old).unwrap();
         let emptied = start().await.unwrap();
         assert!(emptied.rejoins && !emptied.has_log && !folder.log().exists(), "{emptied:?}");
-        assert_eq!((emptied.starts, emptied.incarnation), (3, 1));
+        assert_eq!(emptied.starts, 3);
+        assert!(emptied.incarnation > old.incarnation);
         assert_ne!(emptied.data_id, old.data_id);
         let kept = std::fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.path());
         let kept: Vec<_> = kept.filter(|path| path.join("log").is_dir()).collect();

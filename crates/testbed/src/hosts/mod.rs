@@ -276,6 +276,32 @@ impl Hosts {
         copy_folder(from, &self.data(host)).with_context(|| format!("putting {host:?} back"))
     }
 
+    /// Has a coordinator that has lost its data learn from the nodes that run, and from the folders of
+    /// those that do not, what it knew (`trireme coordinator rebuild`). Returns what the command reports.
+    pub async fn rebuild_coordinator(&self) -> anyhow::Result<String> {
+        let from: Vec<String> = self
+            .nodes()
+            .into_iter()
+            .map(Host::Node)
+            .map(|host| match self.is_running(host) {
+                true => self.addresses[&host].clone(),
+                false => self.data(host).display().to_string(),
+            })
+            .collect();
+        let mut command = Command::new(&self.program);
+        command.args(["coordinator", "rebuild", "--coordinator", &self.coordinator()]);
+        command.arg("--from").arg(from.join(","));
+        isolate(&mut command);
+        let output = tokio::task::spawn_blocking(move || command.output()).await?;
+        let output = output.context("running trireme coordinator rebuild")?;
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if !output.status.success() {
+            let error = String::from_utf8_lossy(&output.stderr);
+            bail!("trireme coordinator rebuild ended with {}: {error}", output.status);
+        }
+        Ok(said)
+    }
+
     /// Has exactly these ways between hosts be cut: what the first would send to the second is lost.
     /// On the loopback interface, the way of clients cannot be cut, and a node that is cut off from the
     /// coordinator one way is cut off both ways.
