@@ -8,7 +8,9 @@ mod common;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use trireme_types::Protocol;
+use trireme_coordinator::recipes::catalog::Catalog;
+use trireme_coordinator::{Coordinator, CoordinatorOptions};
+use trireme_types::{CohortConfig, NodeId, Protocol};
 
 use common::{Cluster, History, Report, finish, until, until_ok};
 
@@ -27,6 +29,46 @@ const COHORT: u64 = 1;
 
 const ONE: [&str; 5] = ["--replication", "pacifica", "--allow-faults", "--ranges", "1"];
 const KEY: [&str; 1] = ["melon"];
+
+/// All nodes of a cohort stop at once, as `up` has them: the one that stops last hears no other any more.
+/// The cohort has all its replicas still, so that it comes back whichever of the nodes does not.
+#[test]
+fn nodes_that_stop_together_take_no_replica_out() {
+    let cluster = &mut Cluster::start_nodes(4, &["--replication", "pacifica", "--ranges", "16"]);
+    // Node 4 stays, and `up` with it.
+    let (stopped, stays) = (1..=3, NodeId(4));
+    for round in 0..3 {
+        for cohort in 1..=16 {
+            wait_for_replicas(cluster, cohort, 3);
+        }
+        for node in stopped.clone() {
+            cluster.signal(node, Signal::TERM);
+        }
+        for node in stopped.clone() {
+            cluster.stop_node(node);
+        }
+        let configs = configs(cluster);
+        let all_stopped = || configs.iter().filter(|config| !config.replicas.contains(&stays));
+        assert!(all_stopped().count() > 0, "{configs:?}");
+        for config in all_stopped() {
+            assert_eq!(config.replicas.len(), 3, "round {round}: {config:?}");
+        }
+        for node in stopped.clone() {
+            cluster.restart_node(node);
+        }
+    }
+}
+
+/// Returns the newest configuration of every cohort.
+fn configs(cluster: &Cluster) -> Vec<CohortConfig> {
+    cluster.runtime.block_on(async {
+        let options = CoordinatorOptions::new([cluster.coordinator()]);
+        let coordinator = Coordinator::connect(options).await.unwrap();
+        let known = Catalog::new(&coordinator).load().await.unwrap().expect("there is a catalog");
+        coordinator.close().await.unwrap();
+        known.configs.into_values().collect()
+    })
+}
 
 /// M53: of three replicas one is enough, as long as they die one after another.
 #[test]

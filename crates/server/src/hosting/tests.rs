@@ -254,7 +254,12 @@ async fn opener(
         tables: tables.clone(),
         transport: PeerTransport::new(options, peers.clone(), Handle::current()),
         directory,
-        coordinator: SharedCoordinator::start(coordinator, continuity.clone()).unwrap(),
+        coordinator: SharedCoordinator::start(
+            coordinator,
+            continuity.clone(),
+            CancellationToken::new(),
+        )
+        .unwrap(),
         continuity,
         discard_after,
         backpressure: Backpressure::new(u64::MAX),

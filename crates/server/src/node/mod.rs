@@ -240,7 +240,8 @@ pub struct Node {
     transport: Arc<PeerTransport>,
     router: Arc<Router>,
     hosting: Option<JoinHandle<()>>,
-    stop_hosting: CancellationToken,
+    /// Cancelled when the node stops in order: no replica is opened any more, and none taken out.
+    stopping: CancellationToken,
     log: SharedLog,
     tables: Tables,
     failed: watch::Receiver<Option<String>>,
@@ -357,7 +358,7 @@ impl Node {
 
     /// Has no replica opened or closed any more.
     async fn stop_hosting(&mut self) {
-        self.stop_hosting.cancel();
+        self.stopping.cancel();
         if let Some(hosting) = self.hosting.take() {
             let abort = hosting.abort_handle();
             if tokio::time::timeout(HOSTING_TIMEOUT, hosting).await.is_err() {

@@ -143,7 +143,9 @@ impl Starting {
             directory.clone(),
             record.clone(),
         );
-        let coordinator = SharedCoordinator::start(&self.coordinator, continuity.clone())
+        let stopping = CancellationToken::new();
+        let (shared, stops) = (continuity.clone(), stopping.clone());
+        let coordinator = SharedCoordinator::start(&self.coordinator, shared, stops)
             .map_err(|source| self.refused(source))?;
         let (end, ended) = watch::channel(());
         self.tables.on_seal(Box::new(move |_| {
@@ -208,8 +210,7 @@ impl Starting {
         let registered = (self.file.node, record);
         let keeping = keep_registered(self.coordinator.clone(), registered, fail.clone());
         tasks.push(tokio::spawn(keeping));
-        let stop_hosting = CancellationToken::new();
-        let hosting = hosting.run(self.coordinator.clone(), stop_hosting.clone());
+        let hosting = hosting.run(self.coordinator.clone(), stopping.clone());
         let hosting = tokio::spawn(hosting);
         let (stop_serving, stopped) = oneshot::channel();
         let admin = self.admin(&router, &transport, continuity, options);
@@ -221,7 +222,7 @@ impl Starting {
             transport,
             router,
             hosting: Some(hosting),
-            stop_hosting,
+            stopping,
             log: self.log,
             tables: self.tables,
             failed,

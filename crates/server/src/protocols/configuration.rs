@@ -75,7 +75,7 @@ impl Part {
 
     /// Carries out a proposal and passes on what is installed; returns true if that is known.
     async fn carry_out(&self, Proposal(config): Proposal, permit: RequestPermit) -> bool {
-        if !self.coordinator.continuity.may_change(self.cohort).await {
+        if !self.coordinator.continuity.may_change(self.cohort).await || self.withholds(&config) {
             return false;
         }
         let newest = match self.propose(config).await {
@@ -94,6 +94,16 @@ impl Part {
             }
             None => false,
         }
+    }
+
+    /// Returns true if a node that stops would take replicas out of a configuration. Those that do not
+    /// answer it any more are likely to stop as it does, and when all are back, the only replica that
+    /// counts would be the one that stopped last. What is at fault is found by those that stay.
+    fn withholds(&self, config: &CohortConfig) -> bool {
+        let known = self.coordinator.known_catalog();
+        let known = known.as_ref().and_then(|known| known.configs.get(&self.cohort));
+        let takes_out = known.is_some_and(|known| config.replicas.len() < known.replicas.len());
+        takes_out && self.coordinator.is_stopping()
     }
 
     async fn propose(&self, config: CohortConfig) -> Result<CohortConfig, CoordinatorError> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use trireme_coordinator::recipes::catalog::CatalogState;
 use trireme_coordinator::recipes::election::ElectionState;
 use trireme_coordinator::{Coordinator, CoordinatorError};
@@ -33,18 +34,22 @@ pub(crate) struct SharedCoordinator {
     /// Made for the first replica that takes part in elections.
     elections: Mutex<Option<ElectionFeed>>,
     permits: Arc<Semaphore>,
+    /// Cancelled when the node stops in order.
+    stopping: CancellationToken,
 }
 
 impl SharedCoordinator {
-    /// Begins to watch the catalog. To be called within a runtime.
+    /// Begins to watch the catalog; `stopping` is cancelled when the node stops in order. To be called
+    /// within a runtime.
     pub(crate) fn start(
         coordinator: &Coordinator,
         continuity: Arc<Continuity>,
+        stopping: CancellationToken,
     ) -> Result<Arc<Self>, CoordinatorError> {
         let catalog = CatalogFeed::start(coordinator, continuity.clone())?;
         let (coordinator, elections) = (coordinator.clone(), Mutex::default());
         let permits = Arc::new(Semaphore::new(REQUESTS_MAX));
-        Ok(Arc::new(Self { coordinator, continuity, catalog, elections, permits }))
+        Ok(Arc::new(Self { coordinator, continuity, catalog, elections, permits, stopping }))
     }
 
     /// Returns what receives a cohort's election whenever it has changed. To be called within a
@@ -71,6 +76,11 @@ impl SharedCoordinator {
     /// Returns the catalog as it was sent last, under the same condition.
     pub(crate) fn known_catalog(&self) -> Option<Arc<CatalogState>> {
         self.catalog.newest().filter(|known| self.continuity.is_in(known.line))
+    }
+
+    /// Returns true once the node stops in order.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.is_cancelled()
     }
 
     /// Waits for a permit. Those who wait receive one in turn.
