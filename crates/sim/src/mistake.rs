@@ -19,6 +19,10 @@ pub enum Mistake {
     NamesOneMore,
     /// A node whose log is damaged goes on with what lies before the damage.
     DropsDamaged,
+    /// Damage to a log leaves its checksums right, as if nothing compared them.
+    ForgesChecksums,
+    /// A task of a node panics a while after its start.
+    Panics,
     /// The coordinator has each who wants to lead believe that it does.
     EachWins,
     /// A node takes a coordinator that was put back to an older state for what it was.
@@ -40,11 +44,13 @@ pub enum Mistake {
 }
 
 /// Those of what surrounds the replicas.
-const AROUND: [(&str, Mistake); 12] = [
+const AROUND: [(&str, Mistake); 14] = [
     ("lying-disk", Mistake::LyingDisk),
     ("forgets-loss", Mistake::ForgetsLoss),
     ("names-one-more", Mistake::NamesOneMore),
     ("drops-damaged", Mistake::DropsDamaged),
+    ("forges-checksums", Mistake::ForgesChecksums),
+    ("panics", Mistake::Panics),
     ("each-wins", Mistake::EachWins),
     ("trusts-any-coordinator", Mistake::TrustsAnyCoordinator),
     ("slow-clock", Mistake::SlowClock),

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -24,6 +25,9 @@ use crate::network::{self, Link};
 use crate::protocol::{self, Parts};
 use crate::setup::COHORT;
 use crate::world::World;
+
+/// When the task panics that does so by mistake: once its node serves.
+const PANICS_AFTER: Duration = Duration::from_secs(1);
 
 /// What of a node outlives its processes.
 pub(crate) struct Slot {
@@ -133,8 +137,17 @@ pub(crate) async fn start(
     let replica = process.task(protocol::open(parts)).await;
     let replica = replica.map_err(|error: ReplicaError| format!("no replica: {error}"))?;
     tokio::spawn(process.task(network::ping(weak, node)));
+    if world.setup.mistake == Some(Mistake::Panics) {
+        tokio::spawn(process.task(panic_later()));
+    }
     let continuity = Mutex::default();
     Ok(Arc::new(Running { node, start, process, disk, log, tables, table, replica, continuity }))
+}
+
+/// The mistake of a task that panics, of which nothing but the watch for panics hears.
+async fn panic_later() {
+    tokio::time::sleep(PANICS_AFTER).await;
+    panic!("a mistake that is made on purpose");
 }
 
 /// Hears that a replica has failed, which ends its node.

@@ -285,7 +285,8 @@ impl World {
         let mut chance = self.fork();
         let mut slots = self.slots.lock();
         let slot = slots.get_mut(&node).expect("a node of the world");
-        slot.damaged = damage::flip_a_bit(&slot.fs, &mut chance);
+        let forges = self.setup.mistake == Some(Mistake::ForgesChecksums);
+        slot.damaged = damage::flip(&slot.fs, &mut chance, forges);
         if let Some(segments) = &slot.damaged {
             self.trace.note("damage", format_args!("{node}: {}", segments[0].display()));
         }

@@ -55,6 +55,17 @@ const ROWS: &[Row] = &[
         mistake: "drops-damaged",
         within: &[(Spinnaker, 40), (Pacifica, 10), (Raft, 40)],
     },
+    Row { invariant: "damage is found", mistake: "forges-checksums", within: &[(Spinnaker, 100)] },
+    Row {
+        invariant: "a leader has what is committed",
+        mistake: "trusts-an-empty-disk",
+        within: &[(Spinnaker, 60), (Raft, 40)],
+    },
+    Row {
+        invariant: "a configuration has what is committed",
+        mistake: "adds-without-waiting",
+        within: &[(Pacifica, 60)],
+    },
     Row {
         invariant: "a leader has what is committed",
         mistake: "forgets-loss",
@@ -71,6 +82,16 @@ const ROWS: &[Row] = &[
         within: &[(Pacifica, 60)],
     },
     Row {
+        invariant: "one serves at a time",
+        mistake: "leases-from-receipt",
+        within: &[(Pacifica, 60)],
+    },
+    Row {
+        invariant: "one serves at a time",
+        mistake: "slow-clock",
+        within: &[(Spinnaker, 60), (Pacifica, 60)],
+    },
+    Row {
         invariant: "pointers are ordered",
         mistake: "applies-uncommitted",
         within: &[(Spinnaker, 10), (Pacifica, 5)],
@@ -84,6 +105,11 @@ const ROWS: &[Row] = &[
         invariant: "states follow from the log",
         mistake: "names-one-more",
         within: &[(Spinnaker, 5), (Pacifica, 5), (Raft, 5)],
+    },
+    Row {
+        invariant: "states follow from the log",
+        mistake: "resumes-its-version",
+        within: &[(Pacifica, 40)],
     },
     Row {
         invariant: "exactly once",
@@ -124,6 +150,11 @@ const ROWS: &[Row] = &[
         invariant: "no replica fails by itself",
         mistake: "publishes-without-fence",
         within: &[(Spinnaker, 10)],
+    },
+    Row {
+        invariant: "no task panics",
+        mistake: "panics",
+        within: &[(Spinnaker, 1), (Pacifica, 1), (Raft, 1)],
     },
     Row {
         invariant: "when all faults are over the cluster heals",
