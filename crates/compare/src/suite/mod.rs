@@ -22,7 +22,7 @@ pub enum Suite {
     Tiny,
     /// At most five minutes on two cores.
     Quick,
-    /// About 45 minutes: workloads of every kind and all faults.
+    /// About 50 minutes: workloads of every kind and all faults.
     Standard,
     /// Hours: all there is.
     Full,
