@@ -8,14 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use trireme_coordinator::recipes::catalog::Catalog;
 use trireme_coordinator::recipes::election::Election;
 use trireme_coordinator::recipes::knowledge::{Knowledge, give_up, note_compared, restore_record};
-use trireme_coordinator::recipes::membership::{Membership, NodeInfo};
+use trireme_coordinator::recipes::membership::{Membership, NodeInfo, next_incarnation};
 use trireme_coordinator::recipes::trust::{KnowsMore, knows_more};
 use trireme_coordinator::{Coordinator, CoordinatorOptions};
 use trireme_server::{DataFolder, NodeMemory, ask_at};
@@ -316,16 +316,13 @@ impl Remembered {
     ) -> anyhow::Result<()> {
         let records = Membership::new(coordinator).list().await?;
         let is_done = |id: NodeId| records.iter().any(|it| it.id == id && it.info.is_given_up());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let is_recorded = |id: NodeId| records.iter().any(|it| it.id == id);
         let members: BTreeSet<_> = known.members().collect();
         let nodes = without.iter().copied();
         // An unknown node leaves nothing to be mistaken for.
         for node in nodes.filter(|id| (members.contains(id) || is_recorded(*id)) && !is_done(*id)) {
-            // The clock of the node's own machine may be ahead of this one.
             let known = records.iter().find(|it| it.id == node).map_or(0, |it| it.info.incarnation);
-            let info = NodeInfo::given_up(now.max(known.saturating_add(1)));
+            let info = NodeInfo::given_up(next_incarnation(known));
             give_up(coordinator, node, &info).await?;
         }
         Ok(())

@@ -85,31 +85,28 @@ pub fn changes(baseline: &Report, report: &Report) -> Result<Changes, String> {
     Ok(changes)
 }
 
-/// Returns the figures of a workload that were taken in both reports.
+/// Returns the figures of a workload that both reports have.
 fn compared<'a>(
     report: &Report,
     before: &WorkloadReport,
     now: &'a WorkloadReport,
 ) -> Vec<Compared<'a>> {
     let alone = report.systems.iter().find(|it| it.role == Role::None).map(|it| &it.name);
-    let alone_in = |workload: &WorkloadReport| {
-        workload.systems.iter().find(|it| Some(&it.system) == alone).cloned()
-    };
-    let Some((alone_before, alone_now)) = alone_in(before).zip(alone_in(now)) else {
-        return Vec::new();
-    };
+    fn of<'a>(workload: &'a WorkloadReport, system: &str) -> Option<&'a Measured> {
+        workload.systems.iter().find(|it| it.system == system)
+    }
+    let both = alone.and_then(|alone| of(before, alone).zip(of(now, alone)));
+    let Some((alone_before, alone_now)) = both else { return Vec::new() };
     let mut all = Vec::new();
     for measured in &now.systems {
-        let Some(earlier) = before.systems.iter().find(|it| it.system == measured.system) else {
-            continue;
-        };
+        let Some(earlier) = of(before, &measured.system) else { continue };
         let is_alone = Some(&measured.system) == alone;
         for figure in &FIGURES {
             let beside = |measured: &Measured, alone: &Measured| {
                 let (rounds, alone) = ((figure.rounds)(measured), (figure.rounds)(alone));
                 if is_alone { Some(rounds.to_vec()) } else { quotients(rounds, alone) }
             };
-            let both = beside(earlier, &alone_before).zip(beside(measured, &alone_now));
+            let both = beside(earlier, alone_before).zip(beside(measured, alone_now));
             let Some((before, now_is)) = both else { continue };
             let (workload, system) = (now.name.as_str(), measured.system.as_str());
             all.push(Compared { figure, workload, system, is_alone, before, now: now_is });

@@ -12,7 +12,7 @@
 //! process and does not get it back.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
@@ -60,6 +60,17 @@ pub struct NodeInfo {
     /// Further properties of the node.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+}
+
+/// Returns the incarnation of a node that comes back without what it had, or whose data are given up, now,
+/// when the coordinator knows `known` of it: the time, in milliseconds of Unix time. One more than what is
+/// known would be given twice by a coordinator that was put back in between, and the later of the two
+/// folders would pass for one whose place the other has taken. Where this machine's clock is behind, one
+/// more is what it is.
+pub fn next_incarnation(known: u64) -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    time.max(known.saturating_add(1))
 }
 
 impl NodeInfo {

@@ -1,9 +1,10 @@
 //! Faults of several steps.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use rand::rngs::StdRng;
 use trireme_testbed::{Host, Hosts};
 use trireme_types::NodeId;
 
@@ -83,6 +84,23 @@ impl Nemesis {
         Ok(undo.after("the coordinator is put back"))
     }
 
+    /// Kills a node, damages a file of its data and starts it again. Returns the file; `None` if there was
+    /// none, and the node is still down.
+    async fn damage(
+        &mut self,
+        hosts: &mut Hosts,
+        host: Host,
+        flip: fn(&Path, &mut StdRng) -> anyhow::Result<Option<PathBuf>>,
+    ) -> anyhow::Result<Option<PathBuf>> {
+        hosts.kill(host).await?;
+        let path = flip(&hosts.data(host), &mut self.rng)?;
+        if path.is_some() {
+            self.has_wiped = true;
+            hosts.start_process(host)?;
+        }
+        Ok(path)
+    }
+
     /// Damages the log or a record of a node, which then does not start.
     pub(super) async fn flip_bit(
         &mut self,
@@ -90,14 +108,11 @@ impl Nemesis {
         node: NodeId,
     ) -> anyhow::Result<Struck> {
         let host = Host::Node(node);
-        hosts.kill(host).await?;
-        let Some(path) = damage::flip_in_node(&hosts.data(host), &mut self.rng)? else {
+        let Some(path) = self.damage(hosts, host, damage::flip_in_node).await? else {
             // Damage in the newest ones cannot be distinguished from a torn write.
             let less = format!("{node} has no older segment: it is only killed");
             return Ok(Undo::Start(vec![host]).after(less).in_vain());
         };
-        self.has_wiped = true;
-        hosts.start_process(host)?;
         let what = format!("{node} in {}", path.display());
         Ok(Undo::Refuses(host, path).after(what))
     }
@@ -110,13 +125,10 @@ impl Nemesis {
         node: NodeId,
     ) -> anyhow::Result<Struck> {
         let host = Host::Node(node);
-        hosts.kill(host).await?;
-        let Some(path) = damage::flip_in_tables(&hosts.data(host), &mut self.rng)? else {
+        let Some(path) = self.damage(hosts, host, damage::flip_in_tables).await? else {
             let less = format!("{node} has no tables yet: it is only killed");
             return Ok(Undo::Start(vec![host]).after(less).in_vain());
         };
-        self.has_wiped = true;
-        hosts.start_process(host)?;
         let fault = (Fault::FlipTableBit, host);
         let refuses = self.sees_refusal(hosts, fault, named(&path), READS_FLOW).await?;
         hosts.kill(host).await?;

@@ -82,10 +82,11 @@ impl Stall {
 }
 
 /// Returns for how long data may not get through: less than a grace by a beacon interval, and some.
-/// Nodes give up the connections on which nothing has come for a grace. A leader that does not hear
-/// the others has heard a beacon's answer at most an interval before its data ceased to get through;
-/// it must have resigned by then, or the followers that still hear it, and are not heard, do not
-/// receive its resignation and are bound to it for a grace more.
+/// Nodes give up the connections on which nothing has come for a second, the default grace. A leader that
+/// receives nothing has received a beacon's answer at most an interval before its data ceased to get
+/// through; it must have resigned by the time that its connections end, or the followers that it still
+/// reaches do not receive its resignation and are bound to it for a grace more. With a longer grace they
+/// are.
 fn data_limit(Timing { beacon_interval, grace, .. }: Timing) -> Duration {
     let connected = grace.saturating_sub(beacon_interval);
     connected - connected / DATA_LIMIT_DIVISOR

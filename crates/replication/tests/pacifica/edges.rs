@@ -156,6 +156,15 @@ impl Replica {
         self
     }
 
+    /// Leads n2 and n3 in version 1, and serves.
+    pub(super) fn lead_three(&mut self) -> &mut Self {
+        self.newest(1, &[N1, N2, N3]).force();
+        for follower in [N2, N3] {
+            self.report(follower, 1, Lsn::ZERO).sent().force().prepared(follower, 1, NO_OP);
+        }
+        self.tell(Event::Applied { upto: NO_OP })
+    }
+
     /// Sends what it was asked to from the log, up to the end.
     pub(super) fn sent(&mut self) -> &mut Self {
         let piece = self.effects.iter().find_map(|effect| match effect {
@@ -429,11 +438,7 @@ impl Replica {
 fn a_replica_that_was_removed_is_kept_out_for_its_time() {
     let admitted_after = |milliseconds| {
         let mut replica = Replica::start(&[], None);
-        replica.newest(1, &[N1, N2, N3]).force();
-        for follower in [N2, N3] {
-            replica.report(follower, 1, Lsn::ZERO).sent().force().prepared(follower, 1, NO_OP);
-        }
-        replica.tell(Event::Applied { upto: NO_OP });
+        replica.lead_three();
         let removed = CohortConfig { replicas_wanted: 3, ..config(2, &[N1, N2]) };
         replica.tell(Event::Coordination(Newest(removed)));
         assert!(!replica.knows(N3));
@@ -540,11 +545,7 @@ fn a_primary_that_makes_progress_does_not_step_down() {
 fn secondaries_that_are_not_heard_are_taken_out() {
     let after = |milliseconds| {
         let mut replica = Replica::start(&[], None);
-        replica.newest(1, &[N1, N2, N3]).force();
-        for follower in [N2, N3] {
-            replica.report(follower, 1, Lsn::ZERO).sent().force().prepared(follower, 1, NO_OP);
-        }
-        replica.tell(Event::Applied { upto: NO_OP }).write(1).force().pass(100);
+        replica.lead_three().write(1).force().pass(100);
         replica.support(N2, 1).support(N3, 1).wait(milliseconds);
         (replica.steps_down(), replica.asks())
     };

@@ -63,11 +63,7 @@ fn a_primary_wakes_to_forget_a_silent_candidate() {
 fn secondaries_that_fall_silent_together_do_so_within_two_leases() {
     let steps_down = |milliseconds: u64| {
         let mut replica = Replica::start_with(&[], None, Timing::default(), 2);
-        replica.newest(1, &[N1, N2, N3]).force();
-        for follower in [N2, N3] {
-            replica.report(follower, 1, Lsn::ZERO).sent().force().prepared(follower, 1, NO_OP);
-        }
-        replica.tell(Event::Applied { upto: NO_OP });
+        replica.lead_three();
         let removed = CohortConfig { replicas_wanted: 3, ..config(2, &[N1, N2]) };
         replica.tell(Event::Coordination(Newest(removed))).force();
         replica.pass(milliseconds - 800).support(N2, 2).pass(800).tell(Event::Timeout);
@@ -85,12 +81,8 @@ fn secondaries_that_fall_silent_together_do_so_within_two_leases() {
 #[test]
 fn a_primary_that_was_not_replaced_bears_its_secondaries_for_a_minute() {
     let mut replica = Replica::start(&[], None);
-    replica.newest(1, &[N1, N2, N3]).force();
-    for follower in [N2, N3] {
-        replica.report(follower, 1, Lsn::ZERO).sent().force().prepared(follower, 1, NO_OP);
-    }
     // Nothing that it writes arrives: it steps down, and asks to go on after two graces.
-    replica.tell(Event::Applied { upto: NO_OP }).write(1).force().pass(700);
+    replica.lead_three().write(1).force().pass(700);
     replica.support(N2, 1).support(N3, 1).wait(100);
     assert!(replica.steps_down());
     replica.force().wait(2000);

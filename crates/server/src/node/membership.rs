@@ -2,10 +2,10 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use trireme_coordinator::recipes::membership::{
-    Member, Membership, MembershipWatch, NodeInfo, RegisterError,
+    Member, Membership, MembershipWatch, NodeInfo, RegisterError, next_incarnation,
 };
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_proto::v1;
@@ -67,7 +67,7 @@ pub(super) async fn register(
             );
             // Durable before the coordinator knows the node by this folder: after a crash between
             // the two, this happens again; in the other order, it would be forgotten that data was lost.
-            (file.rejoins, file.incarnation) = (true, incarnation_after(member));
+            (file.rejoins, file.incarnation) = (true, next_incarnation(member.incarnation));
             folder.write(file)?;
         } else if member.starts > file.starts {
             come_back_from_an_older_copy(file, folder, member)?;
@@ -77,16 +77,6 @@ pub(super) async fn register(
     let now = info(file, folder)?;
     let registered = membership.register_within(file.node, &now, PREDECESSOR_TIMEOUT).await;
     registered.map_err(not_registered)
-}
-
-/// Returns the incarnation of a node that comes back without what it had, when the coordinator knows this
-/// of it: the time, in milliseconds of Unix time. One more than what the coordinator knows would be given
-/// twice by a coordinator that was put back in between, and the later of the two folders would pass for
-/// one whose place the other has taken. A clock that was put back gives one more.
-fn incarnation_after(known: &NodeInfo) -> u64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    time.max(known.incarnation.saturating_add(1))
 }
 
 /// Counts this start, on the disk, before any other node learns of it. On a disk that is full the node starts
@@ -118,7 +108,7 @@ fn come_back_from_an_older_copy(
          back with nothing, as a newcomer"
     );
     (file.starts, file.data_id) = (member.starts, rand::random());
-    file.incarnation = incarnation_after(member);
+    file.incarnation = next_incarnation(member.incarnation);
     (file.rejoins, file.has_log, file.sets_aside) = (true, false, true);
     folder.write(file)?;
     finish_setting_aside(file, folder)

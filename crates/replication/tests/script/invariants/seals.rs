@@ -21,8 +21,8 @@ pub(crate) const NOTHING_BEHIND_THE_SEAL: &str = "nothing behind the seal is ack
 pub(crate) const NO_READ_AFTER_THE_END: &str =
     "no strong read that comes after the end is answered";
 
-/// Whoever leads in a later epoch has the seal once it is committed.
-pub(crate) const THE_SEAL_IS_KEPT: &str = "whoever leads after the end has the seal";
+/// A leader of a later epoch has the seal once it is committed.
+pub(crate) const THE_SEAL_IS_KEPT: &str = "a leader that is elected after the end has the seal";
 
 /// The end of a cohort, as far as it has been seen.
 #[derive(Debug, Default)]
