@@ -20,6 +20,8 @@
 //!   rows and older versions count too, and give way. The memtables are noted in `memtables` when
 //!   they are replaced, under its lock. A reader takes its number, then the memtables, then the
 //!   files: what moves on meanwhile is seen twice, never missed.
+//! * **Rows of files** that were read are kept (`row_cache`). A reader of memory looks into the
+//!   memtables first, so a flush must have the cache know what it takes from there.
 //! * **Tombstones** go when the levels are merged. Where scans pass over many, all files are merged
 //!   at once, if enough of what they hold is tombstones.
 //! * **What is opened is on disk.** The tree forces its files when it writes them, but a process may
@@ -43,6 +45,7 @@ use trireme_types::Engine;
 
 use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
 use crate::table::lsm_merge::{Memtables, Parts};
+use crate::table::row_cache::{Flushes, RowCache};
 use crate::table::{TableError, WriteBatch, folder, lsm_files};
 
 /// The sorted runs in the first level at which flushes wait for compaction. Each run is one more
@@ -51,6 +54,10 @@ const FIRST_LEVEL_RUNS_MAX: usize = 20;
 
 /// Where in its folder the tree keeps its sorted files.
 pub(super) const TABLES_FOLDER: &str = "tables";
+
+/// Of so many bytes of cache one is for rows; the others are for blocks of files. A row in its cache
+/// takes a fraction of its block, and is read without a switch of threads; blocks serve scans too.
+const ROW_CACHE_SHARE: u64 = 2;
 
 /// The levels of a tree.
 const LEVELS: usize = 7;
@@ -87,6 +94,8 @@ pub(crate) struct LsmEngine {
     file_readers: Mutex<BTreeMap<SeqNo, usize>>,
     /// The tree's memtables.
     memtables: RwLock<Memtables>,
+    /// Rows of its files.
+    rows: RowCache,
     strategy: Arc<Leveled>,
     /// Bytes in the memtable that is written to. Changed only under `writer`.
     active_bytes: AtomicU64,
@@ -101,9 +110,10 @@ impl LsmEngine {
         cache_bytes: u64,
         open_files_max: usize,
     ) -> Result<Self, TableError> {
+        let row_bytes = cache_bytes / ROW_CACHE_SHARE;
         let numbers = SequenceNumberCounter::default();
         let config = Config::new(path, numbers.clone(), SequenceNumberCounter::default())
-            .use_cache(Arc::new(Cache::with_capacity_bytes(cache_bytes)))
+            .use_cache(Arc::new(Cache::with_capacity_bytes(cache_bytes - row_bytes)))
             .use_descriptor_table(Some(Arc::new(DescriptorTable::new(open_files_max))));
         let will_not_open =
             |path, reason| TableError::WillNotOpen { engine: Engine::Lsm, path, reason };
@@ -129,6 +139,7 @@ impl LsmEngine {
             folder: path.to_owned(),
             tree,
             memtables: RwLock::new(memtables),
+            rows: RowCache::new(row_bytes),
             numbers,
             visible: AtomicU64::new(next),
             writer: Mutex::new(()),
@@ -194,6 +205,28 @@ impl LsmEngine {
         failed(&self.folder, doing, source)
     }
 
+    /// Returns the value of `key` if no file is needed for it. The caller is in
+    /// [`Self::with_visible`].
+    fn resident_below(
+        &self,
+        memtables: &Memtables,
+        visible: SeqNo,
+        key: &[u8],
+    ) -> Option<Option<Bytes>> {
+        match memtables.get(key, visible) {
+            Some(entry) => Some(value(entry)),
+            None => self.rows.get(key),
+        }
+    }
+
+    /// Keeps a row in memory that was read from files since `flushes`, if it is the newest.
+    fn keep(&self, flushes: Flushes, key: &[u8], value: Option<&Bytes>) {
+        let memtables = self.memtables.read();
+        if self.rows.flushes() == flushes && memtables.get(key, SeqNo::MAX).is_none() {
+            self.rows.keep(key, value);
+        }
+    }
+
     fn get_below(&self, visible: SeqNo, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         let value = self.tree.get(key, visible).map_err(|e| self.failed("read a row", e))?;
         Ok(value.map(Bytes::from))
@@ -248,29 +281,43 @@ impl TableEngine for LsmEngine {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-        self.with_files(|visible| self.get_below(visible, key))
+        if let Some(found) = self.get_resident(key)? {
+            return Ok(found);
+        }
+        let flushes = self.rows.flushes();
+        let found = self.with_files(|visible| self.get_below(visible, key))?;
+        self.keep(flushes, key, found.as_ref());
+        Ok(found)
     }
 
     fn get_both(&self, keys: [&[u8]; 2]) -> Result<[Option<Bytes>; 2], TableError> {
-        self.with_files(|visible| {
+        if let Some(found) = self.get_both_resident(keys)? {
+            return Ok(found);
+        }
+        let flushes = self.rows.flushes();
+        let found = self.with_files(|visible| {
             Ok([self.get_below(visible, keys[0])?, self.get_below(visible, keys[1])?])
-        })
+        })?;
+        for (key, found) in keys.into_iter().zip(&found) {
+            self.keep(flushes, key, found.as_ref());
+        }
+        Ok(found)
     }
 
     fn get_resident(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
-        let found = self.with_visible(|visible| self.memtables.read().get(key, visible));
-        Ok(found.map(value))
+        let resident = |visible| self.resident_below(&self.memtables.read(), visible, key);
+        Ok(self.with_visible(resident))
     }
 
     fn get_both_resident(
         &self,
         keys: [&[u8]; 2],
     ) -> Result<Option<[Option<Bytes>; 2]>, TableError> {
-        let found = self.with_visible(|visible| {
+        Ok(self.with_visible(|visible| {
             let memtables = self.memtables.read();
-            Some([memtables.get(keys[0], visible)?, memtables.get(keys[1], visible)?])
-        });
-        Ok(found.map(|entries| entries.map(value)))
+            let [first, second] = keys.map(|key| self.resident_below(&memtables, visible, key));
+            Some([first?, second?])
+        }))
     }
 
     fn get_and_scan(
@@ -322,10 +369,16 @@ impl TableEngine for LsmEngine {
             }
         }
         let watermark = self.watermark();
+        // Every reader from here on sees all that is in them.
+        self.rows.update(self.memtables.read().sealed.clone());
         // The tree writes and forces the files, then its manifest, then the folders of both.
         self.tree.flush(&flushing, watermark).map_err(|e| self.failed("flush", e))?;
         // All that were sealed are in files now; the lock on flushing keeps others away.
-        self.memtables.write().sealed.clear();
+        {
+            let mut memtables = self.memtables.write();
+            memtables.sealed.clear();
+            self.rows.note_flush();
+        }
         self.sealed_bytes.store(0, Ordering::Release);
         self.show_newest_version();
         Ok(())
@@ -399,6 +452,116 @@ mod tests {
         let mut batch = WriteBatch::default();
         batch.put(&[b"key"], &[value.as_bytes()]);
         engine.write(batch).unwrap();
+    }
+
+    fn resident(engine: &LsmEngine) -> Option<Option<Bytes>> {
+        engine.get_resident(b"key").unwrap()
+    }
+
+    /// A row of a file is in memory once it was read or written, and follows what is written later.
+    #[test]
+    fn a_row_that_was_read_from_a_file_is_read_again_without_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || LsmEngine::open(folder.path(), 1024 * 1024, 16).unwrap();
+        let engine = open();
+        put(&engine, "first");
+        engine.flush().unwrap();
+        assert_eq!(resident(&engine), Some(Some("first".into())));
+        drop(engine);
+        let engine = &open();
+        assert_eq!(resident(engine), None);
+        engine.get(b"key").unwrap();
+        assert_eq!(resident(engine), Some(Some("first".into())));
+        put(engine, "second");
+        put(engine, "third");
+        engine.flush().unwrap();
+        assert_eq!(resident(engine), Some(Some("third".into())));
+        let mut batch = WriteBatch::default();
+        batch.remove(&[b"key"]);
+        engine.write(batch).unwrap();
+        engine.flush().unwrap();
+        assert_eq!(resident(engine), Some(None), "the row is known to be absent");
+        put(engine, &"x".repeat(1024 * 1024));
+        engine.flush().unwrap();
+        assert_eq!(resident(engine), None, "the row is too large to keep");
+    }
+
+    /// What a flush takes from memory is kept only while there is room, and rows that are kept stay
+    /// within the bytes that the cache may take.
+    #[test]
+    fn the_rows_that_are_kept_are_bounded() {
+        const CACHE_BYTES: u64 = 64 * 1024;
+        let folder = tempfile::tempdir().unwrap();
+        let engine = &LsmEngine::open(folder.path(), CACHE_BYTES, 16).unwrap();
+        for row in 0..1000_u32 {
+            let mut batch = WriteBatch::default();
+            batch.put(&[&row.to_be_bytes()], &[&[7; 256]]);
+            engine.write(batch).unwrap();
+        }
+        engine.flush().unwrap();
+        let resident = |row: &u32| engine.get_resident(&row.to_be_bytes()).unwrap().is_some();
+        let kept = (0..1000).filter(resident).count();
+        assert!(kept > 0 && kept < 100, "{kept}");
+        for row in 0..1000_u32 {
+            assert!(engine.get(&row.to_be_bytes()).unwrap().is_some());
+        }
+        assert!((0..1000).filter(resident).count() < 100);
+        assert!(engine.rows.bytes() <= CACHE_BYTES / ROW_CACHE_SHARE);
+    }
+
+    /// A reader that took long does not put back what was replaced while it read.
+    #[test]
+    fn a_row_that_was_replaced_during_its_read_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = &LsmEngine::open(folder.path(), 1024 * 1024, 16).unwrap();
+        let old = Bytes::from_static(b"first");
+        let begun = engine.rows.flushes();
+        put(engine, "second");
+        engine.keep(begun, b"key", Some(&old));
+        assert_eq!(engine.rows.get(b"key"), None, "a memtable holds the row's newest state");
+        engine.flush().unwrap();
+        engine.keep(begun, b"key", Some(&old));
+        assert_eq!(resident(engine), Some(Some("second".into())), "a memtable was given up since");
+    }
+
+    /// Readers beside a writer and flushes never go back, wherever the row is read.
+    #[test]
+    fn readers_of_memory_and_files_never_go_back() {
+        const WRITES: u64 = 4_000;
+        const WRITES_PER_FLUSH: u64 = 40;
+        let folder = tempfile::tempdir().unwrap();
+        let engine = &LsmEngine::open(folder.path(), 1024 * 1024, 16).unwrap();
+        let number = |value: Bytes| String::from_utf8(value.to_vec()).unwrap().parse().unwrap();
+        put(engine, "0");
+        thread::scope(|scope| {
+            let readers = [0, 1].map(|_| {
+                scope.spawn(move || {
+                    let (mut last, mut found_in_memory) = (0, 0_u64);
+                    while last < WRITES {
+                        let found = match engine.get_resident(b"key").unwrap() {
+                            Some(found) => {
+                                found_in_memory += 1;
+                                found
+                            }
+                            None => engine.get(b"key").unwrap(),
+                        };
+                        let read: u64 = number(found.expect("the row is never deleted"));
+                        assert!(read >= last, "read {read} after {last}");
+                        last = read;
+                    }
+                    found_in_memory
+                })
+            });
+            for write in 1..=WRITES {
+                put(engine, &write.to_string());
+                if write % WRITES_PER_FLUSH == 0 {
+                    engine.flush().unwrap();
+                }
+            }
+            for reader in readers {
+                assert!(reader.join().unwrap() > 0);
+            }
+        });
     }
 
     /// A reader that waits for the disk holds up no flush, no compaction and no reader of memory, and

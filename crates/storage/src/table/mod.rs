@@ -39,6 +39,7 @@ mod lsm;
 mod lsm_files;
 mod lsm_merge;
 mod maintenance;
+mod row_cache;
 mod sled;
 mod tables;
 
