@@ -159,7 +159,9 @@ async fn live(world: &Arc<World>) {
         let _panicked = client.await;
     }
     world.heal().await;
+    world.fails_again(Mistake::StallsAgain);
     Client::new(Arc::clone(world), clients + 1).write_once().await;
+    world.fails_again(Mistake::HangsAgain);
     Client::new(Arc::clone(world), clients + 2).read_all().await;
 }
 

@@ -7,6 +7,7 @@ use trireme_replication::driver::DriverFaults;
 use trireme_replication::pacifica::PacificaFaults;
 use trireme_replication::raft::RaftFaults;
 use trireme_replication::spinnaker::SpinnakerFaults;
+use trireme_replication::streaming::StreamingFaults;
 
 /// A mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +40,16 @@ pub enum Mistake {
     ClaimsToBeNew,
     /// What is cut off when the faults end stays so.
     StaysCut,
+    /// When the cluster is whole again, all its disks stall.
+    StallsAgain,
+    /// When the cluster takes writes again, all its processes stand still.
+    HangsAgain,
     /// One of a replica's own, by the name of its switch.
     Own(&'static str),
 }
 
 /// Those of what surrounds the replicas.
-const AROUND: [(&str, Mistake); 14] = [
+const AROUND: [(&str, Mistake); 16] = [
     ("lying-disk", Mistake::LyingDisk),
     ("forgets-loss", Mistake::ForgetsLoss),
     ("names-one-more", Mistake::NamesOneMore),
@@ -59,11 +64,18 @@ const AROUND: [(&str, Mistake); 14] = [
     ("names-committed", Mistake::NamesCommitted),
     ("claims-to-be-new", Mistake::ClaimsToBeNew),
     ("stays-cut", Mistake::StaysCut),
+    ("stalls-again", Mistake::StallsAgain),
+    ("hangs-again", Mistake::HangsAgain),
 ];
 
 /// Those of replicas, which are there only in tests.
-const OWN: [&[&str]; 4] =
-    [SpinnakerFaults::NAMES, PacificaFaults::NAMES, RaftFaults::NAMES, DriverFaults::NAMES];
+const OWN: [&[&str]; 5] = [
+    SpinnakerFaults::NAMES,
+    PacificaFaults::NAMES,
+    StreamingFaults::NAMES,
+    RaftFaults::NAMES,
+    DriverFaults::NAMES,
+];
 
 impl Mistake {
     /// Returns the name of the replica's own mistake; of none, if it is another's.

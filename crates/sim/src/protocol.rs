@@ -6,6 +6,7 @@ use trireme_replication::driver::{CoreReplica, DriverFaults, DriverOptions, Wiri
 use trireme_replication::pacifica::{Pacifica, PacificaFaults, PacificaOptions};
 use trireme_replication::raft::{RaftFaults, RaftOptions, RaftParts, RaftReplica};
 use trireme_replication::spinnaker::{Spinnaker, SpinnakerFaults, SpinnakerOptions};
+use trireme_replication::streaming::StreamingFaults;
 use trireme_replication::{Replica, ReplicaError, Transport};
 use trireme_storage::{CohortLog, CohortTable, Tables};
 use trireme_types::{Incarnation, NodeId, Protocol};
@@ -33,6 +34,7 @@ pub(crate) async fn open(parts: Parts) -> Result<Arc<dyn Replica>, ReplicaError>
     let (timing, mistake) = (world.plan.timing, world.setup.mistake);
     let rejoins = parts.rejoins && mistake != Some(Mistake::ForgetsLoss);
     let own = mistake.map_or("", Mistake::own);
+    let streaming_faults = StreamingFaults::named(own).unwrap_or_default();
     let replicas = world.plan.config(world.setup.protocol).replicas;
     match world.setup.protocol {
         Protocol::Spinnaker => {
@@ -43,6 +45,7 @@ pub(crate) async fn open(parts: Parts) -> Result<Arc<dyn Replica>, ReplicaError>
                 timing,
                 rejoins,
                 faults,
+                streaming_faults,
                 ..SpinnakerOptions::new(replicas)
             };
             start(parts, |recovered| Spinnaker::new(&recovered, options))
@@ -53,6 +56,7 @@ pub(crate) async fn open(parts: Parts) -> Result<Arc<dyn Replica>, ReplicaError>
                 rejoins,
                 min_replicas_for_write: world.plan.min_replicas_for_write,
                 faults: PacificaFaults::named(own).unwrap_or_default(),
+                streaming_faults,
                 ..PacificaOptions::new(Incarnation(world.draw()))
             };
             start(parts, |recovered| Pacifica::new(&recovered, options))

@@ -405,6 +405,20 @@ impl World {
         }
     }
 
+    /// Has something go wrong again when all faults are over, if that is the mistake that is made.
+    pub(crate) fn fails_again(&self, mistake: Mistake) {
+        if self.setup.mistake != Some(mistake) {
+            return;
+        }
+        self.trace.note("fails again", format_args!("{mistake}"));
+        for running in self.all_running() {
+            match mistake {
+                Mistake::StallsAgain => running.disk.set_stalled(true),
+                _ => running.process.pause(),
+            }
+        }
+    }
+
     /// Returns what a cluster that is well has and this one lacks.
     fn missing(&self) -> Option<String> {
         let Some(leader) = self.leader() else { return Some("no node leads".into()) };

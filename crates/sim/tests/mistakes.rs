@@ -34,6 +34,11 @@ const ROWS: &[Row] = &[
         within: &[(Raft, 10)],
     },
     Row {
+        invariant: "committed never changes",
+        mistake: "commits-by-number",
+        within: &[(Spinnaker, 10), (Pacifica, 40)],
+    },
+    Row {
         invariant: "committed is durable",
         mistake: "acknowledges-from-memory",
         within: &[(Spinnaker, 5), (Pacifica, 5)],
@@ -59,7 +64,12 @@ const ROWS: &[Row] = &[
     Row {
         invariant: "a leader has what is committed",
         mistake: "trusts-an-empty-disk",
-        within: &[(Spinnaker, 60), (Raft, 40)],
+        within: &[(Spinnaker, 60), (Pacifica, 100), (Raft, 40)],
+    },
+    Row {
+        invariant: "a configuration has what is committed",
+        mistake: "drops-what-it-prepared",
+        within: &[(Pacifica, 10)],
     },
     Row {
         invariant: "a configuration has what is committed",
@@ -165,6 +175,21 @@ const ROWS: &[Row] = &[
         invariant: "when all faults are over the cluster heals",
         mistake: "stays-cut",
         within: &[(Pacifica, 5), (Raft, 5)],
+    },
+    Row {
+        invariant: "when all faults are over the cluster takes writes",
+        mistake: "stalls-writes-for-good",
+        within: &[(Spinnaker, 40), (Pacifica, 5)],
+    },
+    Row {
+        invariant: "when all faults are over the cluster takes writes",
+        mistake: "stalls-again",
+        within: &[(Spinnaker, 1), (Pacifica, 1), (Raft, 1)],
+    },
+    Row {
+        invariant: "when all faults are over the cluster serves",
+        mistake: "hangs-again",
+        within: &[(Spinnaker, 1), (Pacifica, 1), (Raft, 1)],
     },
 ];
 

@@ -45,7 +45,7 @@ impl Primary {
         incarnation: Incarnation,
     ) -> bool {
         let now = cx.now;
-        if self.is_known_as(node, incarnation) {
+        if self.is_known_as(cx, node, incarnation) {
             return true;
         }
         match self.leading.followers.get(&node) {

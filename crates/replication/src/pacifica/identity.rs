@@ -20,6 +20,9 @@ impl Shared {
     /// which only a first version does, or one from before incarnations were named, the disk decides:
     /// one that has never acted in any version has acknowledged nothing that a later one builds on.
     pub(super) fn is_the_listed_one(&self, config: &CohortConfig) -> bool {
+        if self.own.options.faults.trusts_an_empty_disk() {
+            return true;
+        }
         //= PAC-45
         match config.incarnations.get(&self.node) {
             Some(listed) => *listed == self.own.incarnation,
@@ -48,11 +51,17 @@ impl Pacifica {
 impl Primary {
     /// Returns true if a follower that is heard is the incarnation that the primary counts or brings
     /// up to date. The first that is heard is, where the configuration names none.
-    pub(super) fn is_known_as(&mut self, from: NodeId, incarnation: Incarnation) -> bool {
+    pub(super) fn is_known_as(
+        &mut self,
+        cx: &Shared,
+        from: NodeId,
+        incarnation: Incarnation,
+    ) -> bool {
         if !self.leading.followers.contains_key(&from) {
             return false;
         }
         //= PAC-46
-        *self.incarnations.entry(from).or_insert(incarnation) == incarnation
+        let is_careless = cx.own.options.faults.trusts_an_empty_disk();
+        is_careless || *self.incarnations.entry(from).or_insert(incarnation) == incarnation
     }
 }

@@ -88,7 +88,7 @@ use self::roles::RoleState;
 use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered};
 use crate::replica::Role;
 use crate::streaming::wire::HardState;
-use crate::streaming::{self, Beacon, Leading, Preceding, RoleStatus, Streams};
+use crate::streaming::{self, Beacon, Leading, Preceding, RoleStatus, StreamingFaults, Streams};
 
 /// What the methods of every role work on. The promised epoch is the newest version that the replica
 /// has acted in.
@@ -281,6 +281,10 @@ impl Streams for Pacifica {
         cx.state.promised
     }
 
+    fn faults(cx: &Shared) -> StreamingFaults {
+        cx.own.options.streaming_faults
+    }
+
     fn leader(&self) -> Option<NodeId> {
         match &self.role {
             RoleState::Idle => None,
@@ -311,7 +315,7 @@ impl Streams for Pacifica {
             }
             PacificaMessage::Prepared { epoch, upto, supports, incarnation } => {
                 self.as_primary(|role, cx| {
-                    if !role.is_known_as(from, incarnation) {
+                    if !role.is_known_as(cx, from, incarnation) {
                         return primary::GOES_ON;
                     }
                     role.on_prepared(cx, from, (epoch, upto), supports)
@@ -324,7 +328,7 @@ impl Streams for Pacifica {
             }
             PacificaMessage::BeaconAck { epoch, supports, incarnation } => {
                 self.as_primary(|role, cx| {
-                    if !role.is_known_as(from, incarnation) {
+                    if !role.is_known_as(cx, from, incarnation) {
                         return primary::GOES_ON;
                     }
                     role.on_beacon_ack(cx, from, epoch, supports)

@@ -2,7 +2,7 @@
 
 use trireme_types::{Incarnation, Timing};
 
-use crate::streaming::deliberate_faults;
+use crate::streaming::{StreamingFaults, deliberate_faults};
 
 /// What a PacificA replica is started with. Who is in the cohort is the configuration manager's to
 /// say.
@@ -22,6 +22,8 @@ pub struct PacificaOptions {
     pub incarnation: Incarnation,
     /// Mistakes to make, so that tests can show that they would be noticed.
     pub faults: PacificaFaults,
+    /// Mistakes to make in what it does as Spinnaker does.
+    pub streaming_faults: StreamingFaults,
 }
 
 impl PacificaOptions {
@@ -33,6 +35,7 @@ impl PacificaOptions {
             rejoins: false,
             incarnation,
             faults: PacificaFaults::default(),
+            streaming_faults: StreamingFaults::default(),
         }
     }
 }
@@ -60,5 +63,10 @@ deliberate_faults! {
         serves_before_reconciling,
         /// How many replicas a write needs is judged when it is taken, and not when it is committed (P10).
         judges_the_minimum_early,
+        /// A replica that lost its disk is taken for the one that it was, by itself and by its primary
+        /// (S14, PAC-45, PAC-46).
+        trusts_an_empty_disk,
+        /// A new primary drops what it has prepared and does not know to be committed (PAC-30).
+        drops_what_it_prepared,
     }
 }

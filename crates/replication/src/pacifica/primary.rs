@@ -69,6 +69,9 @@ impl Primary {
         let secondaries: Vec<_> = config.replicas.iter().copied().filter(|n| *n != node).collect();
         let counted = secondaries.iter().map(|node| (*node, cx.now)).collect();
         //= PAC-30
+        if cx.own.options.faults.drops_what_it_prepared() {
+            cx.journal.truncate_after(cx.journal.committed().seq);
+        }
         let mut leading = Leading::begin(cx, config.version, secondaries);
         if cx.own.options.faults.serves_before_reconciling() {
             leading.serve_at_once();

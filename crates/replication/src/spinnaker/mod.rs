@@ -95,7 +95,7 @@ use self::roles::RoleState;
 use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered};
 use crate::replica::Role;
 use crate::streaming::wire::HardState;
-use crate::streaming::{self, Beacon, Leading, Preceding, RoleStatus, Streams};
+use crate::streaming::{self, Beacon, Leading, Preceding, RoleStatus, StreamingFaults, Streams};
 
 /// What the methods of every role work on.
 type Shared = streaming::Shared<Spinnaker>;
@@ -251,6 +251,10 @@ impl Streams for Spinnaker {
 
     fn epoch(cx: &Shared) -> Epoch {
         cx.own.epoch
+    }
+
+    fn faults(cx: &Shared) -> StreamingFaults {
+        cx.own.options.streaming_faults
     }
 
     fn leader(&self) -> Option<NodeId> {

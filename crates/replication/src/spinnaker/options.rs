@@ -2,7 +2,7 @@
 
 use trireme_types::{NodeId, Timing};
 
-use crate::streaming::deliberate_faults;
+use crate::streaming::{StreamingFaults, deliberate_faults};
 
 /// What a Spinnaker replica is started with.
 #[derive(Clone, Debug)]
@@ -19,13 +19,16 @@ pub struct SpinnakerOptions {
     pub rejoins: bool,
     /// Mistakes to make, so that tests can show that they would be noticed.
     pub faults: SpinnakerFaults,
+    /// Mistakes to make in what it does as PacificA does.
+    pub streaming_faults: StreamingFaults,
 }
 
 impl SpinnakerOptions {
     /// Returns the defaults for a cohort of these replicas.
     pub fn new(replicas: Vec<NodeId>) -> Self {
         let (timing, faults) = (Timing::default(), SpinnakerFaults::default());
-        Self { replicas, base: None, timing, rejoins: false, faults }
+        let streaming_faults = StreamingFaults::default();
+        Self { replicas, base: None, timing, rejoins: false, faults, streaming_faults }
     }
 }
 

@@ -141,6 +141,10 @@ impl Leading {
     }
 
     fn end_write_stall<C: Streams>(&mut self, cx: &mut Shared<C>) {
+        if C::faults(cx).stalls_writes_for_good() {
+            // Nor does a timeout come again that would end it.
+            return self.write_stall.iter_mut().for_each(|stall| stall.since = Moment::FAR);
+        }
         if let Some(write_stall) = self.write_stall.take() {
             let length = cx.now.since(write_stall.since);
             self.measures.longest_write_stall = self.measures.longest_write_stall.max(Some(length));

@@ -47,3 +47,15 @@ macro_rules! deliberate_faults {
 }
 
 pub(crate) use deliberate_faults;
+
+deliberate_faults! {
+    /// The mistakes that break naive versions of what both protocols do alike, each off: with the
+    /// feature `deliberate-faults` a test can switch one on.
+    StreamingFaults {
+        /// A follower commits up to the number that a beacon names, whichever entries it holds there
+        /// (SPIN-3, PAC-3).
+        commits_by_number,
+        /// Writes that wait for the end of a catch-up wait for ever (SPIN-41).
+        stalls_writes_for_good,
+    }
+}

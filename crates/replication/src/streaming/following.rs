@@ -51,7 +51,7 @@ impl Following {
         beacon: &Beacon,
     ) {
         cx.journal.take_current(cx.now, leader, beacon);
-        if cx.journal.log().holds(beacon.committed) {
+        if cx.journal.log().holds(beacon.committed) || C::faults(cx).commits_by_number() {
             cx.commit_as_follower(beacon.committed.seq);
         }
         if !self.is_streaming {

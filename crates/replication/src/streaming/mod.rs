@@ -87,6 +87,7 @@ use std::time::Duration;
 use trireme_types::{Epoch, Lsn, NodeId};
 
 pub(crate) use self::events::{drain, handle};
+pub use self::faults::StreamingFaults;
 pub(crate) use self::faults::deliberate_faults;
 pub(crate) use self::following::Following;
 pub(crate) use self::journal::{Journal, Offer, Taken};
@@ -192,6 +193,9 @@ pub(crate) trait Streams: Core<Context = Preceding> {
 
     /// Returns the epoch under which the replica acts.
     fn epoch(cx: &Shared<Self>) -> Epoch;
+
+    /// Returns the mistakes that the replica makes in what both protocols do alike.
+    fn faults(cx: &Shared<Self>) -> StreamingFaults;
 
     /// Returns the replica that leads, as far as this one knows.
     fn leader(&self) -> Option<NodeId>;

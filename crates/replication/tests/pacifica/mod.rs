@@ -43,8 +43,8 @@ impl Subject for Pacifica {
             timing: cluster.timing(),
             rejoins,
             min_replicas_for_write: least.unwrap_or(1),
-            incarnation: Incarnation(cluster.starts),
             faults: faults(cluster.options.get("fault").map(String::as_str)),
+            ..PacificaOptions::new(Incarnation(cluster.starts))
         };
         Self::new(&recovered, options).expect("the options make sense")
     }

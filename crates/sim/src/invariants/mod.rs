@@ -108,8 +108,10 @@ impl Observer {
             self.leaders.look(seen).map_err(failed)?;
             self.pointers.look(seen, self.protocol).map_err(failed)?;
             self.durable.look(seen);
-            has_more |= self.committed.look(seen).map_err(failed)?;
+            // First: a primary of PacificA leads from when it has committed, and what it lacks it has
+            // replaced by then.
             complete::check_leader(seen, &self.committed).map_err(failed)?;
+            has_more |= self.committed.look(seen).map_err(failed)?;
         }
         if has_more {
             let (protocol, durable) = (self.protocol, &self.durable);
