@@ -176,6 +176,24 @@ fn a_flipped_bit_in_what_up_and_its_coordinator_keep_is_named_and_mended() {
     cluster.run(["put", "b", "2"]).out();
 }
 
+/// A node of a cluster of sled was rebuilt as the documentation says, and so with the default engine:
+/// the next `up` wanted the cluster's engine of it, and ended.
+#[test]
+fn a_node_that_was_rebuilt_with_another_engine_is_one_of_the_cluster() {
+    let cluster = &mut Cluster::start(&["--ranges", "1", "--engine", "sled"]);
+    cluster.run(["put", "a", "1"]).out();
+    cluster.stop_node(NODE);
+    fs::rename(cluster.node_folder(NODE), cluster.folder().join("damaged")).unwrap();
+    cluster.start_new_node(NODE, &[]);
+    cluster.wait_until_caught_up(PATIENCE);
+    cluster.stop();
+    cluster.up_again();
+    assert_eq!(cluster.run(["get", "a"]).out(), "1\n");
+    cluster.stop();
+    cluster.up_again_with(&["--engine", "sled"]);
+    assert_eq!(cluster.run(["get", "a"]).out(), "1\n");
+}
+
 #[track_caller]
 fn start(protocol: Protocol, engine: &str) -> Cluster {
     let options = [&SMALL_TABLES[..], &["--engine", engine]].concat();

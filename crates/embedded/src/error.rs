@@ -30,7 +30,11 @@ pub enum EmbeddedError {
     InUse(PathBuf),
     /// A file does not hold what was written to it. Nothing was changed; what it should hold must
     /// come from a copy, or the folder be given up.
-    #[error("the coordinator's file {} is damaged at byte {position}: {reason}", path.display())]
+    #[error(
+        "the coordinator's file {} is damaged at byte {position}: {reason}; move the coordinator's \
+         whole folder away, to have what it held made again from what the nodes know",
+        path.display()
+    )]
     Damaged {
         /// The file.
         path: PathBuf,

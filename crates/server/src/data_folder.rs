@@ -127,14 +127,14 @@ pub enum DataFolderError {
     },
     /// A file of the folder is not what was written.
     #[error(
-        "{path} is damaged: {source}; move the node's whole folder away and start the node on an empty \
+        "{path} is damaged: {reason}; move the node's whole folder away and start the node on an empty \
          one, to have it rebuilt from its peers"
     )]
     Damaged {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: serde_json::Error,
+        reason: serde_json::Error,
     },
     /// The folder is a node's and its log is gone: what the node acknowledged is lost with it (S14).
     #[error(
@@ -411,7 +411,7 @@ pub(crate) fn read_checked<T: for<'de> Deserialize<'de>>(
     let path = path.to_owned();
     from_checked_json(bytes, newest).map_err(|error| match error {
         UnreadableJson::Future(found) => DataFolderError::Future { path, found },
-        UnreadableJson::Damaged(source) => DataFolderError::Damaged { path, source },
+        UnreadableJson::Damaged(reason) => DataFolderError::Damaged { path, reason },
     })
 }
 

@@ -87,7 +87,7 @@ impl NodeMemory {
     }
 
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self, DataFolderError> {
-        let damaged = |source| DataFolderError::Damaged { path: path.to_owned(), source };
+        let damaged = |reason| DataFolderError::Damaged { path: path.to_owned(), reason };
         let file: MemoryFile = read_checked(path, bytes, FORMAT)?;
         let MemoryFile { node, line, revision, creation, known, set_aside, given_up, .. } = file;
         let known = Knowledge::try_from(known)

@@ -257,12 +257,15 @@ impl UpArgs {
         children: &mut Children,
     ) -> anyhow::Result<()> {
         for (index, address) in addresses.iter().enumerate() {
+            let data = &node_folder(&self.data, index + 1);
+            // One that was rebuilt by hand may have another engine than the cluster began with.
+            let made = DataFolder::describe(data)?;
             children.start(&NodeProcess {
                 id: index + 1,
-                data: &node_folder(&self.data, index + 1),
+                data,
                 listen: address,
                 coordinator: endpoints,
-                engine: file.engine,
+                engine: made.map_or(file.engine, |node| node.engine),
                 durability: file.durability,
                 timing: file.timing,
                 min_replicas_for_write: file.min_replicas_for_write,

@@ -34,7 +34,11 @@ pub enum LogError {
         source: Arc<io::Error>,
     },
     /// The file does not hold what was once durably written to it.
-    #[error("{} is corrupt at byte {position}: {what}", path.display())]
+    #[error(
+        "{} is corrupt at byte {position}: {what}; move the node's whole folder away and start the \
+         node on an empty one, to have it rebuilt from its peers",
+        path.display()
+    )]
     Corrupt {
         /// The damaged file.
         path: PathBuf,
