@@ -1,10 +1,10 @@
 //! The replicas of one node, which follow the catalog.
 //!
 //! One task opens the replicas that the node is to hold and closes those that it must not hold any
-//! more, as [`decision`] says: whenever a configuration or an invitation has changed, and one
-//! after the other, so that no two replicas of a cohort can ever be open at once. What clients and
-//! peers are served by is replaced as a whole after each step: a replica is served once it is
-//! open, and is not any more before it is closed.
+//! more, as [`decision`] says: whenever a configuration or an invitation has changed. All of a step
+//! is done before the next one begins, so that no two replicas of a cohort can ever be open at once.
+//! What clients and peers are served by is replaced as a whole, several times while many replicas are
+//! opened: a replica is served soon after it is open, and is not any more before it is closed.
 //!
 //! As long as the coordinator says nothing, nothing changes: replicas do not need it to go on.
 
@@ -14,10 +14,12 @@ mod opener;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -38,12 +40,21 @@ use crate::routes::{Router, Routes};
 /// How long to wait before what could not be opened or discarded is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
+/// How many replicas are opened at a time: enough that those that wait for the disk or for a thread
+/// hold up no other. More would only have more of them wait.
+const OPENINGS_MAX: usize = 32;
+
+/// What is open is published once this part of it is new: often enough that replicas serve while most
+/// of the others are still to be opened, and so seldom that publishing, which goes through all of
+/// them, costs no more for each replica the more there are.
+const NEW_PART: usize = 16;
+
 /// How long what is to go waits when it could not with what had to be done first.
 const NEXT_STEP_PAUSE: Duration = Duration::from_millis(50);
 
 /// The replicas of one node, and what decides which they are.
 pub(crate) struct Hosting {
-    opener: Opener,
+    opener: Arc<Opener>,
     router: Arc<Router>,
     peers: Arc<Peers>,
     /// The newest of everything that the coordinator has sent.
@@ -52,6 +63,8 @@ pub(crate) struct Hosting {
     /// What the coordinator has sent last, until the node remembers it.
     sent: Option<CatalogState>,
     hosted: BTreeMap<CohortId, Arc<HostedCohort>>,
+    /// How many of them are not published yet.
+    unpublished: usize,
 }
 
 /// The watches that hosting follows.
@@ -72,17 +85,15 @@ impl Hosting {
     ) -> Result<Self, NodeError> {
         let router = Router::new(catalog.cluster, opener.directory.clone(), Routes::of(&catalog));
         let (router, invitations) = (Arc::new(router), AllInvitations::new());
-        let hosted = BTreeMap::new();
-        let sent = None;
-        let mut hosting = Self { opener, router, peers, catalog, invitations, sent, hosted };
+        let (opener, hosted, sent) = (Arc::new(opener), BTreeMap::new(), None);
+        let unpublished = 0;
+        let mut hosting =
+            Self { opener, router, peers, catalog, invitations, sent, hosted, unpublished };
         let Plan { open, discard, .. } = hosting.plan();
         for cohort in discard {
             hosting.discard(cohort).await?;
         }
-        for cohort in open {
-            hosting.open(cohort).await?;
-        }
-        hosting.publish();
+        hosting.open_all(open).await?;
         Ok(hosting)
     }
 
@@ -163,12 +174,7 @@ impl Hosting {
         for cohort in discard {
             done = done.and(self.discard(cohort).await);
         }
-        for cohort in open {
-            done = done.and(self.open(cohort).await);
-            // Each takes part in its cohort's election while the next one is opened.
-            self.publish();
-        }
-        done
+        done.and(self.open_all(open).await)
     }
 
     fn plan(&self) -> Plan {
@@ -180,6 +186,56 @@ impl Hosting {
     fn has_to_end_one(&self) -> bool {
         let Plan { close, discard, .. } = self.plan();
         close.union(&discard).any(|cohort| is_over(&self.catalog.configs, *cohort))
+    }
+
+    /// Opens replicas, and publishes them. What fails is left for the next time; the rest is done.
+    async fn open_all(&mut self, cohorts: BTreeSet<CohortId>) -> Result<(), NodeError> {
+        let mut done = Ok(());
+        // What begins where another cohort ends has to know what of that is here by then.
+        let (linked, alone) = cohorts.into_iter().partition::<Vec<_>, _>(|it| self.is_linked(*it));
+        let openings: Vec<_> = alone
+            .into_iter()
+            .filter_map(|it| Some((self.descriptor(it)?, self.catalog.configs.get(&it)?.clone())))
+            .collect();
+        let opener = Arc::clone(&self.opener);
+        let openings = openings.into_iter().map(|(descriptor, config)| {
+            let (opener, before) = (Arc::clone(&opener), self.before(&config));
+            async move {
+                tracing::info!(cohort = %config.cohort, ?config, "opening a replica");
+                (config.cohort, opener.open(descriptor, config, before).await)
+            }
+        });
+        let openings: Vec<_> = openings.collect();
+        let mut openings = stream::iter(openings).buffer_unordered(OPENINGS_MAX);
+        while let Some((cohort, opened)) = openings.next().await {
+            done = done.and(opened.map(|opened| self.host(cohort, opened)));
+        }
+        for cohort in linked {
+            done = done.and(self.open(cohort).await);
+            // Each takes part in its cohort's election while the next one is opened.
+            self.publish();
+        }
+        self.publish();
+        done
+    }
+
+    /// Returns true if a cohort goes on where another one ended, or another one where it does.
+    fn is_linked(&self, cohort: CohortId) -> bool {
+        let configs = &self.catalog.configs;
+        let has_origin = configs.get(&cohort).is_some_and(|config| config.origin.is_some());
+        has_origin || !successors(configs, cohort).is_empty()
+    }
+
+    /// Hosts a replica that was opened, and publishes it unless too little is new.
+    fn host(&mut self, cohort: CohortId, opened: Option<Arc<HostedCohort>>) {
+        let Some(opened) = opened else {
+            return tracing::info!(%cohort, "waiting for the end of the cohort where it goes on");
+        };
+        self.hosted.insert(cohort, opened);
+        self.unpublished += 1;
+        if is_much(self.unpublished, self.hosted.len()) {
+            self.publish();
+        }
     }
 
     async fn open(&mut self, cohort: CohortId) -> Result<(), NodeError> {
@@ -197,11 +253,8 @@ impl Hosting {
         }
         let before = self.before(&config);
         tracing::info!(%cohort, ?config, "opening a replica");
-        if let Some(opened) = self.opener.open(descriptor, config, before).await? {
-            self.hosted.insert(cohort, opened);
-        } else {
-            tracing::info!(%cohort, "waiting for the end of the cohort where it goes on");
-        }
+        let opened = self.opener.open(descriptor, config, before).await?;
+        self.host(cohort, opened);
         Ok(())
     }
 
@@ -244,7 +297,8 @@ impl Hosting {
     }
 
     /// Has clients and peers served by what is open, by the newest routes.
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.unpublished = 0;
         let replicas = self.hosted.iter().map(|(&cohort, hosted)| (cohort, hosted.replica.clone()));
         {
             // What replicas do with messages that came before them is done where they run.
@@ -266,6 +320,11 @@ impl CatalogWatches {
         let invitations = Invitations::new(coordinator).watch()?;
         Ok(Self { catalog, invitations, ended })
     }
+}
+
+/// Returns true if so many replicas that are not published yet are a large enough part of all.
+const fn is_much(unpublished: usize, hosted: usize) -> bool {
+    unpublished * NEW_PART >= hosted
 }
 
 /// Returns at a moment; never, if there is none.

@@ -115,13 +115,13 @@ impl Opener {
     ) -> Result<(CohortLog, CohortTable), NodeError> {
         let cohort = config.cohort;
         let is_member = config.replicas.contains(&self.node);
-        let (log, table) = self.open_storage(descriptor)?;
+        let (log, table) = self.open_storage(descriptor).await?;
         let (applied, bounds) = (table.applied(), log.bounds());
         let is_torn = applied.seq < bounds.purged.seq || applied.seq > bounds.last.seq;
         if !is_member && is_torn {
             tracing::warn!(%cohort, %applied, ?bounds, "the rest of a replica is discarded");
             self.discard(cohort).await?;
-            return self.open_storage(descriptor);
+            return self.open_storage(descriptor).await;
         }
         if applied.seq < bounds.purged.seq {
             return Err(NodeError::LostRows { cohort, applied, purged: bounds.purged });
@@ -129,12 +129,17 @@ impl Opener {
         Ok((log, table))
     }
 
-    fn open_storage(
+    async fn open_storage(
         &self,
         descriptor: &RangeDescriptor,
     ) -> Result<(CohortLog, CohortTable), NodeError> {
-        let table = self.tables.cohort(descriptor.cohort, descriptor.range.clone())?;
-        Ok((self.log.cohort(descriptor.cohort), table))
+        let RangeDescriptor { cohort, range, .. } = descriptor.clone();
+        let (tables, log) = (self.tables.clone(), self.log.clone());
+        // It reads from the disk.
+        let opening = tokio::task::spawn_blocking(move || {
+            Ok((log.cohort(cohort), tables.cohort(cohort, range)?))
+        });
+        opening.await.map_err(io::Error::other)?
     }
 
     /// Sets aside what the node has of a cohort whose replica is closed: its rows stay as they are,
