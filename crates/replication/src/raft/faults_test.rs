@@ -15,7 +15,7 @@ use super::log_store::RaftLogStore;
 use super::replica_test::{
     Cohort, Member, NODES, PATIENCE, PAUSE, QUEUE_BYTES_MAX, batch, batch_of,
 };
-use super::types::{RaftId, TypeConfig, Vote};
+use super::types::{RaftId, TypeConfig, Vote, vote_message};
 use crate::replica::{Replica, Role};
 use crate::transport::Lane;
 
@@ -403,5 +403,32 @@ async fn what_another_leader_has_replaced_is_not_durable_any_more() {
         })
         .await;
     stuck.abort();
+    cohort.shutdown().await;
+}
+
+/// What a replica has on its disk stays there when it votes: its status named nothing as durable from
+/// then on until it was sent another entry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_durable_stays_so_when_a_replica_votes() {
+    use Lost::{FromLeader, ToLeader};
+    let cohort = Cohort::open(&disks()).await;
+    let leader = cohort.serves().await;
+    let follower = NODES.into_iter().find(|node| *node != leader).unwrap();
+    let last = cohort.member(leader).replica.status().last;
+    let voter = cohort.member(follower);
+    cohort.until("the follower has it all", |_| voter.replica.status().durable == last).await;
+    // Alone, it votes for itself and is sent nothing.
+    cohort.cut(follower, &[FromLeader(Lane::Data), FromLeader(Lane::Heartbeat)]);
+    cohort.cut(follower, &[ToLeader(Lane::Data), ToLeader(Lane::Heartbeat)]);
+    let (raft, epoch) = (voter.replica.handle(), voter.replica.status().epoch);
+    raft.trigger().elect(false).await.unwrap();
+    cohort
+        .until("its vote is on disk", |_| {
+            let flushed = raft.watch_log_progress().get();
+            flushed.is_some_and(|flushed| vote_message(&flushed.vote).term > epoch)
+        })
+        .await;
+    assert_eq!(voter.replica.status().durable, last);
+    cohort.heal();
     cohort.shutdown().await;
 }

@@ -6,16 +6,19 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, entry::RaftEntry as _};
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_storage::{CohortLog, LogError, LogErrorClass, LogWrite};
+use trireme_types::{Entry, Lsn};
 
 use super::RaftFaults;
 use super::types::{
@@ -48,13 +51,21 @@ pub(super) struct RaftLogStore {
     log: CohortLog,
     /// Which of the node's replicas the log belongs to.
     incarnation: u64,
+    /// The last entry of the newest append that is on disk.
+    on_disk: Arc<Mutex<Lsn>>,
     faults: RaftFaults,
 }
 
 impl RaftLogStore {
     /// Returns openraft's view of a cohort's log, which is this incarnation's.
     pub(super) fn new(log: CohortLog, incarnation: u64) -> Self {
-        Self { log, incarnation, faults: RaftFaults::default() }
+        Self { log, incarnation, on_disk: Arc::default(), faults: RaftFaults::default() }
+    }
+
+    /// Returns it with a place where it is to record the last entry of the newest append that is on
+    /// disk. openraft's own progress forgets that whenever a vote is stored.
+    pub(super) fn recording(self, on_disk: Arc<Mutex<Lsn>>) -> Self {
+        Self { on_disk, ..self }
     }
 
     /// Returns it with the mistakes that it is to make.
@@ -241,15 +252,20 @@ impl RaftLogStorage<TypeConfig> for RaftLogStore {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries.into_iter().map(to_log).collect();
-        if self.faults.flushes_from_memory() {
-            self.submit_then(LogWrite::Append(entries), drop).await?;
-            callback.io_completed(Ok(()));
-            return Ok(());
-        }
+        let entries: Vec<Entry> = entries.into_iter().map(to_log).collect();
+        let (on_disk, last) = (self.on_disk.clone(), entries.last().map(|entry| entry.lsn));
         let done = move |result: Result<(), LogError>| {
+            // First, so that whoever hears that it is on disk finds it recorded.
+            if let (Ok(()), Some(last)) = (&result, last) {
+                *on_disk.lock() = last;
+            }
             callback.io_completed(result.map_err(io_error));
         };
+        if self.faults.flushes_from_memory() {
+            self.submit_then(LogWrite::Append(entries), drop).await?;
+            done(Ok(()));
+            return Ok(());
+        }
         self.submit_then(LogWrite::Append(entries), done).await
     }
 
@@ -275,12 +291,11 @@ fn io_error(error: impl Into<LogError>) -> io::Error {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::{Arc, mpsc};
+    use std::sync::mpsc;
 
-    use parking_lot::Mutex;
     use trireme_storage::fs::{FsOperation, MemFs};
     use trireme_storage::{LogIdentity, LogOptions, SharedLog};
-    use trireme_types::{ClusterId, CohortId, Entry, EntryKind, Lsn, NodeId};
+    use trireme_types::{ClusterId, CohortId, EntryKind, NodeId};
 
     use super::*;
 

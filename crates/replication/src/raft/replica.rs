@@ -12,7 +12,7 @@ use openraft::errors::{
 };
 use openraft::storage::Snapshot;
 use openraft::{RaftMetrics, ReadPolicy, ServerState};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
@@ -77,8 +77,6 @@ pub struct RaftParts {
 /// A replica of a Raft cohort.
 pub struct RaftReplica {
     kept: Kept,
-    /// The newest entry that was on the disk at the start.
-    recovered: Lsn,
     running: RwLock<Arc<Running>>,
     /// Held while another incarnation begins; whether the replica was closed.
     is_closed: tokio::sync::Mutex<bool>,
@@ -94,6 +92,8 @@ struct Kept {
     transport: Arc<dyn Transport>,
     options: RaftOptions,
     on_failure: Arc<dyn Fn(String) + Send + Sync>,
+    /// The last entry of the newest append that is on disk; at first the last of the log.
+    on_disk: Arc<Mutex<Lsn>>,
     /// Where what arrives reports what concerns the replica itself.
     events: mpsc::Sender<Event>,
 }
@@ -125,15 +125,25 @@ impl RaftReplica {
             lost_disk,
             on_failure,
         } = parts;
-        let recovered = log.bounds().last;
+        let on_disk = Arc::new(Mutex::new(log.bounds().last));
         let lost_disk = lost_disk && !options.faults.trusts_an_empty_disk();
         let incarnation = incarnation(&log, lost_disk).await.map_err(|e| failed(&e))?;
         let (events, reported) = mpsc::channel(EVENTS_MAX);
-        let kept =
-            Kept { node, config, log, tables, table, transport, options, on_failure, events };
+        let kept = Kept {
+            node,
+            config,
+            log,
+            tables,
+            table,
+            transport,
+            options,
+            on_failure,
+            on_disk,
+            events,
+        };
         let running = RwLock::new(Arc::new(kept.start(incarnation).await?));
         let is_closed = tokio::sync::Mutex::new(false);
-        let replica = Arc::new(Self { kept, recovered, running, is_closed });
+        let replica = Arc::new(Self { kept, running, is_closed });
         simulation::spawn(take_events(Arc::downgrade(&replica), reported));
         Ok(replica)
     }
@@ -225,7 +235,9 @@ impl Kept {
             id,
             Arc::new(settings),
             RaftNetworkMaker::new(calls.clone(), holds.clone()),
-            RaftLogStore::new(self.log.clone(), incarnation).with_faults(options.faults),
+            RaftLogStore::new(self.log.clone(), incarnation)
+                .recording(self.on_disk.clone())
+                .with_faults(options.faults),
             RaftTable::new(self.tables.clone(), self.table.clone()).with_faults(options.faults),
         )
         .await
@@ -398,11 +410,10 @@ impl Replica for RaftReplica {
         let running = self.running();
         let metrics = running.raft.metrics().borrow_watched().clone();
         let bounds = self.kept.log.bounds();
-        let flushed = running.raft.watch_log_progress().get().and_then(|it| it.last_log_id);
-        // Either may have been replaced since by what another leader sent.
-        let is_in_log = |lsn: &Lsn| self.kept.log.lsn_at(lsn.seq) == Some(*lsn);
-        let on_disk = [lsn_or_zero(flushed), self.recovered].into_iter().filter(is_in_log);
-        let durable = on_disk.fold(bounds.purged, Ord::max);
+        let on_disk = *self.kept.on_disk.lock();
+        // It may have been replaced since by what another leader sent.
+        let is_in_log = self.kept.log.lsn_at(on_disk.seq) == Some(on_disk);
+        let durable = if is_in_log { bounds.purged.max(on_disk) } else { bounds.purged };
         let committed = metrics.local_committed;
         let role = match role(metrics.state) {
             Role::Follower if is_newcomer(running.id, &metrics.membership_config, committed) => {
