@@ -129,9 +129,15 @@ impl States {
     }
 }
 
-/// Returns every row of a table.
+/// Returns every row of a table, page by page: a scan gives way where rows have many old versions.
 pub(super) fn rows(table: &CohortTable) -> Result<Rows, String> {
-    let page = table.scan(&KeyRange::all(), usize::MAX, false);
-    let page = page.map_err(|error| format!("a table cannot be read: {error}"))?;
-    Ok(page.rows.into_iter().map(|row| (row.key, (row.value, row.version.0))).collect())
+    let (mut rows, mut rest) = (Rows::new(), KeyRange::all());
+    loop {
+        let page = table.scan(&rest, usize::MAX, false);
+        let page = page.map_err(|error| format!("a table cannot be read: {error}"))?;
+        rows.extend(page.rows.into_iter().map(|row| (row.key, (row.value, row.version.0))));
+        let Some(last) = page.last else { return Ok(rows) };
+        // The first key after it.
+        rest.start = [&last[..], &[0]].concat().into();
+    }
 }
