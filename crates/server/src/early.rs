@@ -78,9 +78,15 @@ impl Kept {
 }
 
 impl EarlyMessages {
-    /// Keeps a message; the oldest ones go if there are too many, first those of its cohort.
+    /// Keeps a message; the oldest ones go if there are too many, first those of its cohort. One that
+    /// alone is too large is not kept.
     pub(crate) fn keep(&mut self, now: Instant, message: EarlyMessage) {
         let (cohort, bytes) = (message.cohort, message.bytes());
+        if bytes > COHORT_BYTES_MAX {
+            return;
+        }
+        // A payload is a slice of its frame, which must not be kept for it.
+        let message = EarlyMessage { payload: Bytes::copy_from_slice(&message.payload), ..message };
         let kept = self.cohorts.entry(cohort).or_default();
         kept.messages.push_back((self.next, message));
         kept.bytes += bytes;
@@ -188,8 +194,9 @@ mod tests {
             early.keep(now, message(1, vec![0; COHORT_BYTES_MAX / 3]));
         }
         assert_eq!(early.take(now, CohortId(1)).len(), 2);
-        early.keep(now, message(1, vec![0; COHORT_BYTES_MAX + 1]));
-        assert_eq!(early.take(now, CohortId(1)), []);
+        early.keep(now, message(1, "small"));
+        early.keep(now, message(1, vec![0; COHORT_BYTES_MAX]));
+        assert_eq!(early.take(now, CohortId(1)), [message(1, "small")], "one is too large itself");
         assert_eq!(early.take(now, CohortId(2)), [message(2, "of another")]);
         assert_eq!(early.bytes, 0);
 

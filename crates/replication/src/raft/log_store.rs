@@ -51,9 +51,39 @@ pub(super) struct RaftLogStore {
     log: CohortLog,
     /// Which of the node's replicas the log belongs to.
     incarnation: u64,
-    /// The last entry of the newest append that is on disk.
-    on_disk: Arc<Mutex<Lsn>>,
+    on_disk: Arc<Mutex<OnDisk>>,
     faults: RaftFaults,
+}
+
+/// How much of a log is on disk. openraft's own progress forgets that whenever a vote is stored.
+#[derive(Debug, Default)]
+pub(super) struct OnDisk {
+    /// The last entry that is.
+    pub(super) last: Lsn,
+    /// How often the log's end was cut off. What was submitted before is in the log no more.
+    cuts: u64,
+}
+
+impl OnDisk {
+    /// Returns what a log that was opened holds.
+    pub(super) const fn up_to(last: Lsn) -> Self {
+        Self { last, cuts: 0 }
+    }
+
+    /// Notes that what was appended after so many cuts is on disk.
+    fn note(&mut self, cuts: u64, last: Lsn) {
+        if cuts == self.cuts {
+            self.last = last;
+        }
+    }
+
+    /// Notes that the log's end is cut off after `last`. Up to there it is on disk if more was.
+    fn cut(&mut self, last: Lsn) {
+        self.cuts += 1;
+        if last.seq < self.last.seq {
+            self.last = last;
+        }
+    }
 }
 
 impl RaftLogStore {
@@ -62,9 +92,8 @@ impl RaftLogStore {
         Self { log, incarnation, on_disk: Arc::default(), faults: RaftFaults::default() }
     }
 
-    /// Returns it with a place where it is to record the last entry of the newest append that is on
-    /// disk. openraft's own progress forgets that whenever a vote is stored.
-    pub(super) fn recording(self, on_disk: Arc<Mutex<Lsn>>) -> Self {
+    /// Returns it with a place where it is to record how much of the log is on disk.
+    pub(super) fn recording(self, on_disk: Arc<Mutex<OnDisk>>) -> Self {
         Self { on_disk, ..self }
     }
 
@@ -254,10 +283,11 @@ impl RaftLogStorage<TypeConfig> for RaftLogStore {
     {
         let entries: Vec<Entry> = entries.into_iter().map(to_log).collect();
         let (on_disk, last) = (self.on_disk.clone(), entries.last().map(|entry| entry.lsn));
+        let cuts = on_disk.lock().cuts;
         let done = move |result: Result<(), LogError>| {
             // First, so that whoever hears that it is on disk finds it recorded.
             if let (Ok(()), Some(last)) = (&result, last) {
-                *on_disk.lock() = last;
+                on_disk.lock().note(cuts, last);
             }
             callback.io_completed(result.map_err(io_error));
         };
@@ -271,8 +301,9 @@ impl RaftLogStorage<TypeConfig> for RaftLogStore {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
         // Later writes of this cohort follow it into the log, so none is durable before it is.
-        let seq = lsn_or_zero(last).seq;
-        self.submit_then(LogWrite::TruncateAfter { seq }, drop).await
+        let last = lsn_or_zero(last);
+        self.on_disk.lock().cut(last);
+        self.submit_then(LogWrite::TruncateAfter { seq: last.seq }, drop).await
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
@@ -306,6 +337,22 @@ mod tests {
     const DISK_TIME_MAX: Duration = Duration::from_secs(30);
 
     const ENTRIES: u64 = 64;
+
+    /// What was submitted before the log's end was cut off is in it no more, also if the same entries come
+    /// again: the status would name them as durable before they are forced.
+    #[test]
+    fn what_is_on_disk_follows_the_cuts_of_a_log() {
+        let (first, second) = (Lsn::new(1, 8), Lsn::new(1, 10));
+        let mut on_disk = OnDisk::up_to(second);
+        let cuts = on_disk.cuts;
+        on_disk.cut(first);
+        assert_eq!(on_disk.last, first, "what is before the cut stays");
+        on_disk.note(cuts, Lsn::new(2, 9));
+        on_disk.cut(first);
+        assert_eq!(on_disk.last, first, "appended before the cut");
+        on_disk.note(on_disk.cuts, second);
+        assert_eq!(on_disk.last, second);
+    }
 
     /// What a follower lacks may have to be read from the disk, and the thread that carries messages
     /// does not wait for it: what is newer goes out from memory, and timers run.

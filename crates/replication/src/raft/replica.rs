@@ -25,7 +25,7 @@ use super::forming::{form_cohort, lead_at_first};
 use super::heard::Heard;
 use super::inbound::{Event, Inbound, RaftHandle};
 use super::log_holds::LogHolds;
-use super::log_store::RaftLogStore;
+use super::log_store::{OnDisk, RaftLogStore};
 use super::network::RaftNetworkMaker;
 use super::state_machine::{RaftTable, SnapshotData};
 use super::tending::Tending;
@@ -92,8 +92,8 @@ struct Kept {
     transport: Arc<dyn Transport>,
     options: RaftOptions,
     on_failure: Arc<dyn Fn(String) + Send + Sync>,
-    /// The last entry of the newest append that is on disk; at first the last of the log.
-    on_disk: Arc<Mutex<Lsn>>,
+    /// How much of the log is on disk; at first all that was opened.
+    on_disk: Arc<Mutex<OnDisk>>,
     /// Where what arrives reports what concerns the replica itself.
     events: mpsc::Sender<Event>,
 }
@@ -125,7 +125,7 @@ impl RaftReplica {
             lost_disk,
             on_failure,
         } = parts;
-        let on_disk = Arc::new(Mutex::new(log.bounds().last));
+        let on_disk = Arc::new(Mutex::new(OnDisk::up_to(log.bounds().last)));
         let lost_disk = lost_disk && !options.faults.trusts_an_empty_disk();
         let incarnation = incarnation(&log, lost_disk).await.map_err(|e| failed(&e))?;
         let (events, reported) = mpsc::channel(EVENTS_MAX);
@@ -409,9 +409,9 @@ impl Replica for RaftReplica {
     fn status(&self) -> ReplicaStatus {
         let running = self.running();
         let metrics = running.raft.metrics().borrow_watched().clone();
+        // Before the log's end is looked at, which only grows in between, or is cut off.
+        let on_disk = self.kept.on_disk.lock().last;
         let bounds = self.kept.log.bounds();
-        let on_disk = *self.kept.on_disk.lock();
-        // It may have been replaced since by what another leader sent.
         let is_in_log = self.kept.log.lsn_at(on_disk.seq) == Some(on_disk);
         let durable = if is_in_log { bounds.purged.max(on_disk) } else { bounds.purged };
         let committed = metrics.local_committed;

@@ -3,8 +3,9 @@
 //! One task opens the replicas that the node is to hold and closes those that it must not hold any
 //! more, as [`decision`] says: whenever a configuration or an invitation has changed. All of a step
 //! is done before the next one begins, so that no two replicas of a cohort can ever be open at once.
-//! What clients and peers are served by is replaced as a whole, several times while many replicas are
-//! opened: a replica is served soon after it is open, and is not any more before it is closed.
+//! What clients and peers are served by is replaced as a whole, several times while a node that runs
+//! opens many replicas: a replica is served soon after it is open, and is not any more before it is
+//! closed.
 //!
 //! As long as the coordinator says nothing, nothing changes: replicas do not need it to go on.
 
@@ -49,6 +50,10 @@ const OPENINGS_MAX: usize = 32;
 /// them, costs no more for each replica the more there are.
 const NEW_PART: usize = 16;
 
+/// The longest that an open replica waits to be published with others, however few are new: one that
+/// takes long to open must not hold up those that do not.
+const UNPUBLISHED_MAX: Duration = Duration::from_millis(50);
+
 /// How long what is to go waits when it could not with what had to be done first.
 const NEXT_STEP_PAUSE: Duration = Duration::from_millis(50);
 
@@ -63,8 +68,9 @@ pub(crate) struct Hosting {
     /// What the coordinator has sent last, until the node remembers it.
     sent: Option<CatalogState>,
     hosted: BTreeMap<CohortId, Arc<HostedCohort>>,
-    /// How many of them are not published yet.
+    /// How many of them are not published yet, and since when.
     unpublished: usize,
+    unpublished_since: Option<Instant>,
 }
 
 /// The watches that hosting follows.
@@ -77,7 +83,8 @@ struct CatalogWatches {
 
 impl Hosting {
     /// Opens the replicas that the catalog places on the node, and serves peers and clients with
-    /// them. Fails if one cannot be opened: at its start, a node has all that it should or nothing.
+    /// them once the node takes connections. Fails if one cannot be opened: at its start, a node has all
+    /// that it should, or ends.
     pub(crate) async fn start(
         opener: Opener,
         peers: Arc<Peers>,
@@ -86,9 +93,17 @@ impl Hosting {
         let router = Router::new(catalog.cluster, opener.directory.clone(), Routes::of(&catalog));
         let (router, invitations) = (Arc::new(router), AllInvitations::new());
         let (opener, hosted, sent) = (Arc::new(opener), BTreeMap::new(), None);
-        let unpublished = 0;
-        let mut hosting =
-            Self { opener, router, peers, catalog, invitations, sent, hosted, unpublished };
+        let mut hosting = Self {
+            opener,
+            router,
+            peers,
+            catalog,
+            invitations,
+            sent,
+            hosted,
+            unpublished: 0,
+            unpublished_since: None,
+        };
         let Plan { open, discard, .. } = hosting.plan();
         for cohort in discard {
             hosting.discard(cohort).await?;
@@ -195,23 +210,25 @@ impl Hosting {
         let (linked, alone) = cohorts.into_iter().partition::<Vec<_>, _>(|it| self.is_linked(*it));
         let openings: Vec<_> = alone
             .into_iter()
-            .filter_map(|it| Some((self.descriptor(it)?, self.catalog.configs.get(&it)?.clone())))
+            .filter_map(|cohort| {
+                let (descriptor, config, before) = self.to_open(cohort)?;
+                let opener = Arc::clone(&self.opener);
+                Some(async move { (cohort, opener.open(descriptor, config, before).await) })
+            })
             .collect();
-        let opener = Arc::clone(&self.opener);
-        let openings = openings.into_iter().map(|(descriptor, config)| {
-            let (opener, before) = (Arc::clone(&opener), self.before(&config));
-            async move {
-                tracing::info!(cohort = %config.cohort, ?config, "opening a replica");
-                (config.cohort, opener.open(descriptor, config, before).await)
-            }
-        });
-        let openings: Vec<_> = openings.collect();
         let mut openings = stream::iter(openings).buffer_unordered(OPENINGS_MAX);
-        while let Some((cohort, opened)) = openings.next().await {
-            done = done.and(opened.map(|opened| self.host(cohort, opened)));
+        loop {
+            let publishing = self.unpublished_since.map(|since| since + UNPUBLISHED_MAX);
+            tokio::select! {
+                opened = openings.next() => match opened {
+                    Some((cohort, opened)) => done = done.and(opened.map(|it| self.host(cohort, it))),
+                    None => break,
+                },
+                () = at(publishing) => self.publish(),
+            }
         }
         for cohort in linked {
-            done = done.and(self.open(cohort).await);
+            done = done.and(self.open_linked(cohort).await);
             // Each takes part in its cohort's election while the next one is opened.
             self.publish();
         }
@@ -219,11 +236,20 @@ impl Hosting {
         done
     }
 
-    /// Returns true if a cohort goes on where another one ended, or another one where it does.
+    /// Returns true if a cohort goes on where another one ends, or another one where it does.
     fn is_linked(&self, cohort: CohortId) -> bool {
         let configs = &self.catalog.configs;
-        let has_origin = configs.get(&cohort).is_some_and(|config| config.origin.is_some());
-        has_origin || !successors(configs, cohort).is_empty()
+        let origin = configs.get(&cohort).and_then(|config| config.origin);
+        origin.is_some_and(|origin| !is_over(configs, origin.cohort))
+            || !successors(configs, cohort).is_empty()
+    }
+
+    /// Returns what a cohort's replica is opened with; `None` if it serves no range, and so has nothing
+    /// to do.
+    fn to_open(&self, cohort: CohortId) -> Option<(RangeDescriptor, CohortConfig, Before)> {
+        let config = self.catalog.configs.get(&cohort)?.clone();
+        let before = self.before(&config);
+        Some((self.descriptor(cohort)?, config, before))
     }
 
     /// Hosts a replica that was opened, and publishes it unless too little is new.
@@ -233,17 +259,14 @@ impl Hosting {
         };
         self.hosted.insert(cohort, opened);
         self.unpublished += 1;
-        if is_much(self.unpublished, self.hosted.len()) {
+        self.unpublished_since.get_or_insert_with(Instant::now);
+        if is_publishable(self.unpublished, self.hosted.len()) {
             self.publish();
         }
     }
 
-    async fn open(&mut self, cohort: CohortId) -> Result<(), NodeError> {
-        let config = self.catalog.configs.get(&cohort).cloned();
-        // A cohort that serves no range has nothing to do.
-        let (Some(descriptor), Some(config)) = (self.descriptor(cohort), config) else {
-            return Ok(());
-        };
+    async fn open_linked(&mut self, cohort: CohortId) -> Result<(), NodeError> {
+        let Some((descriptor, config, before)) = self.to_open(cohort) else { return Ok(()) };
         for successor in successors(&self.catalog.configs, cohort) {
             if let Some(origin) = successor.origin
                 && self.opener.has_log_only(successor.cohort)
@@ -251,8 +274,6 @@ impl Hosting {
                 self.opener.apply_up_to_seal(cohort, &descriptor.range, origin.seal).await?;
             }
         }
-        let before = self.before(&config);
-        tracing::info!(%cohort, ?config, "opening a replica");
         let opened = self.opener.open(descriptor, config, before).await?;
         self.host(cohort, opened);
         Ok(())
@@ -298,7 +319,7 @@ impl Hosting {
 
     /// Has clients and peers served by what is open, by the newest routes.
     fn publish(&mut self) {
-        self.unpublished = 0;
+        (self.unpublished, self.unpublished_since) = (0, None);
         let replicas = self.hosted.iter().map(|(&cohort, hosted)| (cohort, hosted.replica.clone()));
         {
             // What replicas do with messages that came before them is done where they run.
@@ -323,7 +344,7 @@ impl CatalogWatches {
 }
 
 /// Returns true if so many replicas that are not published yet are a large enough part of all.
-const fn is_much(unpublished: usize, hosted: usize) -> bool {
+const fn is_publishable(unpublished: usize, hosted: usize) -> bool {
     unpublished * NEW_PART >= hosted
 }
 

@@ -64,6 +64,7 @@ impl Opener {
         before: Before,
     ) -> Result<Option<Arc<HostedCohort>>, NodeError> {
         let cohort = config.cohort;
+        tracing::info!(%cohort, ?config, "opening a replica");
         if self.continuity.memory().get().set_aside.contains_key(&cohort) {
             // It has not followed the cohort since, and no other counts on what it has.
             tracing::warn!(%cohort, "what was set aside is deleted, since a new replica is to be here");

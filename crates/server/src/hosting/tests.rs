@@ -614,7 +614,7 @@ fn replicas_are_published_early_and_at_a_cost_that_does_not_grow_with_their_numb
         let (mut unpublished, mut steps) = (0, 0);
         for hosted in 1..=replicas {
             unpublished += 1;
-            if is_much(unpublished, hosted) {
+            if is_publishable(unpublished, hosted) {
                 steps += hosted;
                 unpublished = 0;
             }

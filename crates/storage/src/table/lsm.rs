@@ -20,7 +20,7 @@
 //!   rows and older versions count too, and give way. The memtables are noted in `memtables` when
 //!   they are replaced, under its lock. A reader takes its number, then the memtables, then the
 //!   files: what moves on meanwhile is seen twice, never missed.
-//! * **Rows of files** that were read are kept (`row_cache`). A reader of memory looks into the
+//! * **Rows of files** that were read or flushed of late are kept (`row_cache`). A reader of memory looks into the
 //!   memtables first, so a flush must have the cache know what it takes from there.
 //! * **Tombstones** go when the levels are merged. Where scans pass over many, all files are merged
 //!   at once, if enough of what they hold is tombstones.
@@ -370,7 +370,8 @@ impl TableEngine for LsmEngine {
         }
         let watermark = self.watermark();
         // Every reader from here on sees all that is in them.
-        self.rows.update(self.memtables.read().sealed.clone());
+        let sealed = self.memtables.read().sealed.clone();
+        self.rows.update(&sealed);
         // The tree writes and forces the files, then its manifest, then the folders of both.
         self.tree.flush(&flushing, watermark).map_err(|e| self.failed("flush", e))?;
         // All that were sealed are in files now; the lock on flushing keeps others away.
@@ -480,6 +481,8 @@ mod tests {
         batch.remove(&[b"key"]);
         engine.write(batch).unwrap();
         engine.flush().unwrap();
+        assert_eq!(resident(engine), None, "what was deleted takes no room");
+        assert_eq!(engine.get(b"key").unwrap(), None);
         assert_eq!(resident(engine), Some(None), "the row is known to be absent");
         put(engine, &"x".repeat(1024 * 1024));
         engine.flush().unwrap();
@@ -529,6 +532,7 @@ mod tests {
     fn readers_of_memory_and_files_never_go_back() {
         const WRITES: u64 = 4_000;
         const WRITES_PER_FLUSH: u64 = 40;
+        const TURNS_PER_LOSS: u64 = 3;
         let folder = tempfile::tempdir().unwrap();
         let engine = &LsmEngine::open(folder.path(), 1024 * 1024, 16).unwrap();
         let number = |value: Bytes| String::from_utf8(value.to_vec()).unwrap().parse().unwrap();
@@ -536,8 +540,13 @@ mod tests {
         thread::scope(|scope| {
             let readers = [0, 1].map(|_| {
                 scope.spawn(move || {
-                    let (mut last, mut found_in_memory) = (0, 0_u64);
+                    let (mut last, mut found_in_memory, mut turn) = (0, 0_u64, 0_u64);
                     while last < WRITES {
+                        turn += 1;
+                        if turn.is_multiple_of(TURNS_PER_LOSS) {
+                            // So that files are read amid writes and flushes.
+                            engine.rows.forget(b"key");
+                        }
                         let found = match engine.get_resident(b"key").unwrap() {
                             Some(found) => {
                                 found_in_memory += 1;

@@ -18,12 +18,17 @@ use lsm_tree::Memtable;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
-/// The largest row that is kept, in bytes, with its overhead. Larger ones cost more room than the
-/// switch of threads that they spare.
-const ROW_BYTES_MAX: u64 = 16 * 1024;
+/// The largest row that is kept, in bytes, with its overhead. To send a larger one takes longer than the
+/// switch of threads that it would spare.
+const ROW_BYTES_MAX: u64 = 64 * 1024;
 
-/// What a row costs beside its key and value: two handles, the entry, and its place in the index.
-const ROW_OVERHEAD: u64 = 128;
+/// About what a row takes beside its key and value: two handles, two allocations, the entry, and its
+/// place in the index.
+const ROW_OVERHEAD: u64 = 160;
+
+/// The parts of the cache, each with a lock and its share of the bytes. A number of its own, not of
+/// the processors', so that a run does the same on each machine.
+const SHARDS: usize = 16;
 
 /// The bytes of a row by which the cache guesses how many it will hold. It only sizes what is set
 /// aside at first.
@@ -51,6 +56,7 @@ impl RowCache {
         let guess = usize::try_from(bytes).unwrap_or(usize::MAX) / ROW_BYTES_GUESS;
         let options = OptionsBuilder::new()
             .weight_capacity(bytes)
+            .shards(SHARDS)
             .estimated_items_capacity(guess.max(1))
             .build()
             .expect("both numbers are set");
@@ -83,7 +89,8 @@ impl RowCache {
     /// Brings the rows that are kept up to date with memtables that are about to be given up, oldest
     /// first, and keeps the others while there is room. Every reader from now on sees all that is in
     /// them.
-    pub(super) fn update(&self, given_up: Vec<Arc<Memtable>>) {
+    pub(super) fn update(&self, given_up: &[Arc<Memtable>]) {
+        let mut room = self.rows.capacity().saturating_sub(self.rows.weight());
         for memtable in given_up {
             let mut last = None;
             for entry in memtable.iter() {
@@ -91,22 +98,36 @@ impl RowCache {
                 if last.as_ref() == Some(&entry.key.user_key) {
                     continue;
                 }
-                let value = (!entry.is_tombstone()).then_some(&entry.value[..]);
-                self.update_row(&entry.key.user_key, value);
+                let key = &entry.key.user_key[..];
+                if entry.is_tombstone() {
+                    // What was deleted is seldom asked for; whole ranges of rows go that way.
+                    self.rows.remove(key);
+                } else {
+                    self.update_row(key, &entry.value, &mut room);
+                }
                 last = Some(entry.key.user_key);
             }
         }
     }
 
-    fn update_row(&self, key: &[u8], value: Option<&[u8]>) {
-        let is_kept = self.rows.contains_key(key);
-        let bytes = weight(key, value);
+    /// Brings a row up to date if it is kept, and keeps it if not while there is room.
+    fn update_row(&self, key: &[u8], value: &[u8], room: &mut u64) {
+        let (is_kept, bytes) = (self.rows.contains_key(key), weight(key, Some(value)));
         if bytes > ROW_BYTES_MAX {
             self.rows.remove(key);
-        } else if is_kept || self.rows.weight() + bytes <= self.rows.capacity() {
-            let value = value.map(Bytes::copy_from_slice);
-            self.rows.insert(Bytes::copy_from_slice(key), value);
+        } else if is_kept || bytes <= *room {
+            if !is_kept {
+                *room -= bytes;
+            }
+            let value = Bytes::copy_from_slice(value);
+            self.rows.insert(Bytes::copy_from_slice(key), Some(value));
         }
+    }
+
+    /// Forgets a row, as if others had needed its room.
+    #[cfg(test)]
+    pub(super) fn forget(&self, key: &[u8]) {
+        self.rows.remove(key);
     }
 
     /// Returns how many bytes the rows take.
