@@ -24,7 +24,7 @@ pub struct TableOptions {
     /// one more, and the log is cut in steps of it. 64 MiB is what the tree's own files aim at.
     pub memtable_bytes: usize,
     /// Bytes of file content kept in memory for reads: with `lsm` half of them blocks of files, half
-    /// rows. Larger means fewer reads from disk.
+    /// rows of up to 64 KiB. Larger means fewer reads from disk.
     pub cache_bytes: usize,
     /// The files that are kept open for reads. Fewer leave more descriptors to connections, and have
     /// files opened again more often. Only `lsm` keeps more than one.
