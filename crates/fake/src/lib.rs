@@ -30,7 +30,9 @@ use trireme_proto::v1::kv_server::{Kv, KvServer};
 use trireme_proto::v1::request::Operation;
 use trireme_proto::v1::{self, ErrorCode, response};
 use trireme_types::limits::SESSION_OUTCOMES_MAX;
-use trireme_types::{CohortId, Condition, Consistency, KeyRange, NodeId, RangeMap, Version};
+use trireme_types::{
+    CohortId, Condition, Consistency, KeyRange, NodeId, RangeMap, Version, first_after,
+};
 
 /// What a node does to one request instead of answering it properly.
 #[allow(clippy::large_enum_variant, reason = "a few in a test")]
@@ -489,7 +491,7 @@ impl State {
             if scan.reverse {
                 covered.start = last;
             } else {
-                covered.end = Some(Bytes::from([&last[..], &[0]].concat()));
+                covered.end = Some(first_after(&last));
             }
         }
         v1::ScanResponse { rows, covered_start: covered.start, covered_end: covered.end, freshness }

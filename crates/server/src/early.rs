@@ -1,9 +1,9 @@
 //! Messages that come before the replica that they are for.
 //!
-//! When a range changes, its successors' replicas are opened on all nodes at about the same time, and the
-//! first of them speaks at once. What it says would be lost where the others are a moment later, and be
-//! said again only after a timeout, while the range does not serve. So it is kept for that moment. To a
-//! replica, such a message is one that the network has delayed.
+//! When ranges are made or changed, their replicas are opened on all nodes at about the same time, and
+//! the first of each cohort speaks at once. What it says would be lost where the others are a moment
+//! later, and be said again only after a timeout, while the range does not serve. So it is kept for that
+//! moment. To a replica, such a message is one that the network has delayed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -27,7 +27,7 @@ pub use entry::{Entry, EntryKind};
 pub use id::{ClientId, ClusterId, CohortId, Incarnation, NodeId, ParseIdError};
 pub use lsn::{Epoch, Lsn};
 pub use path::PATH;
-pub use range::{KeyRange, printable};
+pub use range::{KeyRange, first_after, printable};
 pub use range_map::{RangeDescriptor, RangeMap, RangeMapError, check_split_key, even_splits};
 pub use seal::{Origin, Payload, Seal, Successor};
 pub use timing::{InvalidTiming, PERIOD_MAX, Timing, TimingChange};

@@ -58,6 +58,11 @@ impl fmt::Display for KeyRange {
     }
 }
 
+/// Returns the first key after `key`: `key` with a zero byte behind it.
+pub fn first_after(key: &[u8]) -> Bytes {
+    [key, &[0]].concat().into()
+}
+
 /// Returns `key` as a person may read it: bytes outside printable ASCII are escaped.
 pub fn printable(key: &[u8]) -> String {
     key.escape_ascii().to_string()
@@ -73,6 +78,13 @@ mod tests {
         assert!(range.contains(b"b") && range.contains(b"c\xff"));
         assert!(!range.contains(b"a\xff") && !range.contains(b"d"));
         assert!(KeyRange::all().contains(b"") && KeyRange::all().contains(&[0xff; 9]));
+    }
+
+    #[test]
+    fn no_key_lies_between_one_and_the_first_after_it() {
+        let after = first_after(b"b");
+        assert!(b"b"[..] < after[..] && after[..] < b"b\x00\x00"[..] && after[..] < b"b\x01"[..]);
+        assert_eq!(first_after(b""), b"\x00"[..]);
     }
 
     #[test]

@@ -285,7 +285,7 @@ impl RaftLogStorage<TypeConfig> for RaftLogStore {
         let (on_disk, last) = (self.on_disk.clone(), entries.last().map(|entry| entry.lsn));
         let cuts = on_disk.lock().cuts;
         let done = move |result: Result<(), LogError>| {
-            // First, so that whoever hears that it is on disk finds it recorded.
+            // Recorded first: a status that is read after openraft's acknowledgement includes it.
             if let (Ok(()), Some(last)) = (&result, last) {
                 on_disk.lock().note(cuts, last);
             }

@@ -20,7 +20,7 @@ use trireme_storage::{
     TableOptions, Tables,
 };
 use trireme_types::{
-    ClusterId, CohortId, Command, CommandBatch, Condition, KeyRange, NodeId, Operation,
+    ClusterId, CohortId, Command, CommandBatch, Condition, KeyRange, NodeId, Operation, first_after,
 };
 
 use crate::primary_backup::PrimaryBackup;
@@ -309,11 +309,8 @@ pub(crate) fn rows(table: &CohortTable) -> Vec<(Bytes, Bytes, u64)> {
     loop {
         let page = table.scan(&range, usize::MAX, false).expect("the table reads");
         rows.extend(page.rows.into_iter().map(|row| (row.key, row.value, row.version.0)));
-        if !page.more {
-            return rows;
-        }
-        let last = rows.last().expect("a page that goes on has rows");
-        range.start = [&last.0[..], &[0]].concat().into();
+        let Some(last) = page.last else { return rows };
+        range.start = first_after(&last);
     }
 }
 

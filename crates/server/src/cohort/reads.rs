@@ -14,7 +14,7 @@ use trireme_proto::v1;
 use trireme_proto::v1::response::Result as Answer;
 use trireme_replication::{Freshness, ReadPermit, Replica, ReplicaError};
 use trireme_storage::{CohortTable, Row, ScanPage, TableError};
-use trireme_types::{Consistency, KeyRange, Lsn};
+use trireme_types::{Consistency, KeyRange, Lsn, first_after};
 
 use crate::answers::{Room, StreamAnswers};
 use crate::readers::{FileReads, Readers};
@@ -367,11 +367,7 @@ fn covered(range: &KeyRange, last: Option<&Bytes>, reverse: bool) -> KeyRange {
     match last {
         None => range.clone(),
         Some(last) if reverse => KeyRange { start: last.clone(), end: range.end.clone() },
-        Some(last) => {
-            // The first key after `last` is `last` with a zero byte behind it.
-            let end = Bytes::from([&last[..], &[0]].concat());
-            KeyRange { start: range.start.clone(), end: Some(end) }
-        }
+        Some(last) => KeyRange { start: range.start.clone(), end: Some(first_after(last)) },
     }
 }
 

@@ -14,6 +14,7 @@ mod inheritance;
 mod opener;
 #[cfg(test)]
 mod tests;
+mod unpublished;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use trireme_types::{CohortConfig, CohortId, KeyRange, RangeDescriptor};
 use self::decision::{Plan, merge, plan};
 use self::inheritance::Before;
 pub(crate) use self::opener::Opener;
+use self::unpublished::Unpublished;
 use crate::cohort::HostedCohort;
 use crate::node::NodeError;
 use crate::peers::Peers;
@@ -44,15 +46,6 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How many replicas are opened at a time: enough that those that wait for the disk or for a thread
 /// hold up no other. More would only have more of them wait.
 const OPENINGS_MAX: usize = 32;
-
-/// What is open is published once this part of it is new: often enough that replicas serve while most
-/// of the others are still to be opened, and so seldom that publishing, which goes through all of
-/// them, costs no more for each replica the more there are.
-const NEW_PART: usize = 16;
-
-/// The longest that an open replica waits to be published with others, however few are new: one that
-/// takes long to open must not hold up those that do not.
-const UNPUBLISHED_MAX: Duration = Duration::from_millis(50);
 
 /// How long what is to go waits when it could not with what had to be done first.
 const NEXT_STEP_PAUSE: Duration = Duration::from_millis(50);
@@ -68,9 +61,8 @@ pub(crate) struct Hosting {
     /// What the coordinator has sent last, until the node remembers it.
     sent: Option<CatalogState>,
     hosted: BTreeMap<CohortId, Arc<HostedCohort>>,
-    /// How many of them are not published yet, and since when.
-    unpublished: usize,
-    unpublished_since: Option<Instant>,
+    /// Those of them that are not published yet.
+    unpublished: Unpublished,
 }
 
 /// The watches that hosting follows.
@@ -93,17 +85,9 @@ impl Hosting {
         let router = Router::new(catalog.cluster, opener.directory.clone(), Routes::of(&catalog));
         let (router, invitations) = (Arc::new(router), AllInvitations::new());
         let (opener, hosted, sent) = (Arc::new(opener), BTreeMap::new(), None);
-        let mut hosting = Self {
-            opener,
-            router,
-            peers,
-            catalog,
-            invitations,
-            sent,
-            hosted,
-            unpublished: 0,
-            unpublished_since: None,
-        };
+        let unpublished = Unpublished::default();
+        let mut hosting =
+            Self { opener, router, peers, catalog, invitations, sent, hosted, unpublished };
         let Plan { open, discard, .. } = hosting.plan();
         for cohort in discard {
             hosting.discard(cohort).await?;
@@ -218,13 +202,12 @@ impl Hosting {
             .collect();
         let mut openings = stream::iter(openings).buffer_unordered(OPENINGS_MAX);
         loop {
-            let publishing = self.unpublished_since.map(|since| since + UNPUBLISHED_MAX);
             tokio::select! {
                 opened = openings.next() => match opened {
                     Some((cohort, opened)) => done = done.and(opened.map(|it| self.host(cohort, it))),
                     None => break,
                 },
-                () = at(publishing) => self.publish(),
+                () = at(self.unpublished.due()) => self.publish(),
             }
         }
         for cohort in linked {
@@ -258,9 +241,7 @@ impl Hosting {
             return tracing::info!(%cohort, "waiting for the end of the cohort where it goes on");
         };
         self.hosted.insert(cohort, opened);
-        self.unpublished += 1;
-        self.unpublished_since.get_or_insert_with(Instant::now);
-        if is_publishable(self.unpublished, self.hosted.len()) {
+        if self.unpublished.add(Instant::now(), self.hosted.len()) {
             self.publish();
         }
     }
@@ -319,7 +300,7 @@ impl Hosting {
 
     /// Has clients and peers served by what is open, by the newest routes.
     fn publish(&mut self) {
-        (self.unpublished, self.unpublished_since) = (0, None);
+        self.unpublished = Unpublished::default();
         let replicas = self.hosted.iter().map(|(&cohort, hosted)| (cohort, hosted.replica.clone()));
         {
             // What replicas do with messages that came before them is done where they run.
@@ -341,11 +322,6 @@ impl CatalogWatches {
         let invitations = Invitations::new(coordinator).watch()?;
         Ok(Self { catalog, invitations, ended })
     }
-}
-
-/// Returns true if so many replicas that are not published yet are a large enough part of all.
-const fn is_publishable(unpublished: usize, hosted: usize) -> bool {
-    unpublished * NEW_PART >= hosted
 }
 
 /// Returns at a moment; never, if there is none.

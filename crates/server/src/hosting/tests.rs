@@ -605,21 +605,3 @@ async fn a_range_is_cut_in_two_and_a_half_again() {
     drop(routes);
     fixture.stop().await;
 }
-
-/// What is open was published after each opening, by going through all that was open: a thousand replicas
-/// cost half a million steps, and ten thousand fifty million.
-#[test]
-fn replicas_are_published_early_and_at_a_cost_that_does_not_grow_with_their_number() {
-    for replicas in [3, 1_000, 10_000] {
-        let (mut unpublished, mut steps) = (0, 0);
-        for hosted in 1..=replicas {
-            unpublished += 1;
-            if is_publishable(unpublished, hosted) {
-                steps += hosted;
-                unpublished = 0;
-            }
-            assert!(unpublished <= hosted / NEW_PART, "{unpublished} of {hosted} are not served");
-        }
-        assert!(steps <= 2 * NEW_PART * replicas, "{steps} steps for {replicas} replicas");
-    }
-}

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use trireme_storage::CohortTable;
 use trireme_types::{
     ClientId, Command, CommandBatch, Condition, KeyRange, NodeId, Operation, Outcome, Version,
+    first_after,
 };
 
 use super::Seen;
@@ -137,7 +138,6 @@ pub(super) fn rows(table: &CohortTable) -> Result<Rows, String> {
         let page = page.map_err(|error| format!("a table cannot be read: {error}"))?;
         rows.extend(page.rows.into_iter().map(|row| (row.key, (row.value, row.version.0))));
         let Some(last) = page.last else { return Ok(rows) };
-        // The first key after it.
-        rest.start = [&last[..], &[0]].concat().into();
+        rest.start = first_after(&last);
     }
 }

@@ -20,8 +20,8 @@
 //!   rows and older versions count too, and give way. The memtables are noted in `memtables` when
 //!   they are replaced, under its lock. A reader takes its number, then the memtables, then the
 //!   files: what moves on meanwhile is seen twice, never missed.
-//! * **Rows of files** that were read or flushed of late are kept (`row_cache`). A reader of memory looks into the
-//!   memtables first, so a flush must have the cache know what it takes from there.
+//! * **Rows of files** that were read or flushed of late are kept (`row_cache`). A reader looks into
+//!   the memtables first, so the cache must be brought up to date before a flush empties them.
 //! * **Tombstones** go when the levels are merged. Where scans pass over many, all files are merged
 //!   at once, if enough of what they hold is tombstones.
 //! * **What is opened is on disk.** The tree forces its files when it writes them, but a process may
@@ -223,7 +223,7 @@ impl LsmEngine {
     fn keep(&self, flushes: Flushes, key: &[u8], value: Option<&Bytes>) {
         let memtables = self.memtables.read();
         if self.rows.flushes() == flushes && memtables.get(key, SeqNo::MAX).is_none() {
-            self.rows.keep(key, value);
+            self.rows.keep(key, value.map(|value| &value[..]));
         }
     }
 
@@ -524,7 +524,7 @@ mod tests {
         assert_eq!(engine.rows.get(b"key"), None, "a memtable holds the row's newest state");
         engine.flush().unwrap();
         engine.keep(begun, b"key", Some(&old));
-        assert_eq!(resident(engine), Some(Some("second".into())), "a memtable was given up since");
+        assert_eq!(resident(engine), Some(Some("second".into())), "a memtable was flushed since");
     }
 
     /// Readers beside a writer and flushes never go back, wherever the row is read.

@@ -4,9 +4,9 @@
 //! memtable has an entry of. So that it never holds an older row than the files do:
 //!
 //! * A row that was read from files is kept only if no memtable holds its key by then, and none was
-//!   given up to the files meanwhile ([`Flushes`]): any newer entry would be in one of them.
-//! * Before memtables are given up, the rows of theirs that the cache holds are brought up to date;
-//!   while it has room, it takes the others too.
+//!   flushed meanwhile ([`Flushes`]): any newer entry would be in one of them.
+//! * Before flushed memtables go, the rows of theirs that the cache holds are brought up to date; while
+//!   it has room, it takes the others too.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::BuildHasherDefault;
@@ -40,7 +40,7 @@ pub(super) struct RowCache {
     flushes: AtomicU64,
 }
 
-/// How often memtables had been given up at some moment.
+/// How many flushes were over at some moment.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Flushes(u64);
 
@@ -70,28 +70,24 @@ impl RowCache {
         self.rows.get(key)
     }
 
-    /// Returns how often memtables have been given up. To be taken before a read of files begins.
+    /// Returns how many flushes are over. To be taken before a read of files begins.
     pub(super) fn flushes(&self) -> Flushes {
         Flushes(self.flushes.load(Ordering::SeqCst))
     }
 
     /// Keeps a row that was read from files. The caller has seen, under the lock on the memtables,
-    /// that none has an entry of the key and that no memtables were given up since the read began.
-    pub(super) fn keep(&self, key: &[u8], value: Option<&Bytes>) {
-        if weight(key, value.map(|value| &value[..])) > ROW_BYTES_MAX {
-            return;
+    /// that none has an entry of the key and that no flush has ended since the read began.
+    pub(super) fn keep(&self, key: &[u8], value: Option<&[u8]>) {
+        if weight(key, value) <= ROW_BYTES_MAX {
+            self.insert(key, value);
         }
-        // A copy, since a value shares its memory with the whole block that it was read from.
-        let value = value.map(|value| Bytes::copy_from_slice(value));
-        self.rows.insert(Bytes::copy_from_slice(key), value);
     }
 
-    /// Brings the rows that are kept up to date with memtables that are about to be given up, oldest
-    /// first, and keeps the others while there is room. Every reader from now on sees all that is in
-    /// them.
-    pub(super) fn update(&self, given_up: &[Arc<Memtable>]) {
+    /// Brings the rows that are kept up to date with memtables that are being flushed, oldest first,
+    /// and keeps the others while there is room. Every reader from now on sees all that is in them.
+    pub(super) fn update(&self, flushed: &[Arc<Memtable>]) {
         let mut room = self.rows.capacity().saturating_sub(self.rows.weight());
-        for memtable in given_up {
+        for memtable in flushed {
             let mut last = None;
             for entry in memtable.iter() {
                 // The newest entry of a key comes first.
@@ -119,9 +115,13 @@ impl RowCache {
             if !is_kept {
                 *room -= bytes;
             }
-            let value = Bytes::copy_from_slice(value);
-            self.rows.insert(Bytes::copy_from_slice(key), Some(value));
+            self.insert(key, Some(value));
         }
+    }
+
+    /// Keeps copies: what is given shares its memory with a whole block of a file, or a client's frame.
+    fn insert(&self, key: &[u8], value: Option<&[u8]>) {
+        self.rows.insert(Bytes::copy_from_slice(key), value.map(Bytes::copy_from_slice));
     }
 
     /// Forgets a row, as if others had needed its room.
@@ -136,7 +136,7 @@ impl RowCache {
         self.rows.weight()
     }
 
-    /// Notes that memtables are given up. The caller holds the lock on them, for writing.
+    /// Notes that a flush is over and its memtables go. The caller holds the lock on them, for writing.
     pub(super) fn note_flush(&self) {
         self.flushes.fetch_add(1, Ordering::SeqCst);
     }

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use trireme_types::{
     ClientId, CohortId, Command, CommandBatch, Condition, Engine, Entry, EntryKind, KeyRange, Lsn,
-    Operation, Outcome, RequestId, Version,
+    Operation, Outcome, RequestId, Version, first_after,
 };
 
 use crate::{CohortTable, Row, SnapshotReader, SnapshotReceiver, StagedSnapshot};
@@ -156,10 +156,8 @@ fn all_rows(table: &CohortTable) -> Vec<Row> {
     loop {
         let page = table.scan(&range, usize::MAX, false).unwrap();
         rows.extend(page.rows);
-        if !page.more {
-            return rows;
-        }
-        range.start = Bytes::from([&rows.last().unwrap().key[..], &[0]].concat());
+        let Some(last) = page.last else { return rows };
+        range.start = first_after(&last);
     }
 }
 

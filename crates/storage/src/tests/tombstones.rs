@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use trireme_types::KeyRange;
 use trireme_types::limits::SCAN_ROWS_MAX;
+use trireme_types::{KeyRange, first_after};
 
 use super::{apply, delete, put};
 use crate::{CohortTable, ScanPage, TableOptions, Tables};
@@ -37,7 +36,7 @@ fn pages(table: &CohortTable, reverse: bool) -> Vec<ScanPage> {
         match last {
             None => return pages,
             Some(last) if reverse => range.end = Some(last),
-            Some(last) => range.start = Bytes::from([&last[..], &[0]].concat()),
+            Some(last) => range.start = first_after(&last),
         }
     }
 }
