@@ -61,7 +61,7 @@ impl NodeHandle {
         &self,
         operation: v1::request::Operation,
         deadline: Instant,
-        until: impl Future<Output = ()>,
+        until: impl Future<Output = ()> + Unpin,
     ) -> Result<Answer, CallError> {
         self.stream().call(operation, deadline, until).await
     }

@@ -20,6 +20,7 @@
 //! it once and answers every copy alike (C1). If the deadline passes first, the caller
 //! gets an error that the outcome is unknown.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ pub(crate) async fn perform(
     deadline: Instant,
 ) -> Result<response::Result, ClientError> {
     request.validate()?;
-    let retry_loop = RetryLoop {
+    let mut retry_loop = RetryLoop {
         routes,
         options,
         request,
@@ -131,7 +132,7 @@ enum Next {
 }
 
 impl RetryLoop<'_> {
-    async fn run(mut self) -> Result<response::Result, ClientError> {
+    async fn run(&mut self) -> Result<response::Result, ClientError> {
         loop {
             let (route, generation) = self.routes.find(self.request.position());
             self.begin_timeline(&route);
@@ -232,8 +233,12 @@ impl RetryLoop<'_> {
         let id = v1::Route { cohort: route.descriptor.cohort.0, epoch: route.descriptor.epoch };
         let operation = self.request.operation(id, write_id);
         let leader = route.leader().filter(|leader| Some(*leader) == place.node);
-        let until = self.late_or_replaced(route, leader);
-        match node.call(operation, self.deadline, until).await {
+        let call = {
+            // Pinned here, since it is large to move.
+            let until = pin!(self.late_or_replaced(route, leader));
+            node.call(operation, self.deadline, until).await
+        };
+        match call {
             Ok(Some(response::Result::Error(error))) => self.refused(route, place, error),
             Ok(Some(answer)) if self.request.is_answered_by(&answer) => {
                 self.answered(route, place, answer)

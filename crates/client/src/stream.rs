@@ -11,7 +11,6 @@
 //! [`CallError::Lost`], one that was not as [`CallError::NotSent`].
 
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -100,13 +99,12 @@ impl StreamHandle {
         &self,
         operation: Operation,
         deadline: Instant,
-        until: impl Future<Output = ()>,
+        mut until: impl Future<Output = ()> + Unpin,
     ) -> Result<Answer, CallError> {
         let (call, pending) = call::new(operation, deadline);
-        let mut until = pin!(until);
         match self.queue.try_send(call) {
             Ok(()) => {}
-            Err(TrySendError::Full(call)) => self.enqueue(call, until.as_mut()).await?,
+            Err(TrySendError::Full(call)) => self.enqueue(call, &mut until).await?,
             Err(TrySendError::Closed(_)) => return Err(stopped()),
         }
         pending.wait(until).await

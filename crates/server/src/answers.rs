@@ -315,7 +315,8 @@ impl Stream for AnswerFrames {
             return Poll::Ready(is_closed.then(|| Err(stalled())));
         };
         let mut bytes = first.bytes;
-        let mut responses = vec![first.response];
+        let mut responses = Vec::with_capacity(FRAME_ANSWERS_MAX.min(1 + queue.len()));
+        responses.push(first.response);
         while responses.len() < FRAME_ANSWERS_MAX && bytes < FRAME_BYTES_MAX {
             let Ok(next) = queue.try_recv() else { break };
             bytes += next.bytes;

@@ -16,13 +16,14 @@ pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// The longest that any request may take, whatever its client says.
 pub(crate) const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
-/// Returns the moment after which no caller waits for an answer any more.
-pub(crate) fn deadline(timeout_ms: u64) -> Instant {
+/// Returns the moment after which no caller waits for an answer any more to a request that came at
+/// `now`.
+pub(crate) fn deadline(now: Instant, timeout_ms: u64) -> Instant {
     let timeout = match timeout_ms {
         0 => TIMEOUT_DEFAULT,
         ms => Duration::from_millis(ms).min(TIMEOUT_MAX),
     };
-    Instant::now() + timeout
+    now + timeout
 }
 
 /// Where the answer to one request goes.

@@ -603,7 +603,12 @@ mod tests {
             let (caller, answer) = oneshot::channel();
             let reply = ReplyTo::Call { caller, node: Arc::<NodeAnswers>::default() };
             let read = Read::Get(Bytes::from("k"));
-            fixture.hosted.read(PendingRead { read, consistency, deadline: deadline(0), reply });
+            fixture.hosted.read(PendingRead {
+                read,
+                consistency,
+                deadline: deadline(Instant::now(), 0),
+                reply,
+            });
             match answer.await.unwrap() {
                 Answer::Error(error) => Some(error.code()),
                 _ => None,

@@ -123,12 +123,13 @@ impl Reader {
         let mut reads = Vec::new();
         while waiting.recv_many(&mut reads, READS_MAX).await > 0 {
             let now = Instant::now();
-            let (late, timely): (Vec<_>, Vec<_>) =
-                reads.drain(..).partition(|read| read.deadline <= now);
-            late.into_iter().for_each(|read| read.reply.refuse(refusal::expired()));
-            if timely.is_empty() {
+            for late in reads.extract_if(.., |read| read.deadline <= now) {
+                late.reply.refuse(refusal::expired());
+            }
+            if reads.is_empty() {
                 continue;
             }
+            let timely = std::mem::take(&mut reads);
             match self.replica.read_barrier().await {
                 // The next barrier begins while these reads are answered.
                 Ok(permit) => drop(tokio::spawn(self.clone().answer(timely, permit))),

@@ -33,7 +33,7 @@ impl KvService {
     async fn call(&self, operation: Operation) -> Result<Answer, Status> {
         let (caller, answer) = oneshot::channel();
         let reply = ReplyTo::Call { caller, node: self.answers.clone() };
-        dispatch(&self.router, operation, deadline(0), reply);
+        dispatch(&self.router, operation, deadline(Instant::now(), 0), reply);
         match tokio::time::timeout(TIMEOUT_MAX, answer).await {
             Ok(Ok(Answer::Error(error))) => Err(status(&error)),
             Ok(Ok(answer)) => Ok(answer),
@@ -128,11 +128,13 @@ async fn take_requests(
             }
             let count = requests.len().min(REQUESTS_AT_ONCE);
             answers.begin(count);
+            let now = Instant::now();
             for request in requests.by_ref().take(count) {
                 let reply = ReplyTo::Stream { id: request.id, answers: answers.clone() };
                 match request.operation {
                     Some(operation) => {
-                        dispatch(&router, operation, deadline(request.timeout_ms), reply);
+                        let deadline = deadline(now, request.timeout_ms);
+                        dispatch(&router, operation, deadline, reply);
                     }
                     None => reply.refuse(refusal::invalid("a request without an operation")),
                 }
