@@ -18,16 +18,21 @@ use crate::freshness::{FreshnessLog, LeaderClock};
 
 type Metrics = WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
 
+/// Returns what a replica's table includes now: all that the replica has acknowledged, and maybe more.
+type AppliedNow = Box<dyn Fn() -> Lsn + Send + Sync>;
+
 /// What a replica knows of the age of commit points: its own as a leader, and those that leaders
 /// sent it.
 ///
 /// A Raft leader holds no lease here. What it knows is when it sent what a majority has
 /// acknowledged last: nobody else had committed anything by then, so that its commit point, once it
-/// is of its own term, includes all that was acknowledged before.
+/// is of its own term, includes all that was acknowledged before. The commit point that an append names
+/// may be an older one: openraft makes a heartbeat when it is due, and sends it when the one before has
+/// been answered or given up. So it also remembers how far its table had come when.
 pub(super) struct Heard {
     start: Instant,
-    /// How the replica is, once it runs.
-    metrics: OnceLock<Metrics>,
+    /// How the replica is, and what it has applied, once it runs.
+    replica: OnceLock<(Metrics, AppliedNow)>,
     state: Mutex<State>,
 }
 
@@ -39,28 +44,42 @@ struct State {
     term: Epoch,
     clock: LeaderClock,
     log: FreshnessLog,
+    /// What this replica's table included at the moments at which it sent appends.
+    applied: FreshnessLog,
 }
 
 impl Heard {
     pub(super) fn new() -> Self {
-        Self { start: Instant::now(), metrics: OnceLock::new(), state: Mutex::default() }
+        Self { start: Instant::now(), replica: OnceLock::new(), state: Mutex::default() }
     }
 
     /// Names the replica that this is about.
-    pub(super) fn attach(&self, metrics: Metrics) {
+    pub(super) fn attach(
+        &self,
+        metrics: Metrics,
+        applied: impl Fn() -> Lsn + Send + Sync + 'static,
+    ) {
         // It is named once.
-        let _named = self.metrics.set(metrics);
+        let _named = self.replica.set((metrics, Box::new(applied)));
     }
 
     /// Adds to an append that this replica sends as of when its commit point is the newest.
     pub(super) fn stamp(&self, append: &mut v1::RaftAppend) {
-        append.sent_us = micros(self.moment(Instant::now()));
+        let now = self.moment(Instant::now());
+        append.sent_us = micros(now);
+        let Some((metrics, applied)) = self.replica.get() else { return };
+        // What was acknowledged before `now` is in the table by now.
+        let applied = applied();
+        let mut state = self.state.lock();
+        state.applied.learn(applied, now, applied);
         let term = append.vote.as_ref().map(|vote| vote.term);
-        let commits_own = append.leader_commit.as_ref().map(|lsn| lsn.epoch) == term;
-        if let Some(metrics) = self.metrics.get().filter(|_| commits_own) {
-            let acked = term.and_then(|term| led_until(&metrics.borrow_watched(), term));
-            append.current_at_us = acked.map(|acked| micros(self.moment(acked)));
-        }
+        let point = append.leader_commit.map(Lsn::from);
+        let Some(point) = point.filter(|point| Some(point.epoch) == term) else { return };
+        let included = state.applied.as_of(point);
+        drop(state);
+        let acked = led_until(&metrics.borrow_watched(), point.epoch);
+        let current_at = acked.zip(included).map(|(acked, at)| self.moment(acked).min(at));
+        append.current_at_us = current_at.map(micros);
     }
 
     /// Takes in what an append says of its commit point. It holds whether or not the append is
@@ -134,7 +153,7 @@ mod tests {
     use std::sync::Arc;
 
     use openraft::alias::WatchOf;
-    use openraft::async_runtime::watch::Watch as _;
+    use openraft::async_runtime::watch::{Watch as _, WatchSender as _};
     use openraft_rt_tokio::TokioInstant;
 
     use super::*;
@@ -191,7 +210,7 @@ mod tests {
         wait(100).await;
         let (sender, metrics) = WatchOf::<TypeConfig>::channel(leading(3));
         let acknowledged = micros(leader.moment(Instant::now()));
-        leader.attach(metrics);
+        leader.attach(metrics, || Lsn::new(TERM, 9));
         let append = |committed| v1::RaftAppend {
             vote: Some(v1::RaftVote { term: TERM, ..Default::default() }),
             leader_commit: Some(Lsn::new(committed, 9).into()),
@@ -208,5 +227,39 @@ mod tests {
         let following = RaftMetrics { state: ServerState::Follower, ..leading(3) };
         assert_eq!(age(&follower, &following, TERM), Some(Duration::from_millis(700)));
         drop(sender);
+    }
+    /// A heartbeat waits until the one before has been given up, and names what was committed when it
+    /// was due.
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_point_that_was_sent_late_is_as_old_as_what_is_newer() {
+        let leader = Heard::new();
+        wait(100).await;
+        let (sender, metrics) = WatchOf::<TypeConfig>::channel(leading(3));
+        let table = Arc::new(Mutex::new(Lsn::new(TERM, 9)));
+        let applied = Arc::clone(&table);
+        leader.attach(metrics, move || *applied.lock());
+        let current_at = |seq| {
+            let mut append = v1::RaftAppend {
+                vote: Some(v1::RaftVote { term: TERM, ..Default::default() }),
+                leader_commit: Some(Lsn::new(TERM, seq).into()),
+                ..Default::default()
+            };
+            sender.send(leading(3)).expect("the leader looks at it");
+            leader.stamp(&mut append);
+            append.current_at_us
+        };
+        let now = || micros(leader.moment(Instant::now()));
+        assert_eq!(current_at(8), None, "how long ago 9 was not acknowledged is not known");
+        assert_eq!(current_at(9), Some(now()));
+        wait(30).await;
+        assert_eq!(current_at(9), Some(now()), "nothing was acknowledged since");
+        let before = now();
+        wait(40).await;
+        *table.lock() = Lsn::new(TERM, 10);
+        assert_eq!(current_at(9), Some(before), "10 may have been acknowledged since");
+        assert_eq!(current_at(10), Some(now()));
+        wait(10).await;
+        assert_eq!(current_at(9), Some(before));
+        assert_eq!(current_at(11), Some(now()), "committed, and nothing of it acknowledged");
     }
 }

@@ -266,7 +266,8 @@ impl Kept {
             }
             Some(_) => {}
         }
-        heard.attach(raft.metrics());
+        let applied = self.table.clone();
+        heard.attach(raft.metrics(), move || applied.applied());
         let (table, events) = (self.table.clone(), self.events.clone());
         Ok(Running {
             id,
