@@ -23,7 +23,9 @@ use trireme_client::{Client, ClientOptions};
 use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorError, CoordinatorOptions, ErrorClass};
 use trireme_embedded::EmbeddedOptions;
-use trireme_server::{DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, panics};
+use trireme_server::{
+    DISCARD_AFTER_DEFAULT, DataFolder, DataFolderError, REPLACE_DELAY_DEFAULT, panics,
+};
 use trireme_types::{Durability, Engine, NodeId, Protocol};
 
 use self::children::{Children, NodeProcess};
@@ -51,7 +53,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long one look at a starting cluster may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the nodes of an earlier start may take to end, whose `up` was killed: they hand over
+/// How long an earlier start that is ending may take, or its nodes if it was killed: they hand over
 /// what they lead, drain their clients and flush their tables first.
 const PREDECESSORS_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -188,7 +190,7 @@ impl UpArgs {
 
     /// Starts everything and watches over it; returns why it has ended by itself.
     async fn start_and_watch(&self, plan: &Plan, running: &mut Running) -> anyhow::Result<()> {
-        let folder = running.folder.insert(DataFolder::open(&self.data)?);
+        let folder = running.folder.insert(open_when_free(&self.data).await?);
         let is_missing = ClusterFile::read(folder.path())?.is_none();
         let existing = ClusterFile::read_or_recover(folder.path())?;
         if let Some(recovered) = existing.as_ref().filter(|_| is_missing) {
@@ -433,6 +435,22 @@ fn node_folder(data: &Path, node: usize) -> PathBuf {
 
 fn coordinator_folder(data: &Path) -> PathBuf {
     data.join("coordinator")
+}
+
+/// Opens the folder of the cluster, which an earlier start that is ending may still hold.
+async fn open_when_free(data: &Path) -> anyhow::Result<DataFolder> {
+    let deadline = Instant::now() + PREDECESSORS_TIMEOUT;
+    let mut is_said = false;
+    loop {
+        match DataFolder::open(data) {
+            Err(DataFolderError::InUse(_)) if Instant::now() < deadline => {}
+            opened => return Ok(opened?),
+        }
+        if !std::mem::replace(&mut is_said, true) {
+            tracing::info!(folder = %data.display(), "waiting for another process to leave it");
+        }
+        tokio::time::sleep(PREDECESSORS_INTERVAL).await;
+    }
 }
 
 /// Waits for the nodes of an earlier start to end. When their `up` is killed they stop by
