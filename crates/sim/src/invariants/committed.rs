@@ -15,6 +15,9 @@ const READ_BYTES: usize = 1 << 20;
 pub(crate) struct Committed {
     /// Entry `seq` at `seq - 1`.
     entries: Vec<Entry>,
+    /// In which epoch each was committed, which is the entry's own or a newer one: the epoch of the node
+    /// where that was seen first.
+    committed_in: Vec<Epoch>,
     /// As far as each is known to be on enough disks.
     checked: usize,
 }
@@ -52,6 +55,8 @@ impl Committed {
                     entry.lsn
                 ));
             }
+            let before = self.committed_in.last().copied().unwrap_or_default();
+            self.committed_in.push(seen.status.epoch.max(before));
             self.entries.push(entry);
         }
         Ok(self.entries.len() as u64 > known)
@@ -101,9 +106,10 @@ impl Committed {
         self.entries.get(usize::try_from(seq.checked_sub(1)?).ok()?)
     }
 
-    /// Returns the newest committed entry of the epochs before `epoch`.
+    /// Returns the newest entry that was committed in an epoch before `epoch`. One of an older epoch may
+    /// have been committed later, by a leader that a leader of `epoch` does not know of.
     pub(super) fn last_before(&self, epoch: Epoch) -> Option<Lsn> {
-        let before = self.entries.partition_point(|entry| entry.lsn.epoch < epoch);
+        let before = self.committed_in.partition_point(|committed_in| *committed_in < epoch);
         before.checked_sub(1).map(|at| self.entries[at].lsn)
     }
 
@@ -124,4 +130,26 @@ impl Committed {
 /// Returns true if a log holds an entry, or has given it up.
 fn is_in(log: &CohortLog, lsn: Lsn) -> bool {
     lsn.seq <= log.bounds().purged.seq || log.lsn_at(lsn.seq) == Some(lsn)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// n1 leads epoch 4 and is cut off; the leader of epoch 5 commits what an earlier one had begun.
+    #[test]
+    fn what_a_later_leader_commits_is_not_before_an_earlier_one() {
+        let entry = |epoch, seq| Entry {
+            lsn: Lsn::new(epoch, seq),
+            kind: EntryKind::NoOp,
+            payload: Bytes::new(),
+        };
+        let entries = vec![entry(3, 1), entry(3, 2), entry(5, 3)];
+        let committed = Committed { entries, committed_in: vec![3, 5, 5], checked: 0 };
+        let last = |epoch| committed.last_before(epoch);
+        assert_eq!([last(3), last(4)], [None, Some(Lsn::new(3, 1))]);
+        assert_eq!([last(5), last(6)], [Some(Lsn::new(3, 1)), Some(Lsn::new(5, 3))]);
+    }
 }
