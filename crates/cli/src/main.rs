@@ -22,6 +22,7 @@ mod logging;
 mod node;
 mod node_list;
 mod output;
+mod predecessor;
 mod progress;
 mod put;
 mod range_list;

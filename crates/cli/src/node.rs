@@ -1,23 +1,23 @@
 //! `trireme node`: runs one node.
 
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::Instant;
 use trireme_server::{
-    DISCARD_AFTER_DEFAULT, DataFolder, Mistakes, Node, NodeError, NodeOptions,
-    REPLACE_DELAY_DEFAULT, panics,
+    DISCARD_AFTER_DEFAULT, Mistakes, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics,
 };
 use trireme_types::{Durability, Engine, NodeId};
 
 use super::stopping::stop_signal;
 use super::timing::TimingArgs;
-use super::{UsageError, address, duration, logging};
+use super::{UsageError, address, duration, logging, predecessor};
 
 /// The threads of the runtime that carries consensus: few, since its work is short, and apart from
 /// those of the clients, so that their load cannot hold up a heartbeat.
@@ -26,9 +26,6 @@ const CONSENSUS_THREADS: usize = 2;
 /// How long a process that holds the folder may take to let go of it. A killed one with much memory takes
 /// some tenths of a second on a busy machine.
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often it is looked whether it has.
-const PREDECESSOR_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Options of `trireme node`. On an existing data folder, the folder alone is enough.
 #[derive(Args)]
@@ -118,7 +115,8 @@ impl NodeArgs {
             // must be heard meanwhile.
             let handle = consensus.handle().clone();
             let start = tokio::spawn(async move {
-                wait_for_predecessor(&options.data).await?;
+                // One that is there still is named by the start.
+                predecessor::wait_for(&options.data, Instant::now() + PREDECESSOR_TIMEOUT).await?;
                 Node::start(options, &handle).await
             });
             let started = tokio::select! {
@@ -173,18 +171,4 @@ impl NodeArgs {
             mistakes,
         }
     }
-}
-
-/// Waits for a process that is still ending to let go of the folder: one that was killed holds it, and
-/// its port, until the system has taken it apart.
-async fn wait_for_predecessor(data: &Path) -> Result<(), NodeError> {
-    let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
-    let mut is_said = false;
-    while Instant::now() < deadline && DataFolder::is_in_use(data)? {
-        if !std::mem::replace(&mut is_said, true) {
-            tracing::info!(data = %data.display(), "waiting for another process to leave the folder");
-        }
-        tokio::time::sleep(PREDECESSOR_INTERVAL).await;
-    }
-    Ok(())
 }

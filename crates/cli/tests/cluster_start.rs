@@ -257,21 +257,17 @@ fn a_cluster_whose_up_was_killed_can_be_started_again_at_once() {
 
 /// The terminal of an `up` was closed, and the next one found its folder in use, and gave up.
 #[test]
-fn a_cluster_whose_up_is_ending_can_be_started_again_at_once() {
+fn a_start_waits_for_an_up_that_is_ending_to_leave_the_folder() {
     let seat = Seat::take();
-    let port = seat.ports(4);
     let folder = TempDir::new().unwrap();
     let data = folder.path().join("data");
-    let mut first = Up::start(up_command(&data, port));
-    first.ready();
-    run(&endpoints(port, 3), ["put", "k", "v"]).out();
-    first.signal(Signal::HUP);
-    let mut second = Up::start(up_command(&data, port));
-    second.ready();
-    first.ends_well();
-    assert_eq!(run(&endpoints(port, 3), ["get", "k"]).out(), "v\n");
-    second.signal(Signal::TERM);
-    second.ends_well();
+    let ending = DataFolder::open(&data).unwrap();
+    let mut up = Up::start(up_command(&data, seat.ports(4)));
+    up.says("waiting for another process to leave the folder");
+    drop(ending);
+    up.ready();
+    up.signal(Signal::TERM);
+    up.ends_well();
 }
 
 /// Files that say what they said before were written anew at each start, which a full disk forbids.

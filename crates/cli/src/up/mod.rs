@@ -23,9 +23,7 @@ use trireme_client::{Client, ClientOptions};
 use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorError, CoordinatorOptions, ErrorClass};
 use trireme_embedded::EmbeddedOptions;
-use trireme_server::{
-    DISCARD_AFTER_DEFAULT, DataFolder, DataFolderError, REPLACE_DELAY_DEFAULT, panics,
-};
+use trireme_server::{DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, panics};
 use trireme_types::{Durability, Engine, NodeId, Protocol};
 
 use self::children::{Children, NodeProcess};
@@ -38,7 +36,7 @@ use super::output::announce;
 use super::rebuild::Remembered;
 use super::stopping::stop_signal;
 use super::timing::TimingArgs;
-use super::{UsageError, address, duration, logging};
+use super::{UsageError, address, duration, logging, predecessor};
 
 /// How long a starting cluster may stand still before it is given up. However long it takes, it is
 /// not as long as it comes further: see [`progress`].
@@ -56,9 +54,6 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long an earlier start that is ending may take, or its nodes if it was killed: they hand over
 /// what they lead, drain their clients and flush their tables first.
 const PREDECESSORS_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// How often it is looked whether they have ended.
-const PREDECESSORS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Where everything listens: a local cluster is for one machine.
 const HOST: &str = "127.0.0.1";
@@ -190,7 +185,9 @@ impl UpArgs {
 
     /// Starts everything and watches over it; returns why it has ended by itself.
     async fn start_and_watch(&self, plan: &Plan, running: &mut Running) -> anyhow::Result<()> {
-        let folder = running.folder.insert(open_when_free(&self.data).await?);
+        // One that is there still is named by the opening.
+        predecessor::wait_for(&self.data, Instant::now() + PREDECESSORS_TIMEOUT).await?;
+        let folder = running.folder.insert(DataFolder::open(&self.data)?);
         let is_missing = ClusterFile::read(folder.path())?.is_none();
         let existing = ClusterFile::read_or_recover(folder.path())?;
         if let Some(recovered) = existing.as_ref().filter(|_| is_missing) {
@@ -437,40 +434,14 @@ fn coordinator_folder(data: &Path) -> PathBuf {
     data.join("coordinator")
 }
 
-/// Opens the folder of the cluster, which an earlier start that is ending may still hold.
-async fn open_when_free(data: &Path) -> anyhow::Result<DataFolder> {
-    let deadline = Instant::now() + PREDECESSORS_TIMEOUT;
-    let mut is_said = false;
-    loop {
-        match DataFolder::open(data) {
-            Err(DataFolderError::InUse(_)) if Instant::now() < deadline => {}
-            opened => return Ok(opened?),
-        }
-        if !std::mem::replace(&mut is_said, true) {
-            tracing::info!(folder = %data.display(), "waiting for another process to leave it");
-        }
-        tokio::time::sleep(PREDECESSORS_INTERVAL).await;
-    }
-}
-
 /// Waits for the nodes of an earlier start to end. When their `up` is killed they stop by
 /// themselves, which takes them a moment.
 async fn wait_for_predecessors(data: &Path, nodes: usize) -> anyhow::Result<()> {
     let deadline = Instant::now() + PREDECESSORS_TIMEOUT;
-    let mut is_said = false;
     for node in 1..=nodes {
         let folder = node_folder(data, node);
-        while DataFolder::is_in_use(&folder)? {
-            if Instant::now() >= deadline {
-                bail!(
-                    "node {node} runs already: {} is in use by another process",
-                    folder.display()
-                );
-            }
-            if !std::mem::replace(&mut is_said, true) {
-                tracing::info!(node, "waiting for the nodes of an earlier start to end");
-            }
-            tokio::time::sleep(PREDECESSORS_INTERVAL).await;
+        if predecessor::wait_for(&folder, deadline).await? {
+            bail!("node {node} runs already: {} is in use by another process", folder.display());
         }
     }
     Ok(())

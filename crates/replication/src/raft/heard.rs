@@ -178,6 +178,15 @@ mod tests {
         heard.age(metrics, Lsn::new(term, 9), Instant::now())
     }
 
+    /// Returns an append of [`TERM`] with this commit point.
+    fn append(committed: Lsn) -> v1::RaftAppend {
+        v1::RaftAppend {
+            vote: Some(v1::RaftVote { term: TERM, ..Default::default() }),
+            leader_commit: Some(committed.into()),
+            ..Default::default()
+        }
+    }
+
     async fn wait(milliseconds: u64) -> Duration {
         let time = Duration::from_millis(milliseconds);
         tokio::time::advance(time).await;
@@ -211,16 +220,11 @@ mod tests {
         let (sender, metrics) = WatchOf::<TypeConfig>::channel(leading(3));
         let acknowledged = micros(leader.moment(Instant::now()));
         leader.attach(metrics, || Lsn::new(TERM, 9));
-        let append = |committed| v1::RaftAppend {
-            vote: Some(v1::RaftVote { term: TERM, ..Default::default() }),
-            leader_commit: Some(Lsn::new(committed, 9).into()),
-            ..Default::default()
-        };
         wait(700).await;
-        let mut late = append(TERM);
+        let mut late = append(Lsn::new(TERM, 9));
         leader.stamp(&mut late);
         assert_eq!(late.current_at_us, Some(acknowledged));
-        let mut early = append(TERM - 1);
+        let mut early = append(Lsn::new(TERM - 1, 9));
         leader.stamp(&mut early);
         assert_eq!(early.current_at_us, None, "it does not know how far the others had come");
         follower.note(NodeId(1), &late, Lsn::ZERO);
@@ -228,6 +232,7 @@ mod tests {
         assert_eq!(age(&follower, &following, TERM), Some(Duration::from_millis(700)));
         drop(sender);
     }
+
     /// A heartbeat waits until the one before has been given up, and names what was committed when it
     /// was due.
     #[tokio::test(start_paused = true)]
@@ -239,11 +244,7 @@ mod tests {
         let applied = Arc::clone(&table);
         leader.attach(metrics, move || *applied.lock());
         let current_at = |seq| {
-            let mut append = v1::RaftAppend {
-                vote: Some(v1::RaftVote { term: TERM, ..Default::default() }),
-                leader_commit: Some(Lsn::new(TERM, seq).into()),
-                ..Default::default()
-            };
+            let mut append = append(Lsn::new(TERM, seq));
             sender.send(leading(3)).expect("the leader looks at it");
             leader.stamp(&mut append);
             append.current_at_us
