@@ -15,13 +15,8 @@ use std::time::Duration;
 use trireme_sim::{Setup, Summary, run_into};
 use trireme_types::Protocol;
 
-/// How many seeds of a protocol are a part of the test command; fewer of Raft's, which cost more.
-const fn seeds_of(protocol: Protocol) -> u64 {
-    match protocol {
-        Protocol::Spinnaker | Protocol::Pacifica => 10,
-        Protocol::Raft => 4,
-    }
-}
+/// How many seeds of each protocol are a part of the test command.
+const SEEDS: u64 = 200;
 
 /// The events that are faults, or come of them.
 const FAULTS: [&str; 16] = [
@@ -51,7 +46,7 @@ fn number(name: &str) -> Option<u64> {
 fn try_seeds(protocol: Protocol) {
     let (from, seeds) = match number("SEED") {
         Some(seed) => (seed, 1),
-        None => (number("FROM").unwrap_or(0), number("SEEDS").unwrap_or(seeds_of(protocol))),
+        None => (number("FROM").unwrap_or(0), number("SEEDS").unwrap_or(SEEDS)),
     };
     let mistake = std::env::var("MISTAKE").ok();
     let mistake = mistake.map(|name| name.parse().unwrap_or_else(|error| panic!("{error}")));
