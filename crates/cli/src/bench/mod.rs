@@ -32,8 +32,12 @@ use surroundings::Surroundings;
 /// The most callers of one run.
 const CALLERS_MAX: u64 = 10_000;
 
-/// Callers that put the keys before they are read.
-const LOADING_CALLERS: u64 = 256;
+/// The most callers that put the keys before they are read.
+const LOADING_CALLERS_MAX: u64 = 256;
+
+/// The most bytes of values that they have under way: few enough that a slow disk has taken each
+/// within the deadline of its put.
+const LOADING_BYTES_MAX: u64 = 16 << 20;
 
 /// The longest run, and the longest warm-up of one: long enough for any measurement, and short enough that
 /// its end is a point in time.
@@ -201,7 +205,8 @@ impl BenchArgs {
         };
         if self.workload.iter().any(|workload| workload.reads()) {
             progress.note(&format!("trireme: putting {} keys", self.keys));
-            let putting = load(Workload::Put).put_every_key(LOADING_CALLERS);
+            let callers = loading_callers(self.value_bytes);
+            let putting = load(Workload::Put).put_every_key(callers);
             watched(putting, "putting the keys", progress)
                 .await
                 .context("putting the keys that are to be read")?;
@@ -216,6 +221,11 @@ impl BenchArgs {
         }
         Ok(())
     }
+}
+
+/// Returns how many callers put the keys before they are read.
+fn loading_callers(value_bytes: u64) -> u64 {
+    (LOADING_BYTES_MAX / value_bytes.max(1)).clamp(1, LOADING_CALLERS_MAX)
 }
 
 /// Waits for work and shows that it goes on.
@@ -238,5 +248,12 @@ mod tests {
         for workload in Workload::value_variants() {
             assert!(!workload.choices().mix.is_empty(), "{}", workload.name());
         }
+    }
+
+    #[test]
+    fn what_is_put_before_the_reads_is_bounded_in_bytes() {
+        assert_eq!(loading_callers(0), LOADING_CALLERS_MAX);
+        assert_eq!(loading_callers(256), LOADING_CALLERS_MAX);
+        assert_eq!(loading_callers(VALUE_BYTES_MAX as u64), 16);
     }
 }
