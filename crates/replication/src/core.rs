@@ -56,6 +56,7 @@ pub(crate) use self::durable_seqs::DurableSeqs;
 pub use self::epoch_runs::EpochRuns;
 pub use self::moment::Moment;
 pub use self::outbox::Outbox;
+use crate::pulse::{Rest, Terms};
 use crate::replica::{Measures, ReplicaError, Role};
 use crate::transport::Lane;
 
@@ -92,6 +93,13 @@ pub trait Core: Debug + Sized + Send + 'static {
 
     /// Returns when [`Event::Timeout`] is due, if nothing else happens before.
     fn next_timeout(&self) -> Option<Moment>;
+
+    /// Returns what the replica could rest as: nothing is under way, and nothing will be before
+    /// something happens. While it rests its timeouts do not come, and neither do beacons. What it has missed
+    /// comes first, as [`Event::Heard`] or [`Event::Supported`], when anything happens.
+    fn rest(&self) -> Option<Rest> {
+        None
+    }
 
     /// Describes the replica.
     fn status(&self) -> CoreStatus;
@@ -223,6 +231,21 @@ pub enum Event<C: Core> {
     PeerLost {
         /// The node.
         node: NodeId,
+    },
+    /// A follower has rested: this is the newest beacon of its leader, which was acknowledged for it.
+    Heard {
+        /// The leader.
+        leader: NodeId,
+        /// What it rests under.
+        terms: Terms,
+        /// When the beacon was sent, on the leader's clock.
+        sent: Moment,
+    },
+    /// A leader has rested: each of these followers, which owed nothing all the while, has acknowledged
+    /// a beacon that was sent at this moment.
+    Supported {
+        /// The followers.
+        by: Vec<(NodeId, Moment)>,
     },
     /// The moment that `next_timeout` named has come.
     Timeout,

@@ -12,6 +12,7 @@ pub mod core;
 pub mod driver;
 mod freshness;
 pub mod pacifica;
+pub mod pulse;
 pub mod raft;
 mod replica;
 pub mod simulation;

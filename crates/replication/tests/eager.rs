@@ -133,6 +133,7 @@ async fn nothing_is_applied_before_it_is_on_the_own_disk() {
         table: table.clone(),
         transport: Arc::new(Nowhere),
         coordination: Arc::new(NoCoordination),
+        pulses: None,
         on_failure: Box::new(|error| panic!("{error}")),
     };
     let make = |_| Ok(Eager { log: EpochRuns::default(), outbox: Outbox::new() });

@@ -116,6 +116,7 @@ async fn offer<C: Core>(
         table: table.clone(),
         transport: Arc::new(Nowhere),
         coordination: Arc::new(Silent),
+        pulses: None,
         on_failure: Box::new(move |error| *failed.lock() = Some(error.clone())),
     };
     let replica = CoreReplica::start(NODE, wiring, DriverOptions::default(), make);

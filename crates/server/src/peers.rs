@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use trireme_replication::pulse::{PULSE_COHORT, Pulses};
 use trireme_replication::{Lane, Replica};
 use trireme_storage::StagedSnapshot;
 use trireme_types::{CohortId, NodeId};
@@ -30,6 +31,8 @@ pub(crate) struct Peers {
     early: Mutex<EarlyMessages>,
     incoming: PathBuf,
     backpressure: Arc<Backpressure>,
+    /// What the replicas rest by, once there is one.
+    pulses: OnceLock<Arc<Pulses>>,
 }
 
 impl Peers {
@@ -37,7 +40,14 @@ impl Peers {
     /// on any network.
     pub(crate) fn new(incoming: PathBuf, backpressure: Arc<Backpressure>) -> Arc<Self> {
         let (replicas, up, early) = (ArcSwap::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { replicas, up, early, incoming, backpressure })
+        let pulses = OnceLock::new();
+        Arc::new(Self { replicas, up, early, incoming, backpressure, pulses })
+    }
+
+    /// Has pulses go here from now on. To be called once.
+    pub(crate) fn set_pulses(&self, pulses: Arc<Pulses>) {
+        let is_first = self.pulses.set(pulses).is_ok();
+        debug_assert!(is_first, "a node has its pulses once");
     }
 
     /// Gives it the node's replicas. Those that it did not have before hear which nodes are up, and get what
@@ -67,6 +77,12 @@ impl PeerHandler for Peers {
             return self
                 .backpressure
                 .peer_log(from, payload.first().is_some_and(|is_full| *is_full != 0));
+        }
+        if cohort == PULSE_COHORT {
+            if let Some(pulses) = self.pulses.get() {
+                pulses.deliver(from, payload);
+            }
+            return;
         }
         if let Some(replica) = self.replicas.load().get(&cohort) {
             return replica.deliver(from, lane, payload);
@@ -107,6 +123,9 @@ impl PeerHandler for Peers {
         tracing::info!(%node, "a peer is gone");
         let mut up = self.up.lock();
         up.remove(&node);
+        if let Some(pulses) = self.pulses.get() {
+            pulses.peer_lost(node);
+        }
         self.replicas.load().values().for_each(|replica| replica.peer_lost(node));
     }
 }

@@ -33,6 +33,9 @@ const TRIES_FOR: Duration = Duration::from_secs(4);
 /// The pauses between two tries, in milliseconds.
 const PAUSE: (u64, u64) = (5, 100);
 
+/// The pause between two reads in a lull.
+const LULL_PAUSE: Duration = Duration::from_millis(150);
+
 /// What the clients saw.
 #[derive(Default)]
 pub(crate) struct History {
@@ -108,6 +111,12 @@ impl Client {
             let pause = self.chance.millis(0, self.world.plan.think);
             sleep(pause).await;
             let key = self.key();
+            if self.world.lull.is_now() {
+                // What is read at rest must know its age, too.
+                self.read_timeline(key).await;
+                sleep(LULL_PAUSE).await;
+                continue;
+            }
             match self.chance.below(10) {
                 0..6 => {
                     let write = self.pick_write(key);
@@ -259,11 +268,26 @@ impl Client {
         }
     }
 
+    /// Asks one node for strong reads for a while, whether it leads or not.
+    pub(crate) async fn ask_for(mut self, node: NodeId, lasts: Duration) {
+        let end = Instant::now() + lasts;
+        while Instant::now() < end {
+            self.leader = Some(node);
+            let key = self.key();
+            self.read_within(key, Duration::from_nanos(1)).await;
+        }
+    }
+
     async fn read(&mut self, key: Bytes) {
+        self.read_within(key, TRIES_FOR).await;
+    }
+
+    /// Reads a key, and tries again until `lasts` is over.
+    async fn read_within(&mut self, key: Bytes, lasts: Duration) {
         let world = Arc::clone(&self.world);
         world.trace.note("call", format_args!("c{} get {key:?}", self.number));
         let called = world.trace.moment();
-        let deadline = Instant::now() + TRIES_FOR;
+        let deadline = Instant::now() + lasts;
         while Instant::now() < deadline {
             let (asked, slow) = (key.clone(), self.chance.millis(0, 3));
             let weak = Arc::downgrade(&world);

@@ -60,7 +60,8 @@ impl Faults {
         }
     }
 
-    fn happen(&mut self) {
+    /// Makes one thing go wrong.
+    pub(crate) fn happen(&mut self) {
         let node = self.node();
         let running = self.world.running(node);
         match (self.chance.below(100), running) {

@@ -22,6 +22,7 @@ mod damage;
 mod disk;
 mod faults;
 mod invariants;
+mod lulls;
 mod mistake;
 mod network;
 mod node;
@@ -45,6 +46,7 @@ use trireme_types::Protocol;
 use self::client::Client;
 use self::coordinator::Coordinator;
 use self::faults::Faults;
+use self::lulls::Lulls;
 use self::trace::{Sink, Trace};
 use self::world::World;
 
@@ -152,7 +154,11 @@ async fn live(world: &Arc<World>) {
         .map(|number| tokio::spawn(Client::new(Arc::clone(world), number).run(Arc::clone(&end))))
         .collect();
     tokio::time::sleep(BEGINS_FOR).await;
-    Faults::new(Arc::clone(world)).run().await;
+    if world.lull.are_there() {
+        Lulls::new(Arc::clone(world)).run().await;
+    } else {
+        Faults::new(Arc::clone(world)).run().await;
+    }
     end.store(true, Ordering::Relaxed);
     for client in working {
         // A panic has ended the run.

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use trireme_replication::driver::DriverFaults;
 use trireme_replication::pacifica::PacificaFaults;
+use trireme_replication::pulse::PulseFaults;
 use trireme_replication::raft::RaftFaults;
 use trireme_replication::spinnaker::SpinnakerFaults;
 use trireme_replication::streaming::StreamingFaults;
@@ -69,12 +70,13 @@ const AROUND: [(&str, Mistake); 16] = [
 ];
 
 /// Those of replicas, which are there only in tests.
-const OWN: [&[&str]; 5] = [
+const OWN: [&[&str]; 6] = [
     SpinnakerFaults::NAMES,
     PacificaFaults::NAMES,
     StreamingFaults::NAMES,
     RaftFaults::NAMES,
     DriverFaults::NAMES,
+    PulseFaults::NAMES,
 ];
 
 impl Mistake {

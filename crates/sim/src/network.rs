@@ -10,6 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use trireme_replication::pulse::PULSE_COHORT;
 use trireme_replication::{Lane, ReplicaError, SendError, Transport};
 use trireme_storage::{SnapshotReader, SnapshotReceiver};
 use trireme_types::{CohortId, NodeId};
@@ -71,10 +72,27 @@ impl LaneKey {
     }
 }
 
+/// What is said between two nodes, apart from their pings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Spoken {
+    Pulses,
+    ByReplicas,
+}
+
 /// What travels.
 enum Parcel {
-    Message { lane: Lane, payload: Bytes },
+    Message { cohort: CohortId, lane: Lane, payload: Bytes },
     Ping,
+}
+
+impl Parcel {
+    fn spoken(&self) -> Option<Spoken> {
+        match self {
+            Self::Message { cohort: PULSE_COHORT, .. } => Some(Spoken::Pulses),
+            Self::Message { .. } => Some(Spoken::ByReplicas),
+            Self::Ping => None,
+        }
+    }
 }
 
 struct Underway {
@@ -95,6 +113,10 @@ struct Inner {
     /// The longest that any message may have been under way.
     slowest: u64,
     cut: BTreeSet<Way>,
+    /// What is lost on the way from one node to another, though the rest arrives.
+    dropped: BTreeSet<(NodeId, NodeId, Spoken)>,
+    /// By how much everything from one node to another is late.
+    held_up: BTreeMap<(NodeId, NodeId), Duration>,
     links: BTreeMap<(NodeId, NodeId, LaneKey), mpsc::Sender<Underway>>,
     /// When each node last had a ping of another one, and whether that counts as alive.
     heard: BTreeMap<(NodeId, NodeId), (Instant, bool)>,
@@ -102,9 +124,17 @@ struct Inner {
 
 impl Network {
     pub(crate) fn new(chance: Chance, weather: Weather) -> Self {
-        let (cut, links, heard) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
-        let slowest = weather.slowest();
-        Self { inner: Mutex::new(Inner { chance, weather, slowest, cut, links, heard }) }
+        let inner = Inner {
+            chance,
+            weather,
+            slowest: weather.slowest(),
+            cut: BTreeSet::new(),
+            dropped: BTreeSet::new(),
+            held_up: BTreeMap::new(),
+            links: BTreeMap::new(),
+            heard: BTreeMap::new(),
+        };
+        Self { inner: Mutex::new(inner) }
     }
 
     /// Returns the longest time, in milliseconds, that any message may have been under way.
@@ -129,8 +159,30 @@ impl Network {
         }
     }
 
+    /// Loses what is said on some ways, or does so no more.
+    pub(crate) fn drop_spoken(&self, ways: &[(NodeId, NodeId)], spoken: Spoken, is_lost: bool) {
+        let mut inner = self.inner.lock();
+        for (from, to) in ways {
+            match is_lost {
+                true => inner.dropped.insert((*from, *to, spoken)),
+                false => inner.dropped.remove(&(*from, *to, spoken)),
+            };
+        }
+    }
+
+    /// Has everything on some ways be late by this much more than the weather has it.
+    pub(crate) fn hold_up(&self, ways: &[(NodeId, NodeId)], by: Duration) {
+        let mut inner = self.inner.lock();
+        inner.held_up.extend(ways.iter().map(|way| (*way, by)));
+        let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        inner.slowest = inner.slowest.max(inner.weather.slowest().saturating_add(millis));
+    }
+
     pub(crate) fn heal_all(&self) {
-        self.inner.lock().cut.clear();
+        let mut inner = self.inner.lock();
+        inner.cut.clear();
+        inner.dropped.clear();
+        inner.held_up.clear();
     }
 
     /// Forgets what a node that starts has heard before.
@@ -148,7 +200,8 @@ impl Network {
         if inner.chance.per_mille(late) {
             time += inner.chance.below(late_by + 1);
         }
-        (!is_cut && !is_lost).then(|| Duration::from_millis(time))
+        let held_up = inner.held_up.get(&(from, to)).copied().unwrap_or_default();
+        (!is_cut && !is_lost).then(|| Duration::from_millis(time) + held_up)
     }
 
     /// Returns the time that a question and its answer take; `None` if one of the two is lost.
@@ -168,6 +221,9 @@ impl Network {
         parcel: Parcel,
     ) -> bool {
         let Some(delay) = self.fate(from, to, lane) else { return false };
+        if parcel.spoken().is_some_and(|it| self.inner.lock().dropped.contains(&(from, to, it))) {
+            return false;
+        }
         let start = world.starts_of(to);
         let inner = &mut *self.inner.lock();
         // What waits at the sender while the receiver restarts goes to its next start.
@@ -225,14 +281,17 @@ async fn carry(
             continue;
         };
         match parcel {
-            Parcel::Message { lane, payload } => {
+            Parcel::Message { cohort, lane, payload } => {
                 let shown = trace::hash(0, &payload);
                 let lane_key = LaneKey::of(lane);
                 world.trace.note(
-                    "delivered",
+                    if cohort == PULSE_COHORT { "pulse" } else { "delivered" },
                     format_args!("{from} > {to} {lane_key:?} {} bytes {shown:x}", payload.len()),
                 );
-                running.process.within(|| running.replica.deliver(from, lane, payload));
+                running.process.within(|| match cohort {
+                    PULSE_COHORT => running.pulses.deliver(from, payload),
+                    _ => running.replica.deliver(from, lane, payload),
+                });
             }
             Parcel::Ping => {
                 if world.network.heard(to, from) {
@@ -255,6 +314,7 @@ pub(crate) async fn ping(world: Weak<World>, node: NodeId) {
             }
             for lost in world.network.newly_lost(node) {
                 world.trace.note("peer lost", format_args!("{node} lost {lost}"));
+                running.pulses.peer_lost(lost);
                 running.replica.peer_lost(lost);
             }
         }
@@ -273,13 +333,13 @@ impl Transport for Link {
     fn send(
         &self,
         to: NodeId,
-        _cohort: CohortId,
+        cohort: CohortId,
         lane: Lane,
         payload: Bytes,
     ) -> Result<(), SendError> {
         let world = self.world.upgrade().ok_or(SendError::Unreachable(to))?;
         let (from, bytes) = (self.from, payload.len());
-        let parcel = Parcel::Message { lane, payload };
+        let parcel = Parcel::Message { cohort, lane, payload };
         if !world.network.put(&world, from, to, LaneKey::of(lane), parcel) {
             world.trace.note("lost", format_args!("{from} > {to} {bytes} bytes"));
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use trireme_replication::pulse::{PulseFaults, Pulses};
 use trireme_replication::simulation::SimulatedNode;
 use trireme_replication::{Replica, ReplicaError};
 use trireme_storage::fs::MemFs;
@@ -61,6 +62,7 @@ pub(crate) struct Running {
     pub(crate) tables: Tables,
     pub(crate) table: CohortTable,
     pub(crate) replica: Arc<dyn Replica>,
+    pub(crate) pulses: Arc<Pulses>,
     pub(crate) continuity: Mutex<Continuity>,
 }
 
@@ -124,6 +126,10 @@ pub(crate) async fn start(
     shared.on_failure(move |error| failed(format!("the log failed: {error}")));
     let weak = Arc::downgrade(world);
     tokio::spawn(process.task(disk::write(weak.clone(), node, Arc::clone(&disk), shared)));
+    let transport = Arc::new(Link { world: weak.clone(), from: node });
+    let own = world.setup.mistake.map_or("", Mistake::own);
+    let faults = PulseFaults::named(own).unwrap_or_default();
+    let pulses = process.within(|| Pulses::start(transport.clone(), plan.timing, faults));
     let parts = Parts {
         world: weak.clone(),
         node,
@@ -132,7 +138,8 @@ pub(crate) async fn start(
         log: log.clone(),
         tables: tables.clone(),
         table: table.clone(),
-        transport: Arc::new(Link { world: weak.clone(), from: node }),
+        transport,
+        pulses: Arc::clone(&pulses),
     };
     let replica = process.task(protocol::open(parts)).await;
     let replica = replica.map_err(|error: ReplicaError| format!("no replica: {error}"))?;
@@ -141,7 +148,18 @@ pub(crate) async fn start(
         tokio::spawn(process.task(panic_later()));
     }
     let continuity = Mutex::default();
-    Ok(Arc::new(Running { node, start, process, disk, log, tables, table, replica, continuity }))
+    Ok(Arc::new(Running {
+        node,
+        start,
+        process,
+        disk,
+        log,
+        tables,
+        table,
+        replica,
+        pulses,
+        continuity,
+    }))
 }
 
 /// The mistake of a task that panics, of which nothing but the watch for panics hears.

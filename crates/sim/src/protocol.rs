@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 
 use trireme_replication::driver::{CoreReplica, DriverFaults, DriverOptions, Wiring};
 use trireme_replication::pacifica::{Pacifica, PacificaFaults, PacificaOptions};
+use trireme_replication::pulse::Pulses;
 use trireme_replication::raft::{RaftFaults, RaftOptions, RaftParts, RaftReplica};
 use trireme_replication::spinnaker::{Spinnaker, SpinnakerFaults, SpinnakerOptions};
 use trireme_replication::streaming::StreamingFaults;
@@ -26,6 +27,7 @@ pub(crate) struct Parts {
     pub(crate) tables: Tables,
     pub(crate) table: CohortTable,
     pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) pulses: Arc<Pulses>,
 }
 
 /// Opens a replica of the world's protocol, as a task of its node.
@@ -90,7 +92,7 @@ fn start<C>(
 where
     C: Recipe<CoordinatorRequest: Clone + Send + Sync, CoordinatorEvent: Clone>,
 {
-    let Parts { world, node, start, log, table, transport, .. } = parts;
+    let Parts { world, node, start, log, table, transport, pulses, .. } = parts;
     let mistake = world.upgrade().and_then(|world| world.setup.mistake);
     let faults = DriverFaults::named(mistake.map_or("", Mistake::own)).unwrap_or_default();
     let options = DriverOptions { faults, ..DriverOptions::default() };
@@ -101,6 +103,7 @@ where
         table,
         transport,
         coordination: requests.clone(),
+        pulses: Some(pulses),
         on_failure: Box::new(move |error| failed(error.to_string())),
     };
     let replica = CoreReplica::start(node, wiring, options, make);

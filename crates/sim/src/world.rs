@@ -19,6 +19,7 @@ use crate::coordinator::Coordinator;
 use crate::coordinator::continuity::Memory;
 use crate::damage;
 use crate::invariants::{Observer, Seen};
+use crate::lulls::Lull;
 use crate::mistake::Mistake;
 use crate::network::Network;
 use crate::node::{self, Running, Slot};
@@ -42,6 +43,7 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) network: Network,
     pub(crate) coordinator: Coordinator,
+    pub(crate) lull: Lull,
     pub(crate) history: History,
     pub(crate) observer: Mutex<Observer>,
     slots: Mutex<BTreeMap<NodeId, Slot>>,
@@ -72,6 +74,7 @@ impl World {
             trace: Trace::new(sink),
             network: Network::new(chance.fork(), plan.weather),
             coordinator: Coordinator::new(chance.fork(), config, setup.mistake),
+            lull: Lull::of(setup.seed),
             history: History::default(),
             observer: Mutex::new(Observer::new(setup.protocol)),
             slots,

@@ -102,6 +102,21 @@ const ROWS: &[Row] = &[
         within: &[(Spinnaker, 60), (Pacifica, 60)],
     },
     Row {
+        invariant: "one serves at a time",
+        mistake: "forgets-pulses",
+        within: &[(Spinnaker, 60), (Pacifica, 100)],
+    },
+    Row {
+        invariant: "one serves at a time",
+        mistake: "acknowledges-for-all",
+        within: &[(Spinnaker, 10), (Pacifica, 10)],
+    },
+    Row {
+        invariant: "one serves at a time",
+        mistake: "leases-from-answers",
+        within: &[(Spinnaker, 40), (Pacifica, 60)],
+    },
+    Row {
         invariant: "pointers are ordered",
         mistake: "applies-uncommitted",
         within: &[(Spinnaker, 10), (Pacifica, 5)],

@@ -18,8 +18,8 @@ use trireme_types::Protocol;
 /// How many seeds of each protocol are a part of the test command.
 const SEEDS: u64 = 200;
 
-/// The events that are faults, or come of them.
-const FAULTS: [&str; 16] = [
+/// The events that are faults, or come of them; and the pulses of cohorts that rest.
+const FAULTS: [&str; 20] = [
     "kill",
     "wipe",
     "pause",
@@ -36,6 +36,10 @@ const FAULTS: [&str; 16] = [
     "session ends",
     "hand over",
     "snapshot",
+    "lull",
+    "late",
+    "dropped",
+    "pulse",
 ];
 
 fn number(name: &str) -> Option<u64> {
@@ -115,4 +119,23 @@ fn pacifica() {
 #[test]
 fn raft() {
     try_seeds(Protocol::Raft);
+}
+
+/// The seeds of worlds with lulls that are looked at, and how many pulses there must be in them: a cohort
+/// that does not come to rest has a few, by which its leader asks whether it may.
+const LULLS: [u64; 4] = [3, 7, 11, 15];
+const PULSES_MIN: u64 = 100;
+
+/// Where clients ask for nothing for a while, cohorts come to rest, or the seeds would show nothing of
+/// that.
+#[test]
+fn cohorts_rest_in_lulls() {
+    for protocol in [Protocol::Spinnaker, Protocol::Pacifica] {
+        let pulses = LULLS.map(|seed| {
+            let summary = run_into(Setup { protocol, seed, mistake: None }, None);
+            let summary = summary.unwrap_or_else(|failure| panic!("{failure}"));
+            summary.events.get("pulse").copied().unwrap_or_default()
+        });
+        assert!(pulses.iter().sum::<u64>() > PULSES_MIN, "{protocol}: {pulses:?} pulses");
+    }
 }

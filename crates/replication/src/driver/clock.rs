@@ -18,6 +18,11 @@ impl Clock {
         Self { start: Instant::now(), rate: simulation::clock_rate() }
     }
 
+    /// Returns when it was started.
+    pub(super) const fn started(self) -> Instant {
+        self.start
+    }
+
     pub(super) fn now(self) -> Moment {
         Moment::after_start(self.rate.local(self.start.elapsed()))
     }

@@ -69,6 +69,7 @@ use self::published::Published;
 use self::storage::{CohortLog, CohortTable, StagedSnapshot};
 use self::task::{State, Task};
 use crate::core::{Core, Recovered};
+use crate::pulse::{Pulses, RestWatch, Sleeper};
 use crate::replica::{Freshness, ReadPermit, Replica, ReplicaError, ReplicaStatus};
 use crate::simulation;
 use crate::transport::{Lane, Transport};
@@ -118,6 +119,8 @@ pub struct Wiring<C: Core> {
     pub transport: Arc<dyn Transport>,
     /// The coordinator.
     pub coordination: Arc<dyn Coordination<C>>,
+    /// Where the replica rests while nothing happens; `None` if it never does.
+    pub pulses: Option<Arc<Pulses>>,
     /// Whom to tell if the replica fails for good: its node must stop.
     pub on_failure: FailureListener,
 }
@@ -131,6 +134,9 @@ pub struct CoreReplica<C: Core> {
     table: CohortTable,
     mailbox: Arc<Mailbox<C>>,
     published: Arc<Published>,
+    rest: RestWatch,
+    /// The length of the leases of what rests.
+    lease: Duration,
     clock: Clock,
     /// What the log knew to be committed at the start.
     recovered: Lsn,
@@ -148,7 +154,7 @@ impl<C: Core> CoreReplica<C> {
         make: impl FnOnce(Recovered) -> Result<C, String>,
     ) -> Result<Self, StartError> {
         options.validate()?;
-        let Wiring { log, table, transport, coordination, on_failure } = wiring;
+        let Wiring { log, table, transport, coordination, pulses, on_failure } = wiring;
         let recovered = storage::recover(node, &log, &table);
         let (cohort, last, applied) = (recovered.cohort, recovered.log.last(), recovered.applied);
         let commit_point = recovered.commit_point;
@@ -175,7 +181,11 @@ impl<C: Core> CoreReplica<C> {
             tasks: JoinSet::new(),
         };
         let clock = Clock::start();
+        let lease = pulses.as_ref().map_or(Duration::ZERO, |pulses| pulses.lease());
+        let sleeper = Sleeper::new(cohort, pulses);
+        let rest = sleeper.watch();
         let task = Task {
+            sleeper,
             core,
             clock,
             mailbox: Arc::clone(&mailbox),
@@ -200,7 +210,7 @@ impl<C: Core> CoreReplica<C> {
         };
         simulation::spawn(run.instrument(span));
         let recovered = commit_point;
-        Ok(Self { node, cohort, table, mailbox, published, clock, recovered, ended })
+        Ok(Self { node, cohort, table, mailbox, published, rest, lease, clock, recovered, ended })
     }
 
     /// Passes an event of the coordinator to a replica that others keep alive, however full its queue
@@ -268,6 +278,8 @@ impl<C: Core> Replica for CoreReplica<C> {
 
     fn freshness(&self, applied: Lsn, at: Instant) -> Result<Freshness, ReplicaError> {
         let (role, as_of) = self.published.as_of(applied);
+        let rested = self.rest.as_of(self.lease).filter(|(point, _)| point.seq <= applied.seq);
+        let as_of = as_of.max(rested.map(|(_, as_of)| self.clock.moment(as_of)));
         let age = as_of.map(|as_of| self.clock.moment(at).since(as_of));
         Freshness::checked(applied, age, role, self.recovered)
     }

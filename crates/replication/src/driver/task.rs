@@ -16,6 +16,7 @@ use super::outgoing::{Held, Sender, decode};
 use super::storage::{CohortLog, IoId, LogErrorClass, LogWrite};
 use super::{Coordination, DriverFaults, FailureListener, Published};
 use crate::core::{Core, DurableSeqs, Effect, Event, Moment, Ticket, When};
+use crate::pulse::{Learnt, Sleeper};
 use crate::replica::ReplicaError;
 
 /// How long the task waits before it tries again to write to a log whose queue is full. The queue
@@ -36,6 +37,7 @@ pub(super) struct Task<C: Core> {
     pub(super) on_failure: FailureListener,
     pub(super) drain_timeout: Duration,
     pub(super) faults: DriverFaults,
+    pub(super) sleeper: Sleeper,
     pub(super) state: State<C>,
 }
 
@@ -71,6 +73,11 @@ impl<C: Core> State<C> {
             ordered: applied.seq,
             drain_until: None,
         }
+    }
+
+    /// Returns true if nobody waits for anything.
+    fn is_idle(&self) -> bool {
+        self.callers.is_empty() && self.held.is_empty() && self.drain_until.is_none()
     }
 }
 
@@ -119,12 +126,16 @@ impl<C: Core> Task<C> {
 
     /// Waits until there is something to do.
     async fn wait(&mut self) -> Option<Progress> {
-        let timeout = self.core.next_timeout().map(|moment| self.clock.instant(moment));
+        let timeout = match self.sleeper.rests() {
+            true => self.sleeper.until(),
+            false => self.core.next_timeout().map(|moment| self.clock.instant(moment)),
+        };
         let wake_up = [timeout, self.state.drain_until].into_iter().flatten().min();
         tokio::select! {
             biased;
             Some(progress) = self.progress.recv() => Some(progress),
             () = self.mailbox.arrived() => None,
+            () = self.sleeper.alarm() => None,
             () = sleep_until(wake_up) => None,
         }
     }
@@ -135,6 +146,8 @@ impl<C: Core> Task<C> {
         progress: Option<Progress>,
         effects: &mut Vec<Effect<C>>,
     ) -> Result<(), End> {
+        // Nothing is acknowledged for it from now on.
+        let learnt = self.sleeper.look_up();
         let taken = self.mailbox.take();
         if let Some(reason) = taken.failure {
             return Err(End::Failed(reason));
@@ -143,6 +156,9 @@ impl<C: Core> Task<C> {
         let now = self.clock.now();
         let durable = taken.durable.clone();
         let durable = durable.map_err(|error| End::Failed(format!("the log failed: {error}")))?;
+        if let Some(learnt) = learnt {
+            self.take_learnt(now, learnt);
+        }
         self.take_durable(now, durable);
         self.take_progress(now, progress)?;
         self.take_events(now, taken);
@@ -155,6 +171,8 @@ impl<C: Core> Task<C> {
         self.order_apply();
         self.sender.reap();
         self.published.set(self.core.status(), self.state.applied);
+        let rest = self.core.rest().filter(|_| phase == Phase::Open && self.state.is_idle());
+        self.sleeper.settle(Instant::now(), rest, self.clock.started());
         match self.may_end(phase) {
             ControlFlow::Break(()) => Err(End::Stopped),
             ControlFlow::Continue(()) => Ok(()),
@@ -164,6 +182,21 @@ impl<C: Core> Task<C> {
     fn handle(&mut self, now: Moment, event: Event<C>) {
         tracing::trace!(?now, ?event, "event");
         self.core.handle(now, event);
+    }
+
+    /// Hands the core what it has missed at rest, as of when that came.
+    fn take_learnt(&mut self, now: Moment, learnt: Learnt) {
+        match learnt {
+            Learnt::Supported(by) => {
+                let sent = |(node, at)| (node, self.clock.moment(at));
+                let by = by.into_iter().map(sent).collect();
+                self.handle(now, Event::Supported { by });
+            }
+            Learnt::Heard { leader, terms, received, sent } => {
+                let received = self.clock.moment(received).min(now);
+                self.handle(received, Event::Heard { leader, terms, sent });
+            }
+        }
     }
 
     fn take_durable(&mut self, now: Moment, upto: IoId) {

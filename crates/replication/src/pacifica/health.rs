@@ -155,7 +155,7 @@ impl Shared {
     }
 
     /// Returns true if nothing waits for the disk or for the applier.
-    fn is_settled(&self) -> bool {
+    fn waits_for_nothing(&self) -> bool {
         self.journal.is_durable() && self.applied.seq >= self.journal.committed().seq
     }
 
@@ -170,7 +170,7 @@ impl Shared {
     pub(super) fn asks_to_go_on_at(&self) -> Option<Moment> {
         self.own
             .stepped_down
-            .filter(|_| self.own.pending.is_none() && self.is_settled())
+            .filter(|_| self.own.pending.is_none() && self.waits_for_nothing())
             .map(|at| at + ASKS_AGAIN_AFTER_GRACES * self.timing.grace)
     }
 

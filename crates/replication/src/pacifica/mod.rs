@@ -86,6 +86,7 @@ use self::health::Health;
 use self::membership::Membership;
 use self::roles::RoleState;
 use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered};
+use crate::pulse::Rest;
 use crate::replica::Role;
 use crate::streaming::wire::HardState;
 use crate::streaming::{self, Beacon, Leading, Preceding, RoleStatus, StreamingFaults, Streams};
@@ -224,6 +225,25 @@ impl Core for Pacifica {
         let pending = cx.own.pending.as_ref().map(|pending| pending.retry_at);
         let named = cx.own.named.map(|_| cx.support.until());
         [of_role, pending, named, cx.asks_to_go_on_at()].into_iter().flatten().min()
+    }
+
+    fn rest(&self) -> Option<Rest> {
+        let cx = &self.shared;
+        let own = &cx.own;
+        let waits = own.pending.is_some() || own.named.is_some() || own.stepped_down.is_some();
+        let acts = own.config.as_ref().is_some_and(|config| config.version == cx.state.promised);
+        // One that is to get another replica soon has something to do.
+        if waits || !acts || own.is_missing_one() || own.becomes_primary_at.is_some() {
+            return None;
+        }
+        match &self.role {
+            RoleState::Idle => None,
+            RoleState::Secondary(secondary) => {
+                let follows = own.is_listed(cx.node) && own.primary() == secondary.following.leader;
+                follows.then(|| cx.rest(&secondary.following, cx.state.promised)).flatten()
+            }
+            RoleState::Primary(primary) => primary.rest(cx),
+        }
     }
 
     fn status(&self) -> CoreStatus {

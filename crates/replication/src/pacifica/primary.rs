@@ -11,6 +11,7 @@ use super::Shared;
 use super::candidates::Removal;
 use super::proposal::Purpose;
 use crate::core::{Effect, Moment, Reply, Ticket, When};
+use crate::pulse::Rest;
 use crate::replica::ReplicaError;
 use crate::streaming::{Leading, Position, Progress};
 
@@ -131,6 +132,15 @@ impl Primary {
         if let Some(ticket) = self.transfer {
             cx.journal.reply(ticket, Reply::Done, When::Now);
         }
+    }
+
+    /// Returns what it could rest as.
+    pub(super) fn rest(&self, cx: &Shared) -> Option<Rest> {
+        let is_free = self.suspended_since.is_none()
+            && self.transfer.is_none()
+            && self.successor.is_none()
+            && cx.now < self.lease_until;
+        is_free.then(|| self.leading.rest(cx)).flatten()
     }
 
     /// Serves nothing until the manager has decided.

@@ -5,6 +5,7 @@ use trireme_types::{Entry, Epoch, Lsn, NodeId};
 use super::election::{HEAD_START, SLACK_DIVISOR};
 use super::{Shared, SpinnakerMessage};
 use crate::core::{Moment, Ticket};
+use crate::pulse::Rest;
 use crate::streaming::wire::HardState;
 use crate::streaming::{Beacon, Following, Preceding};
 
@@ -114,6 +115,14 @@ impl Follower {
             }
             _ => cx.answer_snapshot(ticket),
         }
+    }
+
+    /// Returns what it could rest as.
+    pub(super) fn rest(&self, cx: &Shared) -> Option<Rest> {
+        let seeks = self.is_lost || self.successor.is_some() || self.suspected_at.is_some();
+        // What it has promised to a later leader it must not forget at rest.
+        let is_bound = cx.state.promised > cx.own.epoch;
+        (!seeks && !is_bound).then(|| cx.rest(&self.following, cx.own.epoch)).flatten()
     }
 
     /// Checks what must hold of what it knows.

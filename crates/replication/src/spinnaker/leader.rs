@@ -9,6 +9,7 @@ use super::election::{RETRY, SLACK_DIVISOR};
 use super::stall::Stall;
 use super::{ElectionRequest, Shared, SpinnakerMessage};
 use crate::core::{Effect, Moment, Reply, Ticket, When};
+use crate::pulse::Rest;
 use crate::replica::ReplicaError;
 use crate::streaming::{Leading, Position, Progress};
 
@@ -74,6 +75,12 @@ impl Leader {
             let error = ReplicaError::Unavailable("the replica lost its lead meanwhile".into());
             cx.journal.refuse(hand_over.ticket, error);
         }
+    }
+
+    /// Returns what it could rest as.
+    pub(super) fn rest(&self, cx: &Shared) -> Option<Rest> {
+        let is_free = self.hand_over.is_none() && self.reclaim_at.is_none();
+        is_free.then(|| self.leading.rest(cx)).flatten()
     }
 
     /// Checks what must hold of a leader.

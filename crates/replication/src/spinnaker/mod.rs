@@ -93,6 +93,7 @@ use self::follower::Follower;
 use self::leader::Leader;
 use self::roles::RoleState;
 use crate::core::{Core, CoreStatus, Effect, Event, Moment, Recovered};
+use crate::pulse::Rest;
 use crate::replica::Role;
 use crate::streaming::wire::HardState;
 use crate::streaming::{self, Beacon, Leading, Preceding, RoleStatus, StreamingFaults, Streams};
@@ -201,6 +202,16 @@ impl Core for Spinnaker {
             RoleState::Follower(follower) => follower.next_timeout(&self.shared),
             RoleState::Candidate(candidacy) => Some(candidacy.next_timeout()),
             RoleState::Leader(leader) => leader.next_timeout(&self.shared),
+        }
+    }
+
+    fn rest(&self) -> Option<Rest> {
+        let cx = &self.shared;
+        let is_known = cx.own.view.is_some() && cx.own.leaderless_since.is_none();
+        match &self.role {
+            RoleState::Follower(follower) if is_known => follower.rest(cx),
+            RoleState::Leader(leader) if is_known => leader.rest(cx),
+            _ => None,
         }
     }
 

@@ -1,7 +1,8 @@
 //! What a core does alike in both protocols when something happens.
 
-use super::Streams;
+use super::{Beacon, Streams};
 use crate::core::{Effect, Event};
+use crate::pulse::Terms;
 
 /// Handles an event that both protocols handle alike, and returns any other.
 pub(crate) fn handle<C: Streams>(core: &mut C, event: Event<C>) -> Option<Event<C>> {
@@ -30,6 +31,17 @@ pub(crate) fn handle<C: Streams>(core: &mut C, event: Event<C>) -> Option<Event<
             (Some(leading), None) => leading.on_snapshot_lost(cx.now, to),
             (None, _) => {}
         },
+        Event::Heard { leader, terms, sent } => {
+            let Terms { epoch, committed } = terms;
+            // Nothing was proposed while it rested.
+            let beacon = Beacon { epoch, committed, sent, current_at: Some(sent) };
+            core.on_message(leader, C::beacon_message(beacon));
+        }
+        Event::Supported { by } => {
+            if let Some(leading) = leading {
+                by.into_iter().for_each(|(from, sent)| leading.on_rested(cx.now, from, sent));
+            }
+        }
         Event::SnapshotInstalled { ticket, upto } => cx.on_snapshot_installed(ticket, upto),
         Event::SnapshotOutdated { ticket } => cx.on_snapshot_outdated(ticket),
         own @ (Event::Propose { .. }

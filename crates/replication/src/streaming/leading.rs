@@ -8,6 +8,7 @@ use trireme_types::{Entry, EntryKind, Epoch, Lsn, NodeId};
 use super::catch_up::WriteStall;
 use super::{Progress, Shared, Streams};
 use crate::core::{Effect, Moment, Ticket};
+use crate::pulse::{Rest, Terms};
 use crate::replica::{Measures, ReplicaError};
 
 /// What only a leader knows.
@@ -165,6 +166,29 @@ impl Leading {
         if let Some(follower) = self.followers.get_mut(&from) {
             follower.on_support(now, sent);
         }
+    }
+
+    /// Records that a follower that has rested supports this leader, and owes nothing.
+    pub(crate) fn on_rested(&mut self, now: Moment, from: NodeId, sent: Moment) {
+        if let Some(follower) = self.followers.get_mut(&from) {
+            follower.on_support(now, sent);
+            follower.note_progress(now);
+        }
+    }
+
+    /// Returns what a leader could rest as: it serves, its followers have all that it has, and nobody
+    /// waits.
+    pub(crate) fn rest<C: Streams>(&self, cx: &Shared<C>) -> Option<Rest> {
+        let last = cx.journal.last();
+        let committed = cx.journal.committed();
+        let is_settled = committed == last && cx.is_settled() && self.advertised_commit == last;
+        let is_free = self.reads.is_empty() && self.waiting.is_empty() && self.held.is_empty();
+        let serves = self.serves && self.is_open && self.write_stall.is_none();
+        let has_all = |follower: &Progress| follower.is_voter() && follower.has_all(last);
+        let rests = is_settled && is_free && serves && self.followers.values().all(has_all);
+        let followers = || self.followers.keys().copied().collect();
+        let terms = Terms { epoch: self.epoch, committed };
+        rests.then(|| Rest::Leads { terms, followers: followers() })
     }
 
     /// Records that a follower sent something on the data lane, or the reason why it does not.

@@ -270,6 +270,12 @@ impl Progress {
         self.match_lsn.seq + 1 < self.next
     }
 
+    /// Returns true if it has on disk all of a log that ends at `last`, supports its leader, and is sent
+    /// every entry as it is proposed.
+    pub(crate) fn has_all(&self, last: Lsn) -> bool {
+        self.is_replicating() && self.match_lsn == last && self.supported.is_some()
+    }
+
     /// Returns true if it has on disk all that it may have acknowledged before it became a learner,
     /// and is sent every entry as it is proposed.
     pub(crate) fn may_vote_again(&self) -> bool {

@@ -3,8 +3,9 @@
 use trireme_types::{Epoch, Lsn, NodeId, Timing};
 
 use super::wire::HardState;
-use super::{Journal, Offer, Position, Streams, Support};
+use super::{Following, Journal, Offer, Position, Streams, Support};
 use crate::core::{CoreStatus, Moment, Recovered, Reply, Ticket, When};
+use crate::pulse::{Rest, Terms};
 use crate::replica::{Measures, ReplicaError, Role};
 
 /// What the methods of every role work on. What only one protocol keeps is `own`.
@@ -90,6 +91,20 @@ impl<C: Streams> Shared<C> {
         if self.journal.commit(seq) {
             self.journal.record_commit_point();
         }
+    }
+
+    /// Returns true if its whole log is on its disk, committed and applied.
+    pub(crate) fn is_settled(&self) -> bool {
+        let committed = self.journal.committed();
+        self.journal.is_durable() && committed == self.journal.last() && self.applied == committed
+    }
+
+    /// Returns what a follower could rest as that owes its leader nothing.
+    pub(crate) fn rest(&self, following: &Following, epoch: Epoch) -> Option<Rest> {
+        let leader = following.leader.filter(|_| following.is_streaming)?;
+        let rests = self.is_settled() && !self.state.is_learner;
+        let terms = Terms { epoch, committed: self.journal.committed() };
+        rests.then_some(Rest::Follows { terms, leader })
     }
 
     /// Refuses what only a leader does.

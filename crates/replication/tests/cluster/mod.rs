@@ -273,6 +273,7 @@ impl Node {
             table: table.clone(),
             transport: Arc::new(Link { from: id, net: Arc::clone(net) }),
             coordination: Arc::new(NoCoordination),
+            pulses: None,
             on_failure: Box::new(move |error| *failed.lock() = Some(error.clone())),
         };
         let make = |recovered| Ok(PrimaryBackup::new(recovered, ids, NodeId(1)));

@@ -186,6 +186,7 @@ impl Core for PrimaryBackup {
             Event::Timeout => self.on_timeout(now),
             Event::SnapshotOutdated { ticket } => self.on_outdated(ticket),
             Event::Applied { .. } | Event::PeerLost { .. } => {}
+            Event::Heard { .. } | Event::Supported { .. } => unreachable!("it never rests"),
             Event::Coordination(never) => match never {},
         }
     }

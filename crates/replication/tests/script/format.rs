@@ -29,6 +29,13 @@ pub(crate) fn event<S: Subject>(event: &Event<S>) -> String {
         Event::Coordination(event) => format!("coordinator: {event:?}"),
         Event::PeerAlive { node } => format!("alive {node}"),
         Event::PeerLost { node } => format!("lost {node}"),
+        Event::Heard { leader, terms, .. } => {
+            format!("rested under {leader} at {}", terms.committed)
+        }
+        Event::Supported { by } => {
+            let by: Vec<_> = by.iter().map(|(node, _)| node.to_string()).collect();
+            format!("rested supported by {}", by.join(" "))
+        }
         Event::Timeout => "timeout".into(),
     }
 }

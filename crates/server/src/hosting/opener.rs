@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
+use trireme_replication::pulse::Pulses;
 use trireme_storage::{CohortLog, CohortTable, SharedLog, Tables};
 use trireme_types::{CohortConfig, CohortId, Lsn, NodeId, RangeDescriptor, Timing};
 
@@ -40,6 +41,8 @@ pub(crate) struct Opener {
     pub(crate) log: SharedLog,
     pub(crate) tables: Tables,
     pub(crate) transport: Arc<PeerTransport>,
+    /// What the replicas rest by while nothing happens.
+    pub(crate) pulses: Arc<Pulses>,
     pub(crate) directory: Arc<NodeDirectory>,
     pub(crate) coordinator: Arc<SharedCoordinator>,
     /// What writes meet when the log is too long.
@@ -86,6 +89,7 @@ impl Opener {
             tables: self.tables.clone(),
             table: table.clone(),
             transport: self.transport.clone(),
+            pulses: self.pulses.clone(),
             coordinator: self.coordinator.clone(),
             timing: self.timing,
             min_replicas_for_write: self.min_replicas_for_write,

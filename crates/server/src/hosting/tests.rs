@@ -12,6 +12,7 @@ use trireme_coordinator::recipes::catalog::{Catalog, ClusterSpec, CompareAndSet}
 use trireme_coordinator::recipes::invitations::Invitation;
 use trireme_coordinator::recipes::membership::NodeInfo;
 use trireme_replication::Replica;
+use trireme_replication::pulse::{PulseFaults, Pulses};
 use trireme_storage::fs::{MemFs, RealFs};
 use trireme_storage::{
     LogBounds, LogIdentity, LogOptions, LogWrite, SharedLog, TableOptions, Tables,
@@ -244,6 +245,7 @@ async fn opener(
     tables.on_seal(Box::new(move |_| {
         end.send_replace(());
     }));
+    let transport = PeerTransport::new(options, peers.clone(), Handle::current());
     let opener = Opener {
         node: ME,
         timing: Timing::default(),
@@ -252,7 +254,8 @@ async fn opener(
         rejoins: false,
         log: log.clone(),
         tables: tables.clone(),
-        transport: PeerTransport::new(options, peers.clone(), Handle::current()),
+        pulses: Pulses::start(transport.clone(), Timing::default(), PulseFaults::default()),
+        transport,
         directory,
         coordinator: SharedCoordinator::start(
             coordinator,

@@ -15,6 +15,7 @@ use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::recipes::invitations::Invitations;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_proto::v1;
+use trireme_replication::pulse::{PulseFaults, Pulses};
 use trireme_storage::fs::{Fs, RealFs};
 use trireme_storage::{LogIdentity, LogOptions, SharedLog, TableOptions, Tables};
 
@@ -128,6 +129,11 @@ impl Starting {
             ..TransportOptions::new(self.catalog.cluster, self.file.node)
         };
         let transport = PeerTransport::new(transport_options, peers.clone(), consensus.clone());
+        let pulses = {
+            let _entered = consensus.enter();
+            Pulses::start(transport.clone(), self.file.timing, PulseFaults::default())
+        };
+        peers.set_pulses(pulses.clone());
         let directory = Arc::<NodeDirectory>::default();
         let mut updates =
             DirectoryUpdates::new(&self.coordinator, directory.clone(), transport.clone())
@@ -152,7 +158,8 @@ impl Starting {
             end.send_replace(());
         }));
         let shared = (&continuity, &backpressure, coordinator.clone(), ended.clone());
-        let opener = self.opener(&directory, &transport, shared, options, &fail, consensus)?;
+        let ways = (&directory, &transport, pulses);
+        let opener = self.opener(ways, shared, options, &fail, consensus)?;
         let hosting = Hosting::start(opener, peers, self.catalog.clone()).await?;
         let router = hosting.router();
 
@@ -247,8 +254,7 @@ impl Starting {
 
     fn opener(
         &self,
-        directory: &Arc<NodeDirectory>,
-        transport: &Arc<PeerTransport>,
+        (directory, transport, pulses): (&Arc<NodeDirectory>, &Arc<PeerTransport>, Arc<Pulses>),
         (continuity, backpressure, coordinator, ended): (
             &Arc<Continuity>,
             &Arc<Backpressure>,
@@ -270,6 +276,7 @@ impl Starting {
             log: self.log.clone(),
             tables: self.tables.clone(),
             transport: transport.clone(),
+            pulses,
             directory: directory.clone(),
             coordinator,
             ended,

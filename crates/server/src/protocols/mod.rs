@@ -14,6 +14,7 @@ use bytes::Bytes;
 use trireme_replication::core::{Core, Recovered};
 use trireme_replication::driver::{Coordination, CoreReplica, DriverOptions, Wiring};
 use trireme_replication::pacifica::{Pacifica, PacificaOptions};
+use trireme_replication::pulse::Pulses;
 use trireme_replication::raft::{self, RaftOptions, RaftParts, RaftReplica};
 use trireme_replication::spinnaker::{Spinnaker, SpinnakerOptions};
 use trireme_replication::{Replica, ReplicaError, Transport};
@@ -34,6 +35,8 @@ pub(crate) struct ReplicaParts {
     pub(crate) tables: Tables,
     pub(crate) table: CohortTable,
     pub(crate) transport: Arc<dyn Transport>,
+    /// What a replica of a protocol of our own rests by while nothing happens.
+    pub(crate) pulses: Arc<Pulses>,
     pub(crate) timing: Timing,
     pub(crate) min_replicas_for_write: usize,
     pub(crate) mistakes: Mistakes,
@@ -125,9 +128,10 @@ fn start<C: Core>(
     coordination: Arc<dyn Coordination<C>>,
     make: impl FnOnce(Recovered) -> Result<C, String>,
 ) -> Result<Arc<CoreReplica<C>>, ReplicaError> {
-    let ReplicaParts { node, log, table, transport, on_failure, .. } = parts;
+    let ReplicaParts { node, log, table, transport, pulses, on_failure, .. } = parts;
     let on_failure = Box::new(move |error: &ReplicaError| on_failure(error.to_string()));
-    let wiring = Wiring { log, table, transport, coordination, on_failure };
+    let pulses = Some(pulses);
+    let wiring = Wiring { log, table, transport, coordination, pulses, on_failure };
     CoreReplica::start(node, wiring, DriverOptions::default(), make)
         .map(Arc::new)
         .map_err(|error| ReplicaError::Invalid(error.to_string()))
