@@ -36,11 +36,20 @@ const PAUSE: (u64, u64) = (5, 100);
 /// The pause between two reads in a lull.
 const LULL_PAUSE: Duration = Duration::from_millis(150);
 
+/// The pauses between two tries of the client that reads what was written last, in milliseconds: short,
+/// so that it asks a new leader before this one may answer.
+const READER_PAUSE: (u64, u64) = (1, 10);
+
+/// The longest pause of that client between two reads, in milliseconds.
+const READER_THINKS: u64 = 20;
+
 /// What the clients saw.
 #[derive(Default)]
 pub(crate) struct History {
     operations: Mutex<Vec<KvOperation>>,
     counts: Mutex<Counts>,
+    /// The key of the last write that was acknowledged.
+    newest: Mutex<Option<Bytes>>,
 }
 
 /// How much was done.
@@ -91,6 +100,8 @@ pub(crate) struct Client {
     sequence: u64,
     /// The values that it has seen or written, by their versions.
     known: BTreeMap<Bytes, (Option<Text>, u64)>,
+    /// The pauses between two tries, in milliseconds.
+    pause: (u64, u64),
 }
 
 /// A write, as it is sent and as it is judged.
@@ -102,7 +113,8 @@ struct Write {
 impl Client {
     pub(crate) fn new(world: Arc<World>, number: u64) -> Self {
         let chance = world.fork();
-        Self { world, number, chance, leader: None, sequence: 0, known: BTreeMap::new() }
+        let (known, pause) = (BTreeMap::new(), PAUSE);
+        Self { world, number, chance, leader: None, sequence: 0, known, pause }
     }
 
     /// Works until `end` is true, and gives up nothing that it has begun.
@@ -124,6 +136,24 @@ impl Client {
                 }
                 6..9 => self.read(key).await,
                 _ => self.read_timeline(key).await,
+            }
+        }
+    }
+
+    /// Reads what was written last, again and again, as it is or as some node has it: most is at stake
+    /// there when the lead moves, and a node that begins to serve is asked at once.
+    pub(crate) async fn read_newest(mut self, end: Arc<AtomicBool>) {
+        self.pause = READER_PAUSE;
+        while !end.load(Ordering::Relaxed) {
+            let pause = self.chance.millis(0, READER_THINKS);
+            sleep(pause).await;
+            let newest = self.world.history.newest.lock().clone();
+            if let Some(key) = newest {
+                if self.chance.one_in(2) {
+                    self.read_timeline(key).await;
+                } else {
+                    self.read(key).await;
+                }
             }
         }
     }
@@ -234,6 +264,7 @@ impl Client {
             world.trace.note("answer", format_args!("c{} {outcome:?}", self.number));
             let at = world.trace.moment();
             let key = operation.key().clone();
+            *world.history.newest.lock() = Some(key.clone());
             let given = Some(outcome);
             world.observer.lock().acknowledged.record(self.number, self.sequence, given);
             let output = match outcome {
@@ -360,7 +391,7 @@ impl Client {
         };
         sleep(self.chance.millis(1, 3)).await;
         let (loses_answer, back) = (self.chance.one_in(100), self.chance.millis(1, 3));
-        let pause = self.chance.millis(PAUSE.0, PAUSE.1);
+        let pause = self.chance.millis(self.pause.0, self.pause.1);
         let Some(running) = self.world.running(node) else {
             sleep(pause).await;
             return Err(NoAnswer::Refused);

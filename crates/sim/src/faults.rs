@@ -114,7 +114,7 @@ impl Faults {
         });
     }
 
-    fn kind_of_crash(&mut self) -> Crash {
+    pub(crate) fn kind_of_crash(&mut self) -> Crash {
         match self.chance.below(3) {
             0 => Crash::LoseUnsynced,
             1 => Crash::KeepUnsynced,

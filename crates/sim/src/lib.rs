@@ -30,6 +30,7 @@ mod panics;
 mod protocol;
 mod setup;
 mod trace;
+mod turns;
 mod world;
 
 use std::collections::BTreeMap;
@@ -48,10 +49,14 @@ use self::coordinator::Coordinator;
 use self::faults::Faults;
 use self::lulls::Lulls;
 use self::trace::{Sink, Trace};
+use self::turns::Turns;
 use self::world::World;
 
 pub use self::mistake::Mistake;
 pub use self::setup::Setup;
+
+/// The number of the client that reads what was written last.
+const NEWEST_READER: u64 = 50;
 
 /// How long all clients work before the first fault: a cluster must have begun.
 const BEGINS_FOR: Duration = Duration::from_millis(1500);
@@ -150,12 +155,19 @@ async fn live(world: &Arc<World>) {
     tokio::spawn(Coordinator::run(Arc::downgrade(world)));
     let clients = world.plan.clients;
     let end = Arc::new(AtomicBool::new(false));
-    let working: Vec<_> = (1..=clients)
+    let mut working: Vec<_> = (1..=clients)
         .map(|number| tokio::spawn(Client::new(Arc::clone(world), number).run(Arc::clone(&end))))
         .collect();
+    let leaders_fall = turns::are_in(world.setup.seed);
+    if leaders_fall {
+        let reader = Client::new(Arc::clone(world), NEWEST_READER);
+        working.push(tokio::spawn(reader.read_newest(Arc::clone(&end))));
+    }
     tokio::time::sleep(BEGINS_FOR).await;
     if world.lull.are_there() {
         Lulls::new(Arc::clone(world)).run().await;
+    } else if leaders_fall {
+        Turns::new(Arc::clone(world)).run().await;
     } else {
         Faults::new(Arc::clone(world)).run().await;
     }

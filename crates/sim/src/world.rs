@@ -152,9 +152,14 @@ impl World {
 
     /// Returns the node that leads in the newest epoch.
     pub(crate) fn leader(&self) -> Option<NodeId> {
+        self.leads().map(|(_, leader)| leader)
+    }
+
+    /// Returns the newest epoch in which a node leads, and the node.
+    pub(crate) fn leads(&self) -> Option<(Epoch, NodeId)> {
         let statuses = self.all_running().into_iter().map(|running| running.replica.status());
         let leading = statuses.filter(|status| status.role == Role::Leader);
-        leading.max_by_key(|status| status.epoch).map(|status| status.node)
+        leading.map(|status| (status.epoch, status.node)).max_by_key(|(epoch, _)| *epoch)
     }
 
     /// Returns the longest time, in milliseconds, that any message may have taken until a node took it

@@ -19,8 +19,9 @@ use trireme_types::Protocol;
 const SEEDS: u64 = 200;
 
 /// The events that are faults, or come of them; and the pulses of cohorts that rest.
-const FAULTS: [&str; 20] = [
+const FAULTS: [&str; 21] = [
     "kill",
+    "leader falls",
     "wipe",
     "pause",
     "cut",
