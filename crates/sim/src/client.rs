@@ -123,7 +123,7 @@ impl Client {
             let pause = self.chance.millis(0, self.world.plan.think);
             sleep(pause).await;
             let key = self.key();
-            if self.world.lull.is_now() {
+            if self.world.is_in_lull.load(Ordering::Relaxed) {
                 // What is read at rest must know its age, too.
                 self.read_timeline(key).await;
                 sleep(LULL_PAUSE).await;

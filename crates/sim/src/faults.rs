@@ -1,7 +1,6 @@
 //! What goes wrong, and when.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use trireme_storage::fs::Crash;
@@ -103,17 +102,6 @@ impl Faults {
         self.world.trace.note(kind, what);
     }
 
-    /// Does something after a while, if the world still is.
-    fn later(&self, after: Duration, act: impl FnOnce(&Arc<World>) + Send + 'static) {
-        let world = Arc::downgrade(&self.world);
-        tokio::spawn(async move {
-            sleep(after).await;
-            if let Some(world) = world.upgrade() {
-                act(&world);
-            }
-        });
-    }
-
     pub(crate) fn kind_of_crash(&mut self) -> Crash {
         match self.chance.below(3) {
             0 => Crash::LoseUnsynced,
@@ -166,9 +154,7 @@ impl Faults {
             }
         };
         let lasts = self.chance.millis(LASTS.0, LASTS.1);
-        self.note("cut", format_args!("{ways:?} for {lasts:?}"));
-        self.world.network.cut(&ways);
-        self.later(lasts, move |world| world.network.heal(&ways));
+        self.world.cut(ways, lasts);
     }
 
     fn storm(&mut self) {
@@ -181,7 +167,7 @@ impl Faults {
         let lasts = self.chance.millis(LASTS.0, LASTS.1);
         self.note("storm", format_args!("{weather:?} for {lasts:?}"));
         self.world.network.set_weather(weather);
-        self.later(lasts, |world| world.network.set_weather(world.plan.weather));
+        self.world.later(lasts, |world| world.network.set_weather(world.plan.weather));
     }
 
     fn disk(&mut self, node: NodeId, running: Arc<Running>) {
@@ -195,7 +181,7 @@ impl Faults {
             running.disk.set_delay(slow);
         }
         let weak = Arc::downgrade(&running);
-        self.later(lasts, move |world| {
+        self.world.later(lasts, move |world| {
             if let Some(running) = weak.upgrade() {
                 running.disk.set_stalled(false);
                 running.disk.set_delay(world.plan.disk_delay);
@@ -208,7 +194,7 @@ impl Faults {
         self.note("coordinator down", format_args!("for {lasts:?}"));
         self.world.coordinator.set_down(true);
         let copies = self.chance.one_in(3).then(|| self.chance.within(1, 8));
-        self.later(lasts, move |world| {
+        self.world.later(lasts, move |world| {
             let copies = copies.and_then(|copies| usize::try_from(copies).ok());
             if copies.is_some_and(|copies| world.coordinator.put_back(copies)) {
                 world.trace.note("coordinator put back", format_args!("by {copies:?} copies"));
@@ -219,9 +205,7 @@ impl Faults {
 
     fn cut_coordinator(&mut self, node: NodeId) {
         let lasts = self.chance.millis(LASTS.0, LASTS.1);
-        self.note("coordinator cut", format_args!("from {node} for {lasts:?}"));
-        self.world.coordinator.cut(node);
-        self.later(lasts, move |world| world.coordinator.heal(node));
+        self.world.cut_coordinator(node, lasts);
     }
 
     /// Has a node flush its tables and give up the log that it needs no more; or asks it to give up all

@@ -48,6 +48,7 @@ use self::client::Client;
 use self::coordinator::Coordinator;
 use self::faults::Faults;
 use self::lulls::Lulls;
+use self::setup::Course;
 use self::trace::{Sink, Trace};
 use self::turns::Turns;
 use self::world::World;
@@ -158,18 +159,16 @@ async fn live(world: &Arc<World>) {
     let mut working: Vec<_> = (1..=clients)
         .map(|number| tokio::spawn(Client::new(Arc::clone(world), number).run(Arc::clone(&end))))
         .collect();
-    let leaders_fall = turns::are_in(world.setup.seed);
-    if leaders_fall {
+    let course = world.setup.course();
+    if course == Course::Turns {
         let reader = Client::new(Arc::clone(world), NEWEST_READER);
         working.push(tokio::spawn(reader.read_newest(Arc::clone(&end))));
     }
     tokio::time::sleep(BEGINS_FOR).await;
-    if world.lull.are_there() {
-        Lulls::new(Arc::clone(world)).run().await;
-    } else if leaders_fall {
-        Turns::new(Arc::clone(world)).run().await;
-    } else {
-        Faults::new(Arc::clone(world)).run().await;
+    match course {
+        Course::Faults => Faults::new(Arc::clone(world)).run().await,
+        Course::Turns => Turns::new(Arc::clone(world)).run().await,
+        Course::Lulls => Lulls::new(Arc::clone(world)).run().await,
     }
     end.store(true, Ordering::Relaxed);
     for client in working {

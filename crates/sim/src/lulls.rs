@@ -2,7 +2,7 @@
 //! meanwhile, and then clients ask every node at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -14,9 +14,6 @@ use crate::client::Client;
 use crate::faults::Faults;
 use crate::network::{LaneKey, Spoken, Way};
 use crate::world::World;
-
-/// Of how many worlds one has lulls.
-const WORLDS_TO_A_LULL: u64 = 4;
 
 /// How many lulls there are in such a world.
 const LULLS: u64 = 3;
@@ -40,27 +37,6 @@ const ASKED_FOR: u32 = 3;
 
 /// The first number of a client that asks one node.
 const FIRST_ASKER: u64 = 100;
-
-/// Whether a world has lulls, and one of them is now.
-pub(crate) struct Lull {
-    are_there: bool,
-    is_now: AtomicBool,
-}
-
-impl Lull {
-    pub(crate) const fn of(seed: u64) -> Self {
-        let are_there = seed % WORLDS_TO_A_LULL == WORLDS_TO_A_LULL - 1;
-        Self { are_there, is_now: AtomicBool::new(false) }
-    }
-
-    pub(crate) const fn are_there(&self) -> bool {
-        self.are_there
-    }
-
-    pub(crate) fn is_now(&self) -> bool {
-        self.is_now.load(Ordering::Relaxed)
-    }
-}
 
 /// Makes lulls, and things go wrong in them.
 pub(crate) struct Lulls {
@@ -95,7 +71,7 @@ impl Lulls {
     }
 
     fn set(&self, is_now: bool) {
-        self.world.lull.is_now.store(is_now, Ordering::Relaxed);
+        self.world.is_in_lull.store(is_now, Ordering::Relaxed);
         self.world.trace.note("lull", format_args!("{}", if is_now { "begins" } else { "ends" }));
     }
 
@@ -124,17 +100,6 @@ impl Lulls {
         }
     }
 
-    /// Ends what has begun after a while.
-    fn later(&self, after: Duration, act: impl FnOnce(&Arc<World>) + Send + 'static) {
-        let world = Arc::downgrade(&self.world);
-        tokio::spawn(async move {
-            sleep(after).await;
-            if let Some(world) = world.upgrade() {
-                act(&world);
-            }
-        });
-    }
-
     /// Cuts the leader off from the others, and maybe from the coordinator.
     fn cut(&mut self, leader: NodeId, others: &[NodeId]) {
         let lane = self.chance.pick(&[None, None, Some(LaneKey::Heartbeat)]);
@@ -147,21 +112,9 @@ impl Lulls {
         };
         let lasts = self.graces(300, 4000);
         if self.chance.one_in(2) {
-            self.cut_coordinator(leader, lasts);
+            self.world.cut_coordinator(leader, lasts);
         }
-        self.cut_ways(ways, lasts);
-    }
-
-    fn cut_ways(&self, ways: Vec<Way>, lasts: Duration) {
-        self.world.trace.note("cut", format_args!("{ways:?} for {lasts:?}"));
-        self.world.network.cut(&ways);
-        self.later(lasts, move |world| world.network.heal(&ways));
-    }
-
-    fn cut_coordinator(&self, node: NodeId, lasts: Duration) {
-        self.world.trace.note("coordinator cut", format_args!("from {node} for {lasts:?}"));
-        self.world.coordinator.cut(node);
-        self.later(lasts, move |world| world.coordinator.heal(node));
+        self.world.cut(ways, lasts);
     }
 
     fn pause(&mut self, node: NodeId) {
@@ -188,9 +141,9 @@ impl Lulls {
             sleep(2 * timing.beacon_interval).await;
         }
         let lasts = self.graces(1000, 4000);
-        self.later(lasts, move |world| world.network.hold_up(&ways, Duration::ZERO));
-        self.cut_coordinator(leader, lasts);
-        self.cut_ways(others.iter().map(|other| (leader, *other, None)).collect(), lasts);
+        self.world.later(lasts, move |world| world.network.hold_up(&ways, Duration::ZERO));
+        self.world.cut_coordinator(leader, lasts);
+        self.world.cut(others.iter().map(|other| (leader, *other, None)).collect(), lasts);
     }
 
     /// Loses all pulses, or all that replicas say, between the leader and some others.
@@ -206,14 +159,14 @@ impl Lulls {
     fn drop_spoken(&self, ways: Vec<(NodeId, NodeId)>, spoken: Spoken, lasts: Duration) {
         self.world.trace.note("dropped", format_args!("{spoken:?} {ways:?} for {lasts:?}"));
         self.world.network.drop_spoken(&ways, spoken, true);
-        self.later(lasts, move |world| world.network.drop_spoken(&ways, spoken, false));
+        self.world.later(lasts, move |world| world.network.drop_spoken(&ways, spoken, false));
     }
 
     /// Has the others find that the leader is gone, by connections that break and maybe by its session,
-    /// while pulses go on: it hears neither of that nor of a new leader.
+    /// while pulses go on: it learns neither of that nor of a new leader.
     fn leave_alone(&mut self, leader: NodeId, others: &[NodeId]) {
         let lasts = self.graces(1500, 4000);
-        self.cut_coordinator(leader, lasts);
+        self.world.cut_coordinator(leader, lasts);
         let ways = others.iter().map(|other| (*other, leader)).collect();
         self.drop_spoken(ways, Spoken::ByReplicas, lasts);
         if self.chance.one_in(2) {

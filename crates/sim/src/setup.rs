@@ -28,6 +28,27 @@ pub struct Setup {
     pub mistake: Option<Mistake>,
 }
 
+/// In which way things go wrong in a world.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Course {
+    /// Anything, at any time.
+    Faults,
+    /// Leaders fall in turn.
+    Turns,
+    /// Clients rest meanwhile.
+    Lulls,
+}
+
+impl Setup {
+    pub(crate) const fn course(&self) -> Course {
+        match self.seed % 4 {
+            1 => Course::Turns,
+            3 => Course::Lulls,
+            _ => Course::Faults,
+        }
+    }
+}
+
 /// What a seed has decided of a world before it begins.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {

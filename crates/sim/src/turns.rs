@@ -12,9 +12,6 @@ use crate::faults::Faults;
 use crate::network::{LaneKey, Way};
 use crate::world::World;
 
-/// Of how many worlds leaders fall in turn in one.
-const WORLDS_TO_ONE: u64 = 4;
-
 /// How many leaders fall in turn.
 const FALLING: (u64, u64) = (2, 5);
 
@@ -40,11 +37,6 @@ const NO_LEADER_MAX: Duration = Duration::from_secs(4);
 
 /// How often is looked for one.
 const LOOK: Duration = Duration::from_millis(1);
-
-/// Returns whether leaders fall in turn in the world of a seed.
-pub(crate) const fn are_in(seed: u64) -> bool {
-    seed % WORLDS_TO_ONE == 1
-}
 
 /// Has leaders fall in turn for as long as the plan says.
 pub(crate) struct Turns {

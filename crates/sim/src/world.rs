@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,9 +20,8 @@ use crate::coordinator::Coordinator;
 use crate::coordinator::continuity::Memory;
 use crate::damage;
 use crate::invariants::{Observer, Seen};
-use crate::lulls::Lull;
 use crate::mistake::Mistake;
-use crate::network::Network;
+use crate::network::{Network, Way};
 use crate::node::{self, Running, Slot};
 use crate::setup::{Plan, Setup};
 use crate::trace::{Sink, Trace};
@@ -43,7 +43,8 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) network: Network,
     pub(crate) coordinator: Coordinator,
-    pub(crate) lull: Lull,
+    /// Clients ask for nothing that needs a leader.
+    pub(crate) is_in_lull: AtomicBool,
     pub(crate) history: History,
     pub(crate) observer: Mutex<Observer>,
     slots: Mutex<BTreeMap<NodeId, Slot>>,
@@ -74,7 +75,7 @@ impl World {
             trace: Trace::new(sink),
             network: Network::new(chance.fork(), plan.weather),
             coordinator: Coordinator::new(chance.fork(), config, setup.mistake),
-            lull: Lull::of(setup.seed),
+            is_in_lull: AtomicBool::new(false),
             history: History::default(),
             observer: Mutex::new(Observer::new(setup.protocol)),
             slots,
@@ -182,6 +183,35 @@ impl World {
         tokio::spawn(async move {
             sleep(lasts).await;
             process.resume();
+        });
+    }
+
+    /// Cuts some ways for a while.
+    pub(crate) fn cut(self: &Arc<Self>, ways: Vec<Way>, lasts: Duration) {
+        self.trace.note("cut", format_args!("{ways:?} for {lasts:?}"));
+        self.network.cut(&ways);
+        self.later(lasts, move |world| world.network.heal(&ways));
+    }
+
+    /// Cuts a node off from the coordinator for a while.
+    pub(crate) fn cut_coordinator(self: &Arc<Self>, node: NodeId, lasts: Duration) {
+        self.trace.note("coordinator cut", format_args!("from {node} for {lasts:?}"));
+        self.coordinator.cut(node);
+        self.later(lasts, move |world| world.coordinator.heal(node));
+    }
+
+    /// Does something after a while, if the world still is.
+    pub(crate) fn later(
+        self: &Arc<Self>,
+        after: Duration,
+        act: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) {
+        let world = Arc::downgrade(self);
+        tokio::spawn(async move {
+            sleep(after).await;
+            if let Some(world) = world.upgrade() {
+                act(&world);
+            }
         });
     }
 
