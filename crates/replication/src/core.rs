@@ -43,6 +43,7 @@ mod durable_seqs;
 mod epoch_runs;
 mod moment;
 mod outbox;
+mod rest;
 
 use std::error::Error;
 use std::fmt::{self, Debug};
@@ -56,7 +57,7 @@ pub(crate) use self::durable_seqs::DurableSeqs;
 pub use self::epoch_runs::EpochRuns;
 pub use self::moment::Moment;
 pub use self::outbox::Outbox;
-use crate::pulse::{Rest, Terms};
+pub use self::rest::{Rest, Terms};
 use crate::replica::{Measures, ReplicaError, Role};
 use crate::transport::Lane;
 

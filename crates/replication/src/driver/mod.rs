@@ -135,8 +135,6 @@ pub struct CoreReplica<C: Core> {
     mailbox: Arc<Mailbox<C>>,
     published: Arc<Published>,
     rest: RestWatch,
-    /// The length of the leases of what rests.
-    lease: Duration,
     clock: Clock,
     /// What the log knew to be committed at the start.
     recovered: Lsn,
@@ -181,7 +179,6 @@ impl<C: Core> CoreReplica<C> {
             tasks: JoinSet::new(),
         };
         let clock = Clock::start();
-        let lease = pulses.as_ref().map_or(Duration::ZERO, |pulses| pulses.lease());
         let sleeper = Sleeper::new(cohort, pulses);
         let rest = sleeper.watch();
         let task = Task {
@@ -210,7 +207,7 @@ impl<C: Core> CoreReplica<C> {
         };
         simulation::spawn(run.instrument(span));
         let recovered = commit_point;
-        Ok(Self { node, cohort, table, mailbox, published, rest, lease, clock, recovered, ended })
+        Ok(Self { node, cohort, table, mailbox, published, rest, clock, recovered, ended })
     }
 
     /// Passes an event of the coordinator to a replica that others keep alive, however full its queue
@@ -278,7 +275,7 @@ impl<C: Core> Replica for CoreReplica<C> {
 
     fn freshness(&self, applied: Lsn, at: Instant) -> Result<Freshness, ReplicaError> {
         let (role, as_of) = self.published.as_of(applied);
-        let rested = self.rest.as_of(self.lease).filter(|(point, _)| point.seq <= applied.seq);
+        let rested = self.rest.as_of().filter(|(point, _)| point.seq <= applied.seq);
         let as_of = as_of.max(rested.map(|(_, as_of)| self.clock.moment(as_of)));
         let age = as_of.map(|as_of| self.clock.moment(at).since(as_of));
         Freshness::checked(applied, age, role, self.recovered)

@@ -75,7 +75,7 @@ impl<C: Core> State<C> {
         }
     }
 
-    /// Returns true if nobody waits for anything.
+    /// Returns true if there is no one who waits for anything.
     fn is_idle(&self) -> bool {
         self.callers.is_empty() && self.held.is_empty() && self.drain_until.is_none()
     }
@@ -171,7 +171,8 @@ impl<C: Core> Task<C> {
         self.order_apply();
         self.sender.reap();
         self.published.set(self.core.status(), self.state.applied);
-        let rest = self.core.rest().filter(|_| phase == Phase::Open && self.state.is_idle());
+        let may_rest = phase == Phase::Open && self.state.is_idle();
+        let rest = may_rest.then(|| self.core.rest()).flatten();
         self.sleeper.settle(Instant::now(), rest, self.clock.started());
         match self.may_end(phase) {
             ControlFlow::Break(()) => Err(End::Stopped),

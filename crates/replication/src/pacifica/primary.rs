@@ -10,8 +10,7 @@ use trireme_types::{CohortConfig, Epoch, Incarnation, Lsn, NodeId};
 use super::Shared;
 use super::candidates::Removal;
 use super::proposal::Purpose;
-use crate::core::{Effect, Moment, Reply, Ticket, When};
-use crate::pulse::Rest;
+use crate::core::{Effect, Moment, Reply, Rest, Ticket, When};
 use crate::replica::ReplicaError;
 use crate::streaming::{Leading, Position, Progress};
 

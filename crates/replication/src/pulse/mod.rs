@@ -53,10 +53,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_proto::v1::pulse_message::Body;
-use trireme_types::{CohortId, Epoch, Lsn, NodeId, Timing};
+use trireme_types::{CohortId, Lsn, NodeId, Timing};
 
 use self::pairs::Pairs;
-use crate::core::Moment;
+use crate::core::{Moment, Rest, Terms};
 use crate::simulation::{self, ClockRate};
 use crate::streaming::deliberate_faults;
 use crate::transport::{Lane, Transport};
@@ -87,39 +87,11 @@ deliberate_faults! {
         /// A lease counts from when the answer to a pulse came, and not from when the pulse was sent
         /// (SPIN-10, PAC-20).
         leases_from_answers,
-        /// A follower that wakes does not hear what was acknowledged for it (SPIN-11, PAC-22).
+        /// A follower that wakes does not learn what was acknowledged for it (SPIN-11, PAC-22).
         forgets_pulses,
         /// A pulse is acknowledged for replicas that do not rest.
         acknowledges_for_all,
     }
-}
-
-/// What all replicas of a cohort agree on while it rests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
-    /// The leader's epoch.
-    pub epoch: Epoch,
-    /// The newest entry, which is committed.
-    pub committed: Lsn,
-}
-
-/// As what a replica could rest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rest {
-    /// It leads.
-    Leads {
-        /// Under what.
-        terms: Terms,
-        /// All other replicas, which have all that it has.
-        followers: Vec<NodeId>,
-    },
-    /// It follows.
-    Follows {
-        /// Under what.
-        terms: Terms,
-        /// Whom.
-        leader: NodeId,
-    },
 }
 
 /// What a replica has missed at rest.
@@ -223,11 +195,6 @@ impl Pulses {
         let mut state = self.state.lock();
         let woken = state.pairs.lost(node, simulation::random());
         state.wake(&woken);
-    }
-
-    /// Returns the length of the leases of the replicas.
-    pub(crate) const fn lease(&self) -> Duration {
-        self.timing.lease
     }
 
     /// Returns the time since the node's clock began.
@@ -394,12 +361,12 @@ pub(crate) struct RestWatch {
 
 impl RestWatch {
     /// Returns the state that the replica rests in, and as of when it is known to be the newest, which may
-    /// lie ahead; `None` if it does not rest. A leader has a lease of this length.
-    pub(crate) fn as_of(&self, lease: Duration) -> Option<(Lsn, Instant)> {
+    /// lie ahead; `None` if it does not rest.
+    pub(crate) fn as_of(&self) -> Option<(Lsn, Instant)> {
         let pulses = self.pulses.as_ref()?;
         let moment = |moment| pulses.instant(moment);
         let state = pulses.state.lock();
-        let (terms, at) = state.pairs.as_of(self.cohort, lease, moment)?;
+        let (terms, at) = state.pairs.as_of(self.cohort, pulses.timing.lease, moment)?;
         Some((terms.committed, at))
     }
 }

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_types::{CohortId, NodeId};
 
-use super::{Learnt, PulseFaults, Terms};
-use crate::core::Moment;
+use super::{Learnt, PulseFaults};
+use crate::core::{Moment, Terms};
 use crate::freshness::LeaderClock;
 
 /// The most pulses whose sending is remembered until they are answered.
@@ -441,8 +441,12 @@ impl Led {
     }
 
     /// Records that the pulse of this number was answered, and how many changes were made by then.
-    /// Returns when it was sent.
+    /// Returns when it was sent; `None` if that is not known any more, or if changes were made that this
+    /// node has not sent.
     fn answered(&mut self, number: u64, applied: u64) -> Option<Instant> {
+        if applied >= self.first_change + self.changes.len() as u64 {
+            return None;
+        }
         let at = self.unanswered.iter().position(|(sent, _)| *sent == number)?;
         let (_, sent) = self.unanswered[at];
         self.unanswered.drain(..=at);

@@ -242,7 +242,7 @@ fn a_leader_that_wakes_has_its_followers_wake_and_is_heard_as_of_the_last_pulse_
     for node in FOLLOWERS {
         let now = world.now;
         let Some(Learnt::Heard { received, .. }) = world.node(node).hold(now, C) else {
-            panic!("{node} is to hear what it missed")
+            panic!("{node} is to learn what it missed")
         };
         // Its commit point may not have been the newest any more when the pulse after that was sent.
         assert_eq!(received, last);
@@ -383,6 +383,23 @@ fn the_first_pulse_of_a_session_is_as_old_as_it_is() {
         let (_, at) = world.nodes[&node].as_of(C, Duration::ZERO, moment).expect("it rests");
         assert!(at.duration_since(sent) < BEAT / 10, "{:?}", at.duration_since(sent));
     }
+}
+
+/// An answer that names changes which were never sent is not taken: the ones that are sent later would
+/// count as made.
+#[test]
+fn an_answer_to_more_than_was_sent_is_dropped() {
+    let mut world = World::new();
+    world.ask(1);
+    world.now += BEAT;
+    let (to, pulse) = world.pulses(LEADER).0.remove(0);
+    let honest = world.receive(to, pulse).0.expect("an answer");
+    let now = world.now;
+    let more = v1::PulseAnswer { applied: honest.applied + 1, ..honest.clone() };
+    world.node(LEADER).on_answer(to, now, &more);
+    assert_eq!(world.supported(), []);
+    world.node(LEADER).on_answer(to, now, &honest);
+    assert_eq!(world.supported(), [(to, now)]);
 }
 
 /// Whatever another node says, it is taken for a pulse or an answer, or dropped.

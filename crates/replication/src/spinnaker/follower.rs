@@ -4,8 +4,7 @@ use trireme_types::{Entry, Epoch, Lsn, NodeId};
 
 use super::election::{HEAD_START, SLACK_DIVISOR};
 use super::{Shared, SpinnakerMessage};
-use crate::core::{Moment, Ticket};
-use crate::pulse::Rest;
+use crate::core::{Moment, Rest, Ticket};
 use crate::streaming::wire::HardState;
 use crate::streaming::{Beacon, Following, Preceding};
 

@@ -8,8 +8,7 @@ use trireme_types::{Epoch, Lsn, NodeId, Timing};
 use super::election::{RETRY, SLACK_DIVISOR};
 use super::stall::Stall;
 use super::{ElectionRequest, Shared, SpinnakerMessage};
-use crate::core::{Effect, Moment, Reply, Ticket, When};
-use crate::pulse::Rest;
+use crate::core::{Effect, Moment, Reply, Rest, Ticket, When};
 use crate::replica::ReplicaError;
 use crate::streaming::{Leading, Position, Progress};
 

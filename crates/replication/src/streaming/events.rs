@@ -1,8 +1,7 @@
 //! What a core does alike in both protocols when something happens.
 
 use super::{Beacon, Streams};
-use crate::core::{Effect, Event};
-use crate::pulse::Terms;
+use crate::core::{Effect, Event, Terms};
 
 /// Handles an event that both protocols handle alike, and returns any other.
 pub(crate) fn handle<C: Streams>(core: &mut C, event: Event<C>) -> Option<Event<C>> {

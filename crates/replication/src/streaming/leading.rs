@@ -7,8 +7,7 @@ use trireme_types::{Entry, EntryKind, Epoch, Lsn, NodeId};
 
 use super::catch_up::WriteStall;
 use super::{Progress, Shared, Streams};
-use crate::core::{Effect, Moment, Ticket};
-use crate::pulse::{Rest, Terms};
+use crate::core::{Effect, Moment, Rest, Terms, Ticket};
 use crate::replica::{Measures, ReplicaError};
 
 /// What only a leader knows.
@@ -176,8 +175,8 @@ impl Leading {
         }
     }
 
-    /// Returns what a leader could rest as: it serves, its followers have all that it has, and nobody
-    /// waits.
+    /// Returns what a leader could rest as: it serves, its followers have all that it has, and no
+    /// one waits.
     pub(crate) fn rest<C: Streams>(&self, cx: &Shared<C>) -> Option<Rest> {
         let last = cx.journal.last();
         let committed = cx.journal.committed();

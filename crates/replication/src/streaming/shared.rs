@@ -4,8 +4,7 @@ use trireme_types::{Epoch, Lsn, NodeId, Timing};
 
 use super::wire::HardState;
 use super::{Following, Journal, Offer, Position, Streams, Support};
-use crate::core::{CoreStatus, Moment, Recovered, Reply, Ticket, When};
-use crate::pulse::{Rest, Terms};
+use crate::core::{CoreStatus, Moment, Recovered, Reply, Rest, Terms, Ticket, When};
 use crate::replica::{Measures, ReplicaError, Role};
 
 /// What the methods of every role work on. What only one protocol keeps is `own`.
