@@ -153,6 +153,7 @@ impl<C: Core> Task<C> {
             return Err(End::Failed(reason));
         }
         let phase = taken.phase;
+        let is_read = !taken.reads.is_empty();
         let now = self.clock.now();
         let durable = taken.durable.clone();
         let durable = durable.map_err(|error| End::Failed(format!("the log failed: {error}")))?;
@@ -171,7 +172,8 @@ impl<C: Core> Task<C> {
         self.order_apply();
         self.sender.reap();
         self.published.set(self.core.status(), self.state.applied);
-        let may_rest = phase == Phase::Open && self.state.is_idle();
+        // A cohort that is read does not rest: each read would have to look up what was missed.
+        let may_rest = phase == Phase::Open && !is_read && self.state.is_idle();
         let rest = may_rest.then(|| self.core.rest()).flatten();
         self.sleeper.settle(Instant::now(), rest, self.clock.started());
         match self.may_end(phase) {
