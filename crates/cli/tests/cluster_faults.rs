@@ -17,6 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The only cohort of these clusters.
 const COHORT: u64 = 1;
 
+/// How often a test is tried that shows nothing on a machine which is too busy.
+const TRIES: usize = 3;
+
 const FAULTY: [&str; 3] = ["--allow-faults", "--ranges", "1"];
 
 /// Nobody can disturb a node that was not started to allow it, and a node that allows it remembers
@@ -202,28 +205,35 @@ fn a_node_of_which_a_task_panics_ends_and_says_why() {
 #[test]
 fn a_leader_that_does_not_reach_the_coordinator_serves_on_and_comes_back() {
     let cluster = &mut Cluster::start(&FAULTY);
-    cluster.lead_everywhere(1);
     let others = [cluster.address(2), cluster.address(3)];
     let client = cluster.runtime.block_on(Client::connect(others)).unwrap();
-    let has_session = || {
+    let has_session = |cluster: &Cluster| {
         let routes = cluster.runtime.block_on(client.refresh_routes()).unwrap();
         routes.nodes.iter().find(|node| node.id.0 == 1).unwrap().alive
     };
-    assert!(has_session());
-    cluster.cut_coordinator(1);
     let mut writes = 0;
-    until("its session has expired", PATIENCE, || {
-        writes += 1;
-        cluster.run(["put", &format!("key-{writes}"), "1"]).out();
-        (!has_session()).then_some(())
+    // On a busy machine its followers may not answer it in time, whatever the coordinator does: it says
+    // so when it gives up its lead for that, and then nothing was shown.
+    let has_shown = (0..TRIES).any(|_| {
+        cluster.lead_everywhere(1);
+        assert!(has_session(cluster));
+        cluster.cut_coordinator(1);
+        until("its session has expired", PATIENCE, || {
+            writes += 1;
+            cluster.run(["put", &format!("key-{writes}"), "1"]).out();
+            (!has_session(cluster)).then_some(())
+        });
+        for round in 0..5 {
+            cluster.run(["put", &format!("after-{round}"), "1"]).out();
+            assert_eq!(cluster.run(["get", &format!("after-{round}")]).out(), "1\n");
+        }
+        let leader = cluster.wait_for_leader(COHORT, PATIENCE);
+        cluster.heal(1);
+        until("it has a session again", PATIENCE, || has_session(cluster).then_some(()));
+        assert!(leader == 1 || cluster.has_said("gives up its lead"), "n{leader} leads");
+        leader == 1
     });
-    for round in 0..5 {
-        cluster.run(["put", &format!("after-{round}"), "1"]).out();
-        assert_eq!(cluster.run(["get", &format!("after-{round}")]).out(), "1\n");
-    }
-    assert_eq!(cluster.wait_for_leader(COHORT, PATIENCE), 1);
-    cluster.heal(1);
-    until("it has a session again", PATIENCE, || has_session().then_some(()));
+    assert!(has_shown, "it gave up its lead each time");
     assert_eq!(cluster.rows().len(), writes + 5);
     // The way to the coordinator is there until the session is closed.
     cluster.stop();
