@@ -72,9 +72,10 @@ pub(crate) async fn open(parts: Parts) -> Result<Arc<dyn Replica>, ReplicaError>
                 tables: parts.tables,
                 table: parts.table,
                 transport: parts.transport,
+                pulses: Some(parts.pulses),
                 options: RaftOptions {
                     faults: RaftFaults::named(own).unwrap_or_default(),
-                    ..RaftOptions::default()
+                    ..RaftOptions::with_timing(&world.plan.timing)
                 },
                 lost_disk: rejoins,
                 on_failure: Arc::new(on_failure),

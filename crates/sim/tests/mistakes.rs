@@ -192,6 +192,11 @@ const ROWS: &[Row] = &[
         within: &[(Pacifica, 5), (Raft, 5)],
     },
     Row {
+        invariant: "when all faults are over the cluster heals",
+        mistake: "keeps-its-ticks-off",
+        within: &[(Raft, 20)],
+    },
+    Row {
         invariant: "when all faults are over the cluster takes writes",
         mistake: "stalls-writes-for-good",
         within: &[(Spinnaker, 40), (Pacifica, 5)],

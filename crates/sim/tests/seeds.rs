@@ -131,7 +131,7 @@ const PULSES_MIN: u64 = 100;
 /// that.
 #[test]
 fn cohorts_rest_in_lulls() {
-    for protocol in [Protocol::Spinnaker, Protocol::Pacifica] {
+    for protocol in [Protocol::Spinnaker, Protocol::Pacifica, Protocol::Raft] {
         let pulses = LULLS.map(|seed| {
             let summary = run_into(Setup { protocol, seed, mistake: None }, None);
             let summary = summary.unwrap_or_else(|failure| panic!("{failure}"));

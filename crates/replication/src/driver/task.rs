@@ -195,7 +195,7 @@ impl<C: Core> Task<C> {
                 let by = by.into_iter().map(sent).collect();
                 self.handle(now, Event::Supported { by });
             }
-            Learnt::Heard { leader, terms, received, sent } => {
+            Learnt::Heard { leader, terms, received, sent, .. } => {
                 let received = self.clock.moment(received).min(now);
                 self.handle(received, Event::Heard { leader, terms, sent });
             }

@@ -107,6 +107,9 @@ pub(crate) enum Learnt {
         received: Instant,
         /// When it was sent, on the leader's clock.
         sent: Moment,
+        /// When it was sent, on this node's clock; `None` if that is not known, or if not all followers had
+        /// shown by then that they rest.
+        sent_here: Option<Moment>,
     },
 }
 
@@ -205,6 +208,13 @@ impl Pulses {
     fn instant(&self, moment: Moment) -> Instant {
         self.start + self.rate.time(moment.since_start())
     }
+
+    /// Returns when the pulses must have been sent, at the least, that all followers had answered when
+    /// their leader sent one at `sent`: none of them had been silent for longer.
+    fn answered_by_all(&self, sent: Moment) -> Instant {
+        let silent = self.timing.lease / SILENCE_DIVISOR;
+        self.instant(sent).checked_sub(silent).unwrap_or(self.start)
+    }
 }
 
 impl State {
@@ -273,10 +283,51 @@ impl Sleeper {
         self.alarm.notified().await;
     }
 
+    /// Returns what wakes [`Sleeper::alarm`].
+    pub(crate) fn alarm_handle(&self) -> Arc<Notify> {
+        Arc::clone(&self.alarm)
+    }
+
+    /// Returns true if pulses are exchanged for the replica, or are to be.
+    pub(crate) const fn is_known(&self) -> bool {
+        self.is_known
+    }
+
+    /// Returns true if nothing has ended the rest of a replica that rests, beside what it handles itself.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let pulses = self.pulses.as_ref().filter(|_| self.rests());
+        pulses.is_some_and(|pulses| pulses.state.lock().pairs.rests(self.cohort))
+    }
+
     /// Returns what the replica has missed, before it handles anything.
     pub(crate) fn look_up(&self) -> Option<Learnt> {
         let pulses = self.pulses.as_ref().filter(|_| self.is_known)?;
         pulses.state.lock().pairs.hold(Instant::now(), self.cohort)
+    }
+
+    /// Returns the state that the replica rested in, and as of when that is known from `learnt` to have been
+    /// the newest, for a leader that has no lease ([`RestWatch::unleased_as_of`]).
+    pub(crate) fn unleased_as_of(&self, learnt: &Learnt) -> Option<(Lsn, Instant)> {
+        match (learnt, &self.quiet) {
+            (Learnt::Supported(by), Some((Rest::Leads { terms, followers }, _)))
+                if by.len() == followers.len() =>
+            {
+                Some((terms.committed, by.iter().map(|(_, sent)| *sent).min()?))
+            }
+            (Learnt::Heard { terms, sent_here, .. }, _) => {
+                let pulses = self.pulses.as_ref()?;
+                Some((terms.committed, pulses.answered_by_all((*sent_here)?)))
+            }
+            (Learnt::Supported(_), _) => None,
+        }
+    }
+
+    /// Ends the rest, and all that was quiet before.
+    pub(crate) fn wake(&mut self) {
+        if let Some(pulses) = self.pulses.as_ref().filter(|_| self.is_known) {
+            pulses.state.lock().pairs.wake(self.cohort);
+        }
+        (self.is_known, self.since, self.quiet) = (false, None, None);
     }
 
     /// Has the replica rest on, or begin to, after it has handled what there was. `rest` is what it
@@ -366,7 +417,18 @@ impl RestWatch {
         let pulses = self.pulses.as_ref()?;
         let moment = |moment| pulses.instant(moment);
         let state = pulses.state.lock();
-        let (terms, at) = state.pairs.as_of(self.cohort, pulses.timing.lease, moment)?;
+        let (terms, at) = state.pairs.as_of(self.cohort, Some(pulses.timing.lease), moment)?;
+        Some((terms.committed, at))
+    }
+
+    /// Returns the state that the replica rests in, and as of when it is known to be the newest, where a
+    /// leader has no lease: all of its followers, who are all that could elect another, have shown since
+    /// that they had not. `None` if they have not yet.
+    pub(crate) fn unleased_as_of(&self) -> Option<(Lsn, Instant)> {
+        let pulses = self.pulses.as_ref()?;
+        let moment = |moment| pulses.answered_by_all(moment);
+        let state = pulses.state.lock();
+        let (terms, at) = state.pairs.as_of(self.cohort, None, moment)?;
         Some((terms.committed, at))
     }
 }

@@ -34,7 +34,15 @@ enum Part {
     /// It follows, and may rest.
     Willing { terms: Terms, leader: NodeId },
     /// It follows and rests, since the pulse of this number.
-    Follows { terms: Terms, leader: NodeId, since: u64, ahead: Duration, is_held: bool },
+    Follows {
+        terms: Terms,
+        leader: NodeId,
+        since: u64,
+        ahead: Duration,
+        /// When the first pulse was sent that it rested with, on the leader's node's clock.
+        began: Duration,
+        is_held: bool,
+    },
     /// It rests no more, and has not looked up yet: this is what it missed.
     Woken(Learnt),
 }
@@ -152,10 +160,13 @@ impl Pairs {
             }
             Part::Follows { is_held: true, .. } | Part::Willing { .. } => None,
             Part::Follows { .. } if self.faults.forgets_pulses() => None,
-            Part::Follows { terms, leader, since, ahead, .. } => {
-                let (number, received, sent) = self.pairs.get(leader)?.followed.newest?;
+            Part::Follows { terms, leader, since, ahead, began, .. } => {
+                let followed = &self.pairs.get(leader)?.followed;
+                let (number, received, sent) = followed.newest?;
                 let sent = Moment::after_start(sent.saturating_sub(*ahead));
-                let heard = Learnt::Heard { leader: *leader, terms: *terms, received, sent };
+                let (leader, terms, sent_here) =
+                    (*leader, *terms, self.all_rested(followed, *began));
+                let heard = Learnt::Heard { leader, terms, received, sent, sent_here };
                 (number >= *since).then_some(heard)
             }
             Part::Woken(learnt) => Some(learnt.clone()),
@@ -301,7 +312,7 @@ impl Pairs {
         // First: the pulse is no beacon for what it takes back.
         for (change, at) in pulse.changes.into_iter().zip(pulse.first_change..) {
             if at > applied {
-                woken.extend(self.change(from, number, change));
+                woken.extend(self.change(from, (number, pulse.sent_us), change));
                 self.pairs.entry(from).or_default().followed.applied = at;
             }
         }
@@ -318,7 +329,12 @@ impl Pairs {
     }
 
     /// Makes a change that another node wants. Returns the cohort if it rests no more.
-    fn change(&mut self, from: NodeId, number: u64, change: v1::PulseChange) -> Option<CohortId> {
+    fn change(
+        &mut self,
+        from: NodeId,
+        (number, sent_us): (u64, u64),
+        change: v1::PulseChange,
+    ) -> Option<CohortId> {
         let cohort = CohortId(change.cohort);
         let Some(rest) = change.rest else {
             let rested = self.pairs.entry(from).or_default().followed.cohorts.contains(&cohort);
@@ -335,8 +351,9 @@ impl Pairs {
             if *terms == wanted && *leader == from);
         if is_ready {
             let ahead = Duration::from_micros(rest.ahead_us);
-            let (since, is_held) = (number, false);
-            let part = Part::Follows { terms: wanted, leader: from, since, ahead, is_held };
+            let (terms, leader, since, is_held) = (wanted, from, number, false);
+            let began = Duration::from_micros(sent_us);
+            let part = Part::Follows { terms, leader, since, ahead, began, is_held };
             self.cohorts.insert(cohort, part);
             followed.cohorts.insert(cohort);
             followed.awake.remove(&cohort);
@@ -378,13 +395,24 @@ impl Pairs {
         woken
     }
 
+    /// Returns when a follower's newest pulse was sent, on this node's clock, if all followers had then
+    /// shown that they rest, and `began` is when the first one of its own was sent: its leader would not have
+    /// gone on to send them if one had been silent since.
+    fn all_rested(&self, followed: &Followed, began: Duration) -> Option<Moment> {
+        let (_, _, sent) = followed.newest?;
+        // Twice, since the two clocks may differ a little in their rates.
+        let is_long = sent.saturating_sub(began) > self.silence_max * 2;
+        followed.as_of.filter(|_| is_long)
+    }
+
     /// Returns as of when a cohort that rests is known to be in the state that it rests in: for a
-    /// leader until its lease ends, which counts from when its followers were last heard. `moment`
-    /// turns a moment of the node's clock into an instant.
+    /// leader until its lease ends, which counts from when its followers were last heard. Where a leader has
+    /// no lease, a follower knows only what all of them had shown by then. `moment` turns a moment of the
+    /// node's clock into an instant.
     pub(super) fn as_of(
         &self,
         cohort: CohortId,
-        lease: Duration,
+        lease: Option<Duration>,
         moment: impl Fn(Moment) -> Instant,
     ) -> Option<(Terms, Instant)> {
         match self.cohorts.get(&cohort)? {
@@ -393,15 +421,19 @@ impl Pairs {
                     let led = &self.pairs.get(node)?.led;
                     led.answered.filter(|_| led.applied >= *number)
                 });
-                let until = answered.min().flatten()? + lease;
+                let until = answered.min().flatten()? + lease.unwrap_or_default();
                 // What it handles may have it lead no more.
                 Some((*terms, held_at.map_or(until, |at| until.min(at))))
             }
             Part::Willing { .. } | Part::Woken(_) => None,
-            Part::Follows { terms, leader, since, .. } => {
+            Part::Follows { terms, leader, since, began, .. } => {
                 let followed = &self.pairs.get(leader)?.followed;
                 let newest = followed.newest.filter(|(number, ..)| number >= since);
-                newest.and(followed.as_of).map(|at| (*terms, moment(at)))
+                let as_of = match lease {
+                    Some(_) => followed.as_of,
+                    None => self.all_rested(followed, *began),
+                };
+                newest.and(as_of).map(|at| (*terms, moment(at)))
             }
         }
     }

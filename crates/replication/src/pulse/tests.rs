@@ -184,8 +184,11 @@ fn a_follower_learns_of_the_newest_pulse_before_anything_else() {
     // The leader's replica began a second after its node.
     let began = Duration::from_secs(1) + Duration::from_micros(1);
     let sent = Moment::after_start((now - start).saturating_sub(began));
-    let expected = Learnt::Heard { leader: LEADER, terms: terms(1), received: now, sent };
-    assert_eq!(heard, Some(expected));
+    let Some(Learnt::Heard { leader, terms: heard_terms, received, sent: heard_sent, .. }) = heard
+    else {
+        panic!("{heard:?}")
+    };
+    assert_eq!((leader, heard_terms, received, heard_sent), (LEADER, terms(1), now, sent));
     assert!(world.node(FOLLOWERS[0]).release(C), "it rests on");
     assert_eq!(world.node(FOLLOWERS[0]).hold(at, C), None, "there was no other");
 }
@@ -321,7 +324,7 @@ fn the_age_of_what_rests_counts_from_the_last_pulse() {
     let (start, now, lease) = (world.start, world.now, Duration::from_millis(800));
     let as_of = |world: &World, node| {
         let moment = |moment: Moment| start + moment.since_start();
-        world.nodes[&node].as_of(C, lease, moment)
+        world.nodes[&node].as_of(C, Some(lease), moment)
     };
     assert_eq!(as_of(&world, LEADER), Some((terms(1), now + lease)));
     assert_eq!(as_of(&world, FOLLOWERS[0]), Some((terms(1), now)));
@@ -332,6 +335,33 @@ fn the_age_of_what_rests_counts_from_the_last_pulse() {
     let held = world.now;
     assert_eq!(as_of(&world, LEADER), Some((terms(1), held)), "it may be about to resign");
     world.node(LEADER).wake(C);
+    assert_eq!(as_of(&world, LEADER), None);
+}
+
+/// A leader without a lease that goes on to send pulses shows a follower only that the others have answered
+/// since not long ago, and that only when they had time to be silent.
+#[test]
+fn without_a_lease_a_follower_waits_until_all_have_shown_that_they_rest() {
+    let mut world = World::at_rest();
+    let start = world.start;
+    let as_of = |world: &World, node| {
+        let moment = |moment: Moment| start + moment.since_start();
+        world.nodes[&node].as_of(C, None, moment)
+    };
+    while world.now - start <= BEAT + 2 * SILENCE {
+        assert_eq!(as_of(&world, FOLLOWERS[0]), None);
+        assert_eq!(as_of(&world, LEADER), Some((terms(1), world.now)));
+        world.beat(&[]);
+    }
+    assert_eq!(as_of(&world, FOLLOWERS[0]), Some((terms(1), world.now)));
+    let answered = world.now;
+    while world.now + BEAT < answered + SILENCE {
+        world.beat(&FOLLOWERS[1..]);
+        assert_eq!(as_of(&world, FOLLOWERS[0]), Some((terms(1), world.now)));
+        assert_eq!(as_of(&world, LEADER), Some((terms(1), answered)), "one of them is silent");
+    }
+    world.beat(&FOLLOWERS[1..]);
+    assert_eq!(as_of(&world, FOLLOWERS[0]), None);
     assert_eq!(as_of(&world, LEADER), None);
 }
 
@@ -380,7 +410,7 @@ fn the_first_pulse_of_a_session_is_as_old_as_it_is() {
     let start = world.start;
     let moment = |moment: Moment| start + moment.since_start();
     for node in FOLLOWERS {
-        let (_, at) = world.nodes[&node].as_of(C, Duration::ZERO, moment).expect("it rests");
+        let (_, at) = world.nodes[&node].as_of(C, Some(Duration::ZERO), moment).expect("it rests");
         assert!(at.duration_since(sent) < BEAT / 10, "{:?}", at.duration_since(sent));
     }
 }
@@ -426,7 +456,7 @@ fn fuzz_pulse_message() {
         }
         for node in [LEADER, FOLLOWERS[0]] {
             let moment = |moment: Moment| start + moment.since_start();
-            let _as_of = world.nodes[&node].as_of(C, SILENCE, moment);
+            let _as_of = world.nodes[&node].as_of(C, Some(SILENCE), moment);
             let _missed = world.node(node).hold(now, C);
         }
         Verdict::from(&decoded)

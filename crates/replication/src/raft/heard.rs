@@ -18,8 +18,14 @@ use crate::freshness::{FreshnessLog, LeaderClock};
 
 type Metrics = WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
 
-/// Returns what a replica's table includes now: all that the replica has acknowledged, and maybe more.
-type AppliedNow = Box<dyn Fn() -> Lsn + Send + Sync>;
+/// How a replica is, once it runs.
+pub(super) struct Attached {
+    pub(super) metrics: Metrics,
+    /// Returns what its table includes now: all that the replica has acknowledged, and maybe more.
+    pub(super) applied: Box<dyn Fn() -> Lsn + Send + Sync>,
+    /// Returns the state that it rests in, and as of when that is known to be the newest.
+    pub(super) rested: Box<dyn Fn() -> Option<(Lsn, Instant)> + Send + Sync>,
+}
 
 /// What a replica knows of the age of commit points: its own as a leader, and those that leaders
 /// sent it.
@@ -31,8 +37,7 @@ type AppliedNow = Box<dyn Fn() -> Lsn + Send + Sync>;
 /// been answered or given up. So it also remembers how far its table had come when.
 pub(super) struct Heard {
     start: Instant,
-    /// How the replica is, and what it has applied, once it runs.
-    replica: OnceLock<(Metrics, AppliedNow)>,
+    replica: OnceLock<Attached>,
     state: Mutex<State>,
 }
 
@@ -54,20 +59,16 @@ impl Heard {
     }
 
     /// Names the replica that this is about.
-    pub(super) fn attach(
-        &self,
-        metrics: Metrics,
-        applied: impl Fn() -> Lsn + Send + Sync + 'static,
-    ) {
+    pub(super) fn attach(&self, replica: Attached) {
         // It is named once.
-        let _named = self.replica.set((metrics, Box::new(applied)));
+        let _named = self.replica.set(replica);
     }
 
     /// Adds to an append that this replica sends as of when its commit point is the newest.
     pub(super) fn stamp(&self, append: &mut v1::RaftAppend) {
         let now = self.moment(Instant::now());
         append.sent_us = micros(now);
-        let Some((metrics, applied)) = self.replica.get() else { return };
+        let Some(Attached { metrics, applied, .. }) = self.replica.get() else { return };
         // What was acknowledged before `now` is in the table by now.
         let applied = applied();
         let mut state = self.state.lock();
@@ -103,6 +104,15 @@ impl Heard {
         }
     }
 
+    /// Takes in what a replica that has rested missed: `point` was the newest commit point as of `at`.
+    pub(super) fn rested(&self, point: Lsn, at: Instant, applied: Lsn) {
+        let mut state = self.state.lock();
+        state.addressed = Some(Instant::now());
+        if let Some(as_of) = self.checked_moment(at) {
+            state.log.learn(point, as_of, applied);
+        }
+    }
+
     /// Returns when a leader last addressed this replica; `None` if none has.
     pub(super) fn last_addressed(&self) -> Option<Instant> {
         self.state.lock().addressed
@@ -118,7 +128,15 @@ impl Heard {
         // All that this leader has acknowledged is in its table.
         let led = led_until(metrics, applied.epoch).map(|acked| self.moment(acked));
         let heard = self.state.lock().log.as_of(applied);
-        led.max(heard).map(|as_of| self.moment(at).since(as_of))
+        let rested = self.replica.get().and_then(|replica| (replica.rested)());
+        let rested = rested.filter(|(point, _)| point.seq <= applied.seq);
+        let rested = rested.and_then(|(_, as_of)| self.checked_moment(as_of));
+        led.max(heard).max(rested).map(|as_of| self.moment(at).since(as_of))
+    }
+
+    /// Returns `None` before the start.
+    fn checked_moment(&self, instant: Instant) -> Option<Moment> {
+        instant.checked_duration_since(self.start).map(Moment::after_start)
     }
 
     fn moment(&self, instant: Instant) -> Moment {
@@ -187,6 +205,10 @@ mod tests {
         }
     }
 
+    fn attached(metrics: Metrics, applied: impl Fn() -> Lsn + Send + Sync + 'static) -> Attached {
+        Attached { metrics, applied: Box::new(applied), rested: Box::new(|| None) }
+    }
+
     async fn wait(milliseconds: u64) -> Duration {
         let time = Duration::from_millis(milliseconds);
         tokio::time::advance(time).await;
@@ -219,7 +241,7 @@ mod tests {
         wait(100).await;
         let (sender, metrics) = WatchOf::<TypeConfig>::channel(leading(3));
         let acknowledged = micros(leader.moment(Instant::now()));
-        leader.attach(metrics, || Lsn::new(TERM, 9));
+        leader.attach(attached(metrics, || Lsn::new(TERM, 9)));
         wait(700).await;
         let mut late = append(Lsn::new(TERM, 9));
         leader.stamp(&mut late);
@@ -242,7 +264,7 @@ mod tests {
         let (sender, metrics) = WatchOf::<TypeConfig>::channel(leading(3));
         let table = Arc::new(Mutex::new(Lsn::new(TERM, 9)));
         let applied = Arc::clone(&table);
-        leader.attach(metrics, move || *applied.lock());
+        leader.attach(attached(metrics, move || *applied.lock()));
         let current_at = |seq| {
             let mut append = append(Lsn::new(TERM, seq));
             sender.send(leading(3)).expect("the leader looks at it");

@@ -19,6 +19,7 @@ use trireme_types::{Lsn, NodeId, PATH};
 use super::RaftFaults;
 use super::calls::Calls;
 use super::heard::Heard;
+use super::rest::{Asked, Ticks};
 use super::state_machine::RaftTable;
 use super::types::{LogId, RaftId, TypeConfig, Vote};
 use super::wire;
@@ -31,8 +32,9 @@ const QUESTIONS_MAX: usize = 256;
 
 pub(super) type RaftHandle = Raft<TypeConfig, RaftTable>;
 
-/// A question and the number that its answer is to carry.
-type Question = (u64, Body);
+/// A question, the number that its answer is to carry, and what keeps the replica awake until it is
+/// answered.
+type Question = (u64, Body, Asked);
 
 /// What a message asks of the replica itself, beside Raft.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,18 +66,20 @@ pub(super) struct Inbound {
     events: mpsc::Sender<Event>,
     queues: Mutex<HashMap<(NodeId, Lane), mpsc::Sender<Question>>>,
     faults: RaftFaults,
+    ticks: Arc<Ticks>,
 }
 
 impl Inbound {
     pub(super) fn new(
         raft: RaftHandle,
+        ticks: Arc<Ticks>,
         calls: Arc<Calls>,
         heard: Arc<Heard>,
         table: CohortTable,
         events: mpsc::Sender<Event>,
     ) -> Self {
         let (queues, faults) = (Mutex::default(), RaftFaults::default());
-        Self { raft, calls, heard, table, events, queues, faults }
+        Self { raft, ticks, calls, heard, table, events, queues, faults }
     }
 
     /// Returns it with the mistakes that it is to make.
@@ -150,9 +154,11 @@ impl Inbound {
         if let Body::Append(append) = &body {
             self.heard.note(from, append, self.table.applied());
         }
+        let is_heartbeat = matches!(&body, Body::Append(append) if append.entries.is_empty());
+        let asked = if is_heartbeat { self.ticks.ask_by_heartbeat() } else { self.ticks.ask() };
         let mut queues = self.queues.lock();
         let queue = queues.entry((from, lane)).or_insert_with(|| self.start_task(from, lane));
-        if queue.try_send((call, body)).is_err() {
+        if queue.try_send((call, body, asked)).is_err() {
             tracing::debug!(%from, ?lane, "a message found the queue full and was dropped");
         }
     }
@@ -175,7 +181,7 @@ async fn answer_in_order(
     faults: RaftFaults,
     mut questions: mpsc::Receiver<Question>,
 ) {
-    let mut answers: FuturesOrdered<BoxFuture<'static, (u64, Body)>> = FuturesOrdered::new();
+    let mut answers: FuturesOrdered<BoxFuture<'static, Answer>> = FuturesOrdered::new();
     let mut open = true;
     while open || !answers.is_empty() {
         tokio::select! {
@@ -184,18 +190,22 @@ async fn answer_in_order(
             biased;
             question = questions.recv(), if open && answers.len() < QUESTIONS_MAX => {
                 match question {
-                    Some((call, body)) => {
-                        answers.push_back(ask(raft.clone(), call, body, faults).boxed());
+                    Some(question) => {
+                        answers.push_back(ask(raft.clone(), question, faults).boxed());
                     }
                     None => open = false,
                 }
             }
-            Some((call, body)) = answers.next() => calls.answer(from, lane, call, body),
+            Some((call, body, _asked)) = answers.next() => calls.answer(from, lane, call, body),
         }
     }
 }
 
-async fn ask(raft: RaftHandle, call: u64, question: Body, faults: RaftFaults) -> (u64, Body) {
+/// An answer, the number of its question, and what has kept the replica awake.
+type Answer = (u64, Body, Asked);
+
+async fn ask(raft: RaftHandle, question: Question, faults: RaftFaults) -> Answer {
+    let (call, question, asked) = question;
     let answer = match question {
         Body::Append(append) => append_answer(&raft, append, faults).await,
         Body::Vote(ballot) => ballot_answer(&raft, ballot, false, faults).await,
@@ -203,7 +213,7 @@ async fn ask(raft: RaftHandle, call: u64, question: Body, faults: RaftFaults) ->
         Body::TransferLeader(transfer) => transfer_answer(&raft, transfer).await,
         answer => Err(format!("not a question: {answer:?}")),
     };
-    (call, answer.unwrap_or_else(Body::Failed))
+    (call, answer.unwrap_or_else(Body::Failed), asked)
 }
 
 async fn append_answer(

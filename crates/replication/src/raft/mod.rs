@@ -26,6 +26,7 @@
 //! - `admission`: a replica that lost what it had stored comes back under another incarnation, as a
 //!   learner, and takes its predecessor's place once it has caught up (S14).
 //! - `forming`: a cohort's first membership, and its first leader where it goes on from another cohort.
+//! - `rest`: a replica in whose cohort nothing happens rests, with openraft's ticks off.
 //! - `log_holds`: what of the log must stay for a follower that is being sent a snapshot.
 //! - `replica`: the seam itself. Strong reads use ReadIndex: one exchange with a majority serves all
 //!   reads that the server gathered for one barrier (C4: openraft first commits an entry of the
@@ -45,8 +46,7 @@
 //!
 //! # Left out
 //!
-//! Lease reads (openraft offers them; ReadIndex needs no clock), elections from the liveness of
-//! node pairs (each cohort still sends its own heartbeats), witnesses.
+//! Lease reads (openraft offers them; ReadIndex needs no clock), witnesses.
 
 mod admission;
 mod calls;
@@ -58,6 +58,7 @@ mod log_store;
 mod network;
 mod options;
 mod replica;
+mod rest;
 mod runtime;
 mod state_machine;
 mod tending;
@@ -69,6 +70,8 @@ mod wire;
 mod faults_test;
 #[cfg(test)]
 mod replica_test;
+#[cfg(test)]
+mod rest_test;
 #[cfg(test)]
 mod suite_test;
 

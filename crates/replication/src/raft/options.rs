@@ -56,6 +56,8 @@ deliberate_faults! {
         trusts_an_empty_disk,
         /// A newcomer asks only the replica that it takes for the leader to admit it.
         asks_one_leader,
+        /// A replica that has rested is not given its ticks back.
+        keeps_its_ticks_off,
     }
 }
 

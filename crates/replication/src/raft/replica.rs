@@ -22,15 +22,17 @@ use trireme_types::{CohortConfig, CommandBatch, Lsn, NodeId, Outcome, Protocol, 
 use super::admission::{Admission, is_newcomer};
 use super::calls::Calls;
 use super::forming::{form_cohort, lead_at_first};
-use super::heard::Heard;
+use super::heard::{Attached, Heard};
 use super::inbound::{Event, Inbound, RaftHandle};
 use super::log_holds::LogHolds;
 use super::log_store::{OnDisk, RaftLogStore};
 use super::network::RaftNetworkMaker;
+use super::rest::{RestParts, Ticks};
 use super::state_machine::{RaftTable, SnapshotData};
 use super::tending::Tending;
 use super::types::{Proposal, RaftId, TypeConfig, lsn_or_zero};
 use super::{RaftOptions, wire};
+use crate::pulse::{Pulses, Sleeper};
 use crate::replica::{Freshness, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role};
 use crate::simulation;
 use crate::transport::{Lane, Transport};
@@ -65,6 +67,8 @@ pub struct RaftParts {
     pub table: CohortTable,
     /// The way to the other replicas.
     pub transport: Arc<dyn Transport>,
+    /// Where the replica rests while nothing happens; `None` if it never does.
+    pub pulses: Option<Arc<Pulses>>,
     /// The settings.
     pub options: RaftOptions,
     /// Whether the node once lost its disk: a replica that finds nothing here has lost what it
@@ -90,6 +94,7 @@ struct Kept {
     tables: Tables,
     table: CohortTable,
     transport: Arc<dyn Transport>,
+    pulses: Option<Arc<Pulses>>,
     options: RaftOptions,
     on_failure: Arc<dyn Fn(String) + Send + Sync>,
     /// How much of the log is on disk; at first all that was opened.
@@ -106,6 +111,7 @@ struct Running {
     heard: Arc<Heard>,
     holds: Arc<LogHolds>,
     admission: Arc<Admission>,
+    ticks: Arc<Ticks>,
     since: Instant,
     tasks: Vec<AbortHandle>,
 }
@@ -121,6 +127,7 @@ impl RaftReplica {
             tables,
             table,
             transport,
+            pulses,
             options,
             lost_disk,
             on_failure,
@@ -136,6 +143,7 @@ impl RaftReplica {
             tables,
             table,
             transport,
+            pulses,
             options,
             on_failure,
             on_disk,
@@ -149,7 +157,9 @@ impl RaftReplica {
     }
 
     async fn write(&self, payload: Bytes) -> Result<Vec<Outcome>, ReplicaError> {
-        match self.running().raft.client_write(Proposal(payload)).await {
+        let running = self.running();
+        running.ticks.stir_to_write().await;
+        match running.raft.client_write(Proposal(payload)).await {
             Ok(written) => Ok(written.data),
             Err(RaftError::APIError(error)) => Err(write_error(error)),
             // Whether the entry was in the log before Raft stopped cannot be told.
@@ -169,6 +179,7 @@ impl RaftReplica {
 
     async fn take_event(&self, event: Event) {
         let running = self.running();
+        running.ticks.stir();
         match event {
             Event::Join(newcomer) => {
                 // A change of membership waits for a majority, which nothing else must wait for.
@@ -243,7 +254,18 @@ impl Kept {
         .await
         .map_err(|error| ReplicaError::Failed(error.to_string()))?;
         let admission = Arc::<Admission>::default();
+        let sleeper = Sleeper::new(cohort, self.pulses.clone());
+        let rest = sleeper.watch();
+        let ticks = Ticks::new(RestParts {
+            raft: raft.clone(),
+            heard: heard.clone(),
+            table: self.table.clone(),
+            sleeper,
+            heartbeat_lasts: options.election_timeout_max,
+            faults: options.faults,
+        });
         let tending = Tending {
+            ticks: ticks.clone(),
             raft: raft.clone(),
             admission: admission.clone(),
             calls: calls.clone(),
@@ -267,16 +289,21 @@ impl Kept {
             Some(_) => {}
         }
         let applied = self.table.clone();
-        heard.attach(raft.metrics(), move || applied.applied());
+        heard.attach(Attached {
+            metrics: raft.metrics(),
+            applied: Box::new(move || applied.applied()),
+            rested: Box::new(move || rest.unleased_as_of()),
+        });
         let (table, events) = (self.table.clone(), self.events.clone());
         Ok(Running {
             id,
-            inbound: Inbound::new(raft.clone(), calls, heard.clone(), table, events)
+            inbound: Inbound::new(raft.clone(), ticks.clone(), calls, heard.clone(), table, events)
                 .with_faults(options.faults),
             heard,
             raft,
             holds,
             admission,
+            ticks,
             since: Instant::now(),
             tasks: tasks.iter().map(JoinHandle::abort_handle).collect(),
         })
@@ -286,6 +313,8 @@ impl Kept {
 impl Running {
     async fn stop(&self) {
         self.tasks.iter().for_each(AbortHandle::abort);
+        // Nothing is acknowledged for it any more.
+        self.ticks.stir();
         self.inbound.close();
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(replica = %self.id, %error, "Raft did not stop cleanly");
@@ -323,6 +352,7 @@ impl Replica for RaftReplica {
         {
             return Ok(ReadPermit::lasting());
         }
+        running.ticks.stir();
         let exchange = async {
             let linearizer = running.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
             linearizer.map_err(read_error)?.await_ready(&running.raft).await.map_err(fatal)
@@ -362,13 +392,16 @@ impl Replica for RaftReplica {
             return Err(ReplicaError::Unavailable(reason));
         }
         tracing::info!(%from, cohort = %self.kept.config.cohort, snapshot = %meta, "a snapshot arrived");
+        let _asked = running.ticks.ask();
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Incoming(snapshot) };
         let reply = running.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
         Ok(wire::snapshot_reply(&reply).into())
     }
 
     async fn transfer_leader(&self, to: NodeId) -> Result<(), ReplicaError> {
-        let raft = &self.running().raft;
+        let running = self.running();
+        running.ticks.stir();
+        let raft = &running.raft;
         raft.trigger().transfer_leader(member(raft, to)).await.map_err(fatal)
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,10 +18,11 @@ use trireme_storage::{
 };
 use trireme_types::{
     ClusterId, CohortConfig, CohortId, Command, CommandBatch, Condition, KeyRange, NodeId,
-    Operation, Protocol,
+    Operation, Protocol, Timing,
 };
 
 use super::{RaftOptions, RaftParts, RaftReplica};
+use crate::pulse::{PULSE_COHORT, PulseFaults, Pulses};
 use crate::replica::{ErrorClass, Replica, Role};
 use crate::transport::{Lane, SendError, Transport};
 
@@ -40,6 +42,10 @@ pub(super) const PAUSE: Duration = Duration::from_millis(2);
 #[derive(Default)]
 pub(super) struct Network {
     replicas: Mutex<BTreeMap<NodeId, Arc<RaftReplica>>>,
+    /// Those of the nodes whose replicas rest while nothing happens.
+    pulses: Mutex<BTreeMap<NodeId, Arc<Pulses>>>,
+    /// How many messages were sent that are no pulses.
+    pub(super) messages: AtomicU64,
     /// The lanes, from one node to another, on which everything is lost.
     pub(super) cut: Mutex<HashSet<(NodeId, NodeId, Lane)>>,
     /// Snapshots that are sent wait here.
@@ -67,10 +73,16 @@ struct NetworkEnd {
 
 #[async_trait]
 impl Transport for NetworkEnd {
-    fn send(&self, to: NodeId, _: CohortId, lane: Lane, bytes: Bytes) -> Result<(), SendError> {
+    fn send(&self, to: NodeId, of: CohortId, lane: Lane, bytes: Bytes) -> Result<(), SendError> {
         if self.network.cut.lock().contains(&(self.node, to, lane)) {
             return Ok(());
         }
+        if of == PULSE_COHORT {
+            let pulses = self.network.pulses.lock().get(&to).cloned();
+            pulses.ok_or(SendError::Unreachable(to))?.deliver(self.node, bytes);
+            return Ok(());
+        }
+        self.network.messages.fetch_add(1, Ordering::Relaxed);
         let replica = self.network.replicas.lock().get(&to).cloned();
         replica.ok_or(SendError::Unreachable(to))?.deliver(self.node, lane, bytes);
         Ok(())
@@ -150,6 +162,7 @@ impl Member {
             tables: tables.clone(),
             table: table.clone(),
             transport: Arc::new(NetworkEnd { node, network: network.clone() }),
+            pulses: network.pulses.lock().get(&node).cloned(),
             options: RaftOptions::default(),
             lost_disk,
             on_failure: Arc::new(|reason| panic!("the replica failed: {reason}")),
@@ -183,7 +196,21 @@ pub(super) struct Cohort {
 
 impl Cohort {
     pub(super) async fn open(disks: &[MemFs]) -> Self {
+        Self::open_on(disks, Arc::default()).await
+    }
+
+    /// Opens a cohort that rests while nothing happens.
+    pub(super) async fn open_resting() -> Self {
         let network = Arc::<Network>::default();
+        for node in NODES {
+            let end = Arc::new(NetworkEnd { node, network: network.clone() });
+            let pulses = Pulses::start(end, Timing::default(), PulseFaults::default());
+            network.pulses.lock().insert(node, pulses);
+        }
+        Self::open_on(&[MemFs::new(), MemFs::new(), MemFs::new()], network).await
+    }
+
+    async fn open_on(disks: &[MemFs], network: Arc<Network>) -> Self {
         let mut members = Vec::new();
         for (node, disk) in NODES.into_iter().zip(disks) {
             members.push(Member::open(node, disk, &network).await);

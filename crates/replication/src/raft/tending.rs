@@ -19,10 +19,12 @@ use super::RaftOptions;
 use super::admission::{Admission, is_committed_joint, is_newcomer};
 use super::calls::Calls;
 use super::inbound::RaftHandle;
+use super::rest::{Ticks, rest};
 use super::types::{
     LogId, RaftId, RaftMembership, StoredMembership, TypeConfig, Vote, vote_message,
 };
 use super::watchdog::{Trouble, View, Watchdog};
+use crate::core::Rest;
 use crate::simulation;
 use crate::transport::Lane;
 
@@ -36,6 +38,7 @@ const STAND_TIMEOUT: Duration = Duration::from_millis(300);
 /// Tends one replica until it is aborted.
 pub(super) struct Tending {
     pub(super) raft: RaftHandle,
+    pub(super) ticks: Arc<Ticks>,
     pub(super) admission: Arc<Admission>,
     pub(super) calls: Arc<Calls>,
     pub(super) table: CohortTable,
@@ -84,11 +87,23 @@ impl Tending {
         let quick = self.options.heartbeat_interval / 2;
         let mut watchdog = Watchdog::new(self.options.election_timeout_max, quick);
         let mut lead: Option<Lead> = None;
+        let mut metrics = self.raft.metrics();
         let mut joined_at: Option<Instant> = None;
         loop {
-            tokio::time::sleep(quick).await;
+            let rested = self.ticks.rests();
+            self.ticks.wait(quick, &mut metrics).await;
             let now = Instant::now();
             let seen = self.see();
+            let is_free = lead.as_ref().is_none_or(|lead| lead.giving_up.is_none());
+            if self.ticks.look(self.rest().filter(|_| is_free)) {
+                continue;
+            }
+            if let Some(lead) = lead.as_mut().filter(|_| rested) {
+                // Nothing was asked of anybody meanwhile.
+                lead.since = now;
+                watchdog.reset();
+                self.calls.forget_silence();
+            }
             self.probe_what_is_overdue(&seen, quick);
             if !seen.is_leader {
                 if lead.take().is_some_and(|lead| lead.giving_up.is_some()) {
@@ -121,6 +136,14 @@ impl Tending {
         let cohort = self.calls.cohort();
         // It waits for a majority, which nothing else must wait for.
         simulation::spawn(async move { admission.complete(&raft, cohort).await });
+    }
+
+    /// Returns what the replica could rest as.
+    fn rest(&self) -> Option<Rest> {
+        let applied = self.table.applied();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        rest(&metrics, applied)
     }
 
     fn see(&self) -> Snapshot {

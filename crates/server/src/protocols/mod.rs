@@ -84,9 +84,20 @@ pub(crate) async fn open_replica(parts: ReplicaParts) -> Result<Arc<dyn Replica>
 async fn open_raft(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> {
     let lost_disk = parts.lost_disk();
     let options = RaftOptions::with_timing(&parts.timing);
-    let ReplicaParts { node, config, log, tables, table, transport, on_failure, .. } = parts;
-    let parts =
-        RaftParts { node, config, log, tables, table, transport, options, lost_disk, on_failure };
+    let ReplicaParts { node, config, log, tables, table, transport, pulses, on_failure, .. } =
+        parts;
+    let parts = RaftParts {
+        node,
+        config,
+        log,
+        tables,
+        table,
+        transport,
+        pulses: Some(pulses),
+        options,
+        lost_disk,
+        on_failure,
+    };
     Ok(RaftReplica::open(parts).await?)
 }
 
