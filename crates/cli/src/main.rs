@@ -25,6 +25,7 @@ mod output;
 mod predecessor;
 mod progress;
 mod put;
+mod range_leader;
 mod range_list;
 mod range_protocol;
 mod range_split;
@@ -134,6 +135,8 @@ enum CoordinatorSubcommand {
 
 #[derive(Subcommand)]
 enum RangeCommand {
+    /// Have a node lead a range; safe to repeat.
+    Leader(range_leader::RangeLeaderArgs),
     /// List the ranges, their cohorts and their replicas.
     List(range_list::RangeListArgs),
     /// Have a range replicated by another protocol, while it serves; safe to repeat.
@@ -189,6 +192,7 @@ impl Cli {
             Command::Import(args) => block_on(args.run(&cluster)),
             Command::Export(args) => block_on(args.run(&cluster)),
             Command::Status(args) => block_on(args.run(&cluster)),
+            Command::Range(RangeCommand::Leader(args)) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::List(args)) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::Protocol(args)) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::Split(args)) => block_on(args.run(&cluster)),

@@ -50,7 +50,7 @@ impl RangeProtocolArgs {
 }
 
 /// Reads a cohort's id, with or without its leading `c`.
-fn cohort(text: &str) -> Result<CohortId, String> {
+pub(super) fn cohort(text: &str) -> Result<CohortId, String> {
     match text.strip_prefix('c').unwrap_or(text).parse() {
         Ok(id) if id > 0 => Ok(CohortId(id)),
         _ => Err("expected a cohort's id (c1, c2, ...)".to_owned()),

@@ -90,6 +90,32 @@ fn ranges_of_all_protocols_bear_that_every_node_is_stopped_and_started() {
     show("stopped and started", &history.finish(cluster));
 }
 
+/// Each range is led by each node in turn, while it is written, and only by one that holds a replica.
+#[test]
+fn any_node_that_holds_a_replica_can_be_had_to_lead_whatever_the_protocol() {
+    let cluster = &mut Cluster::start(&RANGES);
+    let history = History::start(cluster, &KEYS);
+    for cohort in [1, 2, 3] {
+        for node in [1, 2, 3, 1] {
+            let (cohort_name, node_name) = (format!("c{cohort}"), format!("n{node}"));
+            let led = cluster.run(["range", "leader", &cohort_name, &node_name, "--json"]).json();
+            assert_eq!((&led["cohort"], &led["leader"]), (&cohort.into(), &node.into()), "{led}");
+            assert_eq!(cluster.wait_for_leader(cohort, PATIENCE), node);
+            history.wait_for_writes_within(3, FAILOVER_MAX);
+        }
+    }
+    let again = cluster.run(["range", "leader", "c1", "n1"]);
+    assert!(again.out().contains("n1 leads"), "{again:?}");
+    for (arguments, reason) in [
+        (["range", "leader", "c1", "n9"], "n9 holds no replica of cohort c1: n1, n2, n3 do"),
+        (["range", "leader", "c9", "n1"], "cohort c9 serves no range"),
+    ] {
+        let refused = cluster.run(arguments);
+        assert!(refused.error(1).contains(reason), "{refused:?}");
+    }
+    show("led by each", &history.finish(cluster));
+}
+
 /// Faults by chance, one or two at a time and for as long as chance has it, around the lease, the grace
 /// and the session timeout. `TRIREME_TEST_SEED` has them befall the nodes again in the same order, and
 /// `TRIREME_TEST_ROUNDS` more of them.

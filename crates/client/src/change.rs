@@ -13,7 +13,7 @@ use crate::node::NodeHandle;
 use crate::{ClientError, Place, RouteTable};
 
 /// How long to wait before a node is asked again.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
 /// A border between two ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

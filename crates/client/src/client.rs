@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use trireme_proto::v1::response;
 use trireme_proto::{convert, v1};
-use trireme_types::{CohortId, Condition, Consistency, Lsn, NodeId, Outcome, Version};
+use trireme_types::{Condition, Consistency, Lsn, Outcome, Version};
 
 use crate::node::NodeHandle;
 use crate::request::Request;
@@ -249,21 +249,6 @@ impl Client {
     ) -> Result<(), ClientError> {
         let node = NodeHandle::new(address, &self.inner.options)?;
         node.set_faults(faults).await.map_err(|reason| admin_error(&node, reason))
-    }
-
-    /// Asks the leader of `cohort` to hand its leadership to node `to`.
-    pub async fn transfer_leader(&self, cohort: CohortId, to: NodeId) -> Result<(), ClientError> {
-        self.refresh_routes().await?;
-        let routes = &self.inner.routes;
-        let route = routes
-            .of_cohort(cohort)
-            .ok_or_else(|| ClientError::Invalid(format!("there is no cohort {cohort}")))?;
-        let leader = route.leader().and_then(|leader| routes.node(leader)).ok_or_else(|| {
-            let place = Place { cohort, node: route.leader() };
-            ClientError::Unavailable { place, reason: "its leader is not known".to_owned() }
-        })?;
-        let asked = leader.transfer_leader(cohort.0, to.0).await;
-        asked.map_err(|reason| admin_error(&leader, reason))
     }
 
     /// Returns the client's options.

@@ -5,6 +5,7 @@ mod call;
 mod change;
 mod client;
 mod error;
+mod lead;
 mod node;
 mod options;
 mod request;

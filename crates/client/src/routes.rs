@@ -155,12 +155,6 @@ impl Routes {
         (Arc::clone(&ranges[after.saturating_sub(1)]), table.generation)
     }
 
-    /// Returns the route of a cohort.
-    pub(crate) fn of_cohort(&self, cohort: CohortId) -> Option<Arc<CachedRoute>> {
-        let table = self.table.load();
-        table.ranges.iter().find(|route| route.descriptor.cohort == cohort).cloned()
-    }
-
     /// Returns a node that an address is known of.
     pub(crate) fn node(&self, id: NodeId) -> Option<Arc<NodeHandle>> {
         self.nodes.read().get(&id).cloned()

@@ -201,10 +201,15 @@ async fn the_routes_and_the_nodes_can_be_looked_at() {
     assert_eq!(table.ranges[1].range.start, "h");
     assert_eq!(table.ranges[1].leader, Some(node(2)));
     assert_eq!(table.ranges[1].protocol, "raft");
-    client.transfer_leader(CohortId(2), node(3)).await.unwrap();
-    assert_eq!(client.refresh_routes().await.unwrap().ranges[1].leader, Some(node(3)));
-    let unknown = client.transfer_leader(CohortId(9), node(3)).await.unwrap_err();
-    assert_eq!(unknown.class(), ErrorClass::Invalid);
+    for did_lead in [false, true] {
+        let led = client.transfer_leader(CohortId(2), node(3), |_: &str| ()).await;
+        assert_eq!(led.unwrap(), did_lead);
+        assert_eq!(client.refresh_routes().await.unwrap().ranges[1].leader, Some(node(3)));
+    }
+    for (cohort, to) in [(9, 3), (2, 9)] {
+        let refused = client.transfer_leader(CohortId(cohort), node(to), |_: &str| ()).await;
+        assert_eq!(refused.unwrap_err().class(), ErrorClass::Invalid);
+    }
     let status = client.node_status(&table.nodes[2].address).await.unwrap();
     assert_eq!(status.node, 3);
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
