@@ -100,11 +100,6 @@ impl Ticks {
         })
     }
 
-    /// Returns true if the ticks are off.
-    pub(super) fn rests(&self) -> bool {
-        self.sleeper.lock().rests()
-    }
-
     /// Returns when the replica is to be looked at: after `period`, or if it rests, when something has
     /// changed. `metrics` are those of the replica, which has seen what they were before.
     pub(super) async fn wait(&self, period: Duration, metrics: &mut Metrics) {

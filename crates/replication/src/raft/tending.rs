@@ -89,16 +89,18 @@ impl Tending {
         let mut lead: Option<Lead> = None;
         let mut metrics = self.raft.metrics();
         let mut joined_at: Option<Instant> = None;
+        let mut rested = false;
         loop {
-            let rested = self.ticks.rests();
             self.ticks.wait(quick, &mut metrics).await;
             let now = Instant::now();
             let seen = self.see();
             let is_free = lead.as_ref().is_none_or(|lead| lead.giving_up.is_none());
             if self.ticks.look(self.rest().filter(|_| is_free)) {
+                rested = true;
                 continue;
             }
-            if let Some(lead) = lead.as_mut().filter(|_| rested) {
+            let has_woken = std::mem::take(&mut rested);
+            if let Some(lead) = lead.as_mut().filter(|_| has_woken) {
                 // Nothing was asked of anybody meanwhile.
                 lead.since = now;
                 watchdog.reset();
