@@ -46,7 +46,7 @@ fn a_cluster_that_cannot_be_is_refused_before_anything_is_made() {
         (&["--ranges", "0"], "at least one range"),
         (&["--ranges", "10001"], "10000"),
         (&["--ranges", "1001"], "1001 by raft, of which it can have 1000"),
-        (&["--ranges", "501", "--replication", "pacifica"], "of which it can have 500"),
+        (&["--ranges", "1001", "--replication", "pacifica"], "of which it can have 1000"),
         (&["--ranges", "1001", "--replication", "spinnaker"], "of which it can have 1000"),
         (&["--nodes", "2", "--replicas", "3"], "there are 2"),
         (&["--nodes", "0"], "at least one node"),
