@@ -38,8 +38,8 @@ impl RangeLeaderArgs {
                 "did_lead": did_lead,
             }));
         }
-        let leads = if did_lead { "leads already" } else { "leads" };
-        Ok(output::line(format!("{node} {leads} {cohort}"))?)
+        let already = if did_lead { " already" } else { "" };
+        Ok(output::line(format!("{node} leads {cohort}{already}"))?)
     }
 }
 

@@ -1,19 +1,14 @@
 //! Changes of ranges, asked for again until they are done.
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
 use tonic::Code;
 use trireme_proto::v1;
 use trireme_types::{CohortId, Protocol, check_split_key};
 
+use crate::asking::Asking;
 use crate::client::{Client, admin_error};
 use crate::node::NodeHandle;
 use crate::{ClientError, Place, RouteTable};
-
-/// How long to wait before a node is asked again.
-pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
 /// A border between two ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,10 +91,9 @@ impl Client {
     async fn change_range(
         &self,
         mut wanted: impl FnMut(&RouteTable) -> Wanted + Send,
-        mut note: impl FnMut(&str) + Send,
+        note: impl FnMut(&str) + Send,
     ) -> Result<Vec<CohortId>, ClientError> {
-        let until = Instant::now() + self.options().deadline;
-        let mut noted = None;
+        let mut asking = Asking::new(self.options().deadline, note);
         let mut done = None;
         let mut cohort = CohortId::default();
         loop {
@@ -118,15 +112,7 @@ impl Client {
                     Err(error) => error.to_string(),
                 },
             };
-            if Instant::now() >= until {
-                let place = Place { cohort, node: None };
-                return Err(ClientError::Unavailable { place, reason: missing });
-            }
-            if noted.as_ref() != Some(&missing) {
-                note(&missing);
-                noted = Some(missing);
-            }
-            sleep(PAUSE).await;
+            asking.pause(Place { cohort, node: None }, missing).await?;
         }
     }
 

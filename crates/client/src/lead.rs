@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use trireme_types::{CohortId, NodeId};
 
-use crate::change::PAUSE;
+use crate::asking::Asking;
 use crate::client::{Client, admin_error};
 use crate::node::NodeHandle;
 use crate::{ClientError, Place, RouteTable};
@@ -18,22 +18,24 @@ impl Client {
     /// it once it has all that was acknowledged. Safe to repeat: nothing is changed where it leads.
     ///
     /// The node that leads may be asked again and again until the client's deadline; `note` is called with
-    /// what stands in the way, whenever that is another thing than before. What has no such cohort or
-    /// no replica there is refused at once ([`ClientError::Invalid`]).
+    /// what stands in the way, whenever that is another thing than before. A cohort that serves no range,
+    /// and a node that holds no replica of it, are refused at once ([`ClientError::Invalid`]).
     pub async fn transfer_leader(
         &self,
         cohort: CohortId,
         to: NodeId,
-        mut note: impl FnMut(&str) + Send,
+        note: impl FnMut(&str) + Send,
     ) -> Result<bool, ClientError> {
-        let until = Instant::now() + self.options().deadline;
-        let (mut noted, mut asked_at, mut did_lead) = (None, None::<Instant>, true);
+        let mut asking = Asking::new(self.options().deadline, note);
+        let (mut asked_at, mut did_lead) = (None::<Instant>, true);
         loop {
             let may_ask = asked_at.is_none_or(|at| at.elapsed() >= HAND_OVER_PAUSE);
             let missing = match self.ask_to_hand_over(cohort, to, may_ask).await {
                 Ok(Some(leader)) if leader == to => return Ok(did_lead),
                 Ok(Some(_leader)) => {
-                    asked_at = asked_at.filter(|_| !may_ask).or_else(|| Some(Instant::now()));
+                    if may_ask {
+                        asked_at = Some(Instant::now());
+                    }
                     format!("{to} does not lead cohort {cohort} yet")
                 }
                 Ok(None) => format!("no node leads cohort {cohort}"),
@@ -41,15 +43,7 @@ impl Client {
                 Err(error) => error.to_string(),
             };
             did_lead = false;
-            if Instant::now() >= until {
-                let place = Place { cohort, node: Some(to) };
-                return Err(ClientError::Unavailable { place, reason: missing });
-            }
-            if noted.as_ref() != Some(&missing) {
-                note(&missing);
-                noted = Some(missing);
-            }
-            sleep(PAUSE).await;
+            asking.pause(Place { cohort, node: Some(to) }, missing).await?;
         }
     }
 
