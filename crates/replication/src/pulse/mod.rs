@@ -113,7 +113,7 @@ pub(crate) enum Learnt {
     },
 }
 
-/// The pulses of one node, and which of its replicas rest: those of the protocols of our own.
+/// The pulses of one node, and which of its replicas rest.
 pub struct Pulses {
     timing: Timing,
     transport: Arc<dyn Transport>,
@@ -209,11 +209,10 @@ impl Pulses {
         self.start + self.rate.time(moment.since_start())
     }
 
-    /// Returns when the pulses must have been sent, at the least, that all followers had answered when
-    /// their leader sent one at `sent`: none of them had been silent for longer.
-    fn answered_by_all(&self, sent: Moment) -> Instant {
-        let silent = self.timing.lease / SILENCE_DIVISOR;
-        self.instant(sent).checked_sub(silent).unwrap_or(self.start)
+    /// Returns a moment since which all followers had answered a pulse when their leader sent one at `sent`:
+    /// none of them had been silent for longer.
+    fn answered_by_all(&self, sent: Moment) -> Option<Instant> {
+        self.instant(sent).checked_sub(self.timing.lease / SILENCE_DIVISOR)
     }
 }
 
@@ -294,7 +293,7 @@ impl Sleeper {
     }
 
     /// Returns true if nothing has ended the rest of a replica that rests, beside what it handles itself.
-    pub(crate) fn is_at_rest(&self) -> bool {
+    pub(crate) fn is_undisturbed(&self) -> bool {
         let pulses = self.pulses.as_ref().filter(|_| self.rests());
         pulses.is_some_and(|pulses| pulses.state.lock().pairs.rests(self.cohort))
     }
@@ -316,7 +315,7 @@ impl Sleeper {
             }
             (Learnt::Heard { terms, sent_here, .. }, _) => {
                 let pulses = self.pulses.as_ref()?;
-                Some((terms.committed, pulses.answered_by_all((*sent_here)?)))
+                Some((terms.committed, pulses.answered_by_all((*sent_here)?)?))
             }
             (Learnt::Supported(_), _) => None,
         }
@@ -415,7 +414,7 @@ impl RestWatch {
     /// lie ahead; `None` if it does not rest.
     pub(crate) fn as_of(&self) -> Option<(Lsn, Instant)> {
         let pulses = self.pulses.as_ref()?;
-        let moment = |moment| pulses.instant(moment);
+        let moment = |moment| Some(pulses.instant(moment));
         let state = pulses.state.lock();
         let (terms, at) = state.pairs.as_of(self.cohort, Some(pulses.timing.lease), moment)?;
         Some((terms.committed, at))

@@ -407,13 +407,13 @@ impl Pairs {
 
     /// Returns as of when a cohort that rests is known to be in the state that it rests in: for a
     /// leader until its lease ends, which counts from when its followers were last heard. Where a leader has
-    /// no lease, a follower knows only what all of them had shown by then. `moment` turns a moment of the
-    /// node's clock into an instant.
+    /// no lease, a follower knows only what all of them had shown by then. `moment` turns the sending of a
+    /// pulse, on the node's clock, into the instant since which it shows that.
     pub(super) fn as_of(
         &self,
         cohort: CohortId,
         lease: Option<Duration>,
-        moment: impl Fn(Moment) -> Instant,
+        moment: impl Fn(Moment) -> Option<Instant>,
     ) -> Option<(Terms, Instant)> {
         match self.cohorts.get(&cohort)? {
             Part::Leads { terms, followers, held_at } => {
@@ -433,7 +433,7 @@ impl Pairs {
                     Some(_) => followed.as_of,
                     None => self.all_rested(followed, *began),
                 };
-                newest.and(as_of).map(|at| (*terms, moment(at)))
+                newest.and(as_of).and_then(moment).map(|at| (*terms, at))
             }
         }
     }

@@ -323,7 +323,7 @@ fn the_age_of_what_rests_counts_from_the_last_pulse() {
     }
     let (start, now, lease) = (world.start, world.now, Duration::from_millis(800));
     let as_of = |world: &World, node| {
-        let moment = |moment: Moment| start + moment.since_start();
+        let moment = |moment: Moment| Some(start + moment.since_start());
         world.nodes[&node].as_of(C, Some(lease), moment)
     };
     assert_eq!(as_of(&world, LEADER), Some((terms(1), now + lease)));
@@ -345,7 +345,7 @@ fn without_a_lease_a_follower_waits_until_all_have_shown_that_they_rest() {
     let mut world = World::at_rest();
     let start = world.start;
     let as_of = |world: &World, node| {
-        let moment = |moment: Moment| start + moment.since_start();
+        let moment = |moment: Moment| Some(start + moment.since_start());
         world.nodes[&node].as_of(C, None, moment)
     };
     while world.now - start <= BEAT + 2 * SILENCE {
@@ -408,7 +408,7 @@ fn the_first_pulse_of_a_session_is_as_old_as_it_is() {
         world.receive(to, pulse).0.expect("an answer");
     }
     let start = world.start;
-    let moment = |moment: Moment| start + moment.since_start();
+    let moment = |moment: Moment| Some(start + moment.since_start());
     for node in FOLLOWERS {
         let (_, at) = world.nodes[&node].as_of(C, Some(Duration::ZERO), moment).expect("it rests");
         assert!(at.duration_since(sent) < BEAT / 10, "{:?}", at.duration_since(sent));
@@ -455,7 +455,7 @@ fn fuzz_pulse_message() {
             _ => {}
         }
         for node in [LEADER, FOLLOWERS[0]] {
-            let moment = |moment: Moment| start + moment.since_start();
+            let moment = |moment: Moment| Some(start + moment.since_start());
             let _as_of = world.nodes[&node].as_of(C, Some(SILENCE), moment);
             let _missed = world.node(node).hold(now, C);
         }

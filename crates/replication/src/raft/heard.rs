@@ -16,7 +16,8 @@ use super::types::TypeConfig;
 use crate::core::Moment;
 use crate::freshness::{FreshnessLog, LeaderClock};
 
-type Metrics = WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
+/// What openraft says of a replica, whenever that changes.
+pub(super) type Metrics = WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
 
 /// How a replica is, once it runs.
 pub(super) struct Attached {
@@ -104,7 +105,8 @@ impl Heard {
         }
     }
 
-    /// Takes in what a replica that has rested missed: `point` was the newest commit point as of `at`.
+    /// Takes in what a replica that has rested missed: its leader was there, and `point` was the newest
+    /// commit point as of `at`.
     pub(super) fn rested(&self, point: Lsn, at: Instant, applied: Lsn) {
         let mut state = self.state.lock();
         state.addressed = Some(Instant::now());

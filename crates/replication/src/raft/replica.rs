@@ -27,7 +27,7 @@ use super::inbound::{Event, Inbound, RaftHandle};
 use super::log_holds::LogHolds;
 use super::log_store::{OnDisk, RaftLogStore};
 use super::network::RaftNetworkMaker;
-use super::rest::{RestParts, Ticks};
+use super::rest::Ticks;
 use super::state_machine::{RaftTable, SnapshotData};
 use super::tending::Tending;
 use super::types::{Proposal, RaftId, TypeConfig, lsn_or_zero};
@@ -256,14 +256,7 @@ impl Kept {
         let admission = Arc::<Admission>::default();
         let sleeper = Sleeper::new(cohort, self.pulses.clone());
         let rest = sleeper.watch();
-        let ticks = Ticks::new(RestParts {
-            raft: raft.clone(),
-            heard: heard.clone(),
-            table: self.table.clone(),
-            sleeper,
-            heartbeat_lasts: options.election_timeout_max,
-            faults: options.faults,
-        });
+        let ticks = Ticks::new(raft.clone(), heard.clone(), self.table.clone(), sleeper, options);
         let tending = Tending {
             ticks: ticks.clone(),
             raft: raft.clone(),

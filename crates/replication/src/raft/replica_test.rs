@@ -52,6 +52,12 @@ pub(super) struct Network {
     pub(super) snapshots: SnapshotGate,
 }
 
+impl Network {
+    pub(super) fn pulses(&self, node: NodeId) -> Option<Arc<Pulses>> {
+        self.pulses.lock().get(&node).cloned()
+    }
+}
+
 /// Where snapshots wait until they are let through, each once.
 pub(super) struct SnapshotGate {
     /// How many have been sent.
@@ -78,7 +84,7 @@ impl Transport for NetworkEnd {
             return Ok(());
         }
         if of == PULSE_COHORT {
-            let pulses = self.network.pulses.lock().get(&to).cloned();
+            let pulses = self.network.pulses(to);
             pulses.ok_or(SendError::Unreachable(to))?.deliver(self.node, bytes);
             return Ok(());
         }
@@ -162,7 +168,7 @@ impl Member {
             tables: tables.clone(),
             table: table.clone(),
             transport: Arc::new(NetworkEnd { node, network: network.clone() }),
-            pulses: network.pulses.lock().get(&node).cloned(),
+            pulses: network.pulses(node),
             options: RaftOptions::default(),
             lost_disk,
             on_failure: Arc::new(|reason| panic!("the replica failed: {reason}")),

@@ -1,18 +1,17 @@
 //! A Raft replica at rest ([`crate::pulse`]): openraft's ticks are off, so that it neither sends heartbeats
-//! nor seeks to lead, until something happens.
+//! nor starts an election, until something happens.
 //!
 //! openraft ticks every twenty milliseconds, and its leaders send heartbeats to each follower: of a thousand
-//! idle ranges that takes more than a core. Nothing that Raft promises rests on when a heartbeat came,
-//! but who seeks to lead does. So a follower that wakes is first given the heartbeat that it missed, as one
-//! that was held up, and only then its ticks: it seeks to lead no sooner after its leader's last sign of life
-//! than one that never rested. And a leader that wakes has a majority answer it before it takes a write, as
-//! openraft wants of its leaders.
+//! idle ranges that takes more than a core. No guarantee of Raft depends on when a heartbeat arrives, but
+//! elections do. So a follower that wakes is first given the heartbeat that it missed, as a late one, and
+//! only then its ticks: it starts an election no sooner after its leader's last sign of life than one that
+//! never rested. And a leader that wakes has a majority answer it before it takes a write, as openraft wants
+//! of its leaders.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::raft::AppendEntriesRequest;
 use openraft::{RaftMetrics, ReadPolicy, ServerState};
@@ -22,10 +21,10 @@ use tokio::time::Instant;
 use trireme_storage::CohortTable;
 use trireme_types::Lsn;
 
-use super::RaftFaults;
-use super::heard::Heard;
+use super::heard::{Heard, Metrics};
 use super::inbound::RaftHandle;
 use super::types::{TypeConfig, Vote, lsn, lsn_or_zero};
+use super::{RaftFaults, RaftOptions};
 use crate::core::{Rest, Terms};
 use crate::pulse::{Learnt, Sleeper};
 use crate::simulation;
@@ -33,20 +32,6 @@ use crate::simulation;
 /// How long a leader that has rested waits for a majority to answer it, before it takes writes without:
 /// openraft refuses those, with the reason.
 const RENEWAL_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// What openraft says of a replica, whenever that changes.
-pub(super) type Metrics = WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
-
-/// What of a replica is needed to let it rest.
-pub(super) struct RestParts {
-    pub(super) raft: RaftHandle,
-    pub(super) heard: Arc<Heard>,
-    pub(super) table: CohortTable,
-    pub(super) sleeper: Sleeper,
-    /// How long a heartbeat counts.
-    pub(super) heartbeat_lasts: Duration,
-    pub(super) faults: RaftFaults,
-}
 
 /// The ticks of one replica: they are off while it rests, and on before it handles anything but the
 /// heartbeats of a leader that has not come to rest yet.
@@ -83,8 +68,13 @@ impl Drop for Asked {
 }
 
 impl Ticks {
-    pub(super) fn new(parts: RestParts) -> Arc<Self> {
-        let RestParts { raft, heard, table, sleeper, heartbeat_lasts, faults } = parts;
+    pub(super) fn new(
+        raft: RaftHandle,
+        heard: Arc<Heard>,
+        table: CohortTable,
+        sleeper: Sleeper,
+        options: &RaftOptions,
+    ) -> Arc<Self> {
         Arc::new(Self {
             raft,
             heard,
@@ -95,8 +85,8 @@ impl Ticks {
             renewal: Arc::default(),
             is_renewing: AtomicBool::new(false),
             started: Instant::now(),
-            heartbeat_lasts,
-            faults,
+            heartbeat_lasts: options.election_timeout_max,
+            faults: options.faults,
         })
     }
 
@@ -136,7 +126,7 @@ impl Ticks {
         let mut sleeper = self.sleeper.lock();
         if self.asked.load(Ordering::SeqCst) != 0 {
             // What is being answered may change what it could rest as, which is looked at behind that.
-            if sleeper.rests() && !sleeper.is_at_rest() {
+            if sleeper.rests() && !sleeper.is_undisturbed() {
                 self.end(&mut sleeper);
             }
             return sleeper.rests();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::RaftOptions;
 use super::replica_test::{Cohort, Member, NODES, PATIENCE, PAUSE, batch};
 use crate::replica::{Replica, Role};
 use crate::transport::Lane;
@@ -13,7 +14,7 @@ use crate::transport::Lane;
 const SILENCE: Duration = Duration::from_millis(500);
 
 /// The highest age of a state that rests, on a machine that is busy besides: what is known is as old as
-/// half a lease and two heartbeats, and one pulse.
+/// half a lease and one pulse, and at first as old as a lease and some pulses.
 const AGE_MAX: Duration = Duration::from_secs(2);
 
 /// How many writes come at once to a leader that rests.
@@ -84,6 +85,31 @@ async fn the_age_of_a_state_that_rests_is_known() {
     cohort.shutdown().await;
 }
 
+/// A follower that wakes has not had a heartbeat for as long as it rested.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_that_wake_let_their_leader_lead_on() {
+    let cohort = Cohort::open_resting().await;
+    let work = async {
+        cohort.put("a").await;
+        cohort.come_to_rest().await;
+        tokio::time::sleep(RaftOptions::default().election_timeout_max * 2).await;
+        let led = cohort.leading().expect("it rests under one").replica.status();
+        for node in NODES.into_iter().filter(|node| *node != led.node) {
+            // As if the connection had broken, and was there again at once.
+            cohort.network.pulses(node).expect("it has pulses").peer_lost(led.node);
+        }
+        let before = cohort.network.messages.load(Ordering::Relaxed);
+        while cohort.network.messages.load(Ordering::Relaxed) == before {
+            tokio::time::sleep(PAUSE).await;
+        }
+        cohort.come_to_rest().await;
+        let leads = cohort.leading().expect("it rests under one").replica.status();
+        assert_eq!((leads.node, leads.epoch), (led.node, led.epoch));
+    };
+    tokio::time::timeout(PATIENCE, work).await.unwrap();
+    cohort.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cohort_at_rest_that_loses_its_leader_elects_another() {
     let cohort = Cohort::open_resting().await;
@@ -104,7 +130,10 @@ async fn a_cohort_at_rest_that_loses_its_leader_elects_another() {
             tokio::time::sleep(PAUSE).await;
         }
         let next = cohort.members.iter().find(is_next).expect("it leads on");
-        next.replica.propose(batch("b")).await.expect("it has the other one");
+        // One that has only just been elected takes no writes before the other one has answered it.
+        while next.replica.propose(batch("b")).await.is_err() {
+            tokio::time::sleep(PAUSE).await;
+        }
         cohort.network.cut.lock().clear();
         // The one that led rests under the new leader.
         cohort.come_to_rest().await;
