@@ -5,7 +5,7 @@ use std::time::Duration;
 use trireme_types::{Incarnation, NodeId, Timing};
 
 use super::Shared;
-use super::primary::{GOES_ON, Lead, PREPARE_LEASES, Primary};
+use super::primary::{GOES_ON, Lead, Primary};
 use super::proposal::Purpose;
 use crate::core::{Effect, Moment};
 use crate::streaming::Progress;
@@ -36,8 +36,8 @@ impl Removal {
 }
 
 impl Primary {
-    /// Returns true if a replica may be brought up to date: one of the configuration, or a candidate
-    /// while one is missing (PAC-40).
+    /// Returns true if a replica may be brought up to date: one of the configuration, or one candidate
+    /// at a time (PAC-40).
     pub(super) fn admits(
         &mut self,
         cx: &mut Shared,
@@ -60,7 +60,7 @@ impl Primary {
         let has_candidate = self.leading.followers.keys().any(|other| !cx.own.is_listed(*other));
         let is_kept_out = self.removals.get(&node).is_some_and(|r| now < r.until());
         //= PAC-40
-        if !cx.own.is_missing_one() || has_candidate || is_kept_out || !self.serves(now) {
+        if has_candidate || is_kept_out || !self.serves(now) {
             return false;
         }
         let mut follower = Progress::probing(false);
@@ -121,15 +121,8 @@ impl Primary {
     fn ends_of_candidacies(&self, timing: Timing) -> impl Iterator<Item = (NodeId, Moment)> {
         let candidates = self.leading.followers.iter().filter(|(_, follower)| !follower.is_voter());
         candidates.map(move |(node, follower)| {
-            let begun = self.counted.get(node).copied();
-            let silent = follower.supported().max(begun).unwrap_or_default() + timing.grace;
-            // A snapshot on its way brings no acknowledgement: the transport judges whether it comes
-            // forward, and reports its end.
-            if follower.is_sending() {
-                return (*node, silent);
-            }
-            let progressed = follower.progressed().max(begun.unwrap_or_default());
-            (*node, silent.min(progressed + PREPARE_LEASES * timing.lease))
+            let begun = self.counted.get(node).copied().unwrap_or_default();
+            (*node, follower.is_given_up_at(begun, timing))
         })
     }
 

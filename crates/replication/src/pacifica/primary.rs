@@ -12,7 +12,7 @@ use super::candidates::Removal;
 use super::proposal::Purpose;
 use crate::core::{Effect, Moment, Reply, Rest, Ticket, When};
 use crate::replica::ReplicaError;
-use crate::streaming::{Leading, Position, Progress};
+use crate::streaming::{ACK_LEASES, Leading, Position, Progress};
 
 /// How long requests wait for a primary that cannot serve, before they are refused.
 const HOLD_MAX: Duration = Duration::from_secs(1);
@@ -21,10 +21,6 @@ const HOLD_MAX: Duration = Duration::from_secs(1);
 /// Long enough that a manager which is away for every replica for a moment finds the cohort as it was;
 /// a primary that it alone is away from is replaced after that.
 const SILENT_AFTER_GRACES: u32 = 5;
-
-/// For how many leases a secondary may acknowledge nothing of what it was sent, before it counts as
-/// one that does not answer. More bears slower disks; fewer ends a stall sooner.
-pub(super) const PREPARE_LEASES: u32 = 3;
 
 /// What only a primary knows.
 #[derive(Debug)]
@@ -375,7 +371,7 @@ impl Primary {
             let supported = follower.supported().map_or(Moment::START, |sent| sent + lease);
             // A lease of beacons alone would keep one whose disk hangs (P14).
             //= PAC-25
-            let hung = follower.progressed().max(counted) + PREPARE_LEASES * lease;
+            let hung = follower.progressed().max(counted) + ACK_LEASES * lease;
             (*node, supported.min(hung))
         })
     }

@@ -122,7 +122,7 @@ impl Pacifica {
     pub(super) fn on_peer_alive(&mut self, node: NodeId) {
         match &mut self.role {
             RoleState::Idle => {}
-            RoleState::Secondary(secondary) => secondary.on_peer_alive(node),
+            RoleState::Secondary(secondary) => secondary.following.on_peer_alive(node),
             RoleState::Primary(primary) => primary.leading.probe(&mut self.shared, node),
         }
     }

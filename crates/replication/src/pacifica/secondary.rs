@@ -59,36 +59,16 @@ impl Secondary {
 
     /// Asks the primary again to be brought up to date, as long as nothing comes from it (PAC-40).
     pub(super) fn on_timeout(&mut self, cx: &mut Shared) {
-        if cx.now < self.asks_from(cx) {
-            return;
-        }
-        if self.following.is_report_held_back(cx) {
-            // It will be sent when the disk is back, and is given its time to be answered.
-            self.following.reported_at = Some(cx.now);
-        } else if let Some(primary) = self.following.leader {
+        if !cx.own.is_listed(cx.node) {
             //= PAC-40
-            self.following.report_position(cx, primary, cx.state.promised);
+            self.following.ask_if_due(cx, cx.state.promised);
         }
     }
 
     /// Returns when a candidate asks (again) to be brought up to date.
     fn asks_from(&self, cx: &Shared) -> Moment {
-        let Following { leader, heard, is_streaming, reported_at } = self.following;
-        if cx.own.is_listed(cx.node) || leader.is_none() {
-            return Moment::FAR;
-        }
-        let grace = cx.timing.grace;
-        let heard = if is_streaming { heard } else { None };
-        let quiet = heard.map_or(Moment::START, |heard| heard + grace);
-        reported_at.map_or(Moment::START, |reported| reported + grace).max(quiet)
-    }
-
-    /// Records that a node can be reached again. A primary that was away may not know that this
-    /// replica waits for it.
-    pub(super) fn on_peer_alive(&mut self, node: NodeId) {
-        if self.following.leader == Some(node) {
-            self.following.reported_at = None;
-        }
+        let is_listed = cx.own.is_listed(cx.node);
+        if is_listed { Moment::FAR } else { self.following.asks_from(cx.timing) }
     }
 
     pub(super) fn next_timeout(&self, cx: &Shared) -> Option<Moment> {

@@ -1,4 +1,6 @@
-//! Bringing a replica back that lost its data: under a new incarnation, as a learner first.
+//! Bringing a replica back that lost its data: under a new incarnation, as a learner first. And bringing
+//! one up to date whose node is no member: it stays a learner, until a successor of the cohort has it as
+//! a member (RANGE-17).
 //!
 //! The newcomer asks again and again, and the leader takes one step each time: it makes the newcomer
 //! a learner; once that has caught up, it swaps the membership, the predecessor out and the newcomer
@@ -9,12 +11,18 @@
 //! openraft has the leader that proposed a joint membership propose the final one too, and no other
 //! leader: if the first one dies in between, the joint one would last, in which the predecessor counts
 //! and every remaining voter must live. So each leader completes a joint membership that it finds.
+//!
+//! An invited learner asks for as long as it is there. A leader that has not been asked for a while removes
+//! it from the membership.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{ChangeMembers, EmptyNode, ServerState};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use trireme_types::CohortId;
 
 use super::inbound::RaftHandle;
@@ -24,18 +32,36 @@ use super::types::{LogId, RaftId, RaftMembership, StoredMembership, lsn_or_zero}
 /// nearly everything then; to have all of it is a race that it need not win under load.
 const CAUGHT_UP_LAG: u64 = 256;
 
+/// How many replicas whose nodes are no members are brought up to date at a time.
+const INVITED_MAX: usize = 1;
+
+/// After how long without asking an invited learner is taken to be gone: it asks every half second.
+const INVITED_SILENT_MAX: Duration = Duration::from_secs(10);
+
 /// Admits one newcomer at a time.
 #[derive(Default)]
 pub(super) struct Admission {
     is_busy: AtomicBool,
+    /// When each invited learner asked last.
+    asked: Mutex<BTreeMap<RaftId, Instant>>,
+}
+
+/// A replica that asks to be admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Newcomer {
+    pub(super) id: RaftId,
+    /// Its node is no member: it is to learn only.
+    pub(super) is_invited: bool,
 }
 
 /// What a leader does next for a newcomer.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
-    /// It is a member, or its node never was one.
+    /// It is a member, or its node never was one, or there is no room for it.
     Nothing,
     AddLearner,
+    /// Invited learners are removed from the membership.
+    Remove(BTreeSet<RaftId>),
     Wait,
     /// The voters, with the newcomer in place of its predecessor, and the learners that its node
     /// began before and lost again.
@@ -47,7 +73,11 @@ enum Step {
 
 impl Admission {
     /// Takes the next step for a newcomer, if this replica leads.
-    pub(super) async fn step(&self, raft: &RaftHandle, cohort: CohortId, newcomer: RaftId) {
+    pub(super) async fn step(&self, raft: &RaftHandle, cohort: CohortId, newcomer: Newcomer) {
+        let Newcomer { id, is_invited } = newcomer;
+        if is_invited {
+            self.note_asked(id);
+        }
         if self.is_busy.swap(true, Ordering::Acquire) {
             return;
         }
@@ -59,19 +89,27 @@ impl Admission {
                 return;
             }
             let matched = metrics.replication.iter().flatten();
-            let matched = matched.filter(|(id, _)| **id == newcomer);
+            let matched = matched.filter(|(known, _)| **known == id);
             let matched = matched.filter_map(|(_, last)| *last).map(|last| last.index + 1).max();
             let committed = metrics.local_committed.map_or(0, |id| id.index + 1);
-            step(metrics.membership_config.membership(), newcomer, matched, committed)
+            let membership = metrics.membership_config.membership();
+            match is_invited {
+                true => step_of_invited(membership, id),
+                false => step(membership, id, matched, committed),
+            }
         };
         let done = match step {
             Step::Nothing | Step::Wait => return,
             Step::AddLearner => {
-                tracing::info!(%cohort, %newcomer, "a replica without its data begins as a learner");
-                raft.add_learner(newcomer, EmptyNode::default(), false).await
+                tracing::info!(%cohort, newcomer = %id, "a replica without data begins as a learner");
+                raft.add_learner(id, EmptyNode::default(), false).await
+            }
+            Step::Remove(ids) => {
+                tracing::info!(%cohort, ?ids, "an earlier learner makes room");
+                raft.change_membership(ChangeMembers::RemoveNodes(ids), false).await
             }
             Step::Swap { voters, abandoned } => {
-                tracing::info!(%cohort, %newcomer, "a learner takes its predecessor's place");
+                tracing::info!(%cohort, newcomer = %id, "a learner takes its predecessor's place");
                 let swap = ChangeMembers::ReplaceAllVoters(voters);
                 let removal = ChangeMembers::RemoveNodes(abandoned);
                 raft.change_membership(ChangeMembers::Batch(vec![removal, swap]), false).await
@@ -79,7 +117,41 @@ impl Admission {
         };
         if let Err(error) = done {
             // It asks again.
-            tracing::debug!(%cohort, %newcomer, %error, "a replica was not admitted yet");
+            tracing::debug!(%cohort, newcomer = %id, %error, "a replica was not admitted yet");
+        }
+    }
+
+    /// Notes that an invited learner is there. Of those that are long gone nothing is kept.
+    fn note_asked(&self, id: RaftId) {
+        let mut asked = self.asked.lock();
+        asked.retain(|_, at| at.elapsed() < INVITED_SILENT_MAX);
+        if asked.len() <= INVITED_MAX || asked.contains_key(&id) {
+            asked.insert(id, Instant::now());
+        }
+    }
+
+    /// Returns the invited learners of a membership that have not asked for long. A leader that began at
+    /// `since` may not have been asked before.
+    pub(super) fn gone(&self, membership: &RaftMembership, since: Instant) -> BTreeSet<RaftId> {
+        if since.elapsed() < INVITED_SILENT_MAX {
+            return BTreeSet::new();
+        }
+        let asked = self.asked.lock();
+        let is_gone =
+            |id: &RaftId| asked.get(id).is_none_or(|at| at.elapsed() >= INVITED_SILENT_MAX);
+        invited(membership).into_iter().filter(is_gone).collect()
+    }
+
+    /// Removes invited learners from the membership.
+    pub(super) async fn remove(&self, raft: &RaftHandle, cohort: CohortId, gone: BTreeSet<RaftId>) {
+        if self.is_busy.swap(true, Ordering::Acquire) {
+            return;
+        }
+        let _free = Busy(&self.is_busy);
+        tracing::info!(%cohort, ?gone, "a learner that is gone is removed");
+        if let Err(error) = raft.change_membership(ChangeMembers::RemoveNodes(gone), false).await {
+            // The next look finds it still there.
+            tracing::debug!(%cohort, %error, "a learner was not removed yet");
         }
     }
 
@@ -111,6 +183,29 @@ struct Busy<'a>(&'a AtomicBool);
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Returns the learners of a membership whose nodes have no voter.
+fn invited(membership: &RaftMembership) -> BTreeSet<RaftId> {
+    let members: BTreeSet<u64> = membership.voter_ids().map(|id| id.node).collect();
+    membership.nodes().map(|(id, _)| *id).filter(|id| !members.contains(&id.node)).collect()
+}
+
+fn step_of_invited(membership: &RaftMembership, newcomer: RaftId) -> Step {
+    let invited = invited(membership);
+    let is_member = membership.voter_ids().any(|id| id.node == newcomer.node);
+    if is_member || invited.contains(&newcomer) {
+        return Step::Nothing;
+    }
+    let earlier: BTreeSet<RaftId> =
+        invited.iter().copied().filter(|id| id.node == newcomer.node).collect();
+    if !earlier.is_empty() {
+        return Step::Remove(earlier);
+    }
+    match invited.len() < INVITED_MAX {
+        true => Step::AddLearner,
+        false => Step::Nothing,
     }
 }
 
@@ -185,6 +280,38 @@ mod tests {
     fn a_node_that_is_no_member_is_not_let_in_by_asking() {
         let two = membership(&[id(1, 0), id(2, 0)], &[]);
         assert_eq!(step(&two, id(3, 9), None, 0), Step::Nothing);
+    }
+
+    /// [RANGE-17]
+    #[test]
+    fn an_invited_replica_learns_and_is_never_made_a_voter() {
+        let old = [id(1, 0), id(2, 0), id(3, 0)];
+        let newcomer = id(4, 9);
+        assert_eq!(step_of_invited(&membership(&old, &[]), newcomer), Step::AddLearner);
+        assert_eq!(step_of_invited(&membership(&old, &[newcomer]), newcomer), Step::Nothing);
+        let earlier = membership(&old, &[id(4, 5)]);
+        assert_eq!(step_of_invited(&earlier, newcomer), Step::Remove([id(4, 5)].into()));
+        let other = membership(&old, &[id(5, 5)]);
+        assert_eq!(step_of_invited(&other, newcomer), Step::Nothing, "there is no room");
+        // The successor of a member's replica is none that is invited.
+        let back = membership(&old, &[id(3, 7)]);
+        assert_eq!(step_of_invited(&back, newcomer), Step::AddLearner);
+        assert_eq!(step_of_invited(&membership(&old, &[]), id(3, 7)), Step::Nothing);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_invited_learner_that_asks_no_more_is_gone() {
+        let (admission, learner) = (Admission::default(), id(4, 9));
+        let learning = membership(&[id(1, 0), id(2, 0), id(3, 0)], &[learner, id(3, 7)]);
+        let began = Instant::now();
+        assert!(admission.gone(&learning, began).is_empty(), "it may ask yet");
+        admission.note_asked(learner);
+        tokio::time::advance(INVITED_SILENT_MAX - Duration::from_millis(1)).await;
+        admission.note_asked(learner);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(admission.gone(&learning, began).is_empty());
+        tokio::time::advance(INVITED_SILENT_MAX).await;
+        assert_eq!(admission.gone(&learning, began), [learner].into());
     }
 
     /// A newcomer that the joint membership lists counts in one of its halves only.

@@ -17,6 +17,7 @@ use trireme_storage::CohortTable;
 use trireme_types::{Lsn, NodeId, PATH};
 
 use super::RaftFaults;
+use super::admission::Newcomer;
 use super::calls::Calls;
 use super::heard::Heard;
 use super::rest::{Asked, Ticks};
@@ -40,7 +41,7 @@ type Question = (u64, Body, Asked);
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Event {
     /// A replica under a new incarnation asks to be admitted.
-    Join(RaftId),
+    Join(Newcomer),
     /// The leader of this vote knows that this replica had acknowledged an entry, and finds that
     /// it does not have it any more.
     Lost {
@@ -106,8 +107,9 @@ impl Inbound {
             | Body::TransferLeaderReply(_)
             | Body::ProbeReply(_)
             | Body::Failed(_) => self.calls.complete(from, lane, call, body),
-            Body::Join(v1::RaftJoin { incarnation }) => {
-                self.report(Event::Join(RaftId { node: from.0, incarnation }));
+            Body::Join(v1::RaftJoin { incarnation, is_invited }) => {
+                let id = RaftId { node: from.0, incarnation };
+                self.report(Event::Join(Newcomer { id, is_invited }));
             }
             // What another replica of this node has promised is not this one's to keep or to break.
             Body::Append(_) | Body::Vote(_) | Body::PreVote(_) | Body::TransferLeader(_)

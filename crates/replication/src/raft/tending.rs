@@ -129,6 +129,10 @@ impl Tending {
             if is_committed_joint(&seen.membership, seen.committed) {
                 self.complete_membership();
             }
+            let gone = self.admission.gone(seen.membership.membership(), lead.since);
+            if !gone.is_empty() {
+                self.remove_learners(gone);
+            }
         }
     }
 
@@ -138,6 +142,14 @@ impl Tending {
         let cohort = self.calls.cohort();
         // It waits for a majority, which nothing else must wait for.
         simulation::spawn(async move { admission.complete(&raft, cohort).await });
+    }
+
+    /// Removes invited learners that are gone, unless this replica is about to.
+    fn remove_learners(&self, gone: BTreeSet<RaftId>) {
+        let (raft, admission) = (self.raft.clone(), self.admission.clone());
+        let cohort = self.calls.cohort();
+        // It waits for a majority, which nothing else must wait for.
+        simulation::spawn(async move { admission.remove(&raft, cohort, gone).await });
     }
 
     /// Returns what the replica could rest as.
@@ -285,7 +297,8 @@ impl Tending {
             if only.is_some_and(|leader| leader != node) {
                 continue;
             }
-            let join = v1::RaftJoin { incarnation: me.incarnation };
+            let (incarnation, is_invited) = (me.incarnation, !self.nodes.contains(&me.node()));
+            let join = v1::RaftJoin { incarnation, is_invited };
             self.calls.notify(RaftId::first(node), Lane::Data, Body::Join(join));
         }
     }

@@ -92,6 +92,11 @@ impl Shared {
         }
     }
 
+    /// Returns true if a replica is a member of the cohort.
+    pub(super) fn is_member(&self, node: NodeId) -> bool {
+        self.own.options.replicas.contains(&node)
+    }
+
     pub(super) fn others(&self) -> impl Iterator<Item = NodeId> + use<> {
         let node = self.node;
         self.own.options.replicas.clone().into_iter().filter(move |other| *other != node)
@@ -177,6 +182,12 @@ impl Spinnaker {
                 return self.on_decided(round, epoch, leader);
             }
             _ if epoch > cx.own.epoch => self.follow_newest(epoch, leader),
+            // One that is started again waits for no word of a leader, which does not know of it.
+            RoleState::Follower(follower)
+                if cx.own.options.is_invited && follower.following.leader.is_none() =>
+            {
+                self.follow_newest(epoch, leader);
+            }
             _ => {}
         }
         self.shared.note_leaderless(epoch, leader);

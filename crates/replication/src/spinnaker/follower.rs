@@ -77,7 +77,7 @@ impl Follower {
         //= SPIN-44
         // A leader that does not know yet that the disk was lost readmits a replica that had caught up.
         let has_all = cx.journal.log().holds(upto) || upto.seq <= cx.journal.committed().seq;
-        if is_from_leader && cx.state.is_learner && has_all {
+        if is_from_leader && cx.state.is_learner && !cx.own.options.is_invited && has_all {
             tracing::info!("caught up: the replica counts again");
             cx.keep(HardState { is_learner: false, ..cx.state });
         }
@@ -122,6 +122,12 @@ impl Follower {
         // What it has promised to a later leader it must not forget at rest.
         let is_bound = cx.state.promised > cx.own.epoch;
         (!seeks && !is_bound).then(|| cx.rest(&self.following, cx.own.epoch)).flatten()
+    }
+
+    /// Asks its leader to be brought up to date, which does not know of it (SPIN-48).
+    pub(super) fn on_timeout_of_invited(&mut self, cx: &mut Shared) {
+        //= SPIN-48
+        self.following.ask_if_due(cx, cx.own.epoch);
     }
 
     /// Checks what must hold of what it knows.
@@ -207,7 +213,8 @@ impl Follower {
 
     /// Records that a node can be reached again. A leader that is back sends a beacon at once; one
     /// that was killed and started again is there too, and leads no more: only its word counts.
-    pub(super) fn on_peer_alive(&mut self, cx: &mut Shared) {
+    pub(super) fn on_peer_alive(&mut self, cx: &mut Shared, node: NodeId) {
+        self.following.on_peer_alive(node);
         // A replica that is there now has not heard that there is no leader.
         self.suspected_at = None;
         if self.successor.is_some() {
@@ -224,6 +231,9 @@ impl Follower {
 
     /// Returns when it has something to do about its leader.
     pub(super) fn next_timeout(&self, cx: &Shared) -> Option<Moment> {
+        if cx.own.options.is_invited {
+            return Some(self.following.asks_from(cx.timing)).filter(|at| *at < Moment::FAR);
+        }
         if cx.state.is_learner || cx.own.view.is_none() {
             return None;
         }

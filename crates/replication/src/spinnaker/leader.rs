@@ -6,6 +6,7 @@ use std::time::Duration;
 use trireme_types::{Epoch, Lsn, NodeId, Timing};
 
 use super::election::{RETRY, SLACK_DIVISOR};
+use super::learners::Learners;
 use super::stall::Stall;
 use super::{ElectionRequest, Shared, SpinnakerMessage};
 use crate::core::{Effect, Moment, Reply, Rest, Ticket, When};
@@ -23,6 +24,7 @@ pub(super) struct Leader {
     hand_over: Option<HandOver>,
     /// When it asks for its node at the coordinator again.
     reclaim_at: Option<Moment>,
+    pub(super) learners: Learners,
 }
 
 #[derive(Debug)]
@@ -57,7 +59,8 @@ impl Leader {
     pub(super) fn begin(cx: &mut Shared, epoch: Epoch) -> Self {
         let followers = cx.others();
         let leading = Leading::begin(cx, epoch, followers);
-        Self { leading, stall: Stall::default(), hand_over: None, reclaim_at: None }
+        let (stall, learners) = (Stall::default(), Learners::default());
+        Self { leading, stall, hand_over: None, reclaim_at: None, learners }
     }
 
     /// Ends to lead, and first what it gave out (SPIN-12); `leader` leads now, as far as is known.
@@ -98,6 +101,7 @@ impl Leader {
         if self.leading.serves() && cx.journal.committed() < no_op {
             return Err(format!("it serves, and {no_op} is not committed"));
         }
+        self.validate_learners(cx)?;
         self.leading.validate(cx)
     }
 }
@@ -161,7 +165,7 @@ impl Leader {
         epoch: Epoch,
         position: Position,
     ) -> Lead {
-        if epoch != self.leading.epoch {
+        if epoch != self.leading.epoch || !self.admits(cx, from, position) {
             return GOES_ON;
         }
         //= SPIN-32
@@ -186,6 +190,9 @@ impl Leader {
     /// and this leader has all that was ever committed (SPIN-44; S14).
     fn readmit(&mut self, cx: &mut Shared, node: NodeId) -> Lead {
         let is_established = self.leading.is_established(&cx.journal);
+        if !cx.is_member(node) && !cx.own.options.faults.counts_the_invited() {
+            return GOES_ON;
+        }
         let Some(follower) = self.leading.followers.get_mut(&node) else { return GOES_ON };
         if !follower.may_vote_again() || !is_established {
             return GOES_ON;
@@ -333,6 +340,7 @@ impl Leader {
             return ControlFlow::Break(Resignation::AT_FAULT);
         }
         self.advance(cx)?;
+        self.forget_silent_learners(cx);
         self.leading.on_timeout(cx);
         self.end_hand_over_if_due(cx)?;
         if self.reclaim_at.is_some_and(|at| at <= cx.now) {
@@ -352,7 +360,8 @@ impl Leader {
     pub(super) fn next_timeout(&self, cx: &Shared) -> Option<Moment> {
         let hand_over = self.hand_over.as_ref().map(|hand_over| hand_over.until);
         let stalled = self.stall.due(cx.timing, cx.now);
-        let others = [hand_over, self.reclaim_at, Some(self.end_of_support(cx)), stalled];
+        let learners = self.next_silent_learner(cx.timing);
+        let others = [hand_over, self.reclaim_at, Some(self.end_of_support(cx)), stalled, learners];
         let next = self.leading.next_timeout(cx);
         others.into_iter().chain([next]).flatten().min()
     }

@@ -24,7 +24,7 @@
 //!       │  │                                                  │ its log is the longest of a majority,
 //!       │  └── no majority supports it, a newer epoch, ──┐    ▼ and the change at the coordinator is done
 //!       │      it hangs, or it hands over                └─ Leader: takes over, then serves
-//!   Learner (a follower that lost its disk; neither stands nor counts)
+//!   Learner (a follower that lost its disk, or is invited; neither stands nor counts)
 //! ```
 //!
 //! # A write (§5)
@@ -69,14 +69,16 @@
 //!
 //! # Caveats
 //!
-//! The replicas of a cohort are fixed. A cohort whose majority has lost its disks stays without a
-//! leader: its data is lost, and nothing here pretends otherwise.
+//! The members of a cohort are fixed: others take their place only in a successor (RANGE-17). A cohort whose
+//! majority has lost its disks stays without a leader: its data is lost, and nothing here pretends
+//! otherwise.
 
 mod candidate;
 mod coordinator;
 mod election;
 mod follower;
 mod leader;
+mod learners;
 mod message;
 mod options;
 mod roles;
@@ -111,17 +113,21 @@ impl Spinnaker {
     /// Returns a replica as its disk describes it, or the reason why it cannot be one.
     pub fn new(recovered: &Recovered, options: SpinnakerOptions) -> Result<Self, String> {
         options.timing.validate().map_err(|error| error.to_string())?;
-        if !options.replicas.contains(&recovered.node) {
-            return Err(format!("{} is not among the cohort's replicas", recovered.node));
+        let is_member = options.replicas.contains(&recovered.node);
+        if is_member == options.is_invited {
+            let known = if is_member { "a member" } else { "no member" };
+            return Err(format!("{} is {known} of the cohort", recovered.node));
         }
         let kept = recovered.hard_state.clone().map(HardState::decode).transpose()?;
         let state = kept.unwrap_or_default();
         let (timing, epoch) = (options.timing, recovered.log.last().epoch);
         let is_rejoining = options.rejoins && !options.faults.trusts_an_empty_disk();
+        let is_invited = options.is_invited;
         let election = Election::new(options, epoch);
         let mut shared = Shared::new(recovered, timing, state, state.promised > 0, election);
         //= SPIN-44
-        if is_rejoining && kept.is_none() {
+        //= SPIN-48
+        if (is_rejoining && kept.is_none()) || (is_invited && !state.is_learner) {
             shared.keep(HardState { is_learner: true, ..state });
         }
         Ok(Self { shared, role: RoleState::Follower(Follower::default()) })

@@ -7,8 +7,10 @@ use crate::streaming::{StreamingFaults, deliberate_faults};
 /// What a Spinnaker replica is started with.
 #[derive(Clone, Debug)]
 pub struct SpinnakerOptions {
-    /// The cohort's replicas, this one among them.
+    /// The members of the cohort, this replica among them unless it is invited.
     pub replicas: Vec<NodeId>,
+    /// The replica is no member: it learns for as long as it is here, and neither stands nor counts.
+    pub is_invited: bool,
     /// The replica that the others let stand first in a new cohort's first election, so that leaders
     /// spread over nodes as ranges do; if none, the one that is first is first.
     pub base: Option<NodeId>,
@@ -28,7 +30,8 @@ impl SpinnakerOptions {
     pub fn new(replicas: Vec<NodeId>) -> Self {
         let (timing, faults) = (Timing::default(), SpinnakerFaults::default());
         let streaming_faults = StreamingFaults::default();
-        Self { replicas, base: None, timing, rejoins: false, faults, streaming_faults }
+        let (is_invited, base, rejoins) = (false, None, false);
+        Self { replicas, is_invited, base, timing, rejoins, faults, streaming_faults }
     }
 }
 
@@ -47,5 +50,7 @@ deliberate_faults! {
         reads_without_lease,
         /// A replica that lost its disk is taken for the one that it was (S14).
         trusts_an_empty_disk,
+        /// What a replica acknowledges counts that is no member (SPIN-48).
+        counts_the_invited,
     }
 }

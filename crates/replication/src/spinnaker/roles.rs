@@ -120,7 +120,7 @@ impl Spinnaker {
     pub(super) fn on_peer_alive(&mut self, node: NodeId) {
         match &mut self.role {
             RoleState::Follower(follower) => {
-                follower.on_peer_alive(&mut self.shared);
+                follower.on_peer_alive(&mut self.shared, node);
                 self.consider_standing();
             }
             RoleState::Leader(leader) => leader.leading.probe(&mut self.shared, node),
@@ -139,6 +139,9 @@ impl Spinnaker {
 
     pub(super) fn on_timeout(&mut self) {
         match &mut self.role {
+            RoleState::Follower(follower) if self.shared.own.options.is_invited => {
+                follower.on_timeout_of_invited(&mut self.shared);
+            }
             RoleState::Follower(_) => self.consider_standing(),
             RoleState::Candidate(candidacy) => candidacy.on_timeout(&mut self.shared),
             RoleState::Leader(_) => self.as_leader(Leader::on_timeout),

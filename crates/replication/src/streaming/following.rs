@@ -1,6 +1,6 @@
 //! What a follower knows of its leader, in both protocols.
 
-use trireme_types::{Entry, Epoch, Lsn, NodeId};
+use trireme_types::{Entry, Epoch, Lsn, NodeId, Timing};
 
 use super::{Beacon, Preceding, Shared, Streams, Taken};
 use crate::core::Moment;
@@ -77,6 +77,38 @@ impl Following {
         let report = C::position_message(cx, epoch);
         let when = cx.journal.when_durable();
         cx.journal.send(leader, report, when);
+    }
+
+    /// Asks the leader (again) to be brought up to date, if it is time to: it may not know that there is
+    /// such a replica.
+    pub(crate) fn ask_if_due<C: Streams>(&mut self, cx: &mut Shared<C>, epoch: Epoch) {
+        let Some(leader) = self.leader.filter(|_| cx.now >= self.asks_from(cx.timing)) else {
+            return;
+        };
+        if self.is_report_held_back(cx) {
+            // It will be sent when the disk is back, and is given its time to be answered.
+            self.reported_at = Some(cx.now);
+        } else {
+            self.report_position(cx, leader, epoch);
+        }
+    }
+
+    /// Returns when it asks (again) to be brought up to date: as long as nothing comes from its leader,
+    /// once in a grace.
+    pub(crate) fn asks_from(&self, timing: Timing) -> Moment {
+        if self.leader.is_none() {
+            return Moment::FAR;
+        }
+        let after = |moment: Option<Moment>| moment.map_or(Moment::START, |at| at + timing.grace);
+        after(self.reported_at).max(after(self.heard.filter(|_| self.is_streaming)))
+    }
+
+    /// Records that a node can be reached again. A leader that was away may not know that this replica
+    /// waits for it.
+    pub(crate) fn on_peer_alive(&mut self, node: NodeId) {
+        if self.leader == Some(node) {
+            self.reported_at = None;
+        }
     }
 
     /// Returns true if the disk may still hold back the last report.

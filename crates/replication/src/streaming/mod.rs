@@ -108,6 +108,10 @@ const WRITE_STALL_PAUSE: Duration = Duration::from_secs(1);
 /// Longer than most forced writes take, shorter than a lease.
 pub(crate) const PROBE_AFTER: Duration = Duration::from_millis(200);
 
+/// For how many leases a follower may acknowledge nothing of what it was sent, before it is taken for one
+/// that does not answer. More bears slower disks; fewer ends a stall sooner.
+pub(crate) const ACK_LEASES: u32 = 3;
+
 /// The bytes of entries that a follower may have been sent and not have acknowledged, before it is
 /// sent no more. A follower whose disk is slow must not have its memory, and the network's queues,
 /// filled with what it cannot write yet: it falls behind, and catches up piece by piece. As much as

@@ -16,9 +16,9 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
-use trireme_types::Lsn;
+use trireme_types::{Lsn, Timing};
 
-use super::{PROBE_AFTER, PROPOSAL_BYTES_MAX, WINDOW_BYTES};
+use super::{ACK_LEASES, PROBE_AFTER, PROPOSAL_BYTES_MAX, WINDOW_BYTES};
 use crate::core::Moment;
 
 /// How a leader serves a follower.
@@ -311,6 +311,18 @@ impl Progress {
     /// asked for some whenever it owes an acknowledgement.
     pub(crate) fn is_reached(&self, now: Moment, limit: Duration) -> bool {
         self.stage == Stage::SendingSnapshot || now < self.heard_data + limit
+    }
+
+    /// Returns when a follower that does not count, taken in at `begun`, is taken for one that does not
+    /// answer, or makes no progress.
+    pub(crate) fn is_given_up_at(&self, begun: Moment, timing: Timing) -> Moment {
+        let silent = self.supported.max(Some(begun)).unwrap_or_default() + timing.grace;
+        // A snapshot on its way brings no acknowledgement: the transport judges whether it comes
+        // forward, and reports its end.
+        if self.is_sending() {
+            return silent;
+        }
+        silent.min(self.progressed.max(begun) + ACK_LEASES * timing.lease)
     }
 
     /// Checks what must hold of a follower whose leader's log ends at `last`.

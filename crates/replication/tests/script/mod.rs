@@ -117,6 +117,11 @@ pub(crate) trait ScriptCoordinator<C: Core>: Default {
         None
     }
 
+    /// Returns the members of the cohort, if not all nodes are.
+    fn members(&self) -> Option<&[NodeId]> {
+        None
+    }
+
     /// Returns how many replicas there may be at the most, where the coordinator lists them.
     fn replicas_wanted(&self) -> Option<usize> {
         None

@@ -119,9 +119,11 @@ impl<S: Subject> Runner<S> {
         self.nodes[&id].status()
     }
 
-    /// Counts the replicas that have lost their disk and count in no majority yet.
+    /// Counts the members that have lost their disk and count in no majority yet.
     pub(crate) fn learners(&self) -> usize {
-        self.nodes.values().filter(|node| node.is_learner).count()
+        let members = self.coordinator.members();
+        let is_member = |id: &NodeId| members.is_none_or(|members| members.contains(id));
+        self.nodes.values().filter(|node| node.is_learner && is_member(&node.id)).count()
     }
 
     /// Says whether a replica counts, as far as it said last, and its disk has all that any replica

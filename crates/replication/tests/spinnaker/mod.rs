@@ -1,7 +1,7 @@
 //! Spinnaker in scripts: its options, and a coordinator that holds elections.
 //!
 //! ```text
-//! cluster nodes=3 [commit_period=MS] [beacon=MS] [lease=MS] [grace=MS] [fault=S1]
+//! cluster nodes=3 [replicas=3] [commit_period=MS] [beacon=MS] [lease=MS] [grace=MS] [fault=S1]
 //! coordinator step              works off what it was asked, and tells everybody what is new
 //! coordinator cut 1             loses what node 1 asks, and tells it nothing
 //! coordinator mute 1            loses what node 1 asks
@@ -12,6 +12,8 @@
 //! coordinator unlag 1           gives node 1 all of it, in order, and keeps nothing more
 //! coordinator expire 1          ends the session of node 1, and with it what is bound to it
 //! ```
+//!
+//! The first `replicas` nodes form the cohort; other nodes are invited.
 //!
 //! A node that starts has a new session; what its old one holds stays until it expires.
 
@@ -35,15 +37,23 @@ impl Subject for Spinnaker {
 
     fn start(recovered: Recovered, cluster: &Cluster, rejoins: bool) -> Self {
         let base = cluster.options.get("base").map(|id| NodeId(id.parse().expect("a number")));
+        let members = members(cluster);
         let options = SpinnakerOptions {
+            is_invited: !members.contains(&recovered.node),
             base,
             timing: cluster.timing(),
             rejoins,
             faults: faults(cluster.options.get("fault").map(String::as_str)),
-            ..SpinnakerOptions::new(cluster.nodes.clone())
+            ..SpinnakerOptions::new(members)
         };
         Self::new(&recovered, options).expect("the options make sense")
     }
+}
+
+/// Returns the members of the cohort.
+fn members(cluster: &Cluster) -> Vec<NodeId> {
+    let replicas = cluster.options.get("replicas").map(|it| it.parse().expect("a number"));
+    cluster.nodes[..replicas.unwrap_or(cluster.nodes.len())].to_vec()
 }
 
 fn faults(name: Option<&str>) -> SpinnakerFaults {
@@ -55,6 +65,7 @@ fn faults(name: Option<&str>) -> SpinnakerFaults {
         Some("S3") => faults.counts_old_candidates = true,
         Some("S5") => faults.reads_without_lease = true,
         Some("S14") => faults.trusts_an_empty_disk = true,
+        Some("SPIN-48") => faults.counts_the_invited = true,
         Some(other) => panic!("no fault is called {other}"),
     }
     faults
@@ -67,6 +78,7 @@ type Session = (NodeId, u64);
 #[derive(Debug, Default)]
 pub(crate) struct Elections {
     nodes: Vec<NodeId>,
+    members: Vec<NodeId>,
     starts: BTreeMap<NodeId, u64>,
     asked: Vec<(NodeId, ElectionRequest)>,
     /// The nodes that it hears nothing from.
@@ -92,7 +104,11 @@ pub(crate) struct Elections {
 impl ScriptCoordinator<Spinnaker> for Elections {
     fn begin(&mut self, cluster: &Cluster) {
         let (nodes, mistake) = (cluster.nodes.clone(), cluster.mistake());
-        *self = Self { nodes, mistake, ..Self::default() };
+        *self = Self { nodes, members: members(cluster), mistake, ..Self::default() };
+    }
+
+    fn members(&self) -> Option<&[NodeId]> {
+        Some(&self.members)
     }
 
     fn started(&mut self, node: NodeId) {

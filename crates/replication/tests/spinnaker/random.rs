@@ -20,9 +20,12 @@ impl Trial for Spinnaker {
 
     fn cluster(numbers: &mut Numbers) -> (u64, Vec<(String, String)>) {
         let nodes = [3, 3, 3, 4, 5, 5, 6, 7];
-        let nodes = nodes[usize::try_from(numbers.below(8)).expect("a small number")];
+        let nodes: u64 = nodes[usize::try_from(numbers.below(8)).expect("a small number")];
         let base = (numbers.below(2) == 0).then(|| ("base".to_owned(), "1".to_owned()));
-        (nodes, base.into_iter().collect())
+        // One or two are invited.
+        let invited = [0, 0, 1, 2][usize::try_from(numbers.below(4)).expect("a small number")];
+        let replicas = (invited > 0).then(|| ("replicas".to_owned(), nodes.to_string()));
+        (nodes + invited, base.into_iter().chain(replicas).collect())
     }
 
     fn late(node: u64, how: u64) -> String {
@@ -48,7 +51,7 @@ impl Trial for Spinnaker {
     }
 
     fn minority(cluster: &Shape<'_>) -> u64 {
-        (cluster.nodes() - 1) / 2
+        (cluster.option("replicas").unwrap_or_else(|| cluster.nodes()) - 1) / 2
     }
 
     /// Another disk is lost only when all that were lost before count again.
@@ -83,6 +86,7 @@ const MISTAKES: &[Noticed] = &[
     ("fault", "S3", THE_REST_SERVES, 300),
     ("fault", "S5", READS_END_FIRST, 1000),
     ("fault", "S14", COMMITTED_NEVER_CHANGES, 1500),
+    ("fault", "SPIN-48", ON_ENOUGH_DISKS, 300),
 ];
 
 #[test]

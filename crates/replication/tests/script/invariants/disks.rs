@@ -24,21 +24,26 @@ pub(crate) struct Disks {
 
 impl Disks {
     /// Records that a replica acknowledges the entry there, which says of all before that they are
-    /// committed.
+    /// committed: on the disks of all `replicas`, or if it does not go by those, of a majority of the members,
+    /// which all nodes are unless they are named.
     pub(crate) fn acknowledged<S: Subject>(
         &mut self,
         id: NodeId,
         lsn: Lsn,
         agreement: &Agreement,
         nodes: &BTreeMap<NodeId, Node<S>>,
-        replicas: Option<&[NodeId]>,
+        (replicas, members): (Option<&[NodeId]>, Option<&[NodeId]>),
     ) {
         self.acknowledged = self.acknowledged.max(lsn.seq);
         for entry in agreement.upto(lsn.seq) {
             let has_it = |node: &NodeId| nodes[node].has_made_durable(entry);
             let is_enough = match replicas {
                 Some(replicas) => replicas.iter().all(has_it),
-                None => nodes.keys().filter(|node| has_it(node)).count() > nodes.len() / 2,
+                None => {
+                    let is_member = |node: &&NodeId| members.is_none_or(|all| all.contains(node));
+                    let members: Vec<_> = nodes.keys().filter(is_member).collect();
+                    members.iter().filter(|node| has_it(node)).count() > members.len() / 2
+                }
             };
             assert!(is_enough, "{ON_ENOUGH_DISKS}: {id} answers {lsn}, not {}", entry.lsn);
         }

@@ -134,8 +134,8 @@ impl<S: Subject> Runner<S> {
         } else if !outcomes.is_empty() {
             invariants.history.acknowledged((id, *ticket), took_effect);
         }
-        let replicas = self.coordinator.replicas();
-        invariants.disks.acknowledged(id, *lsn, &invariants.agreement, nodes, replicas);
+        let (all, most) = (self.coordinator.replicas(), self.coordinator.members());
+        invariants.disks.acknowledged(id, *lsn, &invariants.agreement, nodes, (all, most));
         invariants.rights.acknowledged(id, *lsn, self.now, nodes);
         if let (Some(request), Some(outcome), false) = (request, outcomes.first(), is_turned_away) {
             invariants.answered(*request, *outcome);
