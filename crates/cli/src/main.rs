@@ -20,6 +20,7 @@ mod import;
 mod json;
 mod logging;
 mod node;
+mod node_drain;
 mod node_list;
 mod output;
 mod predecessor;
@@ -27,6 +28,7 @@ mod progress;
 mod put;
 mod range_leader;
 mod range_list;
+mod range_move;
 mod range_protocol;
 mod range_split;
 mod rebuild;
@@ -113,8 +115,12 @@ struct NodeCommand {
 
 #[derive(Subcommand)]
 enum NodeSubcommand {
+    /// Have a node's replicas move to other nodes, while their ranges serve; safe to repeat.
+    Drain(node_drain::NodeDrainArgs),
     /// List the nodes and their addresses.
     List(node_list::NodeListArgs),
+    /// Remove a node that holds no replica and does not run; safe to repeat.
+    Remove(node_drain::NodeRemoveArgs),
 }
 
 /// `trireme coordinator` runs the coordinator, unless a subcommand follows.
@@ -139,6 +145,9 @@ enum RangeCommand {
     Leader(range_leader::RangeLeaderArgs),
     /// List the ranges, their cohorts and their replicas.
     List(range_list::RangeListArgs),
+    /// Have another node hold a replica of a range in the place of one that does, while it serves; safe to
+    /// repeat.
+    Move(range_move::RangeMoveArgs),
     /// Have a range replicated by another protocol, while it serves; safe to repeat.
     Protocol(range_protocol::RangeProtocolArgs),
     /// Cut a range in two at a key, while it serves; safe to repeat.
@@ -163,9 +172,11 @@ impl Cli {
         let Self { cluster, command } = self;
         match command {
             Command::Up(args) => args.run(),
-            Command::Node(NodeCommand { command: Some(NodeSubcommand::List(args)), .. }) => {
-                block_on(args.run(&cluster))
-            }
+            Command::Node(NodeCommand { command: Some(command), .. }) => match command {
+                NodeSubcommand::Drain(args) => block_on(args.run(&cluster)),
+                NodeSubcommand::List(args) => block_on(args.run(&cluster)),
+                NodeSubcommand::Remove(args) => block_on(args.run(&cluster)),
+            },
             Command::Node(NodeCommand { run: Some(args), timing, command: None }) => {
                 args.run(&timing)
             }
@@ -194,6 +205,7 @@ impl Cli {
             Command::Status(args) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::Leader(args)) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::List(args)) => block_on(args.run(&cluster)),
+            Command::Range(RangeCommand::Move(args)) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::Protocol(args)) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::Split(args)) => block_on(args.run(&cluster)),
             Command::Fault(args) => block_on(args.run(&cluster)),

@@ -67,8 +67,8 @@ pub(crate) struct NodeArgs {
     /// Allow `trireme fault` on the node. For tests; not remembered.
     #[arg(long)]
     allow_faults: bool,
-    /// How long a range lacks a replica before its leader asks another node to hold one, for
-    /// protocols that replace replicas. [default: 10s]
+    /// How long a range lacks a replica, or a node that holds one is away, before the range's leader asks
+    /// another node to hold one. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
     /// How long the node keeps the data of a replica that it no longer holds. [default: 1d]

@@ -20,14 +20,15 @@ impl NodeListArgs {
         let nodes = cluster.connect().await?.routes().nodes;
         if self.json {
             let nodes = nodes.iter().map(
-                |node| json!({ "node": node.id.0, "address": node.address, "alive": node.alive }),
+                |node| json!({ "node": node.id.0, "address": node.address, "alive": node.alive, "draining": node.draining }),
             );
             return output::json(&nodes.collect::<Vec<Value>>());
         }
-        let mut listed = table::table(&["NODE", "ADDRESS", "ALIVE"]);
+        let mut listed = table::table(&["NODE", "ADDRESS", "ALIVE", "DRAINING"]);
         for node in nodes {
-            let alive = if node.alive { "yes" } else { "no" };
-            listed.add_row([node.id.to_string(), node.address, alive.to_owned()]);
+            let yes = |is_so| if is_so { "yes" } else { "no" }.to_owned();
+            let (alive, draining) = (yes(node.alive), yes(node.draining));
+            listed.add_row([node.id.to_string(), node.address, alive, draining]);
         }
         Ok(output::line(table::text(listed))?)
     }

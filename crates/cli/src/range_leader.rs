@@ -44,7 +44,7 @@ impl RangeLeaderArgs {
 }
 
 /// Reads a node's id, with or without its leading `n`.
-fn node(text: &str) -> Result<NodeId, String> {
+pub(super) fn node(text: &str) -> Result<NodeId, String> {
     match text.strip_prefix('n').unwrap_or(text).parse() {
         Ok(id) if id > 0 => Ok(NodeId(id)),
         _ => Err("expected a node's id (n1, n2, ...)".to_owned()),

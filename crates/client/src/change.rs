@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tonic::Code;
 use trireme_proto::v1;
-use trireme_types::{CohortId, Protocol, check_split_key};
+use trireme_types::{CohortId, NodeId, Protocol, check_split_key};
 
 use crate::asking::Asking;
 use crate::client::{Client, admin_error};
@@ -44,12 +44,31 @@ impl Client {
     ) -> Result<CohortId, ClientError> {
         let change = v1::change_range_request::Change::Protocol(protocol.name().to_owned());
         let request = v1::ChangeRangeRequest { cohort: cohort.0, change: Some(change) };
-        let changed = self.change_range(|_: &RouteTable| Wanted::Change(request.clone()), note);
-        let cohorts = changed.await?;
-        cohorts.first().copied().ok_or_else(|| {
-            let place = Place { cohort, node: None };
-            ClientError::Malformed { place, reason: "no cohort serves the range".to_owned() }
-        })
+        let asking = Asking::new(self.options().deadline, note);
+        let changed = self.change_range(|_: &RouteTable| Wanted::Change(request.clone()), asking);
+        one_of(cohort, &changed.await?)
+    }
+
+    /// Has node `to` hold a replica of the range of `cohort` in place of node `from`, and returns the cohort
+    /// that serves it then, once a node leads that. Node `to` is brought up to date first, and counts
+    /// nowhere until it has been; then the cohort ends, and the other one goes on from exactly the state
+    /// that it ended with. Safe to repeat, also under the id of the cohort that has ended.
+    ///
+    /// Every node may be asked again and again, until nothing has changed for as long as the client's
+    /// deadline; `note` is called with what stands in the way, whenever that is another thing than before.
+    pub async fn move_replica(
+        &self,
+        cohort: CohortId,
+        from: NodeId,
+        to: NodeId,
+        note: impl FnMut(&str) + Send,
+    ) -> Result<CohortId, ClientError> {
+        let change =
+            v1::change_range_request::Change::Move(v1::MoveReplica { from: from.0, to: to.0 });
+        let request = v1::ChangeRangeRequest { cohort: cohort.0, change: Some(change) };
+        let asking = Asking::until_nothing_changes(self.options().deadline, note);
+        let changed = self.change_range(|_: &RouteTable| Wanted::Change(request.clone()), asking);
+        one_of(cohort, &changed.await?)
     }
 
     /// Cuts the range that holds `key` in two, of which the upper one begins at the key, and returns the two
@@ -78,7 +97,8 @@ impl Client {
             let cohort = ranges[above].cohort.0;
             Wanted::Change(v1::ChangeRangeRequest { cohort, change: Some(change) })
         };
-        match self.change_range(wanted, note).await?[..] {
+        let asking = Asking::new(self.options().deadline, note);
+        match self.change_range(wanted, asking).await?[..] {
             [below, above] => Ok(Split { below, above, was_there }),
             _ => {
                 let place = Place { cohort: CohortId::default(), node: None };
@@ -91,9 +111,8 @@ impl Client {
     async fn change_range(
         &self,
         mut wanted: impl FnMut(&RouteTable) -> Wanted + Send,
-        note: impl FnMut(&str) + Send,
+        mut asking: Asking<impl FnMut(&str) + Send>,
     ) -> Result<Vec<CohortId>, ClientError> {
-        let mut asking = Asking::new(self.options().deadline, note);
         let mut done = None;
         let mut cohort = CohortId::default();
         loop {
@@ -153,4 +172,12 @@ impl Client {
         };
         Ok(cohorts.iter().copied().find(|cohort| !is_led(cohort)))
     }
+}
+
+/// Returns the cohort that serves the range of what was asked for as `cohort`.
+fn one_of(cohort: CohortId, cohorts: &[CohortId]) -> Result<CohortId, ClientError> {
+    cohorts.first().copied().ok_or_else(|| {
+        let place = Place { cohort, node: None };
+        ClientError::Malformed { place, reason: "no cohort serves the range".to_owned() }
+    })
 }

@@ -48,6 +48,14 @@ pub enum ClientError {
         /// What is wrong with the answer.
         reason: String,
     },
+    /// A node is not yet as it was asked to be. What was begun goes on.
+    #[error("{node} is not yet as it was asked to be: {reason}")]
+    Unfinished {
+        /// The node.
+        node: NodeId,
+        /// What is left to be done, or what the last try met.
+        reason: String,
+    },
     /// A node did not do what an administrator asked it.
     #[error("{address}: {reason}")]
     Admin {
@@ -80,6 +88,7 @@ impl ClientError {
             Self::Connect(_)
             | Self::Unavailable { .. }
             | Self::DeadlineExceeded { .. }
+            | Self::Unfinished { .. }
             | Self::Admin { .. } => ErrorClass::Retry,
             Self::Ambiguous { .. } => ErrorClass::Unknown,
             Self::Malformed { .. } => ErrorClass::Fatal,

@@ -5,6 +5,7 @@ mod backoff;
 mod call;
 mod change;
 mod client;
+mod drain;
 mod error;
 mod lead;
 mod node;

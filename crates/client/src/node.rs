@@ -95,8 +95,34 @@ impl NodeHandle {
         request: v1::ChangeRangeRequest,
     ) -> Result<Vec<u64>, (Code, String)> {
         let mut client = self.admin();
-        match timeout(self.options.deadline, client.change_range(request)).await {
-            Ok(Ok(response)) => Ok(response.into_inner().cohorts),
+        Ok(self.judge(client.change_range(request)).await?.cohorts)
+    }
+
+    /// Asks the node to have one hold no replica, or to let it hold some again; returns why it did not.
+    pub(crate) async fn set_draining(
+        &self,
+        request: v1::SetDrainingRequest,
+    ) -> Result<(), (Code, String)> {
+        let mut client = self.admin();
+        self.judge(client.set_draining(request)).await.map(drop)
+    }
+
+    /// Asks the node to remove one; returns why it did not.
+    pub(crate) async fn remove_node(
+        &self,
+        request: v1::RemoveNodeRequest,
+    ) -> Result<(), (Code, String)> {
+        let mut client = self.admin();
+        self.judge(client.remove_node(request)).await.map(drop)
+    }
+
+    /// Waits for an answer for as long as the deadline; says why there is none.
+    async fn judge<T>(
+        &self,
+        answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, (Code, String)> {
+        match timeout(self.options.deadline, answer).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
             // What the node itself has to say needs no code.
             Ok(Err(status)) if std::error::Error::source(&status).is_none() => {
                 Err((status.code(), status.message().to_owned()))

@@ -42,4 +42,6 @@ pub struct Node {
     pub address: String,
     /// Whether the coordinator held a live session of it when the routes were made.
     pub alive: bool,
+    /// Whether it is to hold no replica.
+    pub draining: bool,
 }

@@ -326,7 +326,8 @@ fn hint_leaders(table: &Table, received: &v1::RouteTable) {
 
 fn node(received: &v1::Node) -> Option<Node> {
     let id = convert::node_id(received.id)?;
-    Some(Node { id, address: received.address.clone(), alive: received.alive })
+    let v1::Node { address, alive, draining, .. } = received.clone();
+    Some(Node { id, address, alive, draining })
 }
 
 /// Asks nodes for the routes until one answers or `deadline` passes.

@@ -58,6 +58,20 @@ impl Admin for FakeNode {
         Ok(Response::new(v1::SetFaultsResponse {}))
     }
 
+    async fn set_draining(
+        &self,
+        _request: Request<v1::SetDrainingRequest>,
+    ) -> Result<Response<v1::SetDrainingResponse>, Status> {
+        Err(Status::unimplemented("its replicas stay where they are"))
+    }
+
+    async fn remove_node(
+        &self,
+        _request: Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
+        Err(Status::unimplemented("its nodes stay"))
+    }
+
     async fn knowledge(
         &self,
         _request: Request<v1::KnowledgeRequest>,

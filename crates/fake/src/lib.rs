@@ -503,7 +503,12 @@ impl State {
     }
 
     fn node(&self, id: u64) -> v1::Node {
-        v1::Node { id, address: self.addresses[id as usize - 1].to_string(), alive: true }
+        v1::Node {
+            id,
+            address: self.addresses[id as usize - 1].to_string(),
+            alive: true,
+            draining: false,
+        }
     }
 
     fn route(&self, range: &trireme_types::RangeDescriptor) -> v1::RangeRoute {

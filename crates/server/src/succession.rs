@@ -1,7 +1,7 @@
 //! Cohorts that end, and their successors.
 //!
 //! A change of a range is a *seal*: an entry of its cohort's log that names the successors. The leader
-//! proposes it ([`Changes`]); once it is applied, it is decided, and any node that has applied it can do the
+//! proposes it ([`Changes`]), if a replica is to move once that has been prepared ([`crate::moving`]); once it is applied, it is decided, and any node that has applied it can do the
 //! rest ([`Succession`]), the leader at once and the others if it does not:
 //!
 //! 1. the catalog is changed, so that the successors have ids and the range;
@@ -17,6 +17,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use trireme_coordinator::recipes::catalog::Catalog;
+use trireme_coordinator::recipes::invitations::Invitations;
 use trireme_coordinator::recipes::succession::{has_room, is_over, successors};
 use trireme_replication::{ReplicaError, Role};
 use trireme_types::limits::check_range_count;
@@ -27,8 +28,9 @@ use trireme_types::{
 
 use crate::cohort::HostedCohort;
 use crate::continuity::Continuity;
+use crate::moving::Move;
 use crate::protocols::SharedCoordinator;
-use crate::routes::{Router, Routes};
+use crate::routes::{NodeDirectory, Router, Routes};
 
 /// How often it is looked whether there is something to do that nothing has reported.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -167,6 +169,8 @@ pub(crate) enum Change {
     Protocol(Protocol),
     /// It is to be cut in two, of which the upper one begins at this key.
     Split(Bytes),
+    /// One of its replicas is to be on another node.
+    Move(Move),
 }
 
 impl Change {
@@ -177,7 +181,8 @@ impl Change {
             (Self::Protocol(protocol), [one]) if one.protocol == *protocol => {
                 Some(vec![one.cohort])
             }
-            (Self::Protocol(_), _) => None,
+            (Self::Move(wanted), [one]) if wanted.is_done(one) => Some(vec![one.cohort]),
+            (Self::Protocol(_) | Self::Move(_), _) => None,
             (Self::Split(at), _) => {
                 let pairs = routes.map.ranges().windows(2);
                 let mut borders = pairs.filter(|pair| pair[1].range.start == *at);
@@ -202,9 +207,12 @@ pub(crate) enum Refused {
 }
 
 /// Changes ranges whose cohorts are led here.
+#[derive(Clone)]
 pub(crate) struct Changes {
     pub(crate) node: NodeId,
     pub(crate) router: Arc<Router>,
+    pub(crate) directory: Arc<NodeDirectory>,
+    pub(crate) invitations: Invitations,
 }
 
 impl Changes {
@@ -226,6 +234,9 @@ impl Changes {
         if let Some(done) = change.is_done(&routes, config.as_slice()) {
             return Ok(done);
         }
+        if let (Change::Move(wanted), Some(config)) = (change, config) {
+            self.prepare(&routes, hosted, config, *wanted).await?;
+        }
         self.seal(&routes, hosted, change).await?;
         let until = Instant::now() + CHANGE_TIMEOUT;
         loop {
@@ -242,7 +253,7 @@ impl Changes {
     }
 
     /// Ends the cohort, unless that has happened already.
-    async fn seal(
+    pub(crate) async fn seal(
         &self,
         routes: &Routes,
         hosted: &Arc<HostedCohort>,
@@ -287,7 +298,11 @@ fn went_on(routes: &Routes, cohort: CohortId, change: &Change) -> Result<Vec<Coh
         names => format!("cohort {cohort} has ended; succeeded by {}", names.join(" and ")),
     };
     Err(match change {
-        Change::Protocol(_) => Refused::Invalid(reason),
+        // One that is missing may be the one that was to come.
+        Change::Move(_) if serving.iter().any(|config| config.replicas_missing() > 0) => {
+            Refused::NotNow(format!("{reason}, which lacks a replica"))
+        }
+        Change::Protocol(_) | Change::Move(_) => Refused::Invalid(reason),
         // It is the key that is meant, which another cohort serves.
         Change::Split(_) => Refused::NotNow(reason),
     })
@@ -307,6 +322,16 @@ fn serving(routes: &Routes, ended: CohortId) -> Vec<&CohortConfig> {
     serving
 }
 
+/// Refuses unless a cohort is led here.
+pub(crate) fn check_leads(hosted: &HostedCohort, node: NodeId) -> Result<(), Refused> {
+    let (leader, cohort) = (hosted.replica.leader(), hosted.descriptor.cohort);
+    if leader == Some(node) {
+        return Ok(());
+    }
+    let leader = leader.map_or_else(|| "no node".to_owned(), |leader| leader.to_string());
+    Err(Refused::NotNow(format!("{leader} leads cohort {cohort}")))
+}
+
 /// Returns the seal by which a cohort that is led here is changed, or why it cannot be.
 fn next_seal(
     routes: &Routes,
@@ -318,11 +343,7 @@ fn next_seal(
     let Some(config) = routes.configs.get(&cohort) else {
         return Err(Refused::NotNow(format!("the catalog does not know cohort {cohort} yet")));
     };
-    let leader = hosted.replica.leader();
-    if leader != Some(node) {
-        let leader = leader.map_or_else(|| "no node".to_owned(), |leader| leader.to_string());
-        return Err(Refused::NotNow(format!("{leader} leads cohort {cohort}")));
-    }
+    check_leads(hosted, node)?;
     //= RANGE-11
     if let Some(origin) = config.origin
         && !is_over(&routes.configs, origin.cohort)
@@ -342,7 +363,11 @@ fn next_seal(
     //= RANGE-1
     // The leader applies the seal first, and so begins first.
     let others = config.replicas.iter().copied().filter(|other| *other != node);
-    let replicas: Vec<_> = std::iter::once(node).chain(others).collect();
+    let mut replicas: Vec<_> = std::iter::once(node).chain(others).collect();
+    if let Change::Move(wanted) = change {
+        wanted.check_is_prepared(hosted)?;
+        replicas = wanted.applied_to(&replicas);
+    }
     let replicas_wanted = config.replicas_wanted();
     let successor = |range, protocol| {
         let replicas = replicas.clone();
@@ -351,6 +376,7 @@ fn next_seal(
     let whole = hosted.descriptor.range.clone();
     let successors = match change {
         Change::Protocol(protocol) => vec![successor(whole, *protocol)],
+        Change::Move(_) => vec![successor(whole, config.protocol)],
         Change::Split(at) => {
             let halves = halves(&whole, at)?;
             check_split(routes, cohort, config.protocol, &halves)?;

@@ -127,7 +127,7 @@ mod tests {
             };
             NodeStatus { node, replicas: vec![replica], ..Default::default() }
         });
-        let node = Node { id: NodeId(node), address: String::new(), alive: true };
+        let node = Node { id: NodeId(node), address: String::new(), alive: true, draining: false };
         NodeReport { node, status: status.ok_or_else(|| "cut off".to_owned()) }
     }
 

@@ -113,8 +113,8 @@ pub(crate) struct UpArgs {
     /// Allow `trireme fault` on the nodes. For tests; not remembered.
     #[arg(long)]
     allow_faults: bool,
-    /// How long a range lacks a replica before its leader asks another node to hold one, for
-    /// protocols that replace replicas; not remembered. [default: 10s]
+    /// How long a range lacks a replica, or a node that holds one is away, before the range's leader asks
+    /// another node to hold one; not remembered. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
     /// How long a node keeps the data of a replica that it no longer holds; not remembered.

@@ -1,7 +1,8 @@
-//! Invitations: by them the leader of a cohort that lacks a replica asks a node to hold one (M52).
+//! Invitations: by them the leader of a cohort asks a node to hold a replica, in place of one that is missing
+//! (M52) or of one that is to go (RANGE-17).
 //!
 //! ```text
-//! /invitations/<cohort>    the node that is asked, and the configuration that lacks a replica
+//! /invitations/<cohort>    the node that is asked, the configuration as it was then, and who is to go
 //! ```
 //! A cohort has one invitation at most, which changes by compare-and-set on what was read, so that
 //! of two leaders, the old and the new one, no two nodes are asked unawares. It outlives the
@@ -27,8 +28,32 @@ const ROOT: &str = "/invitations";
 pub struct Invitation {
     /// The node.
     pub node: NodeId,
-    /// The version of the configuration that lacked a replica when the node was asked.
+    /// The version of the configuration when the node was asked.
     pub at: u64,
+    /// The member whose place it is to take; if none, that of one that is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<Leaving>,
+}
+
+/// A member of a cohort whose place another node is to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// The member's node.
+    pub node: NodeId,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why a member is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Why {
+    /// That was asked for.
+    Asked,
+    /// Its node is draining, and moot once it is not any more.
+    Draining,
+    /// Its node is gone, and moot once it is back.
+    Gone,
 }
 
 /// An invitation as it stands at the coordinator.

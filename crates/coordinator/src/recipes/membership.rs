@@ -3,6 +3,7 @@
 //! ```text
 //! /nodes/<id>    who the node is and where it listens: stays when the node stops
 //! /live/<id>     ephemeral: there as long as a process holds the node's session
+//! /draining/<id> the node is to hold no replica
 //! ```
 //! The live node is created atomically, so that two living processes cannot both be one node. A
 //! process that comes back at the place of its predecessor, which it could only lock because the
@@ -26,6 +27,7 @@ use crate::{
 
 const NODES: &str = "/nodes";
 const LIVE: &str = "/live";
+const DRAINING: &str = "/draining";
 
 /// The folder in the record of a node that has data, of which only the identity is not known.
 const UNKNOWN_FOLDER: &str = "unknown";
@@ -121,6 +123,8 @@ pub struct Member {
     pub info: NodeInfo,
     /// The session of its living process; `None` if none lives.
     pub session: Option<SessionId>,
+    /// Whether it is to hold no replica.
+    pub is_draining: bool,
 }
 
 impl Member {
@@ -306,20 +310,61 @@ impl Membership {
         }
     }
 
+    /// Has a node hold no replica, or may it hold some again. Whether it holds any is not looked at.
+    pub async fn set_draining(
+        &self,
+        id: NodeId,
+        is_draining: bool,
+    ) -> Result<(), CoordinatorError> {
+        let path = draining_path(id);
+        let op = match is_draining {
+            true => Op::Create { path, value: Vec::new(), mode: CreateMode::Persistent },
+            false => Op::Delete { path, expected: None },
+        };
+        match self.coordinator.multi(vec![op]).await {
+            // It was so already.
+            Ok(_) | Err(CoordinatorError::NodeExists { .. } | CoordinatorError::NoNode { .. }) => {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the record of a node of which no process lives. Returns false if one does. A node of that
+    /// name that comes later is another one.
+    pub async fn remove(&self, id: NodeId) -> Result<bool, CoordinatorError> {
+        loop {
+            if self.coordinator.get(&live_path(id)).await?.is_some() {
+                return Ok(false);
+            }
+            self.set_draining(id, false).await?;
+            let Some(record) = self.coordinator.get(&record_path(id)).await? else {
+                return Ok(true);
+            };
+            // A process that registers meanwhile writes its record.
+            match self.coordinator.delete(&record.path, Some(record.version)).await {
+                Err(CoordinatorError::WrongVersion { .. } | CoordinatorError::NoNode { .. }) => {}
+                other => return other.map(|()| true),
+            }
+        }
+    }
+
     /// Returns the nodes, by their identifiers.
     pub async fn list(&self) -> Result<Vec<Member>, CoordinatorError> {
         // Two reads are not one moment: a node that dies between them may be listed as alive, as
         // any answer may be old when it arrives.
         let live = self.coordinator.children(LIVE).await?;
         let nodes = self.coordinator.children(NODES).await?;
-        members(&by_path(nodes), &by_path(live))
+        let draining = self.coordinator.children(DRAINING).await?;
+        members(&by_path(nodes), &by_path(live), &by_path(draining))
     }
 
     /// Watches the nodes.
     pub fn watch(&self) -> Result<MembershipWatch, CoordinatorError> {
         Ok(MembershipWatch {
-            nodes: Half::new(self.coordinator.watch(NODES, Scope::Children)?),
-            live: Half::new(self.coordinator.watch(LIVE, Scope::Children)?),
+            nodes: Part::new(self.coordinator.watch(NODES, Scope::Children)?),
+            live: Part::new(self.coordinator.watch(LIVE, Scope::Children)?),
+            draining: Part::new(self.coordinator.watch(DRAINING, Scope::Children)?),
             told: None,
         })
     }
@@ -392,14 +437,15 @@ enum Attempt {
 /// A watch of the membership. Dropping it ends it.
 #[derive(Debug)]
 pub struct MembershipWatch {
-    nodes: Half,
-    live: Half,
+    nodes: Part,
+    live: Part,
+    draining: Part,
     told: Option<Vec<Member>>,
 }
 
-/// One of the two folders, as its watch has delivered it.
+/// One of the folders, as its watch has delivered it.
 #[derive(Debug)]
-struct Half {
+struct Part {
     watch: Watch,
     known: Option<BTreeMap<String, Node>>,
 }
@@ -412,11 +458,14 @@ impl MembershipWatch {
             tokio::select! {
                 event = self.nodes.watch.next() => self.nodes.take_in(event?),
                 event = self.live.watch.next() => self.live.take_in(event?),
+                event = self.draining.watch.next() => self.draining.take_in(event?),
             }
-            let (Some(nodes), Some(live)) = (&self.nodes.known, &self.live.known) else {
+            let (Some(nodes), Some(live), Some(draining)) =
+                (&self.nodes.known, &self.live.known, &self.draining.known)
+            else {
                 continue;
             };
-            let members = match members(nodes, live) {
+            let members = match members(nodes, live, draining) {
                 Ok(members) => members,
                 Err(error) => return Some(Err(error)),
             };
@@ -428,7 +477,7 @@ impl MembershipWatch {
     }
 }
 
-impl Half {
+impl Part {
     fn new(watch: Watch) -> Self {
         Self { watch, known: None }
     }
@@ -456,12 +505,14 @@ fn by_path(nodes: Nodes) -> BTreeMap<String, Node> {
 fn members(
     nodes: &BTreeMap<String, Node>,
     live: &BTreeMap<String, Node>,
+    draining: &BTreeMap<String, Node>,
 ) -> Result<Vec<Member>, CoordinatorError> {
     let mut members = Vec::with_capacity(nodes.len());
     for node in nodes.values() {
         let id: NodeId = node.name().parse().map_err(|error| malformed(node, error))?;
         let session = live.get(&live_path(id)).and_then(|live| live.owner);
-        members.push(Member { id, info: decode(node)?, session });
+        let is_draining = draining.contains_key(&draining_path(id));
+        members.push(Member { id, info: decode(node)?, session, is_draining });
     }
     members.sort_by_key(|member| member.id);
     Ok(members)
@@ -474,6 +525,10 @@ fn generation(info: &NodeInfo) -> (u64, u64) {
 
 pub(super) fn record_path(id: NodeId) -> String {
     format!("{NODES}/{}", id.0)
+}
+
+fn draining_path(id: NodeId) -> String {
+    format!("{DRAINING}/{}", id.0)
 }
 
 fn live_path(id: NodeId) -> String {

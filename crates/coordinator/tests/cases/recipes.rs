@@ -337,12 +337,15 @@ pub async fn a_node_is_alive_once(options: CoordinatorOptions) {
     Membership::new(&second).register(NodeId(2), &NodeInfo::new("b:2")).await.unwrap();
     let listed = members.list().await.unwrap();
     let session = Some(first.session_id());
-    assert_eq!(listed[0], Member { id: NodeId(1), info: info.clone(), session });
+    assert_eq!(
+        listed[0],
+        Member { id: NodeId(1), info: info.clone(), session, is_draining: false }
+    );
     assert!(listed.len() == 2 && listed[1].is_alive());
 
     first.close().await.unwrap();
     let listed = Membership::new(&second).list().await.unwrap();
-    assert_eq!(listed[0], Member { id: NodeId(1), info, session: None });
+    assert_eq!(listed[0], Member { id: NodeId(1), info, session: None, is_draining: false });
     Membership::new(&second).register(NodeId(1), &NodeInfo::new("x:1")).await.unwrap();
     Membership::new(&second).deregister(NodeId(1)).await.unwrap();
     assert!(!Membership::new(&second).list().await.unwrap()[0].is_alive());
@@ -443,7 +446,7 @@ pub async fn the_configuration_manager_installs_one_successor(options: Coordinat
 }
 
 const fn invitation(node: u64, at: u64) -> Invitation {
-    Invitation { node: NodeId(node), at }
+    Invitation { node: NodeId(node), at, leaving: None }
 }
 
 /// Of an old and a new leader that both invite, one is heard; and what was read before somebody

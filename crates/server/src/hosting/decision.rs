@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use trireme_coordinator::recipes::catalog::CatalogState;
-use trireme_coordinator::recipes::invitations::AllInvitations;
+use trireme_coordinator::recipes::invitations::{AllInvitations, Invitation};
 use trireme_coordinator::recipes::succession::{is_over, successors};
 use trireme_types::{CohortConfig, CohortId, NodeId};
 
@@ -28,28 +28,34 @@ pub(super) struct Plan {
 }
 
 /// Compares what the node is to hold with what it has. A cohort that the catalog does not know is
-/// left alone: whatever that means, it does not mean that its rows may go.
+/// left alone: whatever that means, it does not mean that its rows may go. So is one that is none of its
+/// own as long as it is not known whom the cohort invites.
 pub(super) fn plan(
     node: NodeId,
     configs: &BTreeMap<CohortId, CohortConfig>,
-    invitations: &AllInvitations,
+    invitations: Option<&AllInvitations>,
     local: &BTreeMap<CohortId, Local>,
 ) -> Plan {
     let mut plan = Plan::default();
+    let invited = |cohort: CohortId| Some(invitations?.get(&cohort)?.invitation);
     let of = |cohort| local.get(&cohort).copied().unwrap_or_default();
     let is_to_be_held = |config: &CohortConfig| {
-        let invitation = invitations.get(&config.cohort);
-        let is_invited = invitation.is_some_and(|it| it.invitation.node == node);
+        let invitation = invited(config.cohort).filter(|it| it.node == node);
         let local = of(config.cohort);
         // What it began with elsewhere is here too, or will be.
         let unsettled = config.origin.filter(|origin| !origin.is_settled);
-        let inherits = unsettled.is_some_and(|origin| of(origin.cohort).has_data);
-        (is_to_hold(node, config, is_invited, local.has_data || inherits), local)
+        let inherits = unsettled.is_some_and(|origin| {
+            // Its place is another's.
+            let leaving = invited(origin.cohort).and_then(|it| it.leaving);
+            of(origin.cohort).has_data && leaving.is_none_or(|leaving| leaving.node != node)
+        });
+        (is_to_hold(node, config, invitation, local.has_data || inherits), local)
     };
     let ended: BTreeSet<_> =
         configs.values().filter_map(|it| it.origin).map(|it| it.cohort).collect();
     for (&cohort, config) in configs {
         let (mut holds, Local { is_hosted, has_data }) = is_to_be_held(config);
+        let mut may_go = invitations.is_some();
         if ended.contains(&cohort) && is_over(configs, cohort) {
             //= RANGE-10
             let waits = successors(configs, cohort).into_iter().any(|successor| {
@@ -61,23 +67,32 @@ pub(super) fn plan(
                 // One of them may begin on what is here.
                 continue;
             }
-            holds = false;
+            (holds, may_go) = (false, true);
         }
         match (holds, is_hosted) {
             (true, false) => plan.open.insert(cohort),
-            (false, true) => plan.close.insert(cohort),
-            (false, false) if has_data => plan.discard.insert(cohort),
-            (true, true) | (false, false) => continue,
+            (false, true) if may_go => plan.close.insert(cohort),
+            (false, false) if may_go && has_data => plan.discard.insert(cohort),
+            (_, true) | (false, false) => continue,
         };
     }
     plan
 }
 
-/// Returns true if a node is to hold a replica: if it is in the cohort, or if the cohort lacks one
-/// and the node is invited to be it or was in the cohort before and can come back by itself.
-fn is_to_hold(node: NodeId, config: &CohortConfig, is_invited: bool, has_data: bool) -> bool {
+/// Returns true if a node is to hold a replica: if it is in the cohort, or is invited to take a member's
+/// place; or if the cohort lacks one and the node is invited to be it or was in the cohort before and can
+/// come back by itself.
+fn is_to_hold(
+    node: NodeId,
+    config: &CohortConfig,
+    invitation: Option<Invitation>,
+    has_data: bool,
+) -> bool {
+    //= RANGE-17
+    let is_to_learn = invitation.is_some_and(|it| it.leaving.is_some());
     let is_member = config.replicas.contains(&node);
-    is_member || (config.replicas_missing() > 0 && (is_invited || has_data))
+    let is_missing = config.replicas_missing() > 0;
+    is_member || is_to_learn || (is_missing && (invitation.is_some() || has_data))
 }
 
 /// Merges what the coordinator sent. A configuration or map that is older than what is known is
@@ -98,7 +113,7 @@ pub(super) fn merge(known: &mut CatalogState, sent: CatalogState) {
 #[cfg(test)]
 mod tests {
     use trireme_coordinator::recipes::catalog::ConfigNodes;
-    use trireme_coordinator::recipes::invitations::{Invitation, Standing};
+    use trireme_coordinator::recipes::invitations::{Leaving, Standing, Why};
     use trireme_coordinator::{Line, NodeVersion};
     use trireme_types::{ClusterId, Lsn, Origin, Protocol, RangeMap};
 
@@ -123,7 +138,7 @@ mod tests {
     }
 
     fn invitations(node: u64) -> AllInvitations {
-        let invitation = Invitation { node: NodeId(node), at: 1 };
+        let invitation = Invitation { node: NodeId(node), at: 1, leaving: None };
         [(CohortId(1), Standing { invitation, version: NodeVersion(1) })].into()
     }
 
@@ -131,7 +146,7 @@ mod tests {
     fn decided(replicas: &[u64], invited: Option<u64>, local: Local) -> [bool; 3] {
         let configs = [(CohortId(1), config(2, replicas))].into();
         let invitations = invited.map(invitations).unwrap_or_default();
-        let plan = plan(ME, &configs, &invitations, &[(CohortId(1), local)].into());
+        let plan = plan(ME, &configs, Some(&invitations), &[(CohortId(1), local)].into());
         [plan.open, plan.close, plan.discard].map(|set| set.contains(&CohortId(1)))
     }
 
@@ -155,6 +170,46 @@ mod tests {
         assert_eq!(decided(&[1, 2], None, EMPTY), CLOSED, "the invitation was withdrawn");
         assert_eq!(decided(&[1, 2, 3], Some(4), NOTHING), STAYS, "the invitation is moot");
         assert_eq!(decided(&[1, 2, 3], Some(4), EMPTY), CLOSED);
+    }
+
+    /// [RANGE-17] The place of a member is to be taken, of which none is missing.
+    #[test]
+    fn a_node_that_is_to_take_a_members_place_holds_a_replica_until_it_is_not_invited_any_more() {
+        let invited = |is_over: bool, local: Local| {
+            let leaving = Some(Leaving { node: NodeId(3), why: Why::Asked });
+            let invitation = Invitation { node: ME, at: 1, leaving };
+            let standing = Standing { invitation, version: NodeVersion(1) };
+            let origin =
+                Some(Origin { cohort: CohortId(1), seal: Lsn::new(3, 9), is_settled: true });
+            let next = CohortConfig { cohort: CohortId(5), origin, ..config(1, &[1, 2, 4]) };
+            let mut configs: BTreeMap<_, _> = [(CohortId(1), config(2, &[1, 2, 3]))].into();
+            configs.extend(is_over.then_some((CohortId(5), next)));
+            let local = [(CohortId(1), local), (CohortId(5), HOSTED)].into();
+            let plan = plan(ME, &configs, Some(&[(CohortId(1), standing)].into()), &local);
+            [plan.open, plan.close, plan.discard].map(|set| set.contains(&CohortId(1)))
+        };
+        assert_eq!(invited(false, NOTHING), OPENED);
+        assert_eq!(invited(false, HOSTED), STAYS);
+        assert_eq!(invited(true, HOSTED), CLOSED, "nothing of it is needed any more");
+        assert_eq!(decided(&[1, 2, 3], None, HOSTED), CLOSED, "the invitation was withdrawn");
+    }
+
+    /// A node that was started again took itself for one that is not invited, and gave up what its own
+    /// successor's replica had begun with.
+    #[test]
+    fn nothing_goes_before_it_is_known_whom_the_cohorts_invite() {
+        let decided = |is_over: bool, local: Local| {
+            let origin =
+                Some(Origin { cohort: CohortId(1), seal: Lsn::new(3, 9), is_settled: is_over });
+            let next = CohortConfig { cohort: CohortId(5), origin, ..config(1, &[1, 2, 4]) };
+            let configs =
+                [config(2, &[1, 2, 3]), next].map(|config| (config.cohort, config)).into();
+            let local = [(CohortId(1), local), (CohortId(5), HOSTED)].into();
+            let plan = plan(ME, &configs, None, &local);
+            [plan.open, plan.close, plan.discard].map(|set| set.contains(&CohortId(1)))
+        };
+        assert_eq!([decided(false, LEFT_OVER), decided(false, HOSTED)], [STAYS, STAYS]);
+        assert_eq!([decided(true, LEFT_OVER), decided(true, HOSTED)], [DISCARDED, CLOSED]);
     }
 
     /// P13: a replica that was removed because its node was away for a moment comes back with what
@@ -186,7 +241,7 @@ mod tests {
                 (CohortId(5), here(hosted[0])),
                 (CohortId(6), here(hosted[1])),
             ];
-            let plan = plan(ME, &configs, &AllInvitations::new(), &local.into());
+            let plan = plan(ME, &configs, Some(&AllInvitations::new()), &local.into());
             [plan.open, plan.close, plan.discard].map(|set| set.contains(&CohortId(1)))
         };
         let both = [true, true];
@@ -213,7 +268,7 @@ mod tests {
         let decided = |hosted: &[u64]| {
             let here = hosted.iter().map(|&id| (CohortId(id), HOSTED));
             let local = here.chain([(CohortId(1), LEFT_OVER)]).collect();
-            plan(ME, &configs, &AllInvitations::new(), &local)
+            plan(ME, &configs, Some(&AllInvitations::new()), &local)
         };
         let ids = |ids: &[u64]| ids.iter().copied().map(CohortId).collect::<BTreeSet<_>>();
         let first = decided(&[]);
@@ -225,22 +280,27 @@ mod tests {
     /// the one before left there.
     #[test]
     fn what_has_ended_here_is_brought_along_until_the_next_one_is_settled() {
-        let decided = |is_settled, ended: Local| {
+        let decided = |is_settled, ended: Local, leaving: Option<u64>| {
+            let leaving = leaving.map(|node| Leaving { node: NodeId(node), why: Why::Asked });
+            let invitation = Invitation { node: NodeId(9), at: 1, leaving };
+            let standing = Standing { invitation, version: NodeVersion(1) };
+            let invitations = [(CohortId(1), standing)].into();
             let origin = Some(Origin { cohort: CohortId(1), seal: Lsn::new(3, 9), is_settled });
             let next = CohortConfig { cohort: CohortId(5), origin, ..config(2, &[1, 2]) };
             let configs =
                 [config(1, &[1, 2, 4]), next].map(|config| (config.cohort, config)).into();
-            let plan = plan(ME, &configs, &AllInvitations::new(), &[(CohortId(1), ended)].into());
+            let plan = plan(ME, &configs, Some(&invitations), &[(CohortId(1), ended)].into());
             plan.open.contains(&CohortId(5))
         };
-        assert!(decided(false, HOSTED) && decided(false, LEFT_OVER));
-        assert!(!decided(false, NOTHING) && !decided(true, HOSTED));
+        assert!(decided(false, HOSTED, None) && decided(false, LEFT_OVER, Some(3)));
+        assert!(!decided(false, NOTHING, None) && !decided(true, HOSTED, None));
+        assert!(!decided(false, HOSTED, Some(ME.0)), "another node takes its place");
     }
 
     #[test]
     fn a_cohort_that_the_catalog_does_not_know_is_left_alone() {
         let local = [(CohortId(9), HOSTED), (CohortId(8), LEFT_OVER)].into();
-        assert_eq!(plan(ME, &[].into(), &invitations(4), &local), Plan::default());
+        assert_eq!(plan(ME, &[].into(), Some(&invitations(4)), &local), Plan::default());
     }
 
     #[test]

@@ -57,7 +57,8 @@ pub(crate) struct Hosting {
     peers: Arc<Peers>,
     /// The newest of everything that the coordinator has sent.
     catalog: CatalogState,
-    invitations: AllInvitations,
+    /// `None` as long as the coordinator has not sent any.
+    invitations: Option<AllInvitations>,
     /// What the coordinator has sent last, until the node remembers it.
     sent: Option<CatalogState>,
     hosted: BTreeMap<CohortId, Arc<HostedCohort>>,
@@ -83,7 +84,7 @@ impl Hosting {
         catalog: CatalogState,
     ) -> Result<Self, NodeError> {
         let router = Router::new(catalog.cluster, opener.directory.clone(), Routes::of(&catalog));
-        let (router, invitations) = (Arc::new(router), AllInvitations::new());
+        let (router, invitations) = (Arc::new(router), None);
         let (opener, hosted, sent) = (Arc::new(opener), BTreeMap::new(), None);
         let unpublished = Unpublished::default();
         let mut hosting =
@@ -138,7 +139,7 @@ impl Hosting {
             }
             sent = watches.invitations.next() => match sent {
                 Some(Ok(sent)) => {
-                    self.invitations = sent;
+                    self.invitations = Some(sent);
                     return true;
                 }
                 Some(Err(error)) => error,
@@ -178,7 +179,7 @@ impl Hosting {
 
     fn plan(&self) -> Plan {
         let local = self.opener.local(&self.hosted);
-        plan(self.opener.node, &self.catalog.configs, &self.invitations, &local)
+        plan(self.opener.node, &self.catalog.configs, self.invitations.as_ref(), &local)
     }
 
     /// Returns true if a replica is to go whose cohort is over.
@@ -274,8 +275,13 @@ impl Hosting {
         let Some(origin) = config.origin else {
             return Before { is_here: false, range: KeyRange::all() };
         };
-        let is_here = self.hosted.contains_key(&origin.cohort)
-            && !is_over(&self.catalog.configs, origin.cohort);
+        // The node may be one that is invited, and does not know it yet.
+        let may_be_opened = || {
+            let local = self.opener.local(&self.hosted);
+            self.invitations.is_none() && local.get(&origin.cohort).is_some_and(|it| it.has_data)
+        };
+        let is_here = !is_over(&self.catalog.configs, origin.cohort)
+            && (self.hosted.contains_key(&origin.cohort) || may_be_opened());
         let range = self.descriptor(origin.cohort).map_or_else(KeyRange::all, |it| it.range);
         Before { is_here, range }
     }
@@ -308,7 +314,7 @@ impl Hosting {
             self.peers.set(replicas.collect());
         }
         self.router.set(Routes {
-            invitations: self.invitations.clone(),
+            invitations: self.invitations.clone().unwrap_or_default(),
             hosted: self.hosted.clone(),
             ..Routes::of(&self.catalog)
         });

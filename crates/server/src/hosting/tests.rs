@@ -158,7 +158,7 @@ impl Fixture {
 
     /// Has the coordinator know an invitation of the node.
     async fn propose_invitation(&self, cohort: CohortId) {
-        let invitation = Invitation { node: ME, at: 1 };
+        let invitation = Invitation { node: ME, at: 1, leaving: None };
         let invitations = Invitations::new(&self.coordinator);
         assert_eq!(invitations.invite(cohort, None, invitation).await, Ok(true));
     }
@@ -290,7 +290,7 @@ async fn a_replica_whose_place_is_taken_goes_with_its_log_and_rows_and_the_other
 
     // It is not missed, so that nobody's invitation counts.
     fixture.install(config(ONE, 3, &[2, 3], 2)).await;
-    let invitation = Invitation { node: ME, at: 3 };
+    let invitation = Invitation { node: ME, at: 3, leaving: None };
     let invitations = Invitations::new(&fixture.coordinator);
     invitations.invite(ONE, None, invitation).await.unwrap();
     fixture.until("the news of it", async || !fixture.router.routes().invitations.is_empty()).await;

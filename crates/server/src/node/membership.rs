@@ -216,6 +216,7 @@ impl DirectoryUpdates {
             id: member.id.0,
             address: member.info.address.clone(),
             alive: member.is_alive(),
+            draining: member.is_draining,
         }));
         let addresses = members.iter().map(|member| (member.id, member.info.address.clone()));
         self.transport.set_addresses(addresses.collect());

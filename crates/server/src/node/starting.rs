@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::recipes::invitations::Invitations;
+use trireme_coordinator::recipes::membership::Membership;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_proto::v1;
 use trireme_replication::pulse::{PulseFaults, Pulses};
@@ -27,6 +28,7 @@ use crate::clients::{ClientConnection, Clients};
 use crate::continuity::{Continuity, Remembered};
 use crate::data_folder::{DataFolder, NodeFile};
 use crate::descriptors::Descriptors;
+use crate::draining::Leaves;
 use crate::faults::Faults;
 use crate::hosting::{Hosting, Opener};
 use crate::listener::{Accepting, ClientSocket};
@@ -171,11 +173,18 @@ impl Starting {
             limits,
             progress: Progress::default(),
         };
+        let changes = Changes {
+            node: self.file.node,
+            router: router.clone(),
+            directory: directory.clone(),
+            invitations: Invitations::new(&self.coordinator),
+        };
         let replacement = Replacement {
             node: self.file.node,
             router: router.clone(),
             directory,
-            invitations: Invitations::new(&self.coordinator),
+            invitations: changes.invitations.clone(),
+            changes: changes.clone(),
             delay: options.replace_delay,
         };
         let succession = Succession {
@@ -220,7 +229,7 @@ impl Starting {
         let hosting = hosting.run(self.coordinator.clone(), stopping.clone());
         let hosting = tokio::spawn(hosting);
         let (stop_serving, stopped) = oneshot::channel();
-        let admin = self.admin(&router, &transport, continuity, options);
+        let admin = self.admin(changes, &transport, continuity, options);
         let server = Self::serve(router.clone(), admin, accepted, stopped, fail);
         Ok(Node {
             id: self.file.node,
@@ -289,7 +298,7 @@ impl Starting {
 
     fn admin(
         &self,
-        router: &Arc<Router>,
+        changes: Changes,
         transport: &Arc<PeerTransport>,
         continuity: Arc<Continuity>,
         options: &NodeOptions,
@@ -303,8 +312,13 @@ impl Starting {
         };
         AdminService {
             description,
-            router: router.clone(),
-            changes: Changes { node: self.file.node, router: router.clone() },
+            router: changes.router.clone(),
+            leaves: Leaves {
+                router: changes.router.clone(),
+                directory: changes.directory.clone(),
+                membership: Membership::new(&self.coordinator),
+            },
+            changes,
             log: self.log.clone(),
             transport: transport.clone(),
             continuity,

@@ -107,6 +107,7 @@ fn open_spinnaker(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError>
     let options = SpinnakerOptions {
         timing: parts.timing,
         rejoins: parts.lost_disk(),
+        is_invited: !replicas.contains(&node),
         base: replicas.first().copied(),
         ..SpinnakerOptions::new(replicas.clone())
     };

@@ -12,7 +12,9 @@ use trireme_types::{CohortId, Durability, Engine, NodeId, UnknownName, check_spl
 
 use crate::cohort::HostedCohort;
 use crate::continuity::Continuity;
+use crate::draining::{LeaveError, Leaves};
 use crate::faults::{FaultSet, Faults};
+use crate::moving::Move;
 use crate::routes::{Router, Routes};
 use crate::succession::{Change, Changes, Refused};
 use crate::transport::{PeerState, PeerTransport, Sent};
@@ -31,6 +33,7 @@ pub(crate) struct AdminService {
     pub(crate) description: NodeDescription,
     pub(crate) router: Arc<Router>,
     pub(crate) changes: Changes,
+    pub(crate) leaves: Leaves,
     pub(crate) log: SharedLog,
     pub(crate) transport: Arc<PeerTransport>,
     pub(crate) continuity: Arc<Continuity>,
@@ -136,6 +139,9 @@ impl v1::admin_server::Admin for AdminService {
                         .map_err(|error| Status::invalid_argument(error.to_string()))?;
                     Change::Split(at)
                 }
+                Some(v1::change_range_request::Change::Move(v1::MoveReplica { from, to })) => {
+                    Change::Move(Move { from: NodeId(from), to: NodeId(to) })
+                }
                 None => return Err(Status::invalid_argument("the request names no change")),
             };
         let cohorts = self.changes.change(CohortId(cohort), &change).await;
@@ -146,6 +152,24 @@ impl v1::admin_server::Admin for AdminService {
         })?;
         let cohorts = cohorts.into_iter().map(|cohort| cohort.0).collect();
         Ok(Response::new(v1::ChangeRangeResponse { cohorts }))
+    }
+
+    async fn set_draining(
+        &self,
+        request: Request<v1::SetDrainingRequest>,
+    ) -> Result<Response<v1::SetDrainingResponse>, Status> {
+        let v1::SetDrainingRequest { node, draining } = request.into_inner();
+        self.leaves.set_draining(NodeId(node), draining).await.map_err(leave_status)?;
+        Ok(Response::new(v1::SetDrainingResponse {}))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
+        let v1::RemoveNodeRequest { node } = request.into_inner();
+        self.leaves.remove(NodeId(node)).await.map_err(leave_status)?;
+        Ok(Response::new(v1::RemoveNodeResponse {}))
     }
 
     async fn set_faults(
@@ -225,6 +249,14 @@ fn measures(measures: Measures) -> v1::Measures {
         catch_ups: measures.catch_ups,
         longest_write_stall_us: measures.longest_write_stall.map(micros),
         beacons: measures.beacons,
+    }
+}
+
+fn leave_status(error: LeaveError) -> Status {
+    match error {
+        LeaveError::Invalid(reason) => Status::invalid_argument(reason),
+        LeaveError::NotNow(reason) => Status::failed_precondition(reason),
+        LeaveError::Coordinator(error) => Status::unavailable(error.to_string()),
     }
 }
 
