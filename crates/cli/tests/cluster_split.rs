@@ -60,25 +60,6 @@ fn split(cluster: &Cluster, at: &str) -> [u64; 2] {
     [0, 1].map(|half| ranges[half]["cohort"].as_u64().unwrap())
 }
 
-/// Returns the cohorts that serve the ranges, in key order.
-fn serving(cluster: &Cluster) -> Vec<u64> {
-    let listed = cluster.run(["range", "list", "--json"]).json();
-    listed.as_array().unwrap().iter().map(|range| range["cohort"].as_u64().unwrap()).collect()
-}
-
-/// Waits until nothing is left of what has ended: each node that runs holds replicas of those cohorts
-/// alone that serve, which have all that their leaders have.
-#[track_caller]
-fn wait_until_alone(cluster: &Cluster) {
-    until_ok("nothing is left of what has ended", PATIENCE, || {
-        let (statuses, serving) = (cluster.statuses()?, serving(cluster));
-        let is_over = statuses.cohorts() == serving.iter().copied().collect::<BTreeSet<_>>()
-            && statuses.0.values().all(|node| node.successions.is_empty());
-        is_over.then_some(()).ok_or_else(|| format!("{statuses:?}"))
-    });
-    cluster.wait_until_caught_up(PATIENCE);
-}
-
 /// Reads all rows over and over, a few at once, and finds each of those that are not written exactly once.
 struct Scanner {
     stop: CancellationToken,
@@ -155,13 +136,13 @@ fn becomes_eight(protocol: Protocol) {
         assert_eq!(split(cluster, at), halves, "to ask again changes nothing");
     }
     show(&format!("{} scans", scanner.finish(cluster)));
-    wait_until_alone(cluster);
-    let before = serving(cluster);
+    cluster.wait_until_alone(PATIENCE);
+    let before = cluster.serving();
     let other = if protocol == Protocol::Raft { Protocol::Pacifica } else { Protocol::Raft };
     let changed = ["--deadline", CHANGE_DEADLINE, "range", "protocol", &before[4].to_string()];
     cluster.run(changed.into_iter().chain([other.name()])).out();
-    wait_until_alone(cluster);
-    let mut after = serving(cluster);
+    cluster.wait_until_alone(PATIENCE);
+    let mut after = cluster.serving();
     assert_ne!(std::mem::replace(&mut after[4], before[4]), before[4]);
     assert_eq!(after, before, "the others stay as they are");
 
@@ -197,7 +178,7 @@ fn survives_the_death_of_the_leader(protocol: Protocol) {
     let recorder = Recorder::start(cluster);
     let history = History::start(cluster, &KEYS);
     for (moment, at) in MOMENTS.into_iter().zip(BORDERS) {
-        let cohort = cohort_of(cluster, at);
+        let cohort = cluster.cohort_of(at);
         let leader = cluster.wait_for_leader(cohort, PATIENCE);
         let mut splitting = begin(cluster, at);
         std::thread::sleep(Duration::from_millis(moment));
@@ -207,9 +188,9 @@ fn survives_the_death_of_the_leader(protocol: Protocol) {
         cluster.restart_node(leader);
         assert!(splitting.wait().unwrap().success(), "the split at {at} failed");
         split(cluster, at);
-        wait_until_alone(cluster);
+        cluster.wait_until_alone(PATIENCE);
     }
-    assert_eq!(serving(cluster).len(), MOMENTS.len() + 1);
+    assert_eq!(cluster.serving().len(), MOMENTS.len() + 1);
     let (operations, unknown) = recorder.finish(cluster).counts();
     show(&format!("{operations} operations, {unknown} unknown; {:?}", history.finish(cluster)));
 }
@@ -248,9 +229,9 @@ fn survives_the_death_of_the_coordinator(protocol: Protocol) {
         assert!(splitting.wait().unwrap().success(), "the split at {at} failed");
         history.wait_for_writes_within(3, PATIENCE);
         split(cluster, at);
-        wait_until_alone(cluster);
+        cluster.wait_until_alone(PATIENCE);
     }
-    let before = serving(cluster);
+    let before = cluster.serving();
     cluster.kill_coordinator();
     cluster.put_coordinator_back("kept");
     cluster.start_coordinator();
@@ -259,8 +240,8 @@ fn survives_the_death_of_the_coordinator(protocol: Protocol) {
         cluster.has_said("and was brought forward").then_some(()).ok_or("it is older yet")
     });
     history.wait_for_writes_within(3, PATIENCE);
-    wait_until_alone(cluster);
-    assert_eq!(serving(cluster), before);
+    cluster.wait_until_alone(PATIENCE);
+    assert_eq!(cluster.serving(), before);
 
     let mut splitting = begin(cluster, last);
     std::thread::sleep(Duration::from_millis(MOMENTS[1]));
@@ -278,8 +259,8 @@ fn survives_the_death_of_the_coordinator(protocol: Protocol) {
     assert!(splitting.wait().unwrap().success(), "the split at {last} failed");
     history.wait_for_writes_within(3, PATIENCE);
     split(cluster, last);
-    wait_until_alone(cluster);
-    assert_eq!(serving(cluster).len(), BORDERS.len() + 1);
+    cluster.wait_until_alone(PATIENCE);
+    assert_eq!(cluster.serving().len(), BORDERS.len() + 1);
     show(&format!("{:?}", history.finish(cluster)));
 }
 
@@ -309,7 +290,7 @@ fn survives_the_death_of_everything(protocol: Protocol) {
     // One of PacificA goes on without a node that is dead, and lacks a replica then.
     let takes_turns = protocol != Protocol::Pacifica;
     for at in BORDERS[..2].iter().filter(|_| takes_turns) {
-        let cohort = cohort_of(cluster, at);
+        let cohort = cluster.cohort_of(at);
         // As long as a node is missing, what has ended is kept, and the tables are not flushed.
         let victim = cluster.wait_for_leader(cohort, PATIENCE) % 3 + 1;
         cluster.kill(victim);
@@ -322,7 +303,7 @@ fn survives_the_death_of_everything(protocol: Protocol) {
         cluster.kill_all();
         cluster.up_again();
         history.wait_for_writes_within(3, PATIENCE);
-        wait_until_alone(cluster);
+        cluster.wait_until_alone(PATIENCE);
         let again = cluster.have_said("applying what another cohort began with");
         assert!(again > times, "nothing was missing");
         times = again;
@@ -337,18 +318,18 @@ fn survives_the_death_of_everything(protocol: Protocol) {
         cluster.up_again();
         split(cluster, at);
         history.wait_for_writes_within(3, PATIENCE);
-        wait_until_alone(cluster);
+        cluster.wait_until_alone(PATIENCE);
     }
     // A node that is dead, and stays so until the others have given up what has ended.
     if takes_turns {
         let at = BORDERS[5];
-        let cohort = cohort_of(cluster, at);
+        let cohort = cluster.cohort_of(at);
         let victim = cluster.wait_for_leader(cohort, PATIENCE) % 3 + 1;
         cluster.kill(victim);
         split(cluster, at);
-        wait_until_alone(cluster);
+        cluster.wait_until_alone(PATIENCE);
         cluster.restart_node(victim);
-        wait_until_alone(cluster);
+        cluster.wait_until_alone(PATIENCE);
         cluster.lead_everywhere(victim);
         history.wait_for_writes(5);
     }
@@ -369,14 +350,6 @@ fn what_two_halves_began_with_survives_the_death_of_everything_spinnaker() {
 #[test]
 fn what_two_halves_began_with_survives_the_death_of_everything_pacifica() {
     survives_the_death_of_everything(Protocol::Pacifica);
-}
-
-/// Returns the cohort whose range holds the key.
-fn cohort_of(cluster: &Cluster, key: &str) -> u64 {
-    let listed = cluster.run(["range", "list", "--json"]).json();
-    let ranges = listed.as_array().unwrap();
-    let holds = |range: &&serde_json::Value| range["start"].as_str().unwrap() <= key;
-    ranges.iter().rfind(holds).unwrap()["cohort"].as_u64().unwrap()
 }
 
 #[expect(clippy::print_stderr, reason = "a figure for those who run the test")]

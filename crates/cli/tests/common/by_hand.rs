@@ -36,9 +36,20 @@ impl Cluster {
         splits: &[&'static str],
         options: &[&str],
     ) -> Self {
+        Self::start_by_hand_with_free(0, protocol, splits, options)
+    }
+
+    /// Starts what [`Cluster::start_by_hand_as`] does, and so many nodes more, which hold no replica.
+    #[track_caller]
+    pub(crate) fn start_by_hand_with_free(
+        free: usize,
+        protocol: Protocol,
+        splits: &[&'static str],
+        options: &[&str],
+    ) -> Self {
         let splits: Vec<Bytes> =
             splits.iter().map(|key| Bytes::from_static(key.as_bytes())).collect();
-        Self::start_by_hand_split(protocol, &splits, options)
+        Self::start_by_hand_on(NODES + free, protocol, &splits, options)
     }
 
     /// Starts what [`Cluster::start_by_hand_as`] does, with borders that are made up at run time.
@@ -48,10 +59,20 @@ impl Cluster {
         splits: &[Bytes],
         options: &[&str],
     ) -> Self {
-        let mut cluster = Self::new(NODES, Arc::new(Seat::take()));
+        Self::start_by_hand_on(NODES, protocol, splits, options)
+    }
+
+    #[track_caller]
+    fn start_by_hand_on(
+        nodes: usize,
+        protocol: Protocol,
+        splits: &[Bytes],
+        options: &[&str],
+    ) -> Self {
+        let mut cluster = Self::new(nodes, Arc::new(Seat::take()));
         cluster.start_coordinator();
         cluster.bootstrap(protocol, splits);
-        for node in 1..=NODES {
+        for node in 1..=nodes {
             cluster.start_new_node(node, options);
         }
         cluster.wait_until_caught_up(READY_TIMEOUT);

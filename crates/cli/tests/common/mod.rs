@@ -15,6 +15,7 @@ mod import;
 mod load;
 mod poll;
 mod process;
+mod ranges;
 mod recorder;
 mod seat;
 mod status;
