@@ -21,7 +21,7 @@ use anyhow::bail;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use experiments::{commit_period, kills, many_ranges, outages};
+use experiments::{changes, commit_period, kills, many_ranges, outages};
 use trireme_testbed::Network;
 
 /// Experiments on real clusters of Trireme on this machine.
@@ -34,6 +34,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Experiment {
+    /// Changes a range again and again while it is written, and measures how long no write went through.
+    Changes(changes::ChangesArgs),
     /// Kills the leader, or a follower, again and again, and measures how long no write went
     /// through.
     Kills(kills::KillsArgs),
@@ -56,6 +58,7 @@ impl Experiment {
     async fn run(self, network: Network) -> anyhow::Result<()> {
         match self {
             Self::Chaos(args) => args.run(network).await,
+            Self::Changes(args) => args.run().await,
             Self::Kills(args) => args.run().await,
             Self::Outages(args) => args.run().await,
             Self::CommitPeriod(args) => args.run().await,

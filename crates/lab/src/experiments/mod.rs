@@ -1,5 +1,6 @@
 //! The experiments, one file each.
 
+pub(crate) mod changes;
 pub(crate) mod commit_period;
 pub(crate) mod kills;
 pub(crate) mod many_ranges;
