@@ -378,20 +378,19 @@ fn next_step_of_move(
     (is_whole && invited.is_prepared).then_some(Step::Seal(Move { from: leaving.node, to }))
 }
 
-/// Returns the member whose place another node is to take: one that is draining, or where members are fixed,
-/// one that has been away for too long.
+/// Returns the member whose place another node is to take: where members are fixed, one that has been away for
+/// too long; or one that is draining.
 fn who_is_to_go(
     config: &CohortConfig,
     seen: &Seen,
     now: Instant,
     delay: Duration,
 ) -> Option<Leaving> {
-    if let Some(&node) = seen.draining.first() {
-        return Some(Leaving { node, why: Why::Draining });
-    }
-    let is_gone = |node: &&NodeId| seen.away_for(**node, now).is_some_and(|it| it >= delay);
-    let fixed = config.replicas.iter().filter(|_| !admits_replicas(config.protocol));
-    fixed.copied().find(|node| is_gone(&node)).map(|node| Leaving { node, why: Why::Gone })
+    let is_gone = |node: &NodeId| seen.away_for(*node, now).is_some_and(|it| it >= delay);
+    let fixed = config.replicas.iter().copied().filter(|_| !admits_replicas(config.protocol));
+    let gone = fixed.filter(is_gone).map(|node| Leaving { node, why: Why::Gone });
+    let draining = seen.draining.iter().map(|&node| Leaving { node, why: Why::Draining });
+    gone.chain(draining).next()
 }
 
 /// Invites a node where a configuration lacks a replica.
@@ -563,13 +562,17 @@ mod tests {
     #[test]
     fn a_member_whose_node_has_been_away_for_long_enough_is_replaced() {
         let (mut seen, begin) = (Seen::default(), Instant::now());
-        let mut nodes = candidates(&[1, 2, 4, 5], &[(4, 2), (5, 1)]);
+        let mut nodes = candidates(&[1, 2, 4, 5], &[(4, 9), (5, 1)]);
         seen.take_in(begin, &fixed(&[1, 2, 3]), None, &there(&[1, 2, 4, 5]));
         let mut step = |seen: &Seen, after| {
             next_step(&fixed(&[1, 2, 3]), seen, &mut nodes, begin + after, DELAY)
         };
         assert_eq!(step(&seen, DELAY - Duration::from_millis(1)), None);
         let invitation = moving(5, Why::Gone).invitation;
+        assert_eq!(step(&seen, DELAY), Some(Step::Invite { before: None, invitation }));
+        // One that drains can wait.
+        let draining = Nodes { draining: [NodeId(1)].into(), ..there(&[1, 2, 4, 5]) };
+        seen.take_in(begin, &fixed(&[1, 2, 3]), None, &draining);
         assert_eq!(step(&seen, DELAY), Some(Step::Invite { before: None, invitation }));
         // It is back for a moment.
         seen.take_in(begin + DELAY / 2, &fixed(&[1, 2, 3]), None, &all());
