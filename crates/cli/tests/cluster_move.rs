@@ -279,6 +279,37 @@ fn a_move_whose_coordinator_dies_ends_done_pacifica() {
     survives_the_death_of_the_coordinator(Protocol::Pacifica);
 }
 
+/// A node is invited again while what it gave away is not settled: its replica learns on what it had there,
+/// and asks to be brought up to date all the same.
+fn comes_back_at_once(protocol: Protocol) {
+    let options = ["--ranges", "1", "--replication", protocol.name(), "--replace-delay", "1h"];
+    let cluster = &mut Cluster::start_nodes(4, &options);
+    let history = History::start(cluster, &KEYS[..1]);
+    let away = next_move(cluster, KEYS[0], false);
+    let members = members(cluster, away.cohort);
+    let third = members.into_iter().rfind(|node| *node != away.from).unwrap();
+    cluster.kill(usize::try_from(third).unwrap());
+    let successor = away.finish(cluster);
+    let back = Move { cohort: successor, from: away.to, to: away.from };
+    let mut running = back.begin(cluster);
+    history.wait_for_writes_within(5, PATIENCE);
+    cluster.restart_node(usize::try_from(third).unwrap());
+    assert!(running.wait().unwrap().success(), "{back:?} failed");
+    back.finish(cluster);
+    cluster.wait_until_alone(PATIENCE);
+    show(&format!("{protocol}: {:?}", history.finish(cluster)));
+}
+
+#[test]
+fn a_node_that_gave_a_replica_away_gets_one_back_at_once_raft() {
+    comes_back_at_once(Protocol::Raft);
+}
+
+#[test]
+fn a_node_that_gave_a_replica_away_gets_one_back_at_once_spinnaker() {
+    comes_back_at_once(Protocol::Spinnaker);
+}
+
 /// A node drains under load, of ranges of every protocol, and is removed; one that is to hold replicas
 /// again is chosen when the next one drains.
 #[test]

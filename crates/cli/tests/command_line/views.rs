@@ -81,9 +81,10 @@ fn ranges_and_nodes_are_listed() {
     let address = cluster.endpoints();
     let address = address.split(',').next().unwrap();
     let nodes = run(&cluster, ["node", "list"]);
-    assert_eq!(cells(nodes.out().lines().nth(1).unwrap()), ["n1", address, "yes"]);
+    assert_eq!(cells(nodes.out().lines().nth(1).unwrap()), ["n1", address, "yes", "no"]);
     let nodes = run(&cluster, ["node", "list", "--json"]).json();
-    assert_eq!(nodes[0], json!({"node": 1, "address": address, "alive": true}));
+    let first = json!({"node": 1, "address": address, "alive": true, "draining": false});
+    assert_eq!(nodes[0], first);
 }
 
 #[test]
