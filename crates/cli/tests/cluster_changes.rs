@@ -1,7 +1,7 @@
 //! Ranges change at random, while they are read and written and nodes die, stand still and are cut off:
 //! every answer is judged, and every change ends done or undone.
 //!
-//! By default this is a short run that fits among the other tests. A longer one, whose seed is printed:
+//! By default this is a short run of one seed, which fits among the other tests. A longer one:
 //!
 //! ```text
 //! TRIREME_TEST_CHANGES=200 TRIREME_TEST_SEED=7 \
@@ -165,7 +165,7 @@ impl Fault {
 /// Changes of every kind at random, each with a fault in its midst. [RANGE-2] [RANGE-5] [RANGE-17]
 fn changes_at_random(protocol: Protocol) {
     let number = |name: &str| Some(std::env::var(name).ok()?.parse::<u64>().unwrap());
-    let seed = number("TRIREME_TEST_SEED").unwrap_or_else(rand::random);
+    let seed = number("TRIREME_TEST_SEED").unwrap_or(1);
     let changes = number("TRIREME_TEST_CHANGES").unwrap_or(8);
     show(&format!("{protocol}: TRIREME_TEST_SEED={seed} TRIREME_TEST_CHANGES={changes}"));
     let mut rng = StdRng::seed_from_u64(seed);
