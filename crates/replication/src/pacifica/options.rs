@@ -17,6 +17,8 @@ pub struct PacificaOptions {
     /// The replica's disk was lost and is empty now: what the replica once acknowledged is not known
     /// here any more (S14).
     pub rejoins: bool,
+    /// The replica's node is invited: it asks to be brought up to date also while no replica is missing.
+    pub is_invited: bool,
     /// A number that no other replica was started with, drawn at random: the replica's incarnation if
     /// its disk knows of none.
     pub incarnation: Incarnation,
@@ -33,6 +35,7 @@ impl PacificaOptions {
             timing: Timing::default(),
             min_replicas_for_write: 1,
             rejoins: false,
+            is_invited: false,
             incarnation,
             faults: PacificaFaults::default(),
             streaming_faults: StreamingFaults::default(),

@@ -59,7 +59,7 @@ impl Secondary {
 
     /// Asks the primary again to be brought up to date, as long as nothing comes from it (PAC-40).
     pub(super) fn on_timeout(&mut self, cx: &mut Shared) {
-        if !cx.own.is_listed(cx.node) {
+        if cx.now >= self.asks_from(cx) {
             //= PAC-40
             self.following.ask_if_due(cx, cx.state.promised);
         }
@@ -67,8 +67,9 @@ impl Secondary {
 
     /// Returns when a candidate asks (again) to be brought up to date.
     fn asks_from(&self, cx: &Shared) -> Moment {
-        let is_listed = cx.own.is_listed(cx.node);
-        if is_listed { Moment::FAR } else { self.following.asks_from(cx.timing) }
+        let is_wanted = cx.own.is_missing_one() || cx.own.options.is_invited;
+        let asks = is_wanted && !cx.own.is_listed(cx.node);
+        if asks { self.following.asks_from(cx.timing) } else { Moment::FAR }
     }
 
     pub(super) fn next_timeout(&self, cx: &Shared) -> Option<Moment> {

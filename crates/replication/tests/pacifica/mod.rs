@@ -1,7 +1,7 @@
 //! PacificA in scripts: its options, and a configuration manager.
 //!
 //! ```text
-//! cluster nodes=3 [replicas=3] [commit_period=MS] [beacon=MS] [lease=MS] [grace=MS] [min=1] [fault=P1]
+//! cluster nodes=3 [replicas=3] [commit_period=MS] [beacon=MS] [lease=MS] [grace=MS] [min=1] [invited=1] [fault=P1]
 //! coordinator step              works off what it was asked, and tells everybody what is new
 //! coordinator tell 1            tells node 1 the newest configuration, whatever it was told before
 //! coordinator cut 1             loses what node 1 asks, and tells it nothing
@@ -15,7 +15,7 @@
 //! ```
 //!
 //! The first `replicas` nodes form the cohort, node 1 is its primary; other nodes are free, and are
-//! started as replicas that may join.
+//! started as replicas that may join; with `invited` they ask also while none is missing.
 
 mod edges;
 mod edges_of_counting;
@@ -42,6 +42,7 @@ impl Subject for Pacifica {
         let options = PacificaOptions {
             timing: cluster.timing(),
             rejoins,
+            is_invited: cluster.options.contains_key("invited"),
             min_replicas_for_write: least.unwrap_or(1),
             faults: faults(cluster.options.get("fault").map(String::as_str)),
             ..PacificaOptions::new(Incarnation(cluster.starts))

@@ -124,6 +124,7 @@ fn open_pacifica(parts: ReplicaParts) -> Result<Arc<dyn Replica>, ReplicaError> 
         timing: parts.timing,
         min_replicas_for_write: parts.min_replicas_for_write,
         rejoins: parts.lost_disk(),
+        is_invited: !parts.config.replicas.contains(&parts.node),
         // A replica that finds nothing on its disk is none that was here before.
         ..PacificaOptions::new(Incarnation(rand::random()))
     };
