@@ -24,6 +24,8 @@ pub(super) struct Before {
     pub(super) is_here: bool,
     /// The range that it served.
     pub(super) range: KeyRange,
+    /// The replica is none of a member: the node is invited, and its replica learns.
+    pub(super) is_to_learn: bool,
 }
 
 /// What a replica has of the cohort that its own succeeds.
@@ -51,6 +53,11 @@ impl Opener {
         let Some(origin) = config.origin else { return Ok(Inheritance::None) };
         let cohort = config.cohort;
         if !self.tables.has_begun(cohort) {
+            //= RANGE-17
+            // What the node has of the one before goes when that is settled, whether or not it is invited.
+            if before.is_to_learn {
+                return Ok(Inheritance::None);
+            }
             if was_given_up {
                 // What was there when the other one ended may have been changed since.
                 return Ok(Inheritance::Missed);

@@ -273,7 +273,7 @@ impl Hosting {
     /// Returns what the node has of the cohort where another one goes on.
     fn before(&self, config: &CohortConfig) -> Before {
         let Some(origin) = config.origin else {
-            return Before { is_here: false, range: KeyRange::all() };
+            return Before { is_here: false, range: KeyRange::all(), is_to_learn: false };
         };
         // The node may be one that is invited, and does not know it yet.
         let may_be_opened = || {
@@ -283,7 +283,12 @@ impl Hosting {
         let is_here = !is_over(&self.catalog.configs, origin.cohort)
             && (self.hosted.contains_key(&origin.cohort) || may_be_opened());
         let range = self.descriptor(origin.cohort).map_or_else(KeyRange::all, |it| it.range);
-        Before { is_here, range }
+        let invitations = self.invitations.as_ref();
+        let invitation =
+            invitations.and_then(|all| all.get(&config.cohort)).map(|it| it.invitation);
+        let is_to_learn = !config.replicas.contains(&self.opener.node)
+            && invitation.is_some_and(|it| it.leaving.is_some());
+        Before { is_here, range, is_to_learn }
     }
 
     /// Closes a replica and sets aside what it leaves.
