@@ -102,11 +102,12 @@ impl Changes {
         wanted: Move,
     ) -> Result<(), Refused> {
         check_leads(hosted, self.node)?;
-        wanted.check(config)?;
         let cohort = config.cohort;
+        // The one that is missing may be the one that is to go, and be back soon, or not.
         if config.replicas_missing() > 0 {
             return Err(Refused::NotNow(format!("cohort {cohort} lacks a replica")));
         }
+        wanted.check(config)?;
         let standing = routes.invitations.get(&cohort).copied();
         match standing {
             Some(standing) if Move::of(&standing.invitation) == Some(wanted) => {
