@@ -63,10 +63,7 @@ impl Primary {
         if has_candidate || is_kept_out || !self.serves(now) {
             return false;
         }
-        let mut follower = Progress::probing(false);
-        follower.send_empty(now);
-        self.leading.followers.insert(node, follower);
-        self.counted.insert(node, now);
+        self.leading.followers.insert(node, Progress::learning(now));
         self.incarnations.insert(node, incarnation);
         true
     }
@@ -120,10 +117,7 @@ impl Primary {
     /// Returns when each candidate counts as one that does not answer, or makes no progress.
     fn ends_of_candidacies(&self, timing: Timing) -> impl Iterator<Item = (NodeId, Moment)> {
         let candidates = self.leading.followers.iter().filter(|(_, follower)| !follower.is_voter());
-        candidates.map(move |(node, follower)| {
-            let begun = self.counted.get(node).copied().unwrap_or_default();
-            (*node, follower.is_given_up_at(begun, timing))
-        })
+        candidates.map(move |(node, follower)| (*node, follower.given_up_at(timing)))
     }
 
     /// Forgets a follower, and which incarnation of it was meant.

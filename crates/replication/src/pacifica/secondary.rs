@@ -61,7 +61,7 @@ impl Secondary {
     pub(super) fn on_timeout(&mut self, cx: &mut Shared) {
         if cx.now >= self.asks_from(cx) {
             //= PAC-40
-            self.following.ask_if_due(cx, cx.state.promised);
+            self.following.ask(cx, cx.state.promised);
         }
     }
 

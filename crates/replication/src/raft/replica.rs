@@ -134,9 +134,9 @@ impl RaftReplica {
         } = parts;
         let on_disk = Arc::new(Mutex::new(OnDisk::up_to(log.bounds().last)));
         let lost_disk = lost_disk && !options.faults.trusts_an_empty_disk();
-        let is_invited = !config.replicas.contains(&node);
-        let incarnation = incarnation(&log, lost_disk, is_invited).await;
-        let incarnation = incarnation.map_err(|e| failed(&e))?;
+        // One that is invited is none that a member ever counted on.
+        let begins_anew = lost_disk || !config.replicas.contains(&node);
+        let incarnation = incarnation(&log, begins_anew).await.map_err(|e| failed(&e))?;
         let (events, reported) = mpsc::channel(EVENTS_MAX);
         let kept = Kept {
             node,
@@ -507,18 +507,17 @@ async fn take_events(replica: Weak<RaftReplica>, mut events: mpsc::Receiver<Even
     }
 }
 
-/// Returns the incarnation that a replica opens under. One that has lost what it stored draws a new one, which
-/// is on disk before it takes part; and so does one that is invited, whatever it began with, since the first
-/// one is a member's, which asks for nothing.
-async fn incarnation(log: &CohortLog, lost_disk: bool, is_invited: bool) -> std::io::Result<u64> {
+/// Returns the incarnation that a replica opens under. One that has lost what it stored, or never was a
+/// member, draws a new one, which is on disk before it takes part.
+async fn incarnation(log: &CohortLog, begins_anew: bool) -> std::io::Result<u64> {
     match RaftLogStore::stored_incarnation(log)? {
-        Some(incarnation) if incarnation != 0 || !is_invited => Ok(incarnation),
-        _ if is_invited || (lost_disk && log.bounds().last == Lsn::ZERO) => {
+        Some(incarnation) => Ok(incarnation),
+        None if begins_anew && log.bounds().last == Lsn::ZERO => {
             let drawn = draw_incarnation();
             RaftLogStore::adopt(log, drawn).await?;
             Ok(drawn)
         }
-        _ => Ok(0),
+        None => Ok(0),
     }
 }
 

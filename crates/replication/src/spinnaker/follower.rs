@@ -126,8 +126,10 @@ impl Follower {
 
     /// Asks its leader to be brought up to date, which does not know of it (SPIN-48).
     pub(super) fn on_timeout_of_invited(&mut self, cx: &mut Shared) {
-        //= SPIN-48
-        self.following.ask_if_due(cx, cx.own.epoch);
+        if cx.now >= self.following.asks_from(cx.timing) {
+            //= SPIN-48
+            self.following.ask(cx, cx.own.epoch);
+        }
     }
 
     /// Checks what must hold of what it knows.

@@ -6,7 +6,6 @@ use std::time::Duration;
 use trireme_types::{Epoch, Lsn, NodeId, Timing};
 
 use super::election::{RETRY, SLACK_DIVISOR};
-use super::learners::Learners;
 use super::stall::Stall;
 use super::{ElectionRequest, Shared, SpinnakerMessage};
 use crate::core::{Effect, Moment, Reply, Rest, Ticket, When};
@@ -24,7 +23,6 @@ pub(super) struct Leader {
     hand_over: Option<HandOver>,
     /// When it asks for its node at the coordinator again.
     reclaim_at: Option<Moment>,
-    pub(super) learners: Learners,
 }
 
 #[derive(Debug)]
@@ -59,8 +57,7 @@ impl Leader {
     pub(super) fn begin(cx: &mut Shared, epoch: Epoch) -> Self {
         let followers = cx.others();
         let leading = Leading::begin(cx, epoch, followers);
-        let (stall, learners) = (Stall::default(), Learners::default());
-        Self { leading, stall, hand_over: None, reclaim_at: None, learners }
+        Self { leading, stall: Stall::default(), hand_over: None, reclaim_at: None }
     }
 
     /// Ends to lead, and first what it gave out (SPIN-12); `leader` leads now, as far as is known.
@@ -360,7 +357,7 @@ impl Leader {
     pub(super) fn next_timeout(&self, cx: &Shared) -> Option<Moment> {
         let hand_over = self.hand_over.as_ref().map(|hand_over| hand_over.until);
         let stalled = self.stall.due(cx.timing, cx.now);
-        let learners = self.next_silent_learner(cx.timing);
+        let learners = self.next_silent_learner(cx);
         let others = [hand_over, self.reclaim_at, Some(self.end_of_support(cx)), stalled, learners];
         let next = self.leading.next_timeout(cx);
         others.into_iter().chain([next]).flatten().min()

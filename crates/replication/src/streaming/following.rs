@@ -79,12 +79,9 @@ impl Following {
         cx.journal.send(leader, report, when);
     }
 
-    /// Asks the leader (again) to be brought up to date, if it is time to: it may not know that there is
-    /// such a replica.
-    pub(crate) fn ask_if_due<C: Streams>(&mut self, cx: &mut Shared<C>, epoch: Epoch) {
-        let Some(leader) = self.leader.filter(|_| cx.now >= self.asks_from(cx.timing)) else {
-            return;
-        };
+    /// Asks the leader (again) to be brought up to date: it may not know that there is such a replica.
+    pub(crate) fn ask<C: Streams>(&mut self, cx: &mut Shared<C>, epoch: Epoch) {
+        let Some(leader) = self.leader else { return };
         if self.is_report_held_back(cx) {
             // It will be sent when the disk is back, and is given its time to be answered.
             self.reported_at = Some(cx.now);

@@ -50,6 +50,8 @@ pub(crate) struct Progress {
     /// The end of the leader's log when a follower that had been a voter reported as a learner: all
     /// that it may once have acknowledged lies before (S14).
     votes_from: u64,
+    /// When the leader began to bring it up to date, as one that does not count.
+    begun: Moment,
     /// The time in the newest message that it acknowledged with its support.
     supported: Option<Moment>,
     /// When the newest message left whose acknowledgement gives support.
@@ -77,6 +79,7 @@ impl Progress {
             in_flight_bytes: 0,
             is_voter,
             votes_from: 0,
+            begun: Moment::START,
             supported: None,
             last_sent_at: None,
             last_beacon_at: None,
@@ -84,6 +87,11 @@ impl Progress {
             progressed: Moment::START,
             heard_data: Moment::START,
         }
+    }
+
+    /// Returns the progress of a replica that is to be brought up to date from now on, and does not count.
+    pub(crate) fn learning(now: Moment) -> Self {
+        Self { begun: now, last_sent_at: Some(now), ..Self::probing(false) }
     }
 
     /// Begins anew behind `matched`, the follower's position: nothing that was sent counts as sent.
@@ -313,16 +321,16 @@ impl Progress {
         self.stage == Stage::SendingSnapshot || now < self.heard_data + limit
     }
 
-    /// Returns when a follower that does not count, taken in at `begun`, is taken for one that does not
-    /// answer, or makes no progress.
-    pub(crate) fn is_given_up_at(&self, begun: Moment, timing: Timing) -> Moment {
-        let silent = self.supported.max(Some(begun)).unwrap_or_default() + timing.grace;
+    /// Returns when a replica that does not count is given up, since it does not answer, or acknowledges
+    /// nothing of what it was sent.
+    pub(crate) fn given_up_at(&self, timing: Timing) -> Moment {
+        let silent = self.supported.max(Some(self.begun)).unwrap_or_default() + timing.grace;
         // A snapshot on its way brings no acknowledgement: the transport judges whether it comes
         // forward, and reports its end.
         if self.is_sending() {
             return silent;
         }
-        silent.min(self.progressed.max(begun) + ACK_LEASES * timing.lease)
+        silent.min(self.progressed.max(self.begun) + ACK_LEASES * timing.lease)
     }
 
     /// Checks what must hold of a follower whose leader's log ends at `last`.
