@@ -1,12 +1,11 @@
 //! Changes of ranges, asked for again until they are done.
 
 use bytes::Bytes;
-use tonic::Code;
 use trireme_proto::v1;
 use trireme_types::{CohortId, NodeId, Protocol, check_split_key};
 
 use crate::asking::Asking;
-use crate::client::{Client, admin_error};
+use crate::client::{Client, admin_answer};
 use crate::node::NodeHandle;
 use crate::{ClientError, Place, RouteTable};
 
@@ -157,11 +156,8 @@ impl Client {
             ClientError::Unavailable { place, reason: "no node can be asked".to_owned() }
         })?;
         let node = NodeHandle::new(&node.address, self.options_handle())?;
-        match node.change_range(request).await {
-            Ok(cohorts) => Ok(cohorts.into_iter().map(CohortId).collect()),
-            Err((Code::InvalidArgument, reason)) => Err(ClientError::Invalid(reason)),
-            Err((_, reason)) => Err(admin_error(&node, reason)),
-        }
+        let cohorts = admin_answer(&node, node.change_range(request).await)?;
+        Ok(cohorts.into_iter().map(CohortId).collect())
     }
 
     /// Returns one of the cohorts that no node leads.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
+use tonic::Code;
 use trireme_proto::v1::response;
 use trireme_proto::{convert, v1};
 use trireme_types::{Condition, Consistency, Lsn, Outcome, Version};
@@ -328,6 +329,17 @@ pub(crate) fn freshness(told: v1::Freshness) -> Freshness {
         applied: told.applied.map(Lsn::from).unwrap_or_default(),
         age: told.age_ms.map(Duration::from_millis),
     }
+}
+
+/// Returns what a node did that an administrator asked, or the error for what it did not do.
+pub(crate) fn admin_answer<T>(
+    node: &NodeHandle,
+    answer: Result<T, (Code, String)>,
+) -> Result<T, ClientError> {
+    answer.map_err(|(code, reason)| match code {
+        Code::InvalidArgument => ClientError::Invalid(reason),
+        _ => admin_error(node, reason),
+    })
 }
 
 /// Returns the error for what a node did not do that an administrator asked.

@@ -1,11 +1,10 @@
 //! Nodes that leave the cluster, asked for again until they have.
 
-use tonic::Code;
 use trireme_proto::v1;
 use trireme_types::NodeId;
 
 use crate::asking::Asking;
-use crate::client::{Client, admin_error};
+use crate::client::{Client, admin_answer};
 use crate::node::NodeHandle;
 use crate::{ClientError, RouteTable};
 
@@ -21,11 +20,16 @@ impl Client {
         note: impl FnMut(&str) + Send,
     ) -> Result<usize, ClientError> {
         let mut asking = Asking::until_nothing_changes(self.options().deadline, note);
-        let (mut is_draining, mut had) = (false, None);
+        let mut had = None;
         loop {
-            let missing = match self.ask_to_drain(node, true, is_draining).await {
+            let asked = async {
+                if had.is_none() {
+                    self.set_draining(node, true).await?;
+                }
+                self.refresh_routes().await
+            };
+            let missing = match asked.await {
                 Ok(table) => {
-                    is_draining = true;
                     let left = held(&table, node);
                     let had = *had.get_or_insert(left);
                     if left == 0 {
@@ -46,14 +50,7 @@ impl Client {
         node: NodeId,
         note: impl FnMut(&str) + Send,
     ) -> Result<(), ClientError> {
-        let mut asking = Asking::new(self.options().deadline, note);
-        loop {
-            match self.ask_to_drain(node, false, false).await {
-                Ok(_) => return Ok(()),
-                Err(error @ ClientError::Invalid(_)) => return Err(error),
-                Err(error) => asking.pause_for(node, error.to_string()).await?,
-            }
-        }
+        self.ask_until_done(node, note, async || self.set_draining(node, false).await).await
     }
 
     /// Removes a node from the cluster that holds no replica and does not run. Safe to repeat.
@@ -62,15 +59,24 @@ impl Client {
         node: NodeId,
         note: impl FnMut(&str) + Send,
     ) -> Result<(), ClientError> {
+        let remove = async || {
+            let other = self.any_node().await?;
+            let request = v1::RemoveNodeRequest { node: node.0 };
+            admin_answer(&other, other.remove_node(request).await)
+        };
+        self.ask_until_done(node, note, remove).await
+    }
+
+    /// Asks again and again for what concerns a node, until it is done or refused, or until the deadline.
+    async fn ask_until_done(
+        &self,
+        node: NodeId,
+        note: impl FnMut(&str) + Send,
+        ask: impl AsyncFn() -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
         let mut asking = Asking::new(self.options().deadline, note);
         loop {
-            let asked = async {
-                let table = self.refresh_routes().await?;
-                let other = any_node(self, &table)?;
-                let request = v1::RemoveNodeRequest { node: node.0 };
-                judge(&other, other.remove_node(request).await)
-            };
-            match asked.await {
+            match ask().await {
                 Ok(()) => return Ok(()),
                 Err(error @ ClientError::Invalid(_)) => return Err(error),
                 Err(error) => asking.pause_for(node, error.to_string()).await?,
@@ -78,41 +84,24 @@ impl Client {
         }
     }
 
-    /// Has a node drain, or not any more, unless that is known to have been done; returns the newest routes.
-    async fn ask_to_drain(
-        &self,
-        node: NodeId,
-        draining: bool,
-        is_done: bool,
-    ) -> Result<RouteTable, ClientError> {
-        let table = self.refresh_routes().await?;
-        if !is_done {
-            let other = any_node(self, &table)?;
-            let request = v1::SetDrainingRequest { node: node.0, draining };
-            judge(&other, other.set_draining(request).await)?;
-        }
-        Ok(table)
+    /// Has a node drain, or not any more.
+    async fn set_draining(&self, node: NodeId, draining: bool) -> Result<(), ClientError> {
+        let other = self.any_node().await?;
+        let request = v1::SetDrainingRequest { node: node.0, draining };
+        admin_answer(&other, other.set_draining(request).await)
+    }
+
+    /// Returns a node that can be asked.
+    async fn any_node(&self) -> Result<NodeHandle, ClientError> {
+        let nodes = self.refresh_routes().await?.nodes;
+        let node = nodes.iter().find(|node| node.alive);
+        let node =
+            node.ok_or_else(|| ClientError::Connect("no node is known to live".to_owned()))?;
+        NodeHandle::new(&node.address, self.options_handle())
     }
 }
 
 /// Returns how many ranges have a replica on a node.
 fn held(table: &RouteTable, node: NodeId) -> usize {
     table.ranges.iter().filter(|route| route.replicas.contains(&node)).count()
-}
-
-/// Returns a node that can be asked.
-fn any_node(client: &Client, table: &RouteTable) -> Result<NodeHandle, ClientError> {
-    let node = table
-        .nodes
-        .iter()
-        .find(|node| node.alive)
-        .ok_or_else(|| ClientError::Connect("no node is known to live".to_owned()))?;
-    NodeHandle::new(&node.address, client.options_handle())
-}
-
-fn judge(node: &NodeHandle, answer: Result<(), (Code, String)>) -> Result<(), ClientError> {
-    answer.map_err(|(code, reason)| match code {
-        Code::InvalidArgument => ClientError::Invalid(reason),
-        _ => admin_error(node, reason),
-    })
 }

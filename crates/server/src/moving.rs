@@ -114,25 +114,14 @@ impl Changes {
                 wanted.check_is_prepared(hosted)
             }
             other => {
-                self.check_is_free(cohort, other)?;
+                if let Some(Move { from, to }) = other.and_then(|it| Move::of(&it.invitation)) {
+                    let reason = format!("a replica of {cohort} is moving from {from} to {to}");
+                    return Err(Refused::NotNow(reason));
+                }
                 self.check_is_there(wanted.to)?;
                 self.invite(cohort, other, config.version, wanted).await
             }
         }
-    }
-
-    /// Refuses a cohort in which another move is under way that was asked for.
-    fn check_is_free(&self, cohort: CohortId, standing: Option<Standing>) -> Result<(), Refused> {
-        let Some(Invitation { node, leaving: Some(leaving), .. }) =
-            standing.map(|standing| standing.invitation)
-        else {
-            return Ok(());
-        };
-        if leaving.why != Why::Asked {
-            return Ok(());
-        }
-        let from = leaving.node;
-        Err(Refused::NotNow(format!("a replica of {cohort} is moving from {from} to {node}")))
     }
 
     fn check_is_there(&self, to: NodeId) -> Result<(), Refused> {

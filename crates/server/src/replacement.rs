@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use trireme_coordinator::CoordinatorError;
-use trireme_coordinator::recipes::invitations::{Invitation, Invitations, Leaving, Standing, Why};
+use trireme_coordinator::recipes::invitations::{Invitation, Leaving, Standing, Why};
 use trireme_coordinator::recipes::succession::is_over;
 use trireme_replication::{ReplicaStatus, Role};
 use trireme_types::{CohortConfig, CohortId, NodeId};
@@ -27,7 +27,7 @@ use trireme_types::{CohortConfig, CohortId, NodeId};
 use crate::cohort::HostedCohort;
 use crate::moving::{Move, is_prepared, matched};
 use crate::protocols::admits_replicas;
-use crate::routes::{NodeDirectory, Router, Routes};
+use crate::routes::{NodeDirectory, Routes};
 use crate::succession::{Change, Changes};
 
 /// How often the cohorts that are led here are looked at.
@@ -46,10 +46,6 @@ const INVITATIONS_MAX: usize = 16;
 
 /// Who sees to it that cohorts that are led here have all their replicas, where they are to be.
 pub(crate) struct Replacement {
-    pub(crate) node: NodeId,
-    pub(crate) router: Arc<Router>,
-    pub(crate) directory: Arc<NodeDirectory>,
-    pub(crate) invitations: Invitations,
     pub(crate) changes: Changes,
     /// How long a replica must be missing before it is replaced.
     pub(crate) delay: Duration,
@@ -125,8 +121,8 @@ impl Replacement {
     }
 
     async fn look(&self, seen: &mut BTreeMap<CohortId, Seen>) {
-        let (routes, now) = (self.router.routes(), Instant::now());
-        let nodes = Nodes::of(&self.directory);
+        let (routes, now) = (self.changes.router.routes(), Instant::now());
+        let nodes = Nodes::of(&self.changes.directory);
         self.withdraw_what_is_over(&routes, &nodes).await;
         let led: Vec<_> = routes.hosted.values().filter_map(|it| self.led(&routes, it)).collect();
         seen.retain(|cohort, _| led.iter().any(|(config, _)| config.cohort == *cohort));
@@ -159,14 +155,14 @@ impl Replacement {
     ) -> Option<(&'a CohortConfig, &'a Arc<HostedCohort>)> {
         let config = routes.configs.get(&hosted.descriptor.cohort)?;
         // One that has ended gets no replica any more.
-        let leads = !hosted.table.is_sealed() && hosted.replica.leader() == Some(self.node);
+        let leads = !hosted.table.is_sealed() && hosted.replica.leader() == Some(self.changes.node);
         leads.then_some((config, hosted))
     }
 
     /// Withdraws the invitations to cohorts of which nothing is needed any more. One node does.
     async fn withdraw_what_is_over(&self, routes: &Routes, nodes: &Nodes) {
         //= RANGE-19
-        if nodes.alive.first() != Some(&self.node) {
+        if nodes.alive.first() != Some(&self.changes.node) {
             return;
         }
         for (&cohort, &standing) in &routes.invitations {
@@ -184,7 +180,7 @@ impl Replacement {
         members.chain(invited).for_each(|&node| *replicas.entry(node).or_default() += 1);
         let is_led = |cohort: &&CohortId| {
             let hosted = routes.hosted.get(cohort);
-            hosted.is_some_and(|hosted| hosted.replica.leader() == Some(self.node))
+            hosted.is_some_and(|hosted| hosted.replica.leader() == Some(self.changes.node))
         };
         let under_way = routes.invitations.keys().filter(is_led).count();
         let room = INVITATIONS_MAX.saturating_sub(under_way);
@@ -196,7 +192,7 @@ impl Replacement {
         match step {
             Step::Invite { before, invitation } => {
                 tracing::info!(%cohort, ?invitation, "a node is invited to hold a replica");
-                let invited = self.invitations.invite(cohort, before, invitation).await;
+                let invited = self.changes.invitations.invite(cohort, before, invitation).await;
                 log_outcome(cohort, invited);
             }
             Step::Withdraw(standing) => self.withdraw(cohort, standing).await,
@@ -217,7 +213,7 @@ impl Replacement {
 
     async fn withdraw(&self, cohort: CohortId, standing: Standing) {
         tracing::info!(%cohort, invitation = ?standing.invitation, "an invitation is over");
-        log_outcome(cohort, self.invitations.withdraw(cohort, standing).await);
+        log_outcome(cohort, self.changes.invitations.withdraw(cohort, standing).await);
     }
 }
 
@@ -338,7 +334,7 @@ fn next_step(
     }
     let moving = seen.invited.and_then(|it| Some((it, it.standing.invitation.leaving?)));
     match moving {
-        Some((invited, leaving)) => next_step_of_move(config, seen, invited, leaving, now),
+        Some((invited, leaving)) => next_step_of_move(config, seen, invited, leaving, now, delay),
         None if seen.lacks_since.is_some() => {
             fill_what_is_missing(config, seen, candidates, now, delay)
         }
@@ -360,6 +356,7 @@ fn next_step_of_move(
     invited: Invited,
     leaving: Leaving,
     now: Instant,
+    delay: Duration,
 ) -> Option<Step> {
     let standing = invited.standing;
     let to = standing.invitation.node;
@@ -370,12 +367,42 @@ fn next_step_of_move(
             Why::Draining => !seen.draining.contains(&leaving.node),
             Why::Gone => seen.away_for(leaving.node, now).is_none(),
         };
-    if is_moot || seen.does_not_come(invited, now) {
+    let makes_room = makes_room(config, seen, invited, leaving, now, delay);
+    if is_moot || makes_room || seen.does_not_come(invited, now) {
         return Some(Step::Withdraw(standing));
     }
     // Of a cohort that lacks a replica, the invited node becomes the one that it lacks.
     let is_whole = config.replicas_missing() == 0;
     (is_whole && invited.is_prepared).then_some(Step::Seal(Move { from: leaving.node, to }))
+}
+
+/// Returns true if a move gives way to the replacement of another member that has been away for too long: one
+/// that is for no such reason where members are fixed, and one to a node that is away itself.
+fn makes_room(
+    config: &CohortConfig,
+    seen: &Seen,
+    invited: Invited,
+    leaving: Leaving,
+    now: Instant,
+    delay: Duration,
+) -> bool {
+    let is_away = seen.away_for(invited.standing.invitation.node, now).is_some();
+    let is_missing = seen.lacks_since.is_some_and(|since| now - since >= delay);
+    let mut gone = gone(config, seen, now, delay).filter(|node| *node != leaving.node);
+    let is_gone = gone.next().is_some();
+    (is_gone && leaving.why != Why::Gone) || ((is_gone || is_missing) && is_away)
+}
+
+/// Returns the members that have been away for too long, where members are fixed.
+fn gone(
+    config: &CohortConfig,
+    seen: &Seen,
+    now: Instant,
+    delay: Duration,
+) -> impl Iterator<Item = NodeId> {
+    let is_gone = move |node: &NodeId| seen.away_for(*node, now).is_some_and(|it| it >= delay);
+    let is_fixed = !admits_replicas(config.protocol);
+    config.replicas.iter().copied().filter(move |node| is_fixed && is_gone(node))
 }
 
 /// Returns the member whose place another node is to take: where members are fixed, one that has been away for
@@ -386,9 +413,7 @@ fn who_is_to_go(
     now: Instant,
     delay: Duration,
 ) -> Option<Leaving> {
-    let is_gone = |node: &NodeId| seen.away_for(*node, now).is_some_and(|it| it >= delay);
-    let fixed = config.replicas.iter().copied().filter(|_| !admits_replicas(config.protocol));
-    let gone = fixed.filter(is_gone).map(|node| Leaving { node, why: Why::Gone });
+    let gone = gone(config, seen, now, delay).map(|node| Leaving { node, why: Why::Gone });
     let draining = seen.draining.iter().map(|&node| Leaving { node, why: Why::Draining });
     gone.chain(draining).next()
 }
@@ -428,7 +453,7 @@ fn fill_what_is_missing(
 mod tests {
     use tempfile::TempDir;
     use trireme_coordinator::NodeVersion;
-    use trireme_coordinator::recipes::invitations::AllInvitations;
+    use trireme_coordinator::recipes::invitations::{AllInvitations, Invitations};
     use trireme_proto::v1;
     use trireme_storage::{TableOptions, Tables};
     use trireme_types::{ClusterId, Protocol, RangeMap};
@@ -436,6 +461,7 @@ mod tests {
     use super::*;
     use crate::backpressure::Backpressure;
     use crate::readers::Readers;
+    use crate::routes::Router;
     use crate::testing::{EmbeddedCoordinator, FakeReplica};
 
     const DELAY: Duration = Duration::from_secs(10);
@@ -556,6 +582,27 @@ mod tests {
     fn there(nodes: &[u64]) -> Nodes {
         let alive = nodes.iter().copied().map(NodeId).collect();
         Nodes { alive, draining: BTreeSet::new() }
+    }
+
+    /// A move can wait, and one to a node that is away may never end.
+    #[test]
+    fn a_move_gives_way_to_the_replacement_of_a_member_that_is_gone() {
+        let step = |config: &CohortConfig, why, nodes: &[u64], after| {
+            let (mut seen, begin) = (Seen::default(), Instant::now());
+            seen.take_in(begin, config, Some(moving(4, why)), &there(nodes));
+            next_step(config, &seen, &mut candidates(nodes, &[]), begin + after, DELAY)
+        };
+        let withdrawn = |why| Some(Step::Withdraw(moving(4, why)));
+        let of_fixed = |why, nodes: &[u64], after| step(&fixed(&[1, 2, 3]), why, nodes, after);
+        let early = DELAY - Duration::from_millis(1);
+        assert_eq!(of_fixed(Why::Asked, &[1, 3, 4], early), None, "node 2 may come back");
+        assert_eq!(of_fixed(Why::Asked, &[1, 3, 4], DELAY), withdrawn(Why::Asked));
+        assert_eq!(of_fixed(Why::Gone, &[1, 4], DELAY), None, "node 3 is gone as well");
+        assert_eq!(of_fixed(Why::Gone, &[1], DELAY), withdrawn(Why::Gone), "node 4 is away");
+        // Of the others the invited node becomes the one that is missing, if it is there.
+        let of_others = |nodes: &[u64]| step(&config(&[1, 3]), Why::Asked, nodes, DELAY);
+        assert_eq!(of_others(&[1, 3, 4]), None);
+        assert_eq!(of_others(&[1, 3]), withdrawn(Why::Asked));
     }
 
     /// Where the members are fixed, a learner is to take the place of one that is gone for good. [RANGE-17]
@@ -697,20 +744,8 @@ mod tests {
         let invitations = Invitations::new(&coordinator);
         let mut told = invitations.watch().unwrap();
         assert_eq!(told.next().await, Some(Ok(AllInvitations::new())));
-        let replacement_directory = directory.clone();
-        let replacement = Replacement {
-            node: NodeId(1),
-            router: router.clone(),
-            directory,
-            changes: Changes {
-                node: NodeId(1),
-                router: router.clone(),
-                directory: replacement_directory,
-                invitations: invitations.clone(),
-            },
-            invitations,
-            delay: Duration::from_millis(50),
-        };
+        let changes = Changes { node: NodeId(1), router: router.clone(), directory, invitations };
+        let replacement = Replacement { changes, delay: Duration::from_millis(50) };
         let running = tokio::spawn(replacement.run());
         let invited = told.next().await.unwrap().unwrap();
         let expected = Invitation { node: NodeId(4), at: 3, leaving: None };

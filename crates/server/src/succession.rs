@@ -1,8 +1,9 @@
 //! Cohorts that end, and their successors.
 //!
 //! A change of a range is a *seal*: an entry of its cohort's log that names the successors. The leader
-//! proposes it ([`Changes`]), if a replica is to move once that has been prepared ([`crate::moving`]); once it is applied, it is decided, and any node that has applied it can do the
-//! rest ([`Succession`]), the leader at once and the others if it does not:
+//! proposes it ([`Changes`]), if a replica is to move once that has been prepared ([`crate::moving`]). Once
+//! it is applied, it is decided, and any node that has applied it can do the rest ([`Succession`]), the leader
+//! at once and the others if it does not:
 //!
 //! 1. the catalog is changed, so that the successors have ids and the range;
 //! 2. every node begins their replicas on what the one that ended has there ([`crate::hosting`]);

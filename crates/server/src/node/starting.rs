@@ -176,17 +176,10 @@ impl Starting {
         let changes = Changes {
             node: self.file.node,
             router: router.clone(),
-            directory: directory.clone(),
+            directory,
             invitations: Invitations::new(&self.coordinator),
         };
-        let replacement = Replacement {
-            node: self.file.node,
-            router: router.clone(),
-            directory,
-            invitations: changes.invitations.clone(),
-            changes: changes.clone(),
-            delay: options.replace_delay,
-        };
+        let replacement = Replacement { changes: changes.clone(), delay: options.replace_delay };
         let succession = Succession {
             node: self.file.node,
             router: router.clone(),
