@@ -100,7 +100,7 @@ impl Opener {
     }
 
     /// Applies the log of a cohort whose replica is not open up to its seal, which is known to be
-    /// committed.
+    /// committed, unless that is done.
     pub(super) async fn apply_up_to_seal(
         &self,
         cohort: CohortId,
@@ -108,6 +108,8 @@ impl Opener {
         seal: Lsn,
     ) -> Result<(), NodeError> {
         //= RANGE-8
+        // One at a time: two halves may be opened at once, and both need it.
+        let _applying = self.applying.lock().await;
         let table = self.tables.cohort(cohort, range.clone())?;
         let log = self.log.cohort(cohort);
         if table.is_sealed() {

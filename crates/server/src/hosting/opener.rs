@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 use trireme_replication::pulse::Pulses;
 use trireme_storage::{CohortLog, CohortTable, SharedLog, Tables};
 use trireme_types::{CohortConfig, CohortId, Lsn, NodeId, RangeDescriptor, Timing};
@@ -55,6 +55,8 @@ pub(crate) struct Opener {
     pub(crate) readers: Arc<Readers>,
     /// Where the replicas run.
     pub(crate) consensus: Handle,
+    /// Held while what a cohort ended with is applied from its log: no entry may be applied twice.
+    pub(crate) applying: Mutex<()>,
 }
 
 impl Opener {

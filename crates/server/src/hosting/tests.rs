@@ -2,7 +2,7 @@
 //! protocol whose configurations do not change in practice, which opening and closing does not
 //! know.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -112,6 +112,17 @@ impl Fixture {
             host(&self.coordinator, &self.data, self.discard_after, &self.log, &self.tables).await;
     }
 
+    /// Has the node die, and hosts anew on what was on the disk; its tables were not flushed.
+    async fn crash(&mut self, meanwhile: impl AsyncFnOnce(&Self)) {
+        self.close().await;
+        meanwhile(self).await;
+        let (found, left) = (self._folder.path().join("tables"), self._folder.path().join("left"));
+        copy_folder(&found, &left);
+        self.tables = Tables::open(&left, TableOptions::default()).unwrap();
+        (self.router, self.running, self.stop) =
+            host(&self.coordinator, &self.data, self.discard_after, &self.log, &self.tables).await;
+    }
+
     async fn close(&mut self) {
         self.stop.cancel();
         (&mut self.running).await.unwrap();
@@ -199,6 +210,32 @@ impl Fixture {
         .await;
     }
 
+    /// Ends a cohort of Raft and returns those that go on with its range, cut at the border.
+    async fn split(&self, cohort: CohortId, borders: [Option<&'static str>; 3]) -> Vec<CohortId> {
+        let half = |pair: &[Option<&'static str>]| Successor {
+            range: KeyRange::new(pair[0].unwrap(), pair[1]),
+            protocol: Protocol::Raft,
+            replicas: vec![ME],
+            replicas_wanted: 1,
+        };
+        let seal = Seal { successors: borders.windows(2).map(half).collect() };
+        let replica = self.hosted(cohort).unwrap();
+        self.until("the seal", async || replica.seal(&seal).await.is_ok()).await;
+        let (at, _) = self.router.routes().hosted[&cohort].table.seal().unwrap();
+        let catalog = Catalog::new(&self.coordinator);
+        let ids = catalog.succeed(cohort, at, &seal).await.unwrap();
+        let ids: Vec<_> = ids.into_iter().map(|config| config.cohort).collect();
+        let are_here = async || ids.iter().all(|&id| self.hosted(id).is_some());
+        self.until("the halves", are_here).await;
+        ids
+    }
+
+    fn has(&self, cohort: CohortId, key: &str) -> bool {
+        let routes = self.router.routes();
+        let hosted = routes.hosted.get(&cohort);
+        hosted.is_some_and(|hosted| hosted.table.get(key.as_bytes()).unwrap().is_some())
+    }
+
     fn applied(&self, cohort: CohortId) -> Lsn {
         self.router.routes().hosted[&cohort].table.applied()
     }
@@ -270,8 +307,20 @@ async fn opener(
         fail: Arc::new(|reason| panic!("{reason}")),
         readers: crate::readers::Readers::start().unwrap(),
         consensus: Handle::current(),
+        applying: Default::default(),
     };
     (opener, catalog)
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        match path.is_dir() {
+            true => copy_folder(&path, &copy),
+            false => drop(std::fs::copy(path, copy).unwrap()),
+        }
+    }
 }
 
 fn is_same(one: &Arc<dyn Replica>, other: Option<&Arc<dyn Replica>>) -> bool {
@@ -558,30 +607,13 @@ async fn a_range_is_cut_in_two_and_a_half_again() {
     let mut fixture = Fixture::start().await;
     fixture.put(ONE, "k").await;
     let catalog = Catalog::new(&fixture.coordinator);
-    let split = async |fixture: &Fixture, cohort, borders: [Option<&'static str>; 3]| {
-        let half = |pair: &[Option<&'static str>]| Successor {
-            range: KeyRange::new(pair[0].unwrap(), pair[1]),
-            protocol: Protocol::Raft,
-            replicas: vec![ME],
-            replicas_wanted: 1,
-        };
-        let seal = Seal { successors: borders.windows(2).map(half).collect() };
-        let replica = fixture.hosted(cohort).unwrap();
-        fixture.until("the seal", async || replica.seal(&seal).await.is_ok()).await;
-        let (at, _) = fixture.router.routes().hosted[&cohort].table.seal().unwrap();
-        let ids = catalog.succeed(cohort, at, &seal).await.unwrap();
-        let ids: Vec<_> = ids.into_iter().map(|config| config.cohort).collect();
-        let are_here = async || ids.iter().all(|&id| fixture.hosted(id).is_some());
-        fixture.until("the halves", are_here).await;
-        ids
-    };
-    let halves = split(&fixture, ONE, [Some(""), Some("f"), Some("m")]).await;
+    let halves = fixture.split(ONE, [Some(""), Some("f"), Some("m")]).await;
     fixture.put(halves[0], "b").await;
     fixture.put(halves[1], "l").await;
     fixture.restart(async |_| {}).await;
     // One half is settled and ends; the other one is not, so that what ended first is kept.
     catalog.settle(halves[0]).await.unwrap();
-    let quarters = split(&fixture, halves[0], [Some(""), Some("b"), Some("f")]).await;
+    let quarters = fixture.split(halves[0], [Some(""), Some("b"), Some("f")]).await;
     fixture.put(quarters[1], "c").await;
     fixture.restart(async |_| {}).await;
     let range = |cohort| fixture.router.routes().hosted[&cohort].descriptor.range.clone();
@@ -606,5 +638,39 @@ async fn a_range_is_cut_in_two_and_a_half_again() {
         assert!(found.is_some(), "{key} is missing");
     }
     drop(routes);
+    fixture.stop().await;
+}
+
+/// The node dies before what two halves began with is on the disk, and the range that was cut in two is
+/// over when it starts: both halves are opened at once, and both need its log. [RANGE-8]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_halves_begin_again_at_once_from_the_log_of_one_range() {
+    let mut fixture = Fixture::start().await;
+    let replica = fixture.hosted(ONE).unwrap();
+    for _ in 0..20 {
+        let command = |key: usize| {
+            let (key, value) = (Bytes::from(format!("k{key:03}")), Bytes::from(vec![1; 1024]));
+            let operation = Operation::Put { key, value, condition: Condition::None };
+            Command { request: None, operation }
+        };
+        let batch = CommandBatch { commands: (0..100).map(command).collect(), clock: 0 };
+        replica.propose(batch).await.unwrap();
+    }
+    let halves = fixture.split(ONE, [Some(""), Some("k050"), Some("m")]).await;
+    fixture.put(halves[0], "b").await;
+    fixture.put(halves[1], "l").await;
+    fixture
+        .crash(async |fixture| {
+            for &half in &halves {
+                Catalog::new(&fixture.coordinator).settle(half).await.unwrap();
+            }
+        })
+        .await;
+    fixture.until_gone(ONE).await;
+    for (half, keys) in halves.into_iter().zip([["a", "b", "k000"], ["k050", "k099", "l"]]) {
+        for key in keys {
+            fixture.until(key, async || fixture.has(half, key)).await;
+        }
+    }
     fixture.stop().await;
 }

@@ -286,6 +286,7 @@ impl Starting {
             fail: fail.clone(),
             readers: Readers::start()?,
             consensus: consensus.clone(),
+            applying: Default::default(),
         })
     }
 
