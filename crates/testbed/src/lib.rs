@@ -59,6 +59,9 @@ pub struct ClusterArgs {
     /// What an acknowledged write has survived: fsync, os or memory.
     #[arg(long, default_value_t)]
     pub durability: Durability,
+    /// How many of the nodes hold a replica, if not all do.
+    #[arg(skip)]
+    pub replicas: Option<u16>,
     /// Where its ranges meet; there is one more than these keys.
     #[arg(skip)]
     pub borders: Vec<String>,
@@ -122,6 +125,7 @@ impl ClusterArgs {
             nodes: 3,
             engine: Engine::default(),
             durability: Durability::default(),
+            replicas: None,
             borders: Vec::new(),
             ready_within: None,
             more: Vec::new(),
@@ -161,7 +165,7 @@ impl ClusterArgs {
             ranges,
             ("--replication", protocol.to_string()),
             ("--nodes", self.nodes.to_string()),
-            ("--replicas", self.nodes.to_string()),
+            ("--replicas", self.replicas.unwrap_or(self.nodes).to_string()),
             ("--port", port.to_string()),
             ("--engine", self.engine.to_string()),
             ("--durability", self.durability.to_string()),

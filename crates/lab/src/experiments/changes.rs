@@ -26,6 +26,9 @@ const CHANGES: [&str; 4] = ["leader", "protocol", "move", "split"];
 const HEADS: &[&str] =
     &["CHANGE", "TIMES", "NO WRITE: MIN", "P50", "P90", "MAX", "IT TOOK: P50", "MAX"];
 
+/// How many nodes hold a replica of the range at a time; another one is free.
+const REPLICAS: u16 = 3;
+
 /// The bytes of each row that is there before.
 const ROW_BYTES: usize = 1024;
 
@@ -62,10 +65,11 @@ type Pauses = BTreeMap<&'static str, (Vec<Duration>, Vec<Duration>)>;
 
 impl ChangesArgs {
     /// Runs the experiment and prints its table; fails if an acknowledged key is lost.
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
-        if self.rounds == 0 || self.cluster.nodes() < 4 {
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        if self.rounds == 0 || self.cluster.nodes() <= usize::from(REPLICAS) {
             bail!("it takes a round, and four nodes (--nodes 4) so that a replica can move");
         }
+        self.cluster.replicas = Some(REPLICAS);
         let mut report = Report::new("changes", HEADS);
         let cluster = Cluster::start(&self.cluster, self.replication, &[]).await?;
         report.conditions(cluster.conditions().await?);
