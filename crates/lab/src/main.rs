@@ -21,7 +21,7 @@ use anyhow::bail;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use experiments::{changes, commit_period, kills, many_ranges, outages};
+use experiments::{changes, commit_period, kills, many_ranges, outages, rolling};
 use trireme_testbed::Network;
 
 /// Experiments on real clusters of Trireme on this machine.
@@ -46,6 +46,8 @@ enum Experiment {
     CommitPeriod(commit_period::CommitPeriodArgs),
     /// Measures what many ranges cost: until they serve, idle, when a node dies, until they stop.
     ManyRanges(many_ranges::ManyRangesArgs),
+    /// Stops and starts all nodes, one after the other, and measures what clients see of it.
+    Rolling(rolling::RollingArgs),
     /// Has faults of every kind befall a cluster, several at once, while clients read and write, and
     /// judges what they saw.
     Chaos(Box<chaos::ChaosArgs>),
@@ -63,6 +65,7 @@ impl Experiment {
             Self::Outages(args) => args.run().await,
             Self::CommitPeriod(args) => args.run().await,
             Self::ManyRanges(args) => args.run().await,
+            Self::Rolling(args) => args.run().await,
             Self::Check(args) => tokio::task::spawn_blocking(|| args.run()).await?,
         }
     }

@@ -14,6 +14,7 @@ pub(crate) struct Summary {
     pub(crate) p50: Duration,
     pub(crate) p90: Duration,
     pub(crate) p99: Duration,
+    pub(crate) p999: Duration,
     pub(crate) max: Duration,
 }
 
@@ -62,9 +63,9 @@ impl Summary {
     pub(crate) fn of(mut durations: Vec<Duration>) -> Option<Self> {
         durations.sort_unstable();
         let (min, max) = (*durations.first()?, *durations.last()?);
-        let at = |percent| quantile(&durations, percent);
-        let (p50, p90, p99) = (at(50), at(90), at(99));
-        Some(Self { count: durations.len(), min, p50, p90, p99, max })
+        let at = |permille| quantile(&durations, permille);
+        let (p50, p90, p99, p999) = (at(500), at(900), at(990), at(999));
+        Some(Self { count: durations.len(), min, p50, p90, p99, p999, max })
     }
 
     /// Returns the same for programs, in microseconds.
@@ -75,8 +76,16 @@ impl Summary {
             "p50": microseconds(self.p50),
             "p90": microseconds(self.p90),
             "p99": microseconds(self.p99),
+            "p999": microseconds(self.p999),
             "max": microseconds(self.max),
         })
+    }
+}
+
+impl Put {
+    /// Returns how long it took.
+    pub(crate) fn took(self) -> Duration {
+        self.acknowledged - self.begun
     }
 }
 
@@ -145,9 +154,9 @@ pub(crate) fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Returns the lowest of sorted durations that at least so many of a hundred do not pass.
-fn quantile(sorted: &[Duration], percent: usize) -> Duration {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+/// Returns the lowest of sorted durations that at least so many of a thousand do not pass.
+fn quantile(sorted: &[Duration], permille: usize) -> Duration {
+    let rank = (sorted.len() * permille).div_ceil(1000).max(1);
     sorted[rank - 1]
 }
 
@@ -164,6 +173,8 @@ mod tests {
         let summary = Summary::of((1..=20).rev().map(ms).collect()).unwrap();
         assert_eq!((summary.count, summary.min, summary.max), (20, ms(1), ms(20)));
         assert_eq!((summary.p50, summary.p90, summary.p99), (ms(10), ms(18), ms(20)));
+        let summary = Summary::of((1..=2000).map(ms).collect()).unwrap();
+        assert_eq!((summary.p99, summary.p999), (ms(1980), ms(1998)));
         let one = Summary::of(vec![ms(7)]).unwrap();
         assert_eq!((one.min, one.p50, one.p99, one.max), (ms(7), ms(7), ms(7), ms(7)));
         assert_eq!(Summary::of(Vec::new()), None);

@@ -1,5 +1,6 @@
 //! One caller that puts one key after the other without a pause, and what became of the keys.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -22,8 +23,8 @@ const PUT_DEADLINE: Duration = Duration::from_secs(60);
 /// writer's own.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Where the keys begin, and the first key behind them all.
-const KEYS: (&str, &str) = ("lab-", "lab.");
+/// Where the keys begin.
+const KEYS: &str = "lab-";
 
 /// How many lost keys are named.
 const EXAMPLES_MAX: usize = 5;
@@ -107,6 +108,11 @@ impl Writer {
         self.shared.progress.lock().puts.clone()
     }
 
+    /// Returns the number below which every key was acknowledged.
+    pub(crate) fn next(&self) -> u64 {
+        self.shared.progress.lock().next
+    }
+
     /// Has the writer stop after the put that is under way, and returns the number below which
     /// every key was acknowledged.
     pub(crate) async fn stop(mut self) -> anyhow::Result<u64> {
@@ -151,7 +157,7 @@ impl Shared {
 
 /// Returns the key of a number. Keys are in the order of their numbers.
 pub(crate) fn key(number: u64) -> Bytes {
-    format!("{}{number:012}", KEYS.0).into()
+    format!("{KEYS}{number:012}").into()
 }
 
 /// Returns the value of a number's key: random bytes that only this number has.
@@ -161,20 +167,20 @@ pub(crate) fn value(number: u64, bytes: usize) -> Bytes {
     value.into()
 }
 
-/// Says, after a strong scan, which of the keys below `count` are not there with their values, if
+/// Says, after a strong scan, which of the keys of these numbers are not there with their values, if
 /// any.
 pub(crate) async fn lost(
     client: &Client,
-    count: u64,
+    numbers: Range<u64>,
     value_bytes: usize,
 ) -> anyhow::Result<Option<String>> {
-    let mut scan = client.scan(KEYS.0..KEYS.1);
-    let mut found = Found::default();
+    let mut scan = client.scan(key(numbers.start)..key(numbers.end));
+    let mut found = Found { next: numbers.start, ..Found::default() };
     while let Some(row) = scan.next().await.context("scanning what was written")? {
-        found.row(&row.key, &row.value, count, value_bytes);
+        found.row(&row.key, &row.value, numbers.end, value_bytes);
     }
-    found.skip_to(count);
-    Ok(found.verdict(count))
+    found.skip_to(numbers.end);
+    Ok(found.verdict(numbers.end - numbers.start))
 }
 
 /// What a scan has met so far.
@@ -187,12 +193,11 @@ struct Found {
 }
 
 impl Found {
-    fn row(&mut self, found: &[u8], held: &[u8], count: u64, value_bytes: usize) {
-        let digits =
-            found.strip_prefix(KEYS.0.as_bytes()).and_then(|d| std::str::from_utf8(d).ok());
+    fn row(&mut self, found: &[u8], held: &[u8], end: u64, value_bytes: usize) {
+        let digits = found.strip_prefix(KEYS.as_bytes()).and_then(|d| std::str::from_utf8(d).ok());
         let number: Option<u64> = digits.and_then(|digits| digits.parse().ok());
         // A put whose answer nobody waited for may have been done.
-        let Some(number) = number.filter(|number| (self.next..count).contains(number)) else {
+        let Some(number) = number.filter(|number| (self.next..end).contains(number)) else {
             return;
         };
         self.skip_to(number);
@@ -256,6 +261,5 @@ mod tests {
         assert_ne!(value(1, 4096), value(2, 4096));
         assert_eq!(value(7, 100).len(), 100);
         assert!(key(9) < key(10) && key(10) < key(999_999));
-        assert!(key(0).as_ref() >= KEYS.0.as_bytes() && key(u64::MAX).as_ref() < KEYS.1.as_bytes());
     }
 }

@@ -50,7 +50,7 @@ pub struct ClusterArgs {
     /// The `trireme` program. [default: beside this program]
     #[arg(long, value_name = "PATH")]
     pub trireme: Option<PathBuf>,
-    /// How many nodes; each holds a replica of the one range.
+    /// How many nodes.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub nodes: u16,
     /// The storage engine: lsm or sled.
@@ -79,7 +79,7 @@ pub struct ClusterArgs {
     pub keep: bool,
 }
 
-/// A running cluster with a replica of every range on every node. Dropped, it is killed.
+/// A running cluster. Dropped, it is killed.
 pub struct Cluster {
     program: PathBuf,
     engine: Engine,
@@ -324,15 +324,26 @@ impl Cluster {
         self.coordinator.id()
     }
 
+    /// Has a node stop in order, and returns when it is gone.
+    pub async fn stop(&mut self, node: NodeId, patience: Duration) -> anyhow::Result<()> {
+        self.stop_all([node].into(), patience).await
+    }
+
     /// Has the nodes that run stop in order, all at once, and returns when they are gone.
     pub async fn stop_nodes(&mut self, patience: Duration) -> anyhow::Result<()> {
-        for (node, process) in &mut self.running {
+        self.stop_all(self.running.keys().copied().collect(), patience).await
+    }
+
+    async fn stop_all(&mut self, nodes: Vec<NodeId>, patience: Duration) -> anyhow::Result<()> {
+        for node in &nodes {
+            let Some(process) = self.running.get_mut(node) else { bail!("{node} does not run") };
             if !process.runs(self.folder.path()) {
                 bail!("{node} has ended by itself{}", tail(self.folder.path()));
             }
             process::terminate(process.pid).with_context(|| format!("stopping {node}"))?;
         }
-        for (node, mut process) in std::mem::take(&mut self.running) {
+        for node in nodes {
+            let Some(mut process) = self.running.remove(&node) else { continue };
             process::wait_until_gone(process.pid, patience).await?;
             if let Some(child) = &mut process.child {
                 child.wait().with_context(|| format!("waiting for {node}"))?;

@@ -89,7 +89,7 @@ impl ChangesArgs {
             }
         }
         let acknowledged = writer.stop().await?;
-        let lost = lost(&client, acknowledged, self.value_bytes).await?;
+        let lost = lost(&client, 0..acknowledged, self.value_bytes).await?;
         for change in CHANGES {
             let (pauses, took) = pauses.remove(change).unwrap_or_default();
             let (Some(pause), Some(took)) = (Summary::of(pauses), Summary::of(took)) else {

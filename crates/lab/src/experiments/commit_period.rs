@@ -132,7 +132,7 @@ impl CommitPeriodArgs {
         let puts = writer.puts().len();
         let death = super::kill_leader(&mut cluster, &writer).await?;
         let acknowledged = writer.stop().await?;
-        let lost = lost(&client, acknowledged, self.value_bytes).await?;
+        let lost = lost(&client, 0..acknowledged, self.value_bytes).await?;
         Ok(Run { staleness, death, puts, lost })
     }
 }

@@ -100,7 +100,7 @@ impl KillsArgs {
         }
         cluster.wait_until_whole(WHOLE_TIMEOUT).await?;
         let acknowledged = writer.stop().await?;
-        let lost = lost(&client, acknowledged, self.value_bytes).await?;
+        let lost = lost(&client, 0..acknowledged, self.value_bytes).await?;
         Ok(Outcome { deaths, acknowledged, lost })
     }
 

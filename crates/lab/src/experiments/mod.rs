@@ -5,6 +5,7 @@ pub(crate) mod commit_period;
 pub(crate) mod kills;
 pub(crate) mod many_ranges;
 pub(crate) mod outages;
+pub(crate) mod rolling;
 
 use std::time::Duration;
 

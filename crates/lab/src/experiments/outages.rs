@@ -158,7 +158,7 @@ impl OutagesArgs {
             stops.stops.push(stop);
         }
         stops.acknowledged = writer.stop().await?;
-        no_loss(lost(&client, stops.acknowledged, self.value_bytes).await?)
+        no_loss(lost(&client, 0..stops.acknowledged, self.value_bytes).await?)
     }
 
     /// Has a fault strike the leader, last and end.
