@@ -111,9 +111,9 @@ impl RollingArgs {
         writers: &[Writer],
     ) -> anyhow::Result<Vec<Restart>> {
         let mut restarts = Vec::new();
+        cluster.wait_until_whole(WHOLE_TIMEOUT).await?;
         for round in 1..=self.rounds {
             for node in (1..=u64::from(self.cluster.nodes)).map(NodeId) {
-                cluster.wait_until_whole(WHOLE_TIMEOUT).await?;
                 let begun = Instant::now();
                 cluster.stop(node, STOP_TIMEOUT).await?;
                 let stop = begun.elapsed();

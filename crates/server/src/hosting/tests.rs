@@ -62,7 +62,7 @@ struct Fixture {
     discard_after: Duration,
     data: DataFolder,
     _server: EmbeddedCoordinator,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Fixture {
@@ -85,7 +85,7 @@ impl Fixture {
         let log = SharedLog::open(Arc::new(RealFs), &log, identity, LogOptions::default()).unwrap();
         let tables = Tables::open(&tables, TableOptions::default()).unwrap();
         let (router, running, stop) = host(&coordinator, &data, discard_after, &log, &tables).await;
-        let (_server, _folder) = (server, folder);
+        let _server = server;
         let fixture = Self {
             coordinator,
             log,
@@ -96,7 +96,7 @@ impl Fixture {
             discard_after,
             data,
             _server,
-            _folder,
+            folder,
         };
         for (cohort, key) in [(ONE, "a"), (TWO, "z")] {
             fixture.put(cohort, key).await;
@@ -112,13 +112,13 @@ impl Fixture {
             host(&self.coordinator, &self.data, self.discard_after, &self.log, &self.tables).await;
     }
 
-    /// Has the node die, and hosts anew on what was on the disk; its tables were not flushed.
+    /// Has the node die, has something done once its tables are as they were on the disk, and hosts anew.
     async fn crash(&mut self, meanwhile: impl AsyncFnOnce(&Self)) {
         self.close().await;
-        meanwhile(self).await;
-        let (found, left) = (self._folder.path().join("tables"), self._folder.path().join("left"));
-        copy_folder(&found, &left);
+        let left = self.folder.path().join("left");
+        copy_folder(&self.folder.path().join("tables"), &left);
         self.tables = Tables::open(&left, TableOptions::default()).unwrap();
+        meanwhile(self).await;
         (self.router, self.running, self.stop) =
             host(&self.coordinator, &self.data, self.discard_after, &self.log, &self.tables).await;
     }
@@ -662,6 +662,7 @@ async fn two_halves_begin_again_at_once_from_the_log_of_one_range() {
     fixture
         .crash(async |fixture| {
             for &half in &halves {
+                assert!(!fixture.tables.has_begun(half), "what {half} began with is on the disk");
                 Catalog::new(&fixture.coordinator).settle(half).await.unwrap();
             }
         })
