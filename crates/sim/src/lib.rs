@@ -178,6 +178,8 @@ async fn live(world: &Arc<World>) {
     world.heal().await;
     world.fails_again(Mistake::StallsAgain);
     Client::new(Arc::clone(world), clients + 1).write_once().await;
+    // One that is cut off shows by what it lacks of that.
+    world.wait_until_well().await;
     world.fails_again(Mistake::HangsAgain);
     Client::new(Arc::clone(world), clients + 2).read_all().await;
 }

@@ -422,6 +422,11 @@ impl World {
         for node in &self.plan.nodes {
             self.coordinator.heal(*node);
         }
+        self.wait_until_well().await;
+    }
+
+    /// Starts what fails, and returns once nothing is amiss: every replica has all that its leader has.
+    pub(crate) async fn wait_until_well(self: &Arc<Self>) {
         let deadline = Instant::now() + HEALS_WITHIN;
         loop {
             for node in &self.plan.nodes {

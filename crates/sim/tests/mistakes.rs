@@ -189,7 +189,7 @@ const ROWS: &[Row] = &[
     Row {
         invariant: "when all faults are over the cluster heals",
         mistake: "stays-cut",
-        within: &[(Pacifica, 5), (Raft, 5)],
+        within: &[(Spinnaker, 1), (Pacifica, 1), (Raft, 1)],
     },
     Row {
         invariant: "when all faults are over the cluster heals",
