@@ -44,8 +44,8 @@ pub(super) struct Heard {
 
 #[derive(Default)]
 struct State {
-    /// When the last append arrived, of whatever leader.
-    addressed: Option<Instant>,
+    /// When the last append arrived, of whatever leader, and its term.
+    addressed: Option<(Instant, Epoch)>,
     /// The newest term that a leader was heard in.
     term: Epoch,
     clock: LeaderClock,
@@ -90,7 +90,7 @@ impl Heard {
         let Some(term) = append.vote.as_ref().map(|vote| vote.term) else { return };
         let now = self.moment(Instant::now());
         let mut state = self.state.lock();
-        state.addressed = Some(Instant::now());
+        state.addressed = Some((Instant::now(), term));
         // A leader of the past would have the clock begin anew with a message that may be old.
         if term < state.term {
             return;
@@ -109,7 +109,7 @@ impl Heard {
     /// commit point as of `at`.
     pub(super) fn rested(&self, point: Lsn, at: Instant, applied: Lsn) {
         let mut state = self.state.lock();
-        state.addressed = Some(Instant::now());
+        state.addressed = Some((Instant::now(), point.epoch));
         if let Some(as_of) = self.checked_moment(at) {
             state.log.learn(point, as_of, applied);
         }
@@ -117,7 +117,12 @@ impl Heard {
 
     /// Returns when a leader last addressed this replica; `None` if none has.
     pub(super) fn last_addressed(&self) -> Option<Instant> {
-        self.state.lock().addressed
+        self.state.lock().addressed.map(|(at, _)| at)
+    }
+
+    /// Returns when a leader last addressed this replica, if it was the one of this term.
+    pub(super) fn last_addressed_in(&self, term: Epoch) -> Option<Instant> {
+        self.state.lock().addressed.filter(|(_, of)| *of == term).map(|(at, _)| at)
     }
 
     /// Returns the age at `at` of a state that includes `applied`; `None` if it is not known.

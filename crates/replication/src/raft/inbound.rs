@@ -156,8 +156,11 @@ impl Inbound {
         if let Body::Append(append) = &body {
             self.heard.note(from, append, self.table.applied());
         }
-        let is_heartbeat = matches!(&body, Body::Append(append) if append.entries.is_empty());
-        let asked = if is_heartbeat { self.ticks.ask_by_heartbeat() } else { self.ticks.ask() };
+        let asked = match &body {
+            Body::Append(append) if append.entries.is_empty() => self.ticks.ask_by_heartbeat(),
+            Body::Append(_) => self.ticks.ask(),
+            _ => self.ticks.ask_to_elect(),
+        };
         let mut queues = self.queues.lock();
         let queue = queues.entry((from, lane)).or_insert_with(|| self.start_task(from, lane));
         if queue.try_send((call, body, asked)).is_err() {

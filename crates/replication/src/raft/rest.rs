@@ -2,7 +2,8 @@
 //! nor starts an election, until something happens.
 //!
 //! openraft ticks every twenty milliseconds, and its leaders send heartbeats to each follower: of a thousand
-//! idle ranges that takes more than a core. No guarantee of Raft depends on when a heartbeat arrives, but
+//! idle ranges that takes more than a core. Of those that do not rest, only replicas tick that miss their
+//! leader. No guarantee of Raft depends on when a heartbeat arrives, but
 //! elections do. So a follower that wakes is first given the heartbeat that it missed, as a late one, and
 //! only then its ticks: it starts an election no sooner after its leader's last sign of life than one that
 //! never rested. And a leader that wakes has a majority answer it before it takes a write, as openraft wants
@@ -33,13 +34,15 @@ use crate::simulation;
 /// openraft refuses those, with the reason.
 const RENEWAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The ticks of one replica: they are off while it rests, and on before it handles anything but the
-/// heartbeats of a leader that has not come to rest yet.
+/// The ticks of one replica: they are off while it rests; while it leads, since its heartbeats are sent by
+/// its tending; and while it follows a leader that has just been heard, whose lease has not expired.
 pub(super) struct Ticks {
     raft: RaftHandle,
     heard: Arc<Heard>,
     table: CohortTable,
     sleeper: Mutex<Sleeper>,
+    /// Whether the ticks are on; changed under the lock of `sleeper`.
+    are_on: AtomicBool,
     alarm: Arc<Notify>,
     /// How many questions of other replicas are being answered: any may change what was agreed on.
     asked: AtomicUsize,
@@ -81,6 +84,7 @@ impl Ticks {
             table,
             alarm: sleeper.alarm_handle(),
             sleeper: Mutex::new(sleeper),
+            are_on: AtomicBool::new(true),
             asked: AtomicUsize::new(0),
             renewal: Arc::default(),
             is_renewing: AtomicBool::new(false),
@@ -136,9 +140,9 @@ impl Ticks {
         sleeper.settle(Instant::now(), rest, self.started);
         let rests = sleeper.rests();
         match (rested, rests) {
-            (false, true) => self.raft.runtime_config().tick(false),
+            (_, true) => self.set(false),
             (true, false) => self.rouse(learnt),
-            _ => {}
+            (false, false) => self.set(self.needs_ticks()),
         }
         rests
     }
@@ -147,6 +151,18 @@ impl Ticks {
     pub(super) fn ask(self: &Arc<Self>) -> Asked {
         let asked = self.count();
         self.stir();
+        asked
+    }
+
+    /// Wakes the replica before it handles what another one asks that stands, or wants it to: it may lead
+    /// soon.
+    pub(super) fn ask_to_elect(self: &Arc<Self>) -> Asked {
+        let asked = self.ask();
+        let sleeper = self.sleeper.lock();
+        if !sleeper.rests() {
+            self.set(true);
+        }
+        drop(sleeper);
         asked
     }
 
@@ -216,8 +232,8 @@ impl Ticks {
             }
             {
                 let sleeper = ticks.sleeper.lock();
-                if !sleeper.rests() && !ticks.faults.keeps_its_ticks_off() {
-                    ticks.raft.runtime_config().tick(true);
+                if !sleeper.rests() {
+                    ticks.set(true);
                 }
             }
             if let Ok(_held) = renewal {
@@ -227,6 +243,30 @@ impl Ticks {
                 ticks.is_renewing.store(false, Ordering::SeqCst);
             }
         });
+    }
+
+    /// Turns the ticks on or off.
+    fn set(&self, on: bool) {
+        if on && self.faults.keeps_its_ticks_off() {
+            return;
+        }
+        if self.are_on.swap(on, Ordering::SeqCst) != on {
+            self.raft.runtime_config().tick(on);
+        }
+    }
+
+    /// Returns true unless the replica leads, or follows a leader that has just been heard: the leader's
+    /// lease, and the election timeout behind it, last for much longer than until the next look.
+    fn needs_ticks(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let heard = || self.heard.last_addressed_in(metrics.vote.leader_id.term);
+        let is_heard = || heard().is_some_and(|at| at.elapsed() < self.heartbeat_lasts);
+        match metrics.state {
+            ServerState::Leader => false,
+            ServerState::Follower => !metrics.vote.committed || !is_heard(),
+            _ => true,
+        }
     }
 
     /// Returns the vote of the heartbeat that a follower missed, if it still counts.

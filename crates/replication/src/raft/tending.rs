@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{RaftMetrics, ServerState};
@@ -75,6 +76,8 @@ struct GivingUp {
 struct Lead {
     term: u64,
     since: Instant,
+    /// When heartbeats were sent last.
+    beat_at: Option<Instant>,
     /// The commit point at the last look, and what was applied.
     progress: (u64, u64),
     giving_up: Option<GivingUp>,
@@ -91,7 +94,9 @@ impl Tending {
         let mut joined_at: Option<Instant> = None;
         let mut rested = false;
         loop {
-            self.ticks.wait(quick, &mut metrics).await;
+            // One that does not lead has little to look after.
+            let period = if lead.is_some() { quick } else { self.options.heartbeat_interval };
+            self.ticks.wait(period, &mut metrics).await;
             let now = Instant::now();
             let seen = self.see();
             let is_free = lead.as_ref().is_none_or(|lead| lead.giving_up.is_none());
@@ -121,11 +126,13 @@ impl Tending {
                     self.calls.forget_silence();
                     self.raft.runtime_config().heartbeat(true);
                     let term = seen.vote.leader_id.term;
-                    let (progress, giving_up) = ((0, 0), None);
-                    other.insert(Lead { term, since: now, progress, giving_up, kept_until: now })
+                    let (progress, giving_up, beat_at) = ((0, 0), None, None);
+                    let (since, kept_until) = (now, now);
+                    other.insert(Lead { term, since, beat_at, progress, giving_up, kept_until })
                 }
             };
             self.watch(&seen, lead, &mut watchdog, now);
+            self.beat(lead, now, quick);
             if is_committed_joint(&seen.membership, seen.committed) {
                 self.complete_membership();
             }
@@ -133,6 +140,19 @@ impl Tending {
             if !gone.is_empty() {
                 self.remove_learners(gone);
             }
+        }
+    }
+
+    /// Sends heartbeats if they are due before half of `period` from now is over, unless the lead is being
+    /// given up. openraft's ticks, which would send them, are off.
+    fn beat(&self, lead: &mut Lead, now: Instant, period: Duration) {
+        let is_due = |at: Instant| now - at + period / 2 >= self.options.heartbeat_interval;
+        if lead.giving_up.is_some() || !lead.beat_at.is_none_or(is_due) {
+            return;
+        }
+        // Without room in its queue, openraft is asked at the next look: it must not be waited for (P14).
+        if let Some(Ok(())) = self.raft.trigger().heartbeat().now_or_never() {
+            lead.beat_at = Some(now);
         }
     }
 
