@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use common::wire::{Wire, get};
 use common::{Cluster, Import, Rows, assert_holds, sorted, split_keys, until_ok, words};
 
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -193,6 +194,26 @@ fn a_node_that_is_stopped_hands_over_what_it_leads_before_it_ends() {
     cluster.restart_node(STOPPED);
     cluster.wait_until_caught_up(CATCH_UP_TIMEOUT);
     assert_eq!(cluster.rows().len(), 5);
+}
+
+/// A node that is stopped in order ends its clients' streams in order, when it has answered all that they
+/// asked: it does not wait for clients that are silent, and none of them finds a broken connection.
+#[test]
+fn a_node_that_is_stopped_ends_the_streams_of_its_clients() {
+    const STOPPED: usize = 2;
+
+    let cluster = &mut Cluster::start(&["--ranges", "1"]);
+    cluster.lead_everywhere(3);
+    let address = cluster.address(STOPPED);
+    let mut stream = cluster.runtime.block_on(async {
+        let mut stream = Wire::connect(&address).await.open().await;
+        stream.send(1, 0, Some(get("a", None))).await;
+        assert_eq!(stream.next().await.map(|(id, _)| id), Some(1));
+        stream
+    });
+    cluster.stop_node(STOPPED);
+    let ended = cluster.runtime.block_on(stream.next());
+    assert!(ended.is_none(), "{ended:?}");
 }
 
 /// A node that leads is stopped in order in the middle of an import, which notices nothing.

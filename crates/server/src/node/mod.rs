@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use trireme_coordinator::recipes::knowledge::BringForwardError;
@@ -245,7 +245,7 @@ pub struct Node {
     log: SharedLog,
     tables: Tables,
     failed: watch::Receiver<Option<String>>,
-    stop_serving: Option<oneshot::Sender<()>>,
+    stop_serving: CancellationToken,
     server: Option<JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
     /// Held until the session is closed: the way to the coordinator may lead through it.
@@ -327,9 +327,7 @@ impl Node {
             self.router.routes().hosted.values().map(|hosted| hosted.replica.clone()).collect();
         // Before the clients are turned away: until then they can be redirected to the new leader.
         self.hand_over(&replicas).await;
-        if let Some(stop) = self.stop_serving.take() {
-            let _gone = stop.send(());
-        }
+        self.stop_serving.cancel();
         if let Some(server) = self.server.take() {
             let abort = server.abort_handle();
             if tokio::time::timeout(DRAIN_TIMEOUT, server).await.is_err() {

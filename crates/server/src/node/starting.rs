@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -221,9 +221,9 @@ impl Starting {
         tasks.push(tokio::spawn(keeping));
         let hosting = hosting.run(self.coordinator.clone(), stopping.clone());
         let hosting = tokio::spawn(hosting);
-        let (stop_serving, stopped) = oneshot::channel();
+        let stop_serving = CancellationToken::new();
         let admin = self.admin(changes, &transport, continuity, options);
-        let server = Self::serve(router.clone(), admin, accepted, stopped, fail);
+        let server = Self::serve(router.clone(), admin, accepted, stop_serving.clone(), fail);
         Ok(Node {
             id: self.file.node,
             address: self.address,
@@ -235,7 +235,7 @@ impl Starting {
             log: self.log,
             tables: self.tables,
             failed,
-            stop_serving: Some(stop_serving),
+            stop_serving,
             server: Some(server),
             tasks,
             _faults: self.faults,
@@ -321,17 +321,18 @@ impl Starting {
         }
     }
 
-    /// Serves clients until `stopped` resolves.
+    /// Serves clients until `stopped` is cancelled, and then what they have asked.
     fn serve(
         router: Arc<Router>,
         admin: AdminService,
         accepted: mpsc::Receiver<ClientSocket>,
-        stopped: oneshot::Receiver<()>,
+        stopped: CancellationToken,
         fail: Arc<impl Fn(String) + Send + Sync + 'static>,
     ) -> JoinHandle<()> {
         let answers = Arc::<NodeAnswers>::default();
-        let kv = v1::kv_server::KvServer::new(KvService::new(router, answers.clone()))
-            .max_decoding_message_size(REQUEST_FRAME_BYTES_MAX);
+        let kv =
+            v1::kv_server::KvServer::new(KvService::new(router, answers.clone(), stopped.clone()))
+                .max_decoding_message_size(REQUEST_FRAME_BYTES_MAX);
         let admin = v1::admin_server::AdminServer::new(admin);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
@@ -355,9 +356,7 @@ impl Starting {
                 .add_service(admin)
                 .add_service(health)
                 .add_service(reflection)
-                .serve_with_incoming_shutdown(sockets, async {
-                    let _gone = stopped.await;
-                });
+                .serve_with_incoming_shutdown(sockets, stopped.cancelled_owned());
             if let Err(error) = server.await {
                 fail(format!("clients cannot be served: {error}"));
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use prost::Message;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 use trireme_proto::v1::request::Operation;
 use trireme_proto::v1::response::Result as Answer;
@@ -22,11 +23,17 @@ use crate::routes::Router;
 pub(crate) struct KvService {
     router: Arc<Router>,
     answers: Arc<NodeAnswers>,
+    /// Cancelled when no more requests are taken.
+    stopped: CancellationToken,
 }
 
 impl KvService {
-    pub(crate) fn new(router: Arc<Router>, answers: Arc<NodeAnswers>) -> Self {
-        Self { router, answers }
+    pub(crate) fn new(
+        router: Arc<Router>,
+        answers: Arc<NodeAnswers>,
+        stopped: CancellationToken,
+    ) -> Self {
+        Self { router, answers, stopped }
     }
 
     /// Makes one request of a unary call.
@@ -52,7 +59,9 @@ impl v1::kv_server::Kv for KvService {
         request: Request<Streaming<v1::RequestFrame>>,
     ) -> Result<Response<AnswerFrames>, Status> {
         let (answers, frames) = StreamAnswers::new(self.answers.clone());
-        tokio::spawn(take_requests(self.router.clone(), request.into_inner(), answers));
+        let taking = take_requests(self.router.clone(), request.into_inner(), answers);
+        // The stream ends when all that it has taken is answered.
+        tokio::spawn(self.stopped.clone().run_until_cancelled_owned(taking));
         Ok(Response::new(frames))
     }
 
