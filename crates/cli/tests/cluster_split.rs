@@ -4,16 +4,12 @@
 
 mod common;
 
-use std::collections::BTreeSet;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-use trireme_client::ClientOptions;
 use trireme_types::Protocol;
 
-use common::{Cluster, History, Recorder, finish, trireme, until_ok};
+use common::{Cluster, History, Recorder, Scanner, finish, trireme, until_ok};
 
 /// How long the cluster may take to be as it should after a change or a fault.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,10 +27,6 @@ const BORDERS: [&str; 7] =
 /// The moments at which something dies that a change needs, counted from when its command starts, which
 /// takes some ten milliseconds until it asks.
 const MOMENTS: [u64; 6] = [10, 25, 40, 55, 70, 85];
-
-/// How many rows a scan under way reads over and over, and how many at once.
-const ROWS: usize = 400;
-const PAGE_ROWS: usize = 7;
 
 /// Returns the command that asks for a border.
 fn splitting(cluster: &Cluster, at: &str) -> std::process::Command {
@@ -60,65 +52,6 @@ fn split(cluster: &Cluster, at: &str) -> [u64; 2] {
     [0, 1].map(|half| ranges[half]["cohort"].as_u64().unwrap())
 }
 
-/// Reads all rows over and over, a few at once, and finds each of those that are not written exactly once.
-struct Scanner {
-    stop: CancellationToken,
-    scanning: JoinHandle<usize>,
-}
-
-impl Scanner {
-    fn start(cluster: &Cluster) -> Self {
-        let client =
-            cluster.client(ClientOptions { deadline: PATIENCE, ..ClientOptions::default() });
-        let client = cluster.runtime.block_on(client);
-        // Around every border.
-        let rows: Vec<_> = (0..ROWS)
-            .map(|row| {
-                let border = BORDERS[row % BORDERS.len()];
-                let (low, _) = border.split_at(border.len() - 1);
-                match row % 2 {
-                    0 => format!("{border}-{row:05}"),
-                    _ => format!("{low}!{row:05}"),
-                }
-            })
-            .collect();
-        cluster.runtime.block_on(async {
-            for row in &rows {
-                client.put(row.clone(), "r").await.unwrap();
-            }
-        });
-        let expected: BTreeSet<_> = rows.into_iter().collect();
-        let stop = CancellationToken::new();
-        let until = stop.clone();
-        let scanning = cluster.runtime.spawn(async move {
-            let mut scans = 0;
-            while !until.is_cancelled() {
-                let mut scan = client.scan(..).page_rows(PAGE_ROWS);
-                if scans % 2 == 1 {
-                    scan = scan.reverse();
-                }
-                let found = scan.collect().await.unwrap();
-                let keys =
-                    found.into_iter().map(|row| String::from_utf8(row.key.to_vec()).unwrap());
-                let mut keys: Vec<_> = keys.filter(|key| expected.contains(key)).collect();
-                keys.sort_unstable();
-                assert!(keys.iter().eq(&expected), "{} rows of {ROWS}: {keys:?}", keys.len());
-                scans += 1;
-            }
-            scans
-        });
-        Self { stop, scanning }
-    }
-
-    #[track_caller]
-    fn finish(self, cluster: &Cluster) -> usize {
-        self.stop.cancel();
-        let scans = cluster.runtime.block_on(self.scanning).expect("every scan was right");
-        assert!(scans > 0);
-        scans
-    }
-}
-
 /// One range becomes eight under load, one half at a time, and a scan that is under way meets each row
 /// once. Then one of the eight alone gets another protocol. [RANGE-1] [RANGE-5] [RANGE-6] [RANGE-10]
 /// [RANGE-12]
@@ -126,7 +59,7 @@ fn becomes_eight(protocol: Protocol) {
     let cluster = &mut Cluster::start(&["--ranges", "1", "--replication", protocol.name()]);
     let recorder = Recorder::start(cluster);
     let history = History::start(cluster, &KEYS);
-    let scanner = Scanner::start(cluster);
+    let scanner = Scanner::start(cluster, &BORDERS);
     for at in BORDERS {
         history.wait_for_writes(3);
         history.take_gap();
