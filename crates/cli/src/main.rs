@@ -28,6 +28,7 @@ mod progress;
 mod put;
 mod range_leader;
 mod range_list;
+mod range_merge;
 mod range_move;
 mod range_protocol;
 mod range_split;
@@ -145,6 +146,9 @@ enum RangeCommand {
     Leader(range_leader::RangeLeaderArgs),
     /// List the ranges, their cohorts and their replicas.
     List(range_list::RangeListArgs),
+    /// Make the range that holds a key and the one above it one, while they serve; safe to repeat with
+    /// `--border`.
+    Merge(range_merge::RangeMergeArgs),
     /// Have another node hold a replica of a range in the place of one that does, while it serves; safe to
     /// repeat.
     Move(range_move::RangeMoveArgs),
@@ -208,6 +212,7 @@ impl Cli {
             Command::Range(RangeCommand::Move(args)) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::Protocol(args)) => block_on(args.run(&cluster)),
             Command::Range(RangeCommand::Split(args)) => block_on(args.run(&cluster)),
+            Command::Range(RangeCommand::Merge(args)) => block_on(args.run(&cluster)),
             Command::Fault(args) => block_on(args.run(&cluster)),
             Command::Bench(args) => block_on(args.run(&cluster)),
             Command::Compare(args) => block_on(args.run()),

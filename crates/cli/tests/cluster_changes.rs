@@ -43,6 +43,7 @@ const PROTOCOLS: [&str; 3] = ["spinnaker", "raft", "pacifica"];
 #[derive(Clone, Debug)]
 enum Change {
     Split(String),
+    Merge { below: String, border: String },
     Protocol(u64, &'static str),
     Move { cohort: u64, from: u64, to: u64 },
     Leader(u64, u64),
@@ -64,6 +65,7 @@ impl Change {
     fn name(&self) -> &'static str {
         match self {
             Self::Split(_) => "split",
+            Self::Merge { .. } => "merge",
             Self::Protocol(..) => "protocol",
             Self::Move { .. } => "move",
             Self::Leader(..) => "leader",
@@ -78,6 +80,9 @@ impl Change {
         command.args(["--deadline", CHANGE_DEADLINE]);
         match self {
             Self::Split(at) => command.args(["range", "split", at]),
+            Self::Merge { below, border } => {
+                command.args(["range", "merge", below, "--border", border])
+            }
             Self::Protocol(cohort, name) => {
                 command.args(["range", "protocol", &cohort.to_string(), name])
             }
@@ -98,6 +103,7 @@ impl Change {
     fn choose(cluster: &Cluster, draining: Option<u64>, rng: &mut StdRng) -> Self {
         let ranges = cluster.ranges();
         let range = &ranges[rng.random_range(0..ranges.len())];
+        let border = range["end"].as_str();
         let cohort = range["cohort"].as_u64().unwrap();
         let members: Vec<u64> =
             range["replicas"].as_array().unwrap().iter().map(|it| it.as_u64().unwrap()).collect();
@@ -105,7 +111,7 @@ impl Change {
         let free: Vec<u64> = (1..=NODES as u64)
             .filter(|node| !members.contains(node) && Some(*node) != draining)
             .collect();
-        match (rng.random_range(0..10), draining) {
+        match (rng.random_range(0..11), draining) {
             (0, None) => Self::Drain(rng.random_range(1..=NODES as u64)),
             (0 | 1, Some(node)) => Self::Undrain(node),
             (0..=3, _) if !free.is_empty() => {
@@ -117,6 +123,10 @@ impl Change {
                 Self::Split(format!("user{:08}", rng.random_range(0..40)))
             }
             (6, _) => Self::Leader(cohort, member),
+            (7, _) if border.is_some() => Self::Merge {
+                below: range["start"].as_str().unwrap().to_owned(),
+                border: border.unwrap().to_owned(),
+            },
             _ => Self::Protocol(cohort, PROTOCOLS[rng.random_range(0..PROTOCOLS.len())]),
         }
     }

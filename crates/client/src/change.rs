@@ -107,6 +107,37 @@ impl Client {
         }
     }
 
+    /// Has the two ranges be one that meet at `border`, and returns the cohort that serves that key then, once
+    /// a node leads it, and whether there was no border there already. Both cohorts end, and the other one
+    /// goes on from exactly the states that they ended with, by the protocol of the lower one. Their
+    /// replicas must be on the same nodes. Safe to repeat.
+    ///
+    /// Every node may be asked again and again until the client's deadline; `note` is called with what
+    /// stands in the way, whenever that is another thing than before.
+    pub async fn merge_ranges(
+        &self,
+        border: impl Into<Bytes>,
+        note: impl FnMut(&str) + Send,
+    ) -> Result<(CohortId, bool), ClientError> {
+        let border: Bytes = border.into();
+        check_split_key(&border).map_err(|error| ClientError::Invalid(error.to_string()))?;
+        let (mut were_one, mut lower) = (true, CohortId::default());
+        let wanted = |table: &RouteTable| {
+            let ranges = &table.ranges;
+            let above = ranges.partition_point(|route| route.range.start <= border).max(1) - 1;
+            if above == 0 || ranges[above].range.start != border {
+                return Wanted::Nothing(vec![ranges[above].cohort]);
+            }
+            were_one = false;
+            lower = ranges[above - 1].cohort;
+            let change = v1::change_range_request::Change::Merge(border.clone());
+            Wanted::Change(v1::ChangeRangeRequest { cohort: lower.0, change: Some(change) })
+        };
+        let asking = Asking::new(self.options().deadline, note);
+        let changed = self.change_range(wanted, asking).await?;
+        Ok((one_of(lower, &changed)?, were_one))
+    }
+
     async fn change_range(
         &self,
         mut wanted: impl FnMut(&RouteTable) -> Wanted + Send,

@@ -45,6 +45,7 @@ impl Admin for FakeNode {
         }
         let cohorts = match change {
             Some(v1::change_range_request::Change::Split(at)) => state.cut(cohort, &at),
+            Some(v1::change_range_request::Change::Merge(border)) => state.join(cohort, &border),
             _ => vec![cohort],
         };
         Ok(Response::new(v1::ChangeRangeResponse { cohorts }))
@@ -88,12 +89,26 @@ impl State {
         let upper = KeyRange { start: at.clone(), end: whole.end.clone() };
         let next = self.leaders.keys().max().unwrap() + 1;
         let halves = [(lower, CohortId(next)), (upper, CohortId(next + 1))];
-        self.map = self.map.replace(CohortId(cohort), halves).unwrap().unwrap();
+        self.map = self.map.replace(&[CohortId(cohort)], halves).unwrap().unwrap();
         for leaders in [&mut self.leaders, &mut self.told_leaders] {
             let leader = leaders[&cohort];
             leaders.extend([(next, leader), (next + 1, leader)]);
         }
         vec![next, next + 1]
+    }
+
+    /// Has the range of a cohort and the one above it be one, which the same node leads.
+    fn join(&mut self, cohort: u64, border: &Bytes) -> Vec<u64> {
+        let lower = self.map.of_cohort(CohortId(cohort)).unwrap().range.clone();
+        let upper = self.map.find(border).clone();
+        let next = self.leaders.keys().max().unwrap() + 1;
+        let one = [(KeyRange { end: upper.range.end.clone(), ..lower }, CohortId(next))];
+        self.map = self.map.replace(&[CohortId(cohort), upper.cohort], one).unwrap().unwrap();
+        for leaders in [&mut self.leaders, &mut self.told_leaders] {
+            let leader = leaders[&cohort];
+            leaders.insert(next, leader);
+        }
+        vec![next]
     }
 
     /// Describes a node whose replicas are in epoch 3, and as many entries behind as its number is high.

@@ -36,6 +36,7 @@ mod hosting;
 mod listener;
 mod maintenance;
 mod memory;
+mod merging;
 mod moving;
 mod node;
 pub mod panics;

@@ -5,7 +5,8 @@
 //! it is applied, it is decided, and any node that has applied it can do the rest ([`Succession`]), the leader
 //! at once and the others if it does not:
 //!
-//! 1. the catalog is changed, so that the successors have ids and the range;
+//! 1. the catalog is changed, so that the successors have ids and the range; if two cohorts are to become
+//!    one, once both have ended ([`crate::merging`]);
 //! 2. every node begins their replicas on what the one that ended has there ([`crate::hosting`]);
 //! 3. once a successor serves, and all its replicas have begun, its leader notes that it is settled. When
 //!    all are, the replicas of the one that ended are given up.
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use trireme_coordinator::recipes::catalog::Catalog;
 use trireme_coordinator::recipes::invitations::Invitations;
@@ -29,6 +31,7 @@ use trireme_types::{
 
 use crate::cohort::HostedCohort;
 use crate::continuity::Continuity;
+use crate::merging::{Answers, decided, merge_seal};
 use crate::moving::Move;
 use crate::protocols::SharedCoordinator;
 use crate::routes::{NodeDirectory, Router, Routes};
@@ -69,6 +72,7 @@ impl Succession {
     /// Runs until its task is aborted.
     pub(crate) async fn run(mut self) {
         let (mut sealed, mut unsettled) = (Seen::new(), Seen::new());
+        let mut answers = Answers::default();
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -79,6 +83,7 @@ impl Succession {
                 () = sleep(BUSY_INTERVAL), if is_busy => {}
             }
             let routes = self.router.routes();
+            answers.give(&routes, self.node);
             self.succeed(&routes, &mut sealed).await;
             self.settle(&routes, &mut unsettled).await;
         }
@@ -97,13 +102,13 @@ impl Succession {
             if !leads && since.elapsed() < HEAD_START {
                 continue;
             }
-            let Some((at, seal)) = hosted.table.seal() else { continue };
+            let Some(decided) = decided(routes, cohort, hosted, since.elapsed()) else { continue };
             if !self.continuity.may_change(cohort).await {
                 continue;
             }
             let done = match self.coordinator.known_catalog() {
-                Some(known) => self.catalog.succeed_known(&known, cohort, at, &seal).await,
-                None => self.catalog.succeed(cohort, at, &seal).await,
+                Some(known) => self.catalog.succeed_known(&known, &decided).await,
+                None => self.catalog.succeed(&decided).await,
             };
             match done {
                 Ok(configs) => {
@@ -121,7 +126,7 @@ impl Succession {
     async fn settle(&self, routes: &Routes, seen: &mut Seen) {
         let led = routes.hosted.iter().filter_map(|(&cohort, hosted)| {
             let config = routes.configs.get(&cohort)?;
-            let origin = config.origin.filter(|origin| !origin.is_settled)?;
+            let origin = config.origin.as_ref().filter(|origin| !origin.is_settled)?;
             serves_alone(hosted, origin, self.node).then_some((cohort, (hosted, config, origin)))
         });
         let led: BTreeMap<_, _> = led.collect();
@@ -145,7 +150,7 @@ impl Succession {
 
 /// Returns true if the replica here leads and has committed an entry of its own cohort: whatever the
 /// protocol asks for has what the cohort began with, and the log of the one before it brings back nothing.
-fn serves_alone(hosted: &HostedCohort, origin: Origin, node: NodeId) -> bool {
+fn serves_alone(hosted: &HostedCohort, origin: &Origin, node: NodeId) -> bool {
     if hosted.replica.leader() != Some(node) {
         return false;
     }
@@ -154,7 +159,7 @@ fn serves_alone(hosted: &HostedCohort, origin: Origin, node: NodeId) -> bool {
 }
 
 /// Returns true if every replica that a cohort should have, which is led here, is known to have begun.
-fn have_begun(hosted: &HostedCohort, config: &CohortConfig, origin: Origin) -> bool {
+fn have_begun(hosted: &HostedCohort, config: &CohortConfig, origin: &Origin) -> bool {
     let status = hosted.replica.status();
     let has_begun = |node: &NodeId| {
         let matched = status.progress.iter().find(|(other, _)| other == node);
@@ -172,6 +177,8 @@ pub(crate) enum Change {
     Split(Bytes),
     /// One of its replicas is to be on another node.
     Move(Move),
+    /// It is to be one with the range above it, which begins at this key.
+    Merge(Bytes),
 }
 
 impl Change {
@@ -184,6 +191,10 @@ impl Change {
             }
             (Self::Move(wanted), [one]) if wanted.is_done(one) => Some(vec![one.cohort]),
             (Self::Protocol(_) | Self::Move(_), _) => None,
+            (Self::Merge(border), _) => {
+                let entry = routes.map.find(border);
+                (entry.range.start != *border).then(|| vec![entry.cohort])
+            }
             (Self::Split(at), _) => {
                 let pairs = routes.map.ranges().windows(2);
                 let mut borders = pairs.filter(|pair| pair[1].range.start == *at);
@@ -265,19 +276,10 @@ impl Changes {
             return Ok(());
         }
         let seal = next_seal(routes, hosted, self.node, change)?;
-        let (hosted, held) = (Arc::clone(hosted), hosted.hold_reads());
-        // The caller may go: reads are held until it is known what has become of the seal.
-        let sealing = tokio::spawn(async move {
-            let sealed = hosted.replica.seal(&seal).await;
-            if sealed.is_ok() {
-                // What is proposed behind it carries its commit to the others, who would else hear of it
-                // with the next beacon.
-                drop(hosted.replica.propose(CommandBatch::default()).await);
-            }
-            drop(held);
-            sealed
-        });
-        match sealing.await.map_err(|error| Refused::Unknown(error.to_string()))? {
+        match propose_seal(hosted, seal)
+            .await
+            .map_err(|error| Refused::Unknown(error.to_string()))?
+        {
             Ok(()) => Ok(()),
             Err(error @ (ReplicaError::Ambiguous(_) | ReplicaError::Failed(_))) => {
                 Err(Refused::Unknown(error.to_string()))
@@ -285,6 +287,25 @@ impl Changes {
             Err(error) => Err(Refused::NotNow(error.to_string())),
         }
     }
+}
+
+/// Proposes the end of a cohort that is led here. Goes on if the caller does not: reads are held until it
+/// is known what has become of the seal.
+pub(crate) fn propose_seal(
+    hosted: &Arc<HostedCohort>,
+    seal: Seal,
+) -> JoinHandle<Result<(), ReplicaError>> {
+    let (hosted, held) = (Arc::clone(hosted), hosted.hold_reads());
+    tokio::spawn(async move {
+        let sealed = hosted.replica.seal(&seal).await;
+        if sealed.is_ok() {
+            // What is proposed behind it carries its commit to the others, who would else hear of it
+            // with the next beacon.
+            drop(hosted.replica.propose(CommandBatch::default()).await);
+        }
+        drop(held);
+        sealed
+    })
 }
 
 /// Returns the cohorts that serve the range of one that has ended, if they are as was asked for.
@@ -305,7 +326,7 @@ fn went_on(routes: &Routes, cohort: CohortId, change: &Change) -> Result<Vec<Coh
         }
         Change::Protocol(_) | Change::Move(_) => Refused::Invalid(reason),
         // It is the key that is meant, which another cohort serves.
-        Change::Split(_) => Refused::NotNow(reason),
+        Change::Split(_) | Change::Merge(_) => Refused::NotNow(reason),
     })
 }
 
@@ -341,15 +362,34 @@ fn next_seal(
     change: &Change,
 ) -> Result<Seal, Refused> {
     let cohort = hosted.descriptor.cohort;
+    check_leads(hosted, node)?;
+    let config = check_may_end(routes, cohort)?;
+    let alone = alone(hosted, config, node);
+    Ok(Seal::new(match change {
+        Change::Protocol(protocol) => vec![Successor { protocol: *protocol, ..alone }],
+        Change::Move(wanted) => {
+            wanted.check_is_prepared(hosted)?;
+            vec![Successor { replicas: wanted.applied_to(&alone.replicas), ..alone }]
+        }
+        Change::Split(at) => {
+            let halves = halves(&alone.range, at)?;
+            check_split(routes, cohort, config.protocol, &halves)?;
+            halves.map(|range| Successor { range, ..alone.clone() }).into()
+        }
+        Change::Merge(border) => return merge_seal(routes, hosted, alone, border),
+    }))
+}
+
+/// Returns the configuration of a cohort that is served, unless it must not end now.
+pub(crate) fn check_may_end(routes: &Routes, cohort: CohortId) -> Result<&CohortConfig, Refused> {
     let Some(config) = routes.configs.get(&cohort) else {
         return Err(Refused::NotNow(format!("the catalog does not know cohort {cohort} yet")));
     };
-    check_leads(hosted, node)?;
     //= RANGE-11
-    if let Some(origin) = config.origin
-        && !is_over(&routes.configs, origin.cohort)
+    let mut before = config.origin.iter().flat_map(|origin| origin.seals());
+    if let (Some(origin), Some((before, _))) =
+        (&config.origin, before.find(|(before, _)| !is_over(&routes.configs, *before)))
     {
-        let before = origin.cohort;
         let reason = match origin.is_settled {
             true => format!("another successor of {before} than {cohort} is not settled yet"),
             false => format!("cohort {cohort} is a successor of {before} and is not settled yet"),
@@ -361,30 +401,20 @@ fn next_seal(
         let reason = format!("cohort {cohort} lacks a replica");
         return Err(Refused::NotNow(reason));
     }
+    Ok(config)
+}
+
+/// Returns what goes on from a cohort that is led here if nothing is to be other than it was.
+pub(crate) fn alone(hosted: &HostedCohort, config: &CohortConfig, node: NodeId) -> Successor {
     //= RANGE-1
     // The leader applies the seal first, and so begins first.
     let others = config.replicas.iter().copied().filter(|other| *other != node);
-    let mut replicas: Vec<_> = std::iter::once(node).chain(others).collect();
-    if let Change::Move(wanted) = change {
-        wanted.check_is_prepared(hosted)?;
-        replicas = wanted.applied_to(&replicas);
+    Successor {
+        range: hosted.descriptor.range.clone(),
+        protocol: config.protocol,
+        replicas: std::iter::once(node).chain(others).collect(),
+        replicas_wanted: config.replicas_wanted(),
     }
-    let replicas_wanted = config.replicas_wanted();
-    let successor = |range, protocol| {
-        let replicas = replicas.clone();
-        Successor { range, protocol, replicas, replicas_wanted }
-    };
-    let whole = hosted.descriptor.range.clone();
-    let successors = match change {
-        Change::Protocol(protocol) => vec![successor(whole, *protocol)],
-        Change::Move(_) => vec![successor(whole, config.protocol)],
-        Change::Split(at) => {
-            let halves = halves(&whole, at)?;
-            check_split(routes, cohort, config.protocol, &halves)?;
-            halves.map(|half| successor(half, config.protocol)).into()
-        }
-    };
-    Ok(Seal { successors })
 }
 
 /// Cuts a range in two.
@@ -412,7 +442,7 @@ fn check_split(
     let protocols = ranges.filter_map(|entry| Some(routes.configs.get(&entry.cohort)?.protocol));
     check_range_count(protocols.chain([protocol])).map_err(Refused::Invalid)?;
     let halves = halves.iter().map(|half| (half.clone(), cohort));
-    let Some(Ok(map)) = routes.map.replace(cohort, halves) else {
+    let Some(Ok(map)) = routes.map.replace(&[cohort], halves) else {
         return Err(Refused::NotNow(format!("cohort {cohort} serves no range that can be cut")));
     };
     if !has_room(&map) {
@@ -459,7 +489,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let tables = Tables::open(folder.path(), TableOptions::default()).unwrap();
         let map = RangeMap::from_splits(&[]).unwrap();
-        let map = map.replace(CohortId(1), [(map.ranges()[0].range.clone(), COHORT)]);
+        let map = map.replace(&[CohortId(1)], [(map.ranges()[0].range.clone(), COHORT)]);
         let map = map.unwrap().unwrap();
         let descriptor = map.ranges()[0].clone();
         let table = tables.cohort(COHORT, descriptor.range.clone()).unwrap();
@@ -508,8 +538,9 @@ mod tests {
         let config = |fixture: &mut Fixture, change: &dyn Fn(&mut CohortConfig)| {
             change(fixture.routes.configs.get_mut(&COHORT).unwrap());
         };
-        let origin =
-            |is_settled| Some(Origin { cohort: CohortId(1), seal: Lsn::new(2, 9), is_settled });
+        let origin = |is_settled| {
+            Some(Origin { cohort: CohortId(1), seal: Lsn::new(2, 9), is_settled, upper: None })
+        };
         config(&mut fixture, &|config| config.origin = origin(false));
         assert_eq!(refused(&fixture), "cohort c4 is a successor of c1 and is not settled yet");
         config(&mut fixture, &|config| config.origin = origin(true));
@@ -585,15 +616,19 @@ mod tests {
             went_on(routes, COHORT, &Change::Split(Bytes::from_static(at.as_bytes())))
         };
         let mut replace = |cohort: u64, by: [(&'static str, Option<&'static str>, u64); 2]| {
-            let origin =
-                Origin { cohort: CohortId(cohort), seal: Lsn::new(2, 9), is_settled: true };
+            let origin = Origin {
+                cohort: CohortId(cohort),
+                seal: Lsn::new(2, 9),
+                is_settled: true,
+                upper: None,
+            };
             let halves = by.map(|(start, end, id)| (KeyRange::new(start, end), CohortId(id)));
             for (_, id) in &halves {
                 let own = routes.configs[&COHORT].clone();
-                let config = CohortConfig { cohort: *id, origin: Some(origin), ..own };
+                let config = CohortConfig { cohort: *id, origin: Some(origin.clone()), ..own };
                 routes.configs.insert(*id, config);
             }
-            routes.map = routes.map.replace(CohortId(cohort), halves).unwrap().unwrap();
+            routes.map = routes.map.replace(&[CohortId(cohort)], halves).unwrap().unwrap();
         };
         replace(4, [("", Some("m"), 5), ("m", None, 6)]);
         replace(5, [("", Some("f"), 7), ("f", Some("m"), 8)]);
@@ -607,19 +642,35 @@ mod tests {
         assert!(upper.is_err(), "it has two successors");
     }
 
+    #[tokio::test]
+    async fn a_merge_is_done_where_there_is_no_border_whichever_cohort_was_asked() {
+        let Fixture { mut routes, .. } = fixture();
+        let merge = Change::Merge(Bytes::from("m"));
+        assert_eq!(merge.is_done(&routes, &[]), Some(vec![COHORT]));
+        let halves = [(KeyRange::new("", Some("m")), 5), (KeyRange::new("m", None::<&str>), 6)];
+        let halves = halves.map(|(range, id)| (range, CohortId(id)));
+        routes.map = routes.map.replace(&[COHORT], halves).unwrap().unwrap();
+        assert_eq!(merge.is_done(&routes, &[]), None);
+        assert_eq!(
+            went_on(&routes, COHORT, &merge).unwrap_err().to_string(),
+            "there is no cohort c4"
+        );
+    }
+
     /// [RANGE-9]
     #[tokio::test]
     async fn a_successor_has_begun_everywhere_when_all_have_passed_its_base() {
         let fixture = fixture();
-        let origin = Origin { cohort: CohortId(1), seal: Lsn::new(2, 9), is_settled: false };
+        let origin =
+            Origin { cohort: CohortId(1), seal: Lsn::new(2, 9), is_settled: false, upper: None };
         let config = &fixture.routes.configs[&COHORT];
         for (progress, has_begun) in
             [(&[(2, 10), (3, 10)][..], true), (&[(2, 10)], false), (&[(2, 10), (3, 0)], false)]
         {
             fixture.replica.lead(progress);
-            assert_eq!(have_begun(&fixture.hosted, config, origin), has_begun, "{progress:?}");
+            assert_eq!(have_begun(&fixture.hosted, config, &origin), has_begun, "{progress:?}");
         }
-        assert!(!serves_alone(&fixture.hosted, origin, ME), "it has committed nothing");
+        assert!(!serves_alone(&fixture.hosted, &origin, ME), "it has committed nothing");
     }
 
     /// [RANGE-4]

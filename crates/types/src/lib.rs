@@ -29,5 +29,5 @@ pub use lsn::{Epoch, Lsn};
 pub use path::PATH;
 pub use range::{KeyRange, first_after, printable};
 pub use range_map::{RangeDescriptor, RangeMap, RangeMapError, check_split_key, even_splits};
-pub use seal::{Origin, Payload, Seal, Successor};
+pub use seal::{Merge, Origin, Payload, Seal, Successor, Upper};
 pub use timing::{InvalidTiming, PERIOD_MAX, Timing, TimingChange};

@@ -99,16 +99,18 @@ impl RangeMap {
         self.ranges.iter().find(|entry| entry.cohort == cohort)
     }
 
-    /// Returns the next version of the map, in which these ranges of these cohorts take the place of
-    /// `cohort`'s; `None` if it serves none. Their epochs are above its own, so that a client that was routed
-    /// to it is answered with the newer route (C5).
+    /// Returns the next version of the map, in which these ranges of these cohorts take the place of those
+    /// of `ended`; `None` if one of those serves none. Their epochs are above its own, so that a client that
+    /// was routed to it is answered with the newer route (C5).
     pub fn replace(
         &self,
-        cohort: CohortId,
+        ended: &[CohortId],
         by: impl IntoIterator<Item = (KeyRange, CohortId)>,
     ) -> Option<Result<Self, RangeMapError>> {
-        let epoch = self.of_cohort(cohort)?.epoch.saturating_add(1);
-        let others = self.ranges.iter().filter(|entry| entry.cohort != cohort).cloned();
+        let of = |cohort: &CohortId| Some(self.of_cohort(*cohort)?.epoch);
+        let epochs: Vec<_> = ended.iter().map(of).collect::<Option<_>>()?;
+        let epoch = epochs.into_iter().max()?.saturating_add(1);
+        let others = self.ranges.iter().filter(|entry| !ended.contains(&entry.cohort)).cloned();
         let new = by.into_iter().map(|(range, cohort)| RangeDescriptor { range, cohort, epoch });
         Some(Self::new(self.version.saturating_add(1), others.chain(new).collect()))
     }
@@ -235,12 +237,12 @@ mod tests {
     fn a_cohort_is_replaced_by_those_that_hold_its_range_and_no_others() {
         let map = RangeMap::from_splits(&splits(&["g", "n"])).unwrap();
         let whole = [(KeyRange::new("g", Some("n")), CohortId(9))];
-        let replaced = map.replace(CohortId(2), whole).unwrap().unwrap();
+        let replaced = map.replace(&[CohortId(2)], whole).unwrap().unwrap();
         assert_eq!((replaced.version, replaced.find(b"h").cohort), (2, CohortId(9)));
         assert_eq!((replaced.find(b"h").epoch, replaced.find(b"a").epoch), (2, 1));
         let half = [(KeyRange::new("g", Some("j")), CohortId(9))];
-        assert!(matches!(map.replace(CohortId(2), half), Some(Err(RangeMapError::Gap(_)))));
-        assert_eq!(map.replace(CohortId(7), []), None);
+        assert!(matches!(map.replace(&[CohortId(2)], half), Some(Err(RangeMapError::Gap(_)))));
+        assert_eq!(map.replace(&[CohortId(7)], []), None);
     }
 
     #[test]

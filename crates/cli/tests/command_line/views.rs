@@ -101,6 +101,29 @@ fn a_range_that_is_replicated_so_already_is_one_line() {
 }
 
 #[test]
+fn a_range_is_merged_with_the_one_above_it() {
+    let cluster = Cluster::start(3, &["g", "m\t", "t"]);
+    let merged = run(&cluster, ["range", "merge", "a", "--json"]).json();
+    let expected = json!({
+        "border": "g",
+        "were_one": false,
+        "start": "",
+        "end": "m\t",
+        "cohort": 5,
+        "leader": 1
+    });
+    assert_eq!(merged, expected);
+    let again = run(&cluster, ["range", "merge", "a", "--border", "g"]);
+    assert_eq!(again.out(), "g is no border: c5 serves [..m\\t), led by n1\n");
+    let next = run(&cluster, ["range", "merge", "a", "--border", "m\\t", "--escaped"]);
+    assert_eq!(next.out(), "m\\t is no border any more: c6 serves [..t), led by n1\n");
+    let not_next = run(&cluster, ["range", "merge", "a", "--border", "z"]);
+    assert_eq!(not_next.error(2), "z is not the upper end of [..t), which holds a");
+    let last = run(&cluster, ["range", "merge", "z"]);
+    assert_eq!(last.error(2), "no range is above [t..), which holds z");
+}
+
+#[test]
 fn a_range_is_split_at_a_key_once() {
     let cluster = Cluster::start(3, &["m"]);
     let split = run(&cluster, ["range", "split", "t\\xff", "--escaped", "--json"]).json();

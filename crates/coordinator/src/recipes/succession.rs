@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use trireme_types::{CohortConfig, CohortId, KeyRange, Lsn, Origin, RangeMap, RangeMapError, Seal};
+use trireme_types::{
+    CohortConfig, CohortId, KeyRange, Lsn, Origin, RangeMap, RangeMapError, Seal, Successor, Upper,
+};
 
 use super::catalog::{Catalog, CatalogState, CompareAndSet, MAP, MapNode, config_op};
 use super::encode;
@@ -33,6 +35,31 @@ pub enum SuccessionError {
     NoCohort(CohortId),
 }
 
+/// What goes on where cohorts have ended, as their seals decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// Those that ended, in key order, each with its seal: one, or two that become one.
+    ended: Vec<(CohortId, Lsn)>,
+    successors: Vec<Successor>,
+}
+
+impl Decided {
+    /// One has ended, and goes on by itself, in one successor or several.
+    pub fn alone(cohort: CohortId, at: Lsn, seal: &Seal) -> Self {
+        Self { ended: vec![(cohort, at)], successors: seal.successors.clone() }
+    }
+
+    /// Two have ended that go on as one, the one with the lower keys first.
+    pub fn merged(ended: [(CohortId, Lsn); 2], successor: Successor) -> Self {
+        Self { ended: ended.into(), successors: vec![successor] }
+    }
+
+    /// Returns the first of the cohorts that ended.
+    fn first(&self) -> CohortId {
+        self.ended[0].0
+    }
+}
+
 impl CatalogState {
     /// Returns the configurations of the successors of `cohort`, in the order of their ids.
     pub fn successors(&self, cohort: CohortId) -> Vec<&CohortConfig> {
@@ -46,7 +73,7 @@ pub fn successors(
     cohort: CohortId,
 ) -> Vec<&CohortConfig> {
     let comes_from_it = |config: &&CohortConfig| {
-        config.origin.as_ref().is_some_and(|origin| origin.cohort == cohort)
+        config.origin.as_ref().is_some_and(|origin| origin.is_from(cohort))
     };
     configs.values().filter(comes_from_it).collect()
 }
@@ -67,7 +94,11 @@ pub fn served(
     }
     // Ids rise from one to the next, so that this comes to an end.
     let later = successors(configs, cohort).into_iter().filter(|it| it.cohort > cohort);
-    let ranges: Option<Vec<_>> = later.map(|it| served(map, configs, it.cohort)).collect();
+    let part = |successor: &CohortConfig| {
+        let whole = served(map, configs, successor.cohort)?;
+        Some(successor.origin.as_ref()?.part(cohort, &whole))
+    };
+    let ranges: Option<Vec<_>> = later.map(part).collect();
     let ranges = ranges?;
     let start = ranges.iter().map(|range| range.start.clone()).min()?;
     // No end is the highest.
@@ -78,7 +109,8 @@ pub fn served(
 /// Returns true if nothing of a cohort is needed any more: all its successors are settled (RANGE-9).
 pub fn is_over(configs: &BTreeMap<CohortId, CohortConfig>, cohort: CohortId) -> bool {
     let successors = successors(configs, cohort);
-    let is_settled = |config: &&CohortConfig| config.origin.is_some_and(|it| it.is_settled);
+    let is_settled =
+        |config: &&CohortConfig| config.origin.as_ref().is_some_and(|it| it.is_settled);
     !successors.is_empty() && successors.iter().all(is_settled)
 }
 
@@ -89,18 +121,14 @@ pub fn has_room(map: &RangeMap) -> bool {
 }
 
 impl Catalog {
-    /// Replaces `cohort`, which ended at `at`, by its successors, in one change of the range map that also
-    /// gives them their ids and their first configurations. Returns these configurations, or those that are
-    /// there already.
-    pub async fn succeed(
-        &self,
-        cohort: CohortId,
-        at: Lsn,
-        seal: &Seal,
-    ) -> Result<Vec<CohortConfig>, SuccessionError> {
+    /// Replaces cohorts that have ended by what goes on in their place, in one change of the range map that
+    /// also gives the successors their ids and their first configurations. Returns these configurations, or
+    /// those of the successors that one of the cohorts has already.
+    pub async fn succeed(&self, decided: &Decided) -> Result<Vec<CohortConfig>, SuccessionError> {
         loop {
-            let state = self.load().await?.ok_or(SuccessionError::NoCohort(cohort))?;
-            if let Some(configs) = self.succeed_in(&state, cohort, at, seal).await? {
+            let state = self.load().await?;
+            let state = state.ok_or_else(|| SuccessionError::NoCohort(decided.first()))?;
+            if let Some(configs) = self.succeed_in(&state, decided).await? {
                 return Ok(configs);
             }
         }
@@ -111,16 +139,14 @@ impl Catalog {
     pub async fn succeed_known(
         &self,
         known: &CatalogState,
-        cohort: CohortId,
-        at: Lsn,
-        seal: &Seal,
+        decided: &Decided,
     ) -> Result<Vec<CohortConfig>, SuccessionError> {
-        match self.succeed_in(known, cohort, at, seal).await {
+        match self.succeed_in(known, decided).await {
             Ok(Some(configs)) => Ok(configs),
             Err(SuccessionError::Coordinator(error)) => Err(error.into()),
             // It may be older than the cohort.
             Ok(None) | Err(SuccessionError::Ranges(_) | SuccessionError::NoCohort(_)) => {
-                self.succeed(cohort, at, seal).await
+                self.succeed(decided).await
             }
         }
     }
@@ -129,19 +155,19 @@ impl Catalog {
     async fn succeed_in(
         &self,
         state: &CatalogState,
-        cohort: CohortId,
-        at: Lsn,
-        seal: &Seal,
+        decided: &Decided,
     ) -> Result<Option<Vec<CohortConfig>>, SuccessionError> {
-        let known: Vec<_> = state.successors(cohort).into_iter().cloned().collect();
-        if !known.is_empty() {
-            return Ok(Some(known));
+        let ids: Vec<_> = decided.ended.iter().map(|(cohort, _)| *cohort).collect();
+        //= RANGE-21
+        let known = ids.iter().map(|cohort| state.successors(*cohort));
+        if let Some(known) = known.into_iter().find(|known| !known.is_empty()) {
+            return Ok(Some(known.into_iter().cloned().collect()));
         }
-        let configs = first_configs(state, cohort, at, seal);
-        let ranges = seal.successors.iter().map(|successor| successor.range.clone());
+        let configs = first_configs(state, decided);
+        let ranges = decided.successors.iter().map(|successor| successor.range.clone());
         let ranges = ranges.zip(configs.iter().map(|config| config.cohort));
-        let map = state.map.replace(cohort, ranges);
-        let map = map.ok_or(SuccessionError::NoCohort(cohort))??;
+        let map = state.map.replace(&ids, ranges);
+        let map = map.ok_or_else(|| SuccessionError::NoCohort(decided.first()))??;
         //= RANGE-5
         let mut ops = vec![Op::Set {
             path: MAP.to_owned(),
@@ -161,7 +187,7 @@ impl Catalog {
     pub async fn settle(&self, cohort: CohortId) -> Result<(), CoordinatorError> {
         loop {
             let Some(config) = self.cohort(cohort).await? else { return Ok(()) };
-            let Some(origin) = config.origin.filter(|origin| !origin.is_settled) else {
+            let Some(origin) = config.origin.clone().filter(|origin| !origin.is_settled) else {
                 return Ok(());
             };
             let origin = Some(Origin { is_settled: true, ..origin });
@@ -174,26 +200,34 @@ impl Catalog {
 }
 
 /// Returns the configurations that the successors begin with, under ids that no cohort had before.
-fn first_configs(
-    state: &CatalogState,
-    cohort: CohortId,
-    at: Lsn,
-    seal: &Seal,
-) -> Vec<CohortConfig> {
+fn first_configs(state: &CatalogState, decided: &Decided) -> Vec<CohortConfig> {
     let mapped = state.map.ranges().iter().map(|entry| entry.cohort);
     let highest = mapped.chain(state.configs.keys().copied()).max().unwrap_or_default();
-    let origin = Some(Origin { cohort, seal: at, is_settled: false });
+    let origin = origin(state, decided);
     let ids = (highest.0 + 1..).map(CohortId);
-    let configs = seal.successors.iter().zip(ids).map(|(successor, cohort)| CohortConfig {
+    let configs = decided.successors.iter().zip(ids).map(|(successor, cohort)| CohortConfig {
         cohort,
         version: FIRST_VERSION,
         protocol: successor.protocol,
         replicas: successor.replicas.clone(),
         replicas_wanted: successor.replicas_wanted,
         incarnations: BTreeMap::new(),
-        origin,
+        origin: origin.clone(),
     });
     configs.collect()
+}
+
+/// Returns what the successors come from; `None` if that serves no range.
+fn origin(state: &CatalogState, decided: &Decided) -> Option<Origin> {
+    let upper = match decided.ended[..] {
+        [_, (cohort, seal)] => {
+            let start = state.map.of_cohort(cohort)?.range.start.clone();
+            Some(Upper { cohort, seal, start })
+        }
+        _ => None,
+    };
+    let (cohort, seal) = decided.ended[0];
+    Some(Origin { cohort, seal, is_settled: false, upper })
 }
 
 #[cfg(test)]
@@ -213,7 +247,12 @@ mod tests {
             replicas: vec![NodeId(1)],
             replicas_wanted: 1,
             incarnations: BTreeMap::new(),
-            origin: Some(Origin { cohort: CohortId(of), seal: Lsn::new(1, 9), is_settled: true }),
+            origin: Some(Origin {
+                cohort: CohortId(of),
+                seal: Lsn::new(1, 9),
+                is_settled: true,
+                upper: None,
+            }),
         };
         let first = CohortConfig { origin: None, ..config(2, 0) };
         let all = [first, config(3, 2), config(4, 2), config(5, 4), config(6, 4), config(7, 1)];
@@ -221,10 +260,10 @@ mod tests {
         let map = RangeMap::from_splits(&[Bytes::from("m")]).unwrap();
         let range = |start: &'static str, end: Option<&'static str>| KeyRange::new(start, end);
         let half = |start, end, id| (range(start, end), CohortId(id));
-        let map = map.replace(CohortId(1), [half("", Some("m"), 7)]).unwrap().unwrap();
-        let map = map.replace(CohortId(2), [half("m", Some("r"), 3), half("r", None, 4)]);
+        let map = map.replace(&[CohortId(1)], [half("", Some("m"), 7)]).unwrap().unwrap();
+        let map = map.replace(&[CohortId(2)], [half("m", Some("r"), 3), half("r", None, 4)]);
         let map = map.unwrap().unwrap();
-        let map = map.replace(CohortId(4), [half("r", Some("v"), 5), half("v", None, 6)]);
+        let map = map.replace(&[CohortId(4)], [half("r", Some("v"), 5), half("v", None, 6)]);
         let map = map.unwrap().unwrap();
         for (cohort, expected) in [
             (1, range("", Some("m"))),
@@ -235,7 +274,21 @@ mod tests {
             assert_eq!(served(&map, &configs, CohortId(cohort)), Some(expected), "{cohort}");
         }
         assert_eq!(served(&map, &configs, CohortId(9)), None);
-        configs.remove(&CohortId(6));
+        // The last of them is merged with what went on from the half before, and that split elsewhere.
+        let upper = Some(Upper { cohort: CohortId(6), seal: Lsn::new(1, 3), start: "v".into() });
+        let origin = Origin { upper, ..config(8, 5).origin.unwrap() };
+        let merged = CohortConfig { origin: Some(origin), ..config(8, 5) };
+        let parts = [half("r", Some("t"), 9), half("t", None, 10)];
+        let together = [half("r", None, 8)];
+        let map = map.replace(&[CohortId(5), CohortId(6)], together).unwrap().unwrap();
+        let map = map.replace(&[CohortId(8)], parts).unwrap().unwrap();
+        configs.extend([merged, config(9, 8), config(10, 8)].map(|config| (config.cohort, config)));
+        for (cohort, expected) in
+            [(5, range("r", Some("v"))), (6, range("v", None)), (4, range("r", None))]
+        {
+            assert_eq!(served(&map, &configs, CohortId(cohort)), Some(expected), "{cohort}");
+        }
+        configs.remove(&CohortId(9));
         assert_eq!(served(&map, &configs, CohortId(4)), None, "half of it is not all");
     }
 }

@@ -52,6 +52,7 @@ cases![together:
     recipes::of_two_proposals_one_is_installed,
     recipes::the_map_changes_with_its_new_cohorts,
     recipes::a_cohort_is_succeeded_once,
+    recipes::two_cohorts_go_on_as_one_or_each_by_itself,
     recipes::a_known_cohort_is_succeeded_with_one_request,
     recipes::a_map_is_brought_forward_after_its_configurations,
     recipes::the_catalog_is_watched,

@@ -12,7 +12,7 @@ use trireme_coordinator::recipes::knowledge::Knowledge;
 use trireme_coordinator::recipes::membership::{
     Member, Membership, MembershipWatch, NodeInfo, RegisterError,
 };
-use trireme_coordinator::recipes::succession::{SuccessionError, is_over};
+use trireme_coordinator::recipes::succession::{Decided, SuccessionError, is_over};
 use trireme_coordinator::{CoordinatorError, CoordinatorOptions};
 use trireme_types::{
     ClusterId, CohortConfig, CohortId, KeyRange, Lsn, NodeId, Origin, Protocol, RangeMap, Seal,
@@ -135,13 +135,9 @@ pub async fn a_cohort_is_succeeded_once(options: CoordinatorOptions) {
     let catalog = Catalog::new(&coordinator);
     let before = catalog.load().await.unwrap().unwrap();
     let ended = |cohort| before.map.of_cohort(CohortId(cohort)).unwrap().range.clone();
-    let seal = |cohort, protocol| Seal {
-        successors: vec![Successor {
-            range: ended(cohort),
-            protocol,
-            replicas: vec![NodeId(2), NodeId(1)],
-            replicas_wanted: 2,
-        }],
+    let seal = |cohort, protocol| {
+        let (range, replicas) = (ended(cohort), vec![NodeId(2), NodeId(1)]);
+        Seal::new(vec![Successor { range, protocol, replicas, replicas_wanted: 2 }])
     };
     // Two cohorts are succeeded at once, each by several who have applied its seal.
     let at = Lsn::new(4, 17);
@@ -150,7 +146,7 @@ pub async fn a_cohort_is_succeeded_once(options: CoordinatorOptions) {
         let (catalog, seal) = (catalog.clone(), seal(side % 2 + 1, Protocol::Raft));
         sides.push(tokio::spawn(async move {
             let cohort = CohortId(side % 2 + 1);
-            catalog.succeed(cohort, at, &seal).await.unwrap()
+            catalog.succeed(&Decided::alone(cohort, at, &seal)).await.unwrap()
         }));
     }
     let mut successors = BTreeMap::new();
@@ -164,8 +160,8 @@ pub async fn a_cohort_is_succeeded_once(options: CoordinatorOptions) {
     let mut ids = Vec::new();
     for (cohort, configs) in &successors {
         let config = &configs[0];
-        let origin = Origin { cohort: CohortId(*cohort), seal: at, is_settled: false };
-        assert_eq!((config.version, config.origin), (1, Some(origin)));
+        let origin = Origin { cohort: CohortId(*cohort), seal: at, is_settled: false, upper: None };
+        assert_eq!((config.version, config.origin.as_ref()), (1, Some(&origin)));
         assert_eq!(
             (config.protocol, &config.replicas[..]),
             (Protocol::Raft, &[NodeId(2), NodeId(1)][..])
@@ -188,12 +184,81 @@ pub async fn a_cohort_is_succeeded_once(options: CoordinatorOptions) {
         assert!(!is_over(&state.configs, CohortId(3)), "no other went on from it");
     }
     // An id is not given again, and the ranges must be what the cohort served.
-    let next = catalog.succeed(CohortId(3), at, &seal(3, Protocol::Pacifica)).await.unwrap();
+    let next = catalog
+        .succeed(&Decided::alone(CohortId(3), at, &seal(3, Protocol::Pacifica)))
+        .await
+        .unwrap();
     assert_eq!(next[0].cohort, CohortId(6));
-    let gap = catalog.succeed(CohortId(6), at, &seal(1, Protocol::Raft)).await;
+    let gap = catalog.succeed(&Decided::alone(CohortId(6), at, &seal(1, Protocol::Raft))).await;
     assert!(matches!(gap, Err(SuccessionError::Ranges(_))), "{gap:?}");
-    let unknown = catalog.succeed(CohortId(77), at, &seal(1, Protocol::Raft)).await;
+    let unknown =
+        catalog.succeed(&Decided::alone(CohortId(77), at, &seal(1, Protocol::Raft))).await;
     assert!(matches!(unknown, Err(SuccessionError::NoCohort(CohortId(77)))), "{unknown:?}");
+    coordinator.close().await.unwrap();
+}
+
+/// Two neighbours become one, or each goes on by itself, whoever says so first: the catalog has one of the
+/// two. [RANGE-20] [RANGE-21]
+pub async fn two_cohorts_go_on_as_one_or_each_by_itself(options: CoordinatorOptions) {
+    let coordinator = connect(&options).await;
+    let catalog = Catalog::new(&coordinator);
+    Catalog::bootstrap(&coordinator, spec(1, 8)).await.unwrap();
+    let before = catalog.load().await.unwrap().unwrap();
+    let range = |cohort| before.map.of_cohort(CohortId(cohort)).unwrap().range.clone();
+    let successor = |range| Successor {
+        range,
+        protocol: Protocol::Raft,
+        replicas: vec![NodeId(1)],
+        replicas_wanted: 1,
+    };
+    let seals = [Lsn::new(1, 9), Lsn::new(3, 7)];
+    let together = |lower: u64| {
+        let ended = [(CohortId(lower), seals[0]), (CohortId(lower + 1), seals[1])];
+        let range = KeyRange { start: range(lower).start, end: range(lower + 1).end };
+        Decided::merged(ended, successor(range))
+    };
+    let alone = |cohort: u64, at| {
+        Decided::alone(CohortId(cohort), at, &Seal::new(vec![successor(range(cohort))]))
+    };
+    for lower in [1, 3, 5, 7] {
+        let all = [together(lower), alone(lower, seals[0]), alone(lower + 1, seals[1])];
+        let sides: Vec<_> = all
+            .into_iter()
+            .map(|decided| {
+                let catalog = catalog.clone();
+                tokio::spawn(async move { catalog.succeed(&decided).await.unwrap() })
+            })
+            .collect();
+        for side in sides {
+            assert_eq!(side.await.unwrap().len(), 1);
+        }
+        let state = catalog.load().await.unwrap().unwrap();
+        let of = |at| state.successors(CohortId(lower + at));
+        let [low, high] = [of(0), of(1)];
+        assert_eq!((low.len(), high.len()), (1, 1));
+        let origin = low[0].origin.as_ref().unwrap();
+        assert_eq!(low[0] == high[0], origin.upper.is_some());
+        let served = &state.map.of_cohort(low[0].cohort).unwrap().range;
+        let ended: Vec<_> = origin.seals().collect();
+        assert_eq!(ended[0], (CohortId(lower), seals[0]));
+        assert_eq!(origin.part(CohortId(lower), served), range(lower));
+        if let [_, (upper, seal)] = ended[..] {
+            assert_eq!((upper, seal), (CohortId(lower + 1), seals[1]));
+            assert_eq!(origin.part(upper, served), range(lower + 1));
+            assert_eq!(origin.base(), Lsn::new(0, 9));
+        }
+    }
+    // Of two that go on as one, nothing is needed once that is settled.
+    catalog.succeed(&together(1)).await.unwrap();
+    let state = catalog.load().await.unwrap().unwrap();
+    let first = state.successors(CohortId(1))[0].cohort;
+    catalog.settle(first).await.unwrap();
+    let state = catalog.load().await.unwrap().unwrap();
+    assert!(is_over(&state.configs, CohortId(1)));
+    assert_eq!(
+        is_over(&state.configs, CohortId(2)),
+        state.successors(CohortId(2))[0].cohort == first
+    );
     coordinator.close().await.unwrap();
 }
 
@@ -212,23 +277,31 @@ pub async fn a_known_cohort_is_succeeded_with_one_request(options: CoordinatorOp
             replicas_wanted: 1,
         };
         let lower = KeyRange { end: Some(at.into()), ..whole.clone() };
-        Seal { successors: vec![half(lower), half(KeyRange { start: at.into(), ..whole })] }
+        Seal::new(vec![half(lower), half(KeyRange { start: at.into(), ..whole })])
     };
     let at = Lsn::new(1, 9);
     let (reads, writes) = asked();
     let seal = split(&first, 1, "c");
-    let halves = catalog.succeed_known(&first, CohortId(1), at, &seal).await.unwrap();
+    let halves =
+        catalog.succeed_known(&first, &Decided::alone(CohortId(1), at, &seal)).await.unwrap();
     assert_eq!(halves.iter().map(|it| it.cohort.0).collect::<Vec<_>>(), [3, 4]);
     assert_eq!(asked(), (reads, writes + 1));
     // What is known is too old, for a cohort that it has, for one that is gone, and for one that is newer.
     let seal_of_other = split(&first, 2, "t");
-    let others = catalog.succeed_known(&first, CohortId(2), at, &seal_of_other).await.unwrap();
+    let others = catalog
+        .succeed_known(&first, &Decided::alone(CohortId(2), at, &seal_of_other))
+        .await
+        .unwrap();
     assert_eq!(others.iter().map(|it| it.cohort.0).collect::<Vec<_>>(), [5, 6]);
-    let again = catalog.succeed_known(&first, CohortId(1), at, &seal).await.unwrap();
+    let again =
+        catalog.succeed_known(&first, &Decided::alone(CohortId(1), at, &seal)).await.unwrap();
     assert_eq!(again, halves);
     let second = catalog.load().await.unwrap().unwrap();
     let seal_of_half = split(&second, 3, "b");
-    let quarters = catalog.succeed_known(&first, CohortId(3), at, &seal_of_half).await.unwrap();
+    let quarters = catalog
+        .succeed_known(&first, &Decided::alone(CohortId(3), at, &seal_of_half))
+        .await
+        .unwrap();
     assert_eq!(quarters[0].cohort, CohortId(7));
     let third = catalog.load().await.unwrap().unwrap();
     let cohorts: Vec<_> = third.map.ranges().iter().map(|entry| entry.cohort.0).collect();
@@ -248,7 +321,7 @@ pub async fn a_map_is_brought_forward_after_its_configurations(options: Coordina
     let ids = (2..2 + SUCCESSORS).map(CohortId);
     let cut = RangeMap::from_splits(&even_splits(ids.clone().count())).unwrap();
     let ranges = cut.ranges().iter().map(|entry| entry.range.clone());
-    known.map = older.map.replace(CohortId(1), ranges.zip(ids.clone())).unwrap().unwrap();
+    known.map = older.map.replace(&[CohortId(1)], ranges.zip(ids.clone())).unwrap().unwrap();
     known.configs.extend(ids.map(|id| (id, config(id.0, 1, 1))));
     let mut watch = Catalog::new(&coordinator).watch().unwrap();
     let (from, to) = (known.clone(), coordinator.clone());

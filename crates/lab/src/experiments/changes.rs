@@ -1,5 +1,5 @@
 //! What the changes of a range cost one client that writes to it: for how long no write went through while
-//! the lead moved, the protocol changed, a replica moved to another node, the range was split.
+//! the lead moved, the protocol changed, a replica moved to another node, the range was split, its halves merged.
 //!
 //! In the end every key that was acknowledged must be there.
 
@@ -21,7 +21,7 @@ use crate::report::{Report, milliseconds, progress};
 use crate::writer::{Writer, impatient, key, lost, value};
 
 /// The kinds of change, in the order in which they are tried in each round.
-const CHANGES: [&str; 4] = ["leader", "protocol", "move", "split"];
+const CHANGES: [&str; 5] = ["leader", "protocol", "move", "split", "merge"];
 
 const HEADS: &[&str] =
     &["CHANGE", "TIMES", "NO WRITE: MIN", "P50", "P90", "MAX", "IT TOOK: P50", "MAX"];
@@ -152,11 +152,13 @@ impl ChangesArgs {
                 let from = route.replicas[round as usize % route.replicas.len()];
                 client.move_replica(route.cohort, from, to, ignore).await.map(drop)?;
             }
-            _ => {
-                // What is below has the rows that were there before, and then ever fewer of the writer's.
+            "split" => {
+                // What is below has the rows that were there before.
                 let at = key(u64::from(round) * 10);
                 client.split_range(at, ignore).await.map(drop)?;
             }
+            // The range that the last split began.
+            _ => client.merge_ranges(route.range.start, ignore).await.map(drop)?,
         }
         let took = begun.elapsed();
         writer.wait_for_put_begun_after(Instant::now(), GAP_TIMEOUT).await?;

@@ -271,7 +271,7 @@ impl Kept {
         let watch = watch_for_failure(raft.clone(), self.on_failure.clone());
         let mut tasks = vec![simulation::spawn(tending.run()), simulation::spawn(watch)];
         let is_first = self.config.replicas.first() == Some(&self.node);
-        match self.config.origin {
+        match &self.config.origin {
             _ if incarnation != 0 => {}
             None => {
                 let forming = form_cohort(raft.clone(), id, self.config.clone(), options.clone());

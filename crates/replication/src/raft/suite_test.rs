@@ -251,7 +251,7 @@ async fn a_table_whose_cohort_has_ended_gives_no_snapshot_that_can_be_sent() {
     let before = raft.get_current_snapshot().await.unwrap().unwrap();
     assert!(matches!(before.snapshot, SnapshotData::Outgoing(_)));
     drop(before);
-    let seal = Seal { successors: Vec::new() };
+    let seal = Seal::new(Vec::new());
     table.apply(&[entry(2, seal.encode())]).unwrap();
     let after = raft.get_current_snapshot().await.unwrap().unwrap();
     assert!(matches!(after.snapshot, SnapshotData::OnDisk));

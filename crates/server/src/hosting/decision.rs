@@ -43,16 +43,19 @@ pub(super) fn plan(
         let invitation = invited(config.cohort).filter(|it| it.node == node);
         let local = of(config.cohort);
         // What it began with elsewhere is here too, or will be.
-        let unsettled = config.origin.filter(|origin| !origin.is_settled);
-        let inherits = unsettled.is_some_and(|origin| {
+        let unsettled = config.origin.as_ref().filter(|origin| !origin.is_settled);
+        let brings_along = |ended: CohortId| {
             // Its place is another's.
-            let leaving = invited(origin.cohort).and_then(|it| it.leaving);
-            of(origin.cohort).has_data && leaving.is_none_or(|leaving| leaving.node != node)
-        });
+            let leaving = invited(ended).and_then(|it| it.leaving);
+            of(ended).has_data && leaving.is_none_or(|leaving| leaving.node != node)
+        };
+        let inherits =
+            unsettled.is_some_and(|origin| origin.seals().all(|(ended, _)| brings_along(ended)));
         (is_to_hold(node, config, invitation, local.has_data || inherits), local)
     };
+    let origins = configs.values().filter_map(|config| config.origin.as_ref());
     let ended: BTreeSet<_> =
-        configs.values().filter_map(|it| it.origin).map(|it| it.cohort).collect();
+        origins.flat_map(|origin| origin.seals().map(|(ended, _)| ended)).collect();
     for (&cohort, config) in configs {
         let (mut holds, Local { is_hosted, has_data }) = is_to_be_held(config);
         let mut may_go = invitations.is_some();
@@ -179,8 +182,12 @@ mod tests {
             let leaving = Some(Leaving { node: NodeId(3), why: Why::Asked });
             let invitation = Invitation { node: ME, at: 1, leaving };
             let standing = Standing { invitation, version: NodeVersion(1) };
-            let origin =
-                Some(Origin { cohort: CohortId(1), seal: Lsn::new(3, 9), is_settled: true });
+            let origin = Some(Origin {
+                cohort: CohortId(1),
+                seal: Lsn::new(3, 9),
+                is_settled: true,
+                upper: None,
+            });
             let next = CohortConfig { cohort: CohortId(5), origin, ..config(1, &[1, 2, 4]) };
             let mut configs: BTreeMap<_, _> = [(CohortId(1), config(2, &[1, 2, 3]))].into();
             configs.extend(is_over.then_some((CohortId(5), next)));
@@ -199,8 +206,12 @@ mod tests {
     #[test]
     fn nothing_goes_before_it_is_known_whom_the_cohorts_invite() {
         let decided = |is_over: bool, local: Local| {
-            let origin =
-                Some(Origin { cohort: CohortId(1), seal: Lsn::new(3, 9), is_settled: is_over });
+            let origin = Some(Origin {
+                cohort: CohortId(1),
+                seal: Lsn::new(3, 9),
+                is_settled: is_over,
+                upper: None,
+            });
             let next = CohortConfig { cohort: CohortId(5), origin, ..config(1, &[1, 2, 4]) };
             let configs =
                 [config(2, &[1, 2, 3]), next].map(|config| (config.cohort, config)).into();
@@ -228,7 +239,12 @@ mod tests {
     fn what_has_ended_stays_until_nothing_of_it_is_needed() {
         let successor = |id, is_settled| CohortConfig {
             cohort: CohortId(id),
-            origin: Some(Origin { cohort: CohortId(1), seal: Lsn::new(3, 9), is_settled }),
+            origin: Some(Origin {
+                cohort: CohortId(1),
+                seal: Lsn::new(3, 9),
+                is_settled,
+                upper: None,
+            }),
             ..config(1, &[1, 2, 4])
         };
         let decided = |settled: [bool; 2], hosted: [bool; 2], ended: Local| {
@@ -260,7 +276,12 @@ mod tests {
     fn what_has_ended_goes_though_one_that_went_on_from_it_is_over_as_well() {
         let successor = |id, of| CohortConfig {
             cohort: CohortId(id),
-            origin: Some(Origin { cohort: CohortId(of), seal: Lsn::new(3, 9), is_settled: true }),
+            origin: Some(Origin {
+                cohort: CohortId(of),
+                seal: Lsn::new(3, 9),
+                is_settled: true,
+                upper: None,
+            }),
             ..config(1, &[1, 2, 4])
         };
         let all = [config(1, &[1, 2, 4]), successor(5, 1), successor(6, 1), successor(7, 5)];
@@ -285,7 +306,8 @@ mod tests {
             let invitation = Invitation { node: NodeId(9), at: 1, leaving };
             let standing = Standing { invitation, version: NodeVersion(1) };
             let invitations = [(CohortId(1), standing)].into();
-            let origin = Some(Origin { cohort: CohortId(1), seal: Lsn::new(3, 9), is_settled });
+            let origin =
+                Some(Origin { cohort: CohortId(1), seal: Lsn::new(3, 9), is_settled, upper: None });
             let next = CohortConfig { cohort: CohortId(5), origin, ..config(2, &[1, 2]) };
             let configs =
                 [config(1, &[1, 2, 4]), next].map(|config| (config.cohort, config)).into();

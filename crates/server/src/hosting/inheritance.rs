@@ -1,8 +1,8 @@
 //! What a successor begins with (RANGE-6).
 //!
-//! Nothing of it is copied: its table is begun on the rows of the one that ended, and its log behind
-//! the seal. A crash may leave the log without the table, which is not on the disk before the next
-//! flush. Then the log of the one that ended is still there, and is applied up to the seal, which must
+//! Nothing of it is copied: its table is begun on the rows of the one that ended, or of the two, and its log
+//! behind the seal. A crash may leave the log without the table, which is not on the disk before the next
+//! flush. Then the log of what ended is still there, and is applied up to the seal, which must
 //! have been committed, since the successor had begun (RANGE-8).
 
 use std::io;
@@ -17,15 +17,24 @@ use crate::protocols::first_state;
 /// The bytes of entries that are read and applied at once.
 const STEP_BYTES: usize = 4 * 1024 * 1024;
 
-/// The cohort that another one succeeds, as this node has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What another cohort goes on from, as this node has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Before {
-    /// Whether its replica is here, and may apply the seal yet.
+    /// The cohorts that ended, in key order.
+    pub(super) ended: Vec<Ended>,
+    /// Whether their replicas are here, and may apply their seals yet.
     pub(super) is_here: bool,
-    /// The range that it served.
-    pub(super) range: KeyRange,
     /// The replica is none of a member: the node is invited, and its replica learns.
     pub(super) is_to_learn: bool,
+}
+
+/// A cohort that ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub(super) cohort: CohortId,
+    pub(super) seal: Lsn,
+    /// The range that it served.
+    pub(super) range: KeyRange,
 }
 
 /// What a replica has of the cohort that its own succeeds.
@@ -50,7 +59,7 @@ impl Opener {
         before: Before,
         was_given_up: bool,
     ) -> Result<Inheritance, NodeError> {
-        let Some(origin) = config.origin else { return Ok(Inheritance::None) };
+        let Some(origin) = &config.origin else { return Ok(Inheritance::None) };
         let cohort = config.cohort;
         if !self.tables.has_begun(cohort) {
             //= RANGE-17
@@ -62,15 +71,18 @@ impl Opener {
                 // What was there when the other one ended may have been changed since.
                 return Ok(Inheritance::Missed);
             }
-            if self.has_log_only(cohort) {
-                self.apply_up_to_seal(origin.cohort, &before.range, origin.seal).await?;
-            }
-            if !self.is_sealed(origin.cohort, &before.range)? {
-                //= RANGE-7
-                return Ok(match before.is_here {
-                    true => Inheritance::Awaited,
-                    false => Inheritance::Missed,
-                });
+            let has_log_only = self.has_log_only(cohort);
+            for Ended { cohort, seal, range } in &before.ended {
+                if has_log_only {
+                    self.apply_up_to_seal(*cohort, range, *seal).await?;
+                }
+                if !self.is_sealed(*cohort, range)? {
+                    //= RANGE-7
+                    return Ok(match before.is_here {
+                        true => Inheritance::Awaited,
+                        false => Inheritance::Missed,
+                    });
+                }
             }
             let beginning = Beginning {
                 cohort,
@@ -79,8 +91,8 @@ impl Opener {
                 protocol: first_state(config),
             };
             let tables = self.tables.clone();
-            let begin =
-                tokio::task::spawn_blocking(move || tables.begin(origin.cohort, &beginning));
+            let ended: Vec<_> = before.ended.iter().map(|ended| ended.cohort).collect();
+            let begin = tokio::task::spawn_blocking(move || tables.begin(&ended, &beginning));
             begin.await.map_err(io::Error::other)??;
         }
         let log = self.log.cohort(cohort);

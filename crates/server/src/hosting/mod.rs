@@ -29,10 +29,10 @@ use trireme_coordinator::recipes::catalog::CatalogState;
 use trireme_coordinator::recipes::invitations::{AllInvitations, Invitations, InvitationsWatch};
 use trireme_coordinator::recipes::succession::{is_over, served, successors};
 use trireme_coordinator::{Coordinator, CoordinatorError};
-use trireme_types::{CohortConfig, CohortId, KeyRange, RangeDescriptor};
+use trireme_types::{CohortConfig, CohortId, KeyRange, Lsn, RangeDescriptor};
 
 use self::decision::{Plan, merge, plan};
-use self::inheritance::Before;
+use self::inheritance::{Before, Ended};
 pub(crate) use self::opener::Opener;
 use self::unpublished::Unpublished;
 use crate::cohort::HostedCohort;
@@ -223,8 +223,9 @@ impl Hosting {
     /// Returns true if a cohort goes on where another one ends, or another one where it does.
     fn is_linked(&self, cohort: CohortId) -> bool {
         let configs = &self.catalog.configs;
-        let origin = configs.get(&cohort).and_then(|config| config.origin);
-        origin.is_some_and(|origin| !is_over(configs, origin.cohort))
+        let origin = configs.get(&cohort).and_then(|config| config.origin.as_ref());
+        let is_needed = |(ended, _)| !is_over(configs, ended);
+        origin.is_some_and(|origin| origin.seals().any(is_needed))
             || !successors(configs, cohort).is_empty()
     }
 
@@ -250,10 +251,12 @@ impl Hosting {
     async fn open_linked(&mut self, cohort: CohortId) -> Result<(), NodeError> {
         let Some((descriptor, config, before)) = self.to_open(cohort) else { return Ok(()) };
         for successor in successors(&self.catalog.configs, cohort) {
-            if let Some(origin) = successor.origin
+            let origin = successor.origin.as_ref();
+            let seal = origin.and_then(|it| it.seals().find(|(ended, _)| *ended == cohort));
+            if let Some((_, seal)) = seal
                 && self.opener.has_log_only(successor.cohort)
             {
-                self.opener.apply_up_to_seal(cohort, &descriptor.range, origin.seal).await?;
+                self.opener.apply_up_to_seal(cohort, &descriptor.range, seal).await?;
             }
         }
         let opened = self.opener.open(descriptor, config, before).await?;
@@ -270,25 +273,30 @@ impl Hosting {
         })
     }
 
-    /// Returns what the node has of the cohort where another one goes on.
+    /// Returns what the node has of the cohorts where another one goes on.
     fn before(&self, config: &CohortConfig) -> Before {
-        let Some(origin) = config.origin else {
-            return Before { is_here: false, range: KeyRange::all(), is_to_learn: false };
-        };
+        let Some(origin) = &config.origin else { return Before::default() };
         // The node may be one that is invited, and does not know it yet.
-        let may_be_opened = || {
+        let may_be_opened = |ended: &CohortId| {
             let local = self.opener.local(&self.hosted);
-            self.invitations.is_none() && local.get(&origin.cohort).is_some_and(|it| it.has_data)
+            self.invitations.is_none() && local.get(ended).is_some_and(|it| it.has_data)
         };
-        let is_here = !is_over(&self.catalog.configs, origin.cohort)
-            && (self.hosted.contains_key(&origin.cohort) || may_be_opened());
-        let range = self.descriptor(origin.cohort).map_or_else(KeyRange::all, |it| it.range);
+        let is_here = |(ended, _): (CohortId, Lsn)| {
+            !is_over(&self.catalog.configs, ended)
+                && (self.hosted.contains_key(&ended) || may_be_opened(&ended))
+        };
+        let is_here = origin.seals().all(is_here);
+        let ended = origin.seals().map(|(cohort, seal)| {
+            let range = self.descriptor(cohort).map_or_else(KeyRange::all, |it| it.range);
+            Ended { cohort, seal, range }
+        });
+        let ended = ended.collect();
         let invitations = self.invitations.as_ref();
         let invitation =
             invitations.and_then(|all| all.get(&config.cohort)).map(|it| it.invitation);
         let is_to_learn = !config.replicas.contains(&self.opener.node)
             && invitation.is_some_and(|it| it.leaving.is_some());
-        Before { is_here, range, is_to_learn }
+        Before { is_here, ended, is_to_learn }
     }
 
     /// Closes a replica and sets aside what it leaves.

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use trireme_coordinator::recipes::catalog::{Catalog, ClusterSpec, CompareAndSet};
 use trireme_coordinator::recipes::invitations::Invitation;
 use trireme_coordinator::recipes::membership::NodeInfo;
+use trireme_coordinator::recipes::succession::Decided;
 use trireme_replication::Replica;
 use trireme_replication::pulse::{PulseFaults, Pulses};
 use trireme_storage::fs::{MemFs, RealFs};
@@ -18,8 +19,8 @@ use trireme_storage::{
     LogBounds, LogIdentity, LogOptions, LogWrite, SharedLog, TableOptions, Tables,
 };
 use trireme_types::{
-    ClusterId, CohortConfig, Command, CommandBatch, Condition, KeyRange, Lsn, NodeId, Operation,
-    Protocol, RangeMap, Seal, Successor, Timing,
+    ClusterId, CohortConfig, Command, CommandBatch, Condition, KeyRange, Lsn, Merge, NodeId,
+    Operation, Protocol, RangeMap, Seal, Successor, Timing,
 };
 
 use super::*;
@@ -218,16 +219,40 @@ impl Fixture {
             replicas: vec![ME],
             replicas_wanted: 1,
         };
-        let seal = Seal { successors: borders.windows(2).map(half).collect() };
+        let seal = Seal::new(borders.windows(2).map(half).collect());
         let replica = self.hosted(cohort).unwrap();
         self.until("the seal", async || replica.seal(&seal).await.is_ok()).await;
         let (at, _) = self.router.routes().hosted[&cohort].table.seal().unwrap();
         let catalog = Catalog::new(&self.coordinator);
-        let ids = catalog.succeed(cohort, at, &seal).await.unwrap();
+        let ids = catalog.succeed(&Decided::alone(cohort, at, &seal)).await.unwrap();
         let ids: Vec<_> = ids.into_iter().map(|config| config.cohort).collect();
         let are_here = async || ids.iter().all(|&id| self.hosted(id).is_some());
         self.until("the halves", are_here).await;
         ids
+    }
+
+    /// Ends two cohorts of Raft and returns the one that goes on from both.
+    async fn merge(&self, ended: [CohortId; 2], range: KeyRange) -> CohortId {
+        let successor = |range| Successor {
+            range,
+            protocol: Protocol::Raft,
+            replicas: vec![ME],
+            replicas_wanted: 1,
+        };
+        let both = successor(range);
+        let mut seals = Vec::new();
+        for (cohort, with) in [(ended[0], ended[1]), (ended[1], ended[0])] {
+            let hosted = self.router.routes().hosted[&cohort].clone();
+            let merge = Merge { with, successor: both.clone() };
+            let alone = successor(hosted.descriptor.range.clone());
+            let seal = Seal { successors: vec![alone], merge: Some(merge.into()) };
+            self.until("the seal", async || hosted.replica.seal(&seal).await.is_ok()).await;
+            seals.push((cohort, hosted.table.seal().unwrap().0));
+        }
+        let decided = Decided::merged([seals[0], seals[1]], both);
+        let next = Catalog::new(&self.coordinator).succeed(&decided).await.unwrap()[0].cohort;
+        self.until("the one", async || self.hosted(next).is_some()).await;
+        next
     }
 
     fn has(&self, cohort: CohortId, key: &str) -> bool {
@@ -573,13 +598,13 @@ async fn a_cohort_goes_on_where_another_one_ended() {
         let before = fixture.router.routes().hosted[&cohort].table.get(b"a").unwrap().unwrap();
         let range = KeyRange::new("", Some("m"));
         let successor = Successor { range, protocol, replicas: vec![ME], replicas_wanted: 1 };
-        let seal = Seal { successors: vec![successor] };
+        let seal = Seal::new(vec![successor]);
         let replica = fixture.hosted(cohort).unwrap();
         fixture.until("the seal", async || replica.seal(&seal).await.is_ok()).await;
         let (at, found) = fixture.router.routes().hosted[&cohort].table.seal().unwrap();
         assert_eq!(*found, seal);
         let catalog = Catalog::new(&fixture.coordinator);
-        let next = catalog.succeed(cohort, at, &seal).await.unwrap()[0].cohort;
+        let next = catalog.succeed(&Decided::alone(cohort, at, &seal)).await.unwrap()[0].cohort;
         assert_eq!(next, CohortId(2 + number));
         fixture.until("the successor", async || fixture.hosted(next).is_some()).await;
         assert!(fixture.hosted(cohort).is_some(), "it is not settled");
@@ -596,6 +621,51 @@ async fn a_cohort_goes_on_where_another_one_ended() {
         fixture.until_gone(cohort).await;
         cohort = next;
     }
+    fixture.stop().await;
+}
+
+/// Two cohorts become one, with a crash before anything of that is on the disk but its log, and once more with
+/// what was cut off meanwhile. [RANGE-8] [RANGE-10] [RANGE-20]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_cohorts_become_one() {
+    let mut fixture = Fixture::start().await;
+    let catalog = Catalog::new(&fixture.coordinator);
+    let both = fixture.merge([ONE, TWO], KeyRange::all()).await;
+    assert_eq!(both, CohortId(3));
+    fixture.put(both, "b").await;
+    fixture.put(both, "y").await;
+    fixture.crash(async |it| assert!(!it.tables.has_begun(both), "it is on the disk")).await;
+    let has = |fixture: &Fixture, cohort| {
+        ["a", "b", "y", "z"]
+            .map(|key| fixture.has(cohort, key))
+            .into_iter()
+            .filter(|it| *it)
+            .count()
+    };
+    fixture.put(both, "c").await;
+    assert_eq!(has(&fixture, both), 4);
+    assert!(fixture.hosted(ONE).is_some() && fixture.hosted(TWO).is_some());
+    catalog.settle(both).await.unwrap();
+    fixture.until_gone(ONE).await;
+    fixture.until_gone(TWO).await;
+    fixture.restart(async |_| {}).await;
+    assert_eq!(has(&fixture, both), 4);
+    let parts = fixture.split(both, [Some(""), Some("b"), None]).await;
+    fixture.put(parts[1], "x").await;
+    for &part in &parts {
+        catalog.settle(part).await.unwrap();
+    }
+    fixture.until_gone(both).await;
+    let again = fixture.merge([parts[0], parts[1]], KeyRange::all()).await;
+    fixture.put(again, "w").await;
+    fixture.restart(async |_| {}).await;
+    fixture.put(again, "w").await;
+    assert_eq!(has(&fixture, again), 4);
+    let version = |key: &str| {
+        let routes = fixture.router.routes();
+        routes.hosted[&again].table.get(key.as_bytes()).unwrap().unwrap().version.0
+    };
+    assert!(version("w") > version("x"), "no version comes twice");
     fixture.stop().await;
 }
 

@@ -159,16 +159,16 @@ impl TableEngine for HalfResident {
     fn get_and_scan(
         &self,
         key: &[u8],
-        span: &Span,
+        spans: &[Span],
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<(Option<Bytes>, Scanned), TableError> {
-        Ok((self.get(key)?, self.scan(span, budget, visit)?))
+        Ok((self.get(key)?, self.scan(spans, budget, visit)?))
     }
 
-    fn scan(&self, span: &Span, _: ScanBudget, visit: Visit<'_>) -> Result<Scanned, TableError> {
+    fn scan(&self, spans: &[Span], _: ScanBudget, visit: Visit<'_>) -> Result<Scanned, TableError> {
         self.disk.scan();
-        for (key, value) in self.rows_of(span) {
+        for (key, value) in spans.iter().flat_map(|span| self.rows_of(span)) {
             if visit(key, value).is_break() {
                 break;
             }

@@ -142,6 +142,11 @@ impl v1::admin_server::Admin for AdminService {
                 Some(v1::change_range_request::Change::Move(v1::MoveReplica { from, to })) => {
                     Change::Move(Move { from: NodeId(from), to: NodeId(to) })
                 }
+                Some(v1::change_range_request::Change::Merge(border)) => {
+                    check_split_key(&border)
+                        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+                    Change::Merge(border)
+                }
                 None => return Err(Status::invalid_argument("the request names no change")),
             };
         let cohorts = self.changes.change(CohortId(cohort), &change).await;

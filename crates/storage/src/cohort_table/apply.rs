@@ -61,8 +61,6 @@ pub(crate) fn decode(
 pub(crate) struct Apply<'a> {
     core: &'a Core,
     place: Place,
-    /// Where the rows lie.
-    rows_place: Place,
     range: &'a KeyRange,
     writer: &'a mut Writer,
     /// The rows that changed, in the order in which they first did.
@@ -84,8 +82,7 @@ impl<'a> Apply<'a> {
         range: &'a KeyRange,
         writer: &'a mut Writer,
     ) -> Self {
-        let rows_place = writer.rows.place(place);
-        Self { core, place, rows_place, range, writer, rows: Vec::new(), index: HashMap::new() }
+        Self { core, place, range, writer, rows: Vec::new(), index: HashMap::new() }
     }
 
     /// Judges the entries in order. Sessions and counters of the writer change as it goes, so a
@@ -122,8 +119,8 @@ impl<'a> Apply<'a> {
     /// Returns everything that changed, the cohort's meta row included.
     pub(crate) fn into_batch(self) -> WriteBatch {
         let mut batch = WriteBatch::default();
-        let prefix = self.rows_place.prefix(keys::KIND_ROW);
         for row in &self.rows {
+            let prefix = self.writer.rows.place_of(self.place, &row.key).prefix(keys::KIND_ROW);
             match &row.value {
                 Some((version, value)) => {
                     batch.put(&[&prefix, &row.key], &[&keys::row_header(*version), value]);
@@ -213,7 +210,8 @@ impl<'a> Apply<'a> {
         {
             return Ok(self.rows[index].value.as_ref().map(|(version, _)| *version));
         }
-        let value = self.core.get(&self.rows_place.row_key(key))?;
+        let place = self.writer.rows.place_of(self.place, key);
+        let value = self.core.get(&place.row_key(key))?;
         value.map(|value| keys::row_version(self.place.cohort, &value)).transpose()
     }
 

@@ -6,7 +6,8 @@ use trireme_types::{CohortId, KeyRange, Lsn, Version};
 
 use super::sessions::Sessions;
 use crate::table::WriteBatch;
-use crate::table::keys::{self, Meta, Place, Rows};
+use crate::table::keys::{self, Meta, Place};
+use crate::table::rows::{Part, Rows};
 
 const COHORT: CohortId = CohortId(3);
 
@@ -38,9 +39,14 @@ fn fuzz_table_meta() {
     let meta = Meta { generation: 2, applied, writes: 80, clock: 1 << 41, rows };
     let old = [&[1][..], &meta.encode()[1..29]].concat();
     let place = Place { cohort: CohortId(1), generation: 4 };
-    let rows = Rows::Elsewhere { place, range: KeyRange::new("b", Some("m")) };
+    let low = Part { place, range: KeyRange::new("b", Some("m")) };
+    let high =
+        Part { place: Place { generation: 5, ..place }, range: KeyRange::new("m", Some("x")) };
+    let rows = Rows::elsewhere(vec![low.clone()]);
     let elsewhere = Meta { rows, ..meta.clone() };
-    Fuzz::new("fuzz_table_meta", [meta.encode(), elsewhere.encode(), old]).run(|bytes| {
+    let in_parts = Meta { rows: Rows::elsewhere(vec![low, high]), ..meta.clone() };
+    let seeds = [meta.encode(), elsewhere.encode(), in_parts.encode(), old];
+    Fuzz::new("fuzz_table_meta", seeds).run(|bytes| {
         let decoded = Meta::decode(COHORT, bytes);
         if let Ok(meta) = &decoded {
             assert_eq!(Meta::decode(COHORT, &meta.encode()).ok(), Some(meta.clone()));

@@ -8,7 +8,8 @@ use trireme_types::Version;
 use crate::cohort_table::sessions::Sessions;
 use crate::cohort_table::{CohortTable, Serving, State, Writer, wait_for_readers};
 use crate::snapshot::{Record, SnapshotError, SnapshotHeader, StagedSnapshot};
-use crate::table::keys::{self, Meta, Place, Rows};
+use crate::table::keys::{self, Meta, Place};
+use crate::table::rows::Rows;
 use crate::table::{TableError, WriteBatch};
 
 /// The bytes after which a batch of snapshot rows is written.
@@ -77,8 +78,8 @@ impl CohortTable {
         step(InstallStep::FlipDurable)?;
         wait_for_readers(&replaced);
         state.core.remove_span(&old.all())?;
-        if let Rows::Elsewhere { place, range } = old_rows {
-            state.core.remove_span(&place.rows(&range))?;
+        for part in old_rows.parts() {
+            state.core.remove_span(&part.span())?;
         }
         tracing::info!(cohort = %state.id, applied = %writer.applied, "installed a snapshot");
         Ok(())
@@ -111,7 +112,7 @@ impl State {
         batch.put(&[&keys::meta_key(self.id)], &[&meta.encode()]);
         self.core.write(batch)?;
         let generation = new.generation;
-        let replaced = self.replace(|serving| Serving { generation, rows: new, ..serving });
+        let replaced = self.replace(|serving| Serving { generation, rows: Rows::Own, ..serving });
         *writer = loaded;
         self.protocol.write().clone_from(&writer.protocol);
         self.clock.store(writer.sessions.clock(), Ordering::Release);

@@ -77,8 +77,9 @@ use trireme_types::{CohortId, Entry, KeyRange, Lsn, Outcome, PATH, Seal, Version
 use crate::cohort_table::apply::Apply;
 use crate::cohort_table::sessions::Sessions;
 use crate::snapshot::{SnapshotHeader, SnapshotReader};
-use crate::table::keys::{self, Meta, PREFIX_BYTES, Place, Rows};
-use crate::table::{Core, Points, ScanBudget, Scanned, TableError, Visit, WriteBatch};
+use crate::table::keys::{self, Meta, PREFIX_BYTES, Place};
+use crate::table::rows::Rows;
+use crate::table::{Core, Points, ScanBudget, Scanned, Span, TableError, Visit, WriteBatch};
 
 /// What one page of a scan may read, deleted rows and older versions included. It takes a few
 /// milliseconds; more makes scans over deleted rows take fewer pages, and others wait longer.
@@ -152,8 +153,7 @@ struct State {
 #[derive(Clone)]
 pub(crate) struct Serving {
     generation: u32,
-    /// Where the rows lie.
-    rows: Place,
+    rows: Rows,
     range: KeyRange,
     is_sealed: bool,
     is_dropped: bool,
@@ -215,7 +215,7 @@ impl CohortTable {
         core.add_points(id, Arc::clone(&points));
         let serving = Serving {
             generation: meta.generation,
-            rows: writer.rows.place(place),
+            rows: writer.rows.clone(),
             range,
             is_sealed: writer.seal.is_some(),
             is_dropped: false,
@@ -310,7 +310,7 @@ impl CohortTable {
         if !serving.range.contains(key) {
             return Ok(None);
         }
-        let value = state.core.get(&serving.rows.row_key(key))?;
+        let value = state.core.get(&serving.row_key(state.id, key))?;
         state.row(key, value)
     }
 
@@ -322,7 +322,7 @@ impl CohortTable {
             let serving = state.serving()?;
             let place = serving.place(state.id);
             // The applied point is written together with the rows, and so it is read.
-            let keys = [&keys::meta_key(state.id)[..], &serving.rows.row_key(key)];
+            let keys = [&keys::meta_key(state.id)[..], &serving.row_key(state.id, key)];
             let [meta, value] = state.core.get_both(keys)?;
             let Some(applied) = state.applied_of(place, meta.as_ref())? else {
                 std::thread::yield_now();
@@ -342,7 +342,7 @@ impl CohortTable {
         let state = &*self.state;
         let serving = state.serving()?;
         let place = serving.place(state.id);
-        let keys = [&keys::meta_key(state.id)[..], &serving.rows.row_key(key)];
+        let keys = [&keys::meta_key(state.id)[..], &serving.row_key(state.id, key)];
         let Some([meta, value]) = state.core.get_both_resident(keys)? else { return Ok(None) };
         // Where the rows are just being replaced, a caller that may wait reads again.
         let Some(applied) = state.applied_of(place, meta.as_ref())? else { return Ok(None) };
@@ -358,7 +358,7 @@ impl CohortTable {
         if !serving.range.contains(key) {
             return Ok(Some(None));
         }
-        let row_key = serving.rows.row_key(key);
+        let row_key = serving.row_key(state.id, key);
         let Some(value) = state.core.get_resident(&row_key)? else { return Ok(None) };
         Ok(Some(state.row(key, value)?))
     }
@@ -376,9 +376,8 @@ impl CohortTable {
     ) -> Result<ScanPage, TableError> {
         let state = &*self.state;
         let serving = state.serving()?;
-        let mut span = serving.rows.rows(&serving.range.intersection(range));
-        span.reverse = reverse;
-        let scan = |visit: Visit<'_>| Ok(((), state.core.scan(&span, PAGE_BUDGET, visit)?));
+        let spans = serving.spans(state.id, range, reverse);
+        let scan = |visit: Visit<'_>| Ok(((), state.core.scan(&spans, PAGE_BUDGET, visit)?));
         let (page, ()) = state.core.readable(collect(state.id, limit, scan))?;
         Ok(page)
     }
@@ -396,10 +395,9 @@ impl CohortTable {
         loop {
             let serving = state.serving()?;
             let place = serving.place(state.id);
-            let mut span = serving.rows.rows(&serving.range.intersection(range));
-            span.reverse = reverse;
+            let spans = serving.spans(state.id, range, reverse);
             let scan =
-                |visit: Visit<'_>| state.core.get_and_scan(&meta_key, &span, PAGE_BUDGET, visit);
+                |visit: Visit<'_>| state.core.get_and_scan(&meta_key, &spans, PAGE_BUDGET, visit);
             let (page, meta) = state.core.readable(collect(state.id, limit, scan))?;
             if let Some(applied) = state.applied_of(place, meta.as_ref())? {
                 return Ok((page, applied));
@@ -436,7 +434,9 @@ impl CohortTable {
             protocol: writer.protocol.clone(),
         };
         let sessions = state.core.view(&place.kind(keys::KIND_SESSION))?;
-        let rows = state.core.view(&serving.rows.rows(&serving.range))?;
+        let spans = serving.spans(state.id, &serving.range, false).into_iter();
+        let rows: Vec<_> = spans.map(|span| state.core.view(&span)).collect::<Result<_, _>>()?;
+        let rows = Box::new(rows.into_iter().flatten());
         Ok(SnapshotReader::new(header, sessions, rows))
     }
 
@@ -515,6 +515,16 @@ fn wait_for_readers(replaced: &Arc<Serving>) {
 impl Serving {
     const fn place(&self, cohort: CohortId) -> Place {
         Place { cohort, generation: self.generation }
+    }
+
+    /// Returns the engine key of a user key.
+    fn row_key(&self, cohort: CohortId, key: &[u8]) -> Vec<u8> {
+        self.rows.place_of(self.place(cohort), key).row_key(key)
+    }
+
+    /// Returns where the served rows of `range` lie, in the order in which they are to be read.
+    fn spans(&self, cohort: CohortId, range: &KeyRange, reverse: bool) -> Vec<Span> {
+        self.rows.spans(self.place(cohort), &self.range.intersection(range), reverse)
     }
 }
 

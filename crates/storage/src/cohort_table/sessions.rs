@@ -15,6 +15,10 @@
 //! [`Outcome::SessionGone`]. A client that names no start is never forgotten, and there is room for
 //! few of those.
 //!
+//! A cohort that goes on from two has the sessions of both, and the later of their times. Whom either has
+//! forgotten had started before its time less the lifetime, and so before the later time less the lifetime.
+//! Those that are known live for as long as they had left.
+//!
 //! They are kept in memory whole and on disk as one row per client, rewritten in the batch of each
 //! apply that touched it. Both are bounded: [`SESSIONS_MAX`], [`OUTCOMES_MAX`]. Where there is no
 //! room, what is new is refused, and no session is given up for it.
@@ -106,6 +110,36 @@ impl Sessions {
     /// Returns no sessions, at a time.
     pub(crate) fn at(clock: u64) -> Self {
         Self { clock, ..Self::default() }
+    }
+
+    /// Returns the sessions of a cohort that goes on from several: all of each, at the time of the latest. A
+    /// client that more than one of them knows was known to a cohort that they both come from, so that a
+    /// number that it gave out stands for one write in all of them, and for the same outcome.
+    ///
+    /// There may be more than a cohort takes. Then it takes no others until some have gone.
+    pub(crate) fn united<'a>(all: impl Iterator<Item = &'a Self> + Clone) -> Self {
+        let clock = all.clone().map(Self::clock).max().unwrap_or_default();
+        let mut united = Self::at(clock);
+        for sessions in all {
+            // Each counts its own time. What is left of a session's life stays as long as it is.
+            let ahead = clock - sessions.clock;
+            for (client, session) in &sessions.clients {
+                let known = united.clients.entry(*client).or_default();
+                known.unite(session, ahead);
+            }
+        }
+        for (client, session) in &united.clients {
+            if session.start.is_some() {
+                united.dated.insert((session.heard, *client));
+            }
+            *united.outcomes.of(session) += session.outcomes.len();
+        }
+        united
+    }
+
+    /// Returns how many clients are known, and how many outcomes of their writes.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.clients.len(), self.outcomes.dated + self.outcomes.undated)
     }
 
     /// Returns the cohort's time.
@@ -240,7 +274,8 @@ impl Sessions {
         if !rising || row.outcomes.len() > SESSION_OUTCOMES_MAX {
             return Err(keys::corrupt(cohort, what, "its outcomes are no list".to_owned()));
         }
-        if self.clients.len() >= SESSIONS_MAX + SESSIONS_UNDATED_MAX {
+        // Of two cohorts that became one there may be twice as many.
+        if self.clients.len() >= 2 * (SESSIONS_MAX + SESSIONS_UNDATED_MAX) {
             let reason = "there are more than there may be".to_owned();
             return Err(keys::corrupt(cohort, "the session table", reason));
         }
@@ -279,6 +314,22 @@ fn decode_row(
 }
 
 impl Session {
+    /// Takes in what another cohort knows of the same client, whose time is behind by `behind`.
+    fn unite(&mut self, other: &Self, behind: u64) {
+        self.start = self.start.or(other.start);
+        self.heard = self.heard.max(other.heard.saturating_add(behind));
+        for &(sequence, outcome) in &other.outcomes {
+            if let Err(index) = self.find(sequence) {
+                self.outcomes.insert(index, (sequence, outcome));
+            }
+        }
+        self.raise_floor(other.floor);
+        while self.outcomes.len() > SESSION_OUTCOMES_MAX {
+            let lowest = self.outcomes[0].0;
+            self.raise_floor(lowest.saturating_add(1));
+        }
+    }
+
     fn find(&self, sequence: u64) -> Result<usize, usize> {
         // Requests mostly come in order, so the place is mostly the end.
         match self.outcomes.back() {
@@ -453,6 +504,41 @@ mod tests {
         assert_eq!(sessions.hear(many(3, 7)), Some(put(1)), "a retry needs no room");
         assert_eq!(sessions.hear(dated(3, each + 1, 10)), None, "it has done with the others");
         assert_eq!(sessions.hear(dated(u128::MAX, 1, 10)), None);
+    }
+
+    /// [RANGE-20]
+    #[test]
+    fn the_sessions_of_two_cohorts_are_united_at_the_later_time() {
+        let (mut early, mut late) = (Sessions::at(500), Sessions::at(9000));
+        let apply = |sessions: &mut Sessions, request: RequestId, version: u64| {
+            assert_eq!(sessions.hear(request), None);
+            sessions.record(request, put(version));
+        };
+        // One client of each, and one that both know from before they were cut.
+        apply(&mut early, dated(1, 1, 400), 1);
+        apply(&mut late, dated(2, 1, 8000), 2);
+        for sessions in [&mut early, &mut late] {
+            apply(sessions, RequestId { first_incomplete: 1, ..dated(3, 4, 300) }, 4);
+        }
+        apply(&mut early, RequestId { first_incomplete: 3, ..dated(3, 5, 300) }, 5);
+        apply(&mut late, RequestId { first_incomplete: 2, ..dated(3, 6, 300) }, 6);
+        early.advance(700);
+        let mut both = Sessions::united([&early, &late].into_iter());
+        assert_eq!((both.clock(), both.counts()), (9000, (3, 5)));
+        assert_eq!(both.dated.len(), 3);
+        for (client, sequence, outcome) in [(1, 1, 1), (2, 1, 2), (3, 4, 4), (3, 5, 5), (3, 6, 6)] {
+            let request = RequestId { first_incomplete: 3, ..dated(client, sequence, 300) };
+            assert_eq!(both.hear(RequestId { first_incomplete: 1, ..request }), Some(put(outcome)));
+        }
+        let stale = RequestId { first_incomplete: 1, ..dated(3, 2, 300) };
+        assert_eq!(both.hear(stale), Some(STALE), "the client had its answer");
+        // It had been silent for 200 milliseconds of its cohort's time.
+        let mut both = Sessions::united([&early, &late].into_iter());
+        both.advance(9000 + LIFETIME - 200);
+        assert!(both.clients.contains_key(&ClientId(1)));
+        both.advance(9001 + LIFETIME - 200);
+        assert!(!both.clients.contains_key(&ClientId(1)));
+        assert_eq!(both.hear(dated(1, 1, 400)), gone(9001 + LIFETIME - 200));
     }
 
     #[test]

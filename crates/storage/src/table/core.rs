@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::slice::from_ref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -203,7 +204,7 @@ impl Core {
         let mut rest = span.clone();
         loop {
             let mut keys = Vec::with_capacity(REMOVE_BATCH_KEYS);
-            self.scan(&rest, ScanBudget::UNLIMITED, &mut |key, _| {
+            self.scan(from_ref(&rest), ScanBudget::UNLIMITED, &mut |key, _| {
                 keys.push(key);
                 match keys.len() {
                     REMOVE_BATCH_KEYS => ControlFlow::Break(()),
@@ -224,7 +225,7 @@ impl Core {
     /// Returns the first row of the span.
     pub(crate) fn first(&self, span: &Span) -> Result<Option<(Bytes, Bytes)>, TableError> {
         let mut first = None;
-        let scanned = self.engine.scan(span, ScanBudget::UNLIMITED, &mut |key, value| {
+        let scanned = self.engine.scan(from_ref(span), ScanBudget::UNLIMITED, &mut |key, value| {
             first = Some((key, value));
             ControlFlow::Break(())
         });
@@ -260,11 +261,11 @@ impl Core {
     pub(crate) fn get_and_scan(
         &self,
         key: &[u8],
-        span: &Span,
+        spans: &[Span],
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<(Option<Bytes>, Scanned), TableError> {
-        let read = self.engine.get_and_scan(key, span, budget, visit);
+        let read = self.engine.get_and_scan(key, spans, budget, visit);
         let (value, scanned) = self.readable(read)?;
         self.count_tombstones(scanned.tombstones);
         Ok((value, scanned))
@@ -272,11 +273,11 @@ impl Core {
 
     pub(crate) fn scan(
         &self,
-        span: &Span,
+        spans: &[Span],
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<Scanned, TableError> {
-        let scanned = self.readable(self.engine.scan(span, budget, visit))?;
+        let scanned = self.readable(self.engine.scan(spans, budget, visit))?;
         self.count_tombstones(scanned.tombstones);
         Ok(scanned)
     }

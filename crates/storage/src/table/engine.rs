@@ -32,21 +32,21 @@ pub trait TableEngine: Send + Sync {
     fn get_both_resident(&self, keys: [&[u8]; 2])
     -> Result<Option<[Option<Bytes>; 2]>, TableError>;
 
-    /// Returns the value of `key`, and shows the rows of the span to `visit` as
+    /// Returns the value of `key`, and shows the rows of the spans to `visit` as
     /// [`TableEngine::scan`] does, all as of one moment.
     fn get_and_scan(
         &self,
         key: &[u8],
-        span: &Span,
+        spans: &[Span],
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<(Option<Bytes>, Scanned), TableError>;
 
-    /// Shows the rows of the span to `visit`, as of one moment, until it breaks off or `budget` is
-    /// used up. Meant for pages: an engine may hold writers up meanwhile.
+    /// Shows the rows of the spans to `visit`, one span after the other and all as of one moment, until it
+    /// breaks off or `budget` is used up. Meant for pages: an engine may hold writers up meanwhile.
     fn scan(
         &self,
-        span: &Span,
+        spans: &[Span],
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<Scanned, TableError>;
@@ -86,7 +86,7 @@ pub trait TableEngine: Send + Sync {
 pub type Visit<'a> = &'a mut dyn FnMut(Bytes, Bytes) -> ControlFlow<()>;
 
 /// How much a scan may read before it gives way, whether or not what it reads are rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScanBudget {
     /// Entries: rows, older versions of rows, and tombstones.
     pub entries: usize,
@@ -106,6 +106,39 @@ pub struct Scanned {
     pub paused_at: Option<Bytes>,
     /// The tombstones that it passed over.
     pub tombstones: usize,
+    /// What it has read.
+    pub read: ScanBudget,
+}
+
+/// Scans one part after the other with one budget, until `visit` breaks off.
+pub(super) fn scan_all<T, E>(
+    parts: impl IntoIterator<Item = T>,
+    budget: ScanBudget,
+    visit: Visit<'_>,
+    mut scan: impl FnMut(T, ScanBudget, Visit<'_>) -> Result<Scanned, E>,
+) -> Result<Scanned, E> {
+    let mut all = Scanned::default();
+    for part in parts {
+        let mut is_over = false;
+        let left = ScanBudget {
+            entries: budget.entries.saturating_sub(all.read.entries),
+            bytes: budget.bytes.saturating_sub(all.read.bytes),
+        };
+        let left = if budget == ScanBudget::UNLIMITED { budget } else { left };
+        let scanned = scan(part, left, &mut |key, value| {
+            let flow = visit(key, value);
+            is_over = flow.is_break();
+            flow
+        })?;
+        all.tombstones += scanned.tombstones;
+        all.read.entries = all.read.entries.saturating_add(scanned.read.entries);
+        all.read.bytes = all.read.bytes.saturating_add(scanned.read.bytes);
+        all.paused_at = scanned.paused_at;
+        if is_over || all.paused_at.is_some() {
+            break;
+        }
+    }
+    Ok(all)
 }
 
 /// The rows of a span as of one moment.

@@ -8,13 +8,14 @@
 //! Every other generation belongs to a snapshot that was installed, is being installed or was
 //! replaced by a later one.
 //!
-//! Rows need not lie under their own cohort: a successor has its rows where the cohort that ended had
+//! Rows need not lie under their own cohort: a successor has its rows where the cohorts that ended had
 //! them, until it installs a snapshot. Its meta row says where, and which of them are
 //! its own ([`Rows`]).
 
 use bytes::Bytes;
 use trireme_types::{ClientId, CohortId, KeyRange, Lsn, Seal, Version};
 
+use crate::table::rows::Rows;
 use crate::table::{Span, TableError};
 
 /// A cohort's meta row, in generation 0.
@@ -29,7 +30,7 @@ pub(crate) const KIND_ROW: u8 = 4;
 pub(crate) const KIND_SEAL: u8 = 5;
 
 /// The length of a place at the beginning of a key.
-const PLACE_BYTES: usize = 12;
+pub(crate) const PLACE_BYTES: usize = 12;
 
 /// The length of everything before the part of a key that depends on its kind.
 pub(crate) const PREFIX_BYTES: usize = 13;
@@ -46,6 +47,9 @@ const META_FORMAT: u8 = 2;
 
 /// The format of meta rows of cohorts whose rows lie under another one's number.
 const META_FORMAT_ELSEWHERE: u8 = 3;
+
+/// The format of meta rows of cohorts whose rows lie under the numbers of several others.
+const META_FORMAT_IN_PARTS: u8 = 4;
 
 const META_BYTES: usize = 37;
 /// The header of what is kept beside the rows with its place in the log: the protocol row, the seal.
@@ -129,31 +133,6 @@ pub(crate) fn place_of(key: &[u8]) -> Option<Place> {
     })
 }
 
-/// Where a cohort's rows lie.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Rows {
-    /// Under its own number, in the generation in force: all that are there.
-    #[default]
-    Own,
-    /// Under another cohort's number: those in the range. Others of that place are others' (RANGE-12).
-    Elsewhere {
-        /// The place.
-        place: Place,
-        /// Which of the rows there.
-        range: KeyRange,
-    },
-}
-
-impl Rows {
-    /// Returns where the rows lie of the cohort whose own place is `own`.
-    pub(crate) fn place(&self, own: Place) -> Place {
-        match self {
-            Self::Own => own,
-            Self::Elsewhere { place, .. } => *place,
-        }
-    }
-}
-
 /// A cohort's meta row: where its table stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Meta {
@@ -172,28 +151,26 @@ pub(crate) struct Meta {
 impl Meta {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![0; META_BYTES];
-        bytes[0] = META_FORMAT;
         bytes[1..5].copy_from_slice(&self.generation.to_be_bytes());
         bytes[5..13].copy_from_slice(&self.applied.epoch.to_be_bytes());
         bytes[13..21].copy_from_slice(&self.applied.seq.to_be_bytes());
         bytes[21..29].copy_from_slice(&self.writes.to_be_bytes());
         bytes[29..].copy_from_slice(&self.clock.to_be_bytes());
-        if let Rows::Elsewhere { place, range } = &self.rows {
-            bytes[0] = META_FORMAT_ELSEWHERE;
-            bytes.extend_from_slice(&place.cohort.0.to_be_bytes());
-            bytes.extend_from_slice(&place.generation.to_be_bytes());
-            bytes = postcard::to_extend(range, bytes)
-                .expect("a range holds nothing that postcard cannot write, and a Vec always grows");
-        }
-        bytes
+        bytes[0] = match self.rows.parts().len() {
+            0 => META_FORMAT,
+            1 => META_FORMAT_ELSEWHERE,
+            _ => META_FORMAT_IN_PARTS,
+        };
+        self.rows.encode(bytes)
     }
 
     pub(crate) fn decode(cohort: CohortId, bytes: &[u8]) -> Result<Self, TableError> {
         let what = "the meta row";
-        let is_elsewhere = bytes.first() == Some(&META_FORMAT_ELSEWHERE);
+        let is_elsewhere =
+            matches!(bytes.first(), Some(&(META_FORMAT_ELSEWHERE | META_FORMAT_IN_PARTS)));
         let has_clock = is_elsewhere || bytes.first() == Some(&META_FORMAT);
         let rest = match bytes {
-            [META_FORMAT | META_FORMAT_ELSEWHERE, rest @ ..] => rest,
+            [META_FORMAT | META_FORMAT_ELSEWHERE | META_FORMAT_IN_PARTS, rest @ ..] => rest,
             _ => check_format(cohort, what, bytes)?,
         };
         let (generation, rest) =
@@ -212,7 +189,9 @@ impl Meta {
         };
         let rows = match rest {
             [] if !is_elsewhere => Rows::Own,
-            rest if is_elsewhere => decode_elsewhere(cohort, what, rest)?,
+            rest if is_elsewhere => {
+                Rows::decode(cohort, what, rest, bytes[0] == META_FORMAT_IN_PARTS)?
+            }
             _ => return Err(cut(cohort, what, bytes)),
         };
         let generation = u32::from_be_bytes(*generation);
@@ -222,23 +201,6 @@ impl Meta {
         let applied = Lsn::new(u64::from_be_bytes(*epoch), u64::from_be_bytes(*seq));
         Ok(Self { generation, applied, writes: u64::from_be_bytes(*writes), clock, rows })
     }
-}
-
-fn decode_elsewhere(
-    cohort: CohortId,
-    what: &'static str,
-    bytes: &[u8],
-) -> Result<Rows, TableError> {
-    let place = place_of(bytes).ok_or_else(|| cut(cohort, what, bytes))?;
-    let malformed = |error: postcard::Error| corrupt(cohort, what, error.to_string());
-    let (range, rest) = postcard::take_from_bytes(&bytes[PLACE_BYTES..]).map_err(malformed)?;
-    if !rest.is_empty() {
-        return Err(corrupt(cohort, what, "bytes follow its range".to_owned()));
-    }
-    if place.generation == 0 {
-        return Err(corrupt(cohort, what, "its rows lie in generation 0".to_owned()));
-    }
-    Ok(Rows::Elsewhere { place, range })
 }
 
 /// Returns what a row's value begins with.
@@ -323,6 +285,7 @@ fn cut(cohort: CohortId, what: &'static str, bytes: &[u8]) -> TableError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::rows::Part;
 
     const COHORT: CohortId = CohortId(7);
 
@@ -351,10 +314,13 @@ mod tests {
         let applied = Lsn::new(5, 1 << 40);
         let rows = Rows::Own;
         let meta = Meta { generation: 2, applied, writes: u64::MAX, clock: 1 << 50, rows };
-        let place = Place { cohort: CohortId(5), generation: 9 };
-        for end in [None, Some("m")] {
-            let rows = Rows::Elsewhere { place, range: KeyRange::new("a", end) };
-            let elsewhere = Meta { rows, ..meta.clone() };
+        let part = |cohort, start: &'static str, end: Option<&'static str>| Part {
+            place: Place { cohort: CohortId(cohort), generation: 9 },
+            range: KeyRange::new(start, end),
+        };
+        let parted = vec![part(5, "a", Some("m")), part(4, "m", Some("n")), part(5, "n", None)];
+        for parts in [vec![part(5, "a", None)], vec![part(5, "a", Some("m"))], parted] {
+            let elsewhere = Meta { rows: Rows::elsewhere(parts), ..meta.clone() };
             let bytes = elsewhere.encode();
             assert_eq!(Meta::decode(COHORT, &bytes).unwrap(), elsewhere);
             for len in 0..bytes.len() {
@@ -369,9 +335,9 @@ mod tests {
         }
         assert!(Meta::decode(COHORT, &[&bytes[..], &[0]].concat()).is_err());
         let mut future = bytes.clone();
-        future[0] = META_FORMAT_ELSEWHERE + 1;
+        future[0] = META_FORMAT_IN_PARTS + 1;
         let refused = Meta::decode(COHORT, &future).unwrap_err();
-        assert!(matches!(refused, TableError::Format { found: 4, .. }), "{refused}");
+        assert!(matches!(refused, TableError::Format { found: 5, .. }), "{refused}");
         // What 0.1.0 wrote.
         let mut old = bytes[..29].to_vec();
         old[0] = FORMAT;

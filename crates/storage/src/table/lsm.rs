@@ -43,7 +43,7 @@ use lsm_tree::{
 use parking_lot::{Mutex, RwLock};
 use trireme_types::Engine;
 
-use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
+use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit, scan_all};
 use crate::table::lsm_merge::{Memtables, Parts};
 use crate::table::row_cache::{Flushes, RowCache};
 use crate::table::{TableError, WriteBatch, folder, lsm_files};
@@ -201,6 +201,12 @@ impl LsmEngine {
         Parts::new(&self.tree, &self.memtables.read(), span, visible)
     }
 
+    /// Returns what scans of the spans read, and from which side.
+    fn parts_of_all(&self, spans: &[Span], visible: SeqNo) -> Vec<(bool, Parts)> {
+        let spans = spans.iter().filter(|span| !span.is_empty());
+        spans.map(|span| (span.reverse, self.parts(span, visible))).collect()
+    }
+
     fn failed(&self, doing: &'static str, source: lsm_tree::Error) -> TableError {
         failed(&self.folder, doing, source)
     }
@@ -323,30 +329,30 @@ impl TableEngine for LsmEngine {
     fn get_and_scan(
         &self,
         key: &[u8],
-        span: &Span,
+        spans: &[Span],
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<(Option<Bytes>, Scanned), TableError> {
-        if span.is_empty() {
-            return Ok((self.get(key)?, Scanned::default()));
-        }
-        let (value, parts) =
-            self.with_files(|visible| (self.get_below(visible, key), self.parts(span, visible)));
-        let scanned = parts.scan(span.reverse, budget, visit);
+        let (value, parts) = self.with_files(|visible| {
+            (self.get_below(visible, key), self.parts_of_all(spans, visible))
+        });
+        let scanned = scan_all(parts, budget, visit, |(reverse, parts), budget, visit| {
+            parts.scan(reverse, budget, visit)
+        });
         Ok((value?, scanned.map_err(|e| self.failed("read rows", e))?))
     }
 
     fn scan(
         &self,
-        span: &Span,
+        spans: &[Span],
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<Scanned, TableError> {
-        if span.is_empty() {
-            return Ok(Scanned::default());
-        }
-        let parts = self.with_visible(|visible| self.parts(span, visible));
-        parts.scan(span.reverse, budget, visit).map_err(|e| self.failed("read rows", e))
+        let parts = self.with_visible(|visible| self.parts_of_all(spans, visible));
+        let scanned = scan_all(parts, budget, visit, |(reverse, parts), budget, visit| {
+            parts.scan(reverse, budget, visit)
+        });
+        scanned.map_err(|e| self.failed("read rows", e))
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {

@@ -70,7 +70,7 @@ impl Parts {
     ) -> lsm_tree::Result<Scanned> {
         let mut entries = Merger::new(self.sources(&self.bounds));
         let mut next = || if reverse { entries.next_back() } else { entries.next() };
-        let mut scanned = Scanned::default();
+        let (mut paused_at, mut tombstones) = (None, 0);
         let (mut count, mut bytes) = (0, 0);
         let mut following = next().transpose()?;
         while let Some(mut newest) = following.take() {
@@ -100,7 +100,7 @@ impl Parts {
             }
             let key = Bytes::from(newest.key.user_key.clone());
             let flow = if newest.is_tombstone() {
-                scanned.tombstones += 1;
+                tombstones += 1;
                 ControlFlow::Continue(())
             } else {
                 visit(key.clone(), Bytes::from(newest.value))
@@ -113,11 +113,11 @@ impl Parts {
             if !complete && budget == ScanBudget::UNLIMITED {
                 following = next_key(&mut next, &key)?;
             } else if !complete || (is_spent && following.is_some()) {
-                scanned.paused_at = Some(key);
+                paused_at = Some(key);
                 break;
             }
         }
-        Ok(scanned)
+        Ok(Scanned { paused_at, tombstones, read: ScanBudget { entries: count, bytes } })
     }
 
     /// Returns the newest entry of a key.

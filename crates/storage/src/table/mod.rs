@@ -40,6 +40,7 @@ mod lsm_files;
 mod lsm_merge;
 mod maintenance;
 mod row_cache;
+pub(crate) mod rows;
 mod sled;
 mod tables;
 

@@ -32,7 +32,7 @@ use rustix::fs::{FlockOperation, flock};
 use sled::IVec;
 use trireme_types::Engine;
 
-use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit};
+use crate::table::engine::{ScanBudget, Scanned, Span, TableEngine, View, Visit, scan_all};
 use crate::table::{TableError, WriteBatch, checksums, folder};
 
 /// How long to wait for the file lock of a table that was closed a moment ago: sled's threads let
@@ -115,7 +115,7 @@ impl SledEngine {
             return Ok(Scanned::default());
         }
         let mut rows = range(db, span);
-        let (mut entries, mut bytes) = (0, 0);
+        let (mut entries, mut bytes, mut paused_at) = (0, 0, None);
         let mut next = || {
             let mut next = || if span.reverse { rows.next_back() } else { rows.next() };
             self.reading("read rows", || next().transpose())
@@ -128,10 +128,21 @@ impl SledEngine {
                 break;
             }
             if entries >= budget.entries || bytes >= budget.bytes {
-                return Ok(Scanned { paused_at: Some(key), tombstones: 0 });
+                paused_at = Some(key);
+                break;
             }
         }
-        Ok(Scanned::default())
+        Ok(Scanned { paused_at, tombstones: 0, read: ScanBudget { entries, bytes } })
+    }
+
+    fn scan_of_all(
+        &self,
+        db: &sled::Db,
+        spans: &[Span],
+        budget: ScanBudget,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, TableError> {
+        scan_all(spans, budget, visit, |span, budget, visit| self.scan_of(db, span, budget, visit))
     }
 
     /// Forces every file that sled may have written, and the folders that name them.
@@ -174,13 +185,13 @@ impl TableEngine for SledEngine {
     fn get_and_scan(
         &self,
         key: &[u8],
-        span: &Span,
+        spans: &[Span],
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<(Option<Bytes>, Scanned), TableError> {
         let db = self.db.read();
         let db = usable(&db)?;
-        Ok((self.get_from(db, key)?, self.scan_of(db, span, budget, visit)?))
+        Ok((self.get_from(db, key)?, self.scan_of_all(db, spans, budget, visit)?))
     }
 
     fn get_resident(&self, _key: &[u8]) -> Result<Option<Option<Bytes>>, TableError> {
@@ -197,11 +208,11 @@ impl TableEngine for SledEngine {
 
     fn scan(
         &self,
-        span: &Span,
+        spans: &[Span],
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<Scanned, TableError> {
-        self.scan_of(usable(&self.db.read())?, span, budget, visit)
+        self.scan_of_all(usable(&self.db.read())?, spans, budget, visit)
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {

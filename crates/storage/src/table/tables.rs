@@ -8,9 +8,9 @@ use parking_lot::{Condvar, Mutex};
 use trireme_types::{CohortId, Engine, KeyRange, Lsn};
 
 use crate::cohort_table::CohortTable;
-use crate::cohort_table::begin::Beginning;
+use crate::cohort_table::begin::{self, Beginning};
 use crate::table::engine::{Span, TableEngine};
-use crate::table::keys::{self, Meta, Place, Rows};
+use crate::table::keys::{self, Meta, Place};
 use crate::table::maintenance::Maintenance;
 use crate::table::{Core, TableError, TableMetrics, WriteBatch, folder};
 
@@ -102,7 +102,7 @@ impl Shared {
         let open = cohorts.open.iter().map(|(id, table)| (id, table.rows()));
         let on_disk = cohorts.on_disk.iter().map(|(id, meta)| (id, meta.rows.clone()));
         let others = open.chain(on_disk).filter(|(id, _)| **id != cohort);
-        others.filter_map(|(_, rows)| rows_under(under, &rows)).collect()
+        others.flat_map(|(_, rows)| rows.under(under).collect::<Vec<_>>()).collect()
     }
 }
 
@@ -190,22 +190,26 @@ impl Tables {
         Ok(table)
     }
 
-    /// Begins a table where the one of `ended` ended, on the same rows, unless it has begun already.
-    /// Nothing of it is on disk before the next flush: until then, the log of `ended` is what brings it
-    /// back (RANGE-8).
+    /// Begins a table where those of `ended` ended, in key order, on the same rows, unless it has begun
+    /// already. Nothing of it is on disk before the next flush: until then, the logs of `ended` are what
+    /// brings it back (RANGE-8).
     ///
-    /// Refused if the table of `ended` is not open or not sealed.
-    pub fn begin(&self, ended: CohortId, beginning: &Beginning) -> Result<(), TableError> {
+    /// Refused if the table of one of `ended` is not open or not sealed.
+    pub fn begin(&self, ended: &[CohortId], beginning: &Beginning) -> Result<(), TableError> {
         let cohort = beginning.cohort;
-        let _ended_busy = self.shared.occupy(ended);
-        let _busy = self.shared.occupy(cohort);
+        // In one order, so that two that begin wait for no other in a circle.
+        let ids: BTreeSet<_> = ended.iter().copied().chain([cohort]).collect();
+        let _busy: Vec<_> = ids.into_iter().map(|id| self.shared.occupy(id)).collect();
         if self.has_begun(cohort) {
             return Ok(());
         }
-        let before = self.shared.cohorts.lock().open.get(&ended).cloned();
-        let before = before.ok_or(TableError::NotSealed(ended))?;
-        let meta = before.hand_on(beginning)?;
-        tracing::info!(%ended, %cohort, base = %beginning.base, "begins where another has ended");
+        let open = |id: &CohortId| {
+            let table = self.shared.cohorts.lock().open.get(id).cloned();
+            table.ok_or(TableError::NotSealed(*id))
+        };
+        let before: Vec<_> = ended.iter().map(open).collect::<Result<_, _>>()?;
+        let meta = begin::hand_on(&self.shared.core, &before, beginning)?;
+        tracing::info!(?ended, %cohort, base = %beginning.base, "begins where others have ended");
         let (core, range) = (Arc::clone(&self.shared.core), beginning.range.clone());
         let table = CohortTable::open(core, cohort, range, Some(meta), false)?;
         self.shared.cohorts.lock().open.insert(cohort, table);
@@ -252,10 +256,10 @@ impl Tables {
         core.write(batch)?;
         core.remove_points(id);
         //= RANGE-12
-        if let Rows::Elsewhere { place, range } = rows {
+        for part in rows.parts() {
             // Its successors have theirs there, too.
-            let others = self.shared.rows_of_others(id, place.cohort);
-            remove_except(core, place.rows(&range), others)?;
+            let others = self.shared.rows_of_others(id, part.place.cohort);
+            remove_except(core, part.span(), others)?;
         }
         remove_except(core, keys::cohort_span(id), self.shared.rows_of_others(id, id))?;
         core.flush()?;
@@ -346,7 +350,7 @@ fn find_cohorts(core: &Core) -> Result<BTreeMap<CohortId, Meta>, TableError> {
         rest.start = keys::cohort_span(place.cohort).end;
     }
     for cohort in present {
-        let others = found.values().filter_map(|meta| rows_under(cohort, &meta.rows));
+        let others = found.values().flat_map(|meta| meta.rows.under(cohort));
         let mut kept: Vec<Span> = others.collect();
         if let Some(meta) = found.get(&cohort) {
             let key = keys::meta_key(cohort);
@@ -356,14 +360,6 @@ fn find_cohorts(core: &Core) -> Result<BTreeMap<CohortId, Meta>, TableError> {
         remove_except(core, keys::cohort_span(cohort), kept)?;
     }
     Ok(found)
-}
-
-/// Returns where `rows` lie if it is under this cohort's number and they are another's.
-fn rows_under(cohort: CohortId, rows: &Rows) -> Option<Span> {
-    match rows {
-        Rows::Elsewhere { place, range } if place.cohort == cohort => Some(place.rows(range)),
-        Rows::Elsewhere { .. } | Rows::Own => None,
-    }
 }
 
 /// Removes what is in the span and in none of `kept`.

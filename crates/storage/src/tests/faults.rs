@@ -80,20 +80,20 @@ impl TableEngine for Faulty {
     fn get_and_scan(
         &self,
         key: &[u8],
-        span: &Span,
+        spans: &[Span],
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<(Option<Bytes>, Scanned), TableError> {
-        self.engine.get_and_scan(key, span, budget, visit)
+        self.engine.get_and_scan(key, spans, budget, visit)
     }
 
     fn scan(
         &self,
-        span: &Span,
+        spans: &[Span],
         budget: ScanBudget,
         visit: Visit<'_>,
     ) -> Result<Scanned, TableError> {
-        self.engine.scan(span, budget, visit)
+        self.engine.scan(spans, budget, visit)
     }
 
     fn view(&self, span: &Span) -> Result<View, TableError> {

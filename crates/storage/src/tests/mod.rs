@@ -5,6 +5,7 @@ mod damage;
 mod faults;
 mod giving_up;
 mod kill;
+mod merging;
 pub(crate) mod mistakes;
 mod model;
 mod readers;

@@ -236,7 +236,7 @@ fn a_crash_amid_an_installation_leaves_the_old_state_or_the_new(engine: Engine) 
         let rows = to.tables().core();
         let mut generations = Vec::new();
         let all = crate::table::keys::cohort_span(COHORT);
-        rows.scan(&all, crate::table::ScanBudget::UNLIMITED, &mut |key, _| {
+        rows.scan(&[all], crate::table::ScanBudget::UNLIMITED, &mut |key, _| {
             generations.extend(crate::table::keys::place_of(&key).map(|place| place.generation));
             std::ops::ControlFlow::Continue(())
         })

@@ -45,7 +45,7 @@ impl<S: Subject> Runner<S> {
             let (replicas_wanted, replicas) = (replicas.len(), replicas.clone());
             Successor { range, protocol, replicas, replicas_wanted }
         };
-        let seal = Seal { successors: ranges.into_iter().map(successor).collect() };
+        let seal = Seal::new(ranges.into_iter().map(successor).collect());
         let payload = seal.encode();
         self.ask(node, Asked::Seal, |ticket| Event::Propose { ticket, payload })
     }
