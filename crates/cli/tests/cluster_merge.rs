@@ -165,8 +165,8 @@ fn a_merge_whose_leader_dies_ends_done_pacifica() {
     survives_the_death_of_a_leader(Protocol::Pacifica);
 }
 
-/// The coordinator dies at some moment of the merge and comes back, or everything does: the merge ends
-/// done, or can be asked for again. [RANGE-8] [RANGE-20]
+/// Every process dies at some moment of the merge, the coordinator's too: it is done or undone, and can be
+/// asked for again. [RANGE-8] [RANGE-20]
 fn survives_the_death_of_everything(protocol: Protocol) {
     let cluster = &mut start(protocol);
     let recorder = Recorder::start(cluster);

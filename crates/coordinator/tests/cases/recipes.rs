@@ -197,8 +197,8 @@ pub async fn a_cohort_is_succeeded_once(options: CoordinatorOptions) {
     coordinator.close().await.unwrap();
 }
 
-/// Two neighbours become one, or each goes on by itself, whoever says so first: the catalog has one of the
-/// two. [RANGE-20] [RANGE-21]
+/// Two neighbours become one, or each goes on by itself: of the changes that are asked for at once, the catalog
+/// has the first. [RANGE-20] [RANGE-21]
 pub async fn two_cohorts_go_on_as_one_or_each_by_itself(options: CoordinatorOptions) {
     let coordinator = connect(&options).await;
     let catalog = Catalog::new(&coordinator);
