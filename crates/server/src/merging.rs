@@ -63,12 +63,30 @@ pub(crate) fn merge_seal(
     if other.replica.leader().is_none() {
         return Err(Refused::NotNow(format!("no node leads cohort {with}")));
     }
-    if let Some(reason) = hosted.table.reason_against_merge(&other.table) {
-        return Err(Refused::Invalid(format!("{cohort} and {with} cannot be one: {reason}")));
-    }
     let range = KeyRange { end: entry.range.end.clone(), ..alone.range.clone() };
     let successor = Successor { range, ..alone.clone() };
     Ok(Seal { successors: vec![alone], merge: Some(Merge { with, successor }.into()) })
+}
+
+/// Refuses if what a cohort and its neighbour above `border` know together is more than one cohort may.
+pub(crate) async fn check_room(
+    routes: &Routes,
+    hosted: &HostedCohort,
+    border: &Bytes,
+) -> Result<(), Refused> {
+    let with = routes.map.find(border).cohort;
+    // Without a replica here the seal is refused.
+    let Some(other) = routes.hosted.get(&with) else { return Ok(()) };
+    let (lower, upper) = (hosted.table.clone(), other.table.clone());
+    // What is being applied to either may wait for the disk.
+    let look = tokio::task::spawn_blocking(move || lower.reason_against_merge(&upper));
+    match look.await.map_err(|error| Refused::Unknown(error.to_string()))? {
+        None => Ok(()),
+        Some(reason) => {
+            let cohort = hosted.descriptor.cohort;
+            Err(Refused::Invalid(format!("{cohort} and {with} cannot be one: {reason}")))
+        }
+    }
 }
 
 fn have_same_nodes(one: &Successor, other: &CohortConfig) -> bool {

@@ -31,7 +31,7 @@ use trireme_types::{
 
 use crate::cohort::HostedCohort;
 use crate::continuity::Continuity;
-use crate::merging::{Answers, decided, merge_seal};
+use crate::merging::{Answers, check_room, decided, merge_seal};
 use crate::moving::Move;
 use crate::protocols::SharedCoordinator;
 use crate::routes::{NodeDirectory, Router, Routes};
@@ -248,6 +248,9 @@ impl Changes {
         }
         if let (Change::Move(wanted), Some(config)) = (change, config) {
             self.prepare(&routes, hosted, config, *wanted).await?;
+        }
+        if let Change::Merge(border) = change {
+            check_room(&routes, hosted, border).await?;
         }
         self.seal(&routes, hosted, change).await?;
         let until = Instant::now() + CHANGE_TIMEOUT;

@@ -91,7 +91,8 @@ impl Opener {
                 protocol: first_state(config),
             };
             let tables = self.tables.clone();
-            let ended: Vec<_> = before.ended.iter().map(|ended| ended.cohort).collect();
+            let part = |(ended, _)| (ended, origin.part(ended, &descriptor.range));
+            let ended: Vec<_> = origin.seals().map(part).collect();
             let begin = tokio::task::spawn_blocking(move || tables.begin(&ended, &beginning));
             begin.await.map_err(io::Error::other)??;
         }

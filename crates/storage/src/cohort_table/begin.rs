@@ -31,19 +31,19 @@ pub struct Beginning {
     pub protocol: Option<Bytes>,
 }
 
-/// Writes all that a table is to begin with where those of `ended` have ended, in key order; the meta row
-/// last: a crash before that leaves what the next start removes. Returns what was written there. No row is
+/// Writes all that a table is to begin with where those of `ended` have ended, in key order, each on the part of
+/// its rows that lies in the range named with it; the meta row last: a crash before that leaves what the next start removes. Returns what was written there. No row is
 /// read or written.
 pub(crate) fn hand_on(
     core: &Arc<Core>,
-    ended: &[CohortTable],
+    ended: &[(CohortTable, KeyRange)],
     beginning: &Beginning,
 ) -> Result<Meta, TableError> {
-    let Beginning { cohort, range, base, protocol } = beginning;
+    let Beginning { cohort, base, protocol, .. } = beginning;
     let place = Place { cohort: *cohort, generation: FIRST_GENERATION };
     let mut parts = Vec::new();
     let mut writers = Vec::with_capacity(ended.len());
-    for table in ended {
+    for (table, range) in ended {
         let state = &*table.state;
         let writer = state.writer.lock();
         if writer.seal.is_none() {

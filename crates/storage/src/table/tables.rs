@@ -190,24 +190,28 @@ impl Tables {
         Ok(table)
     }
 
-    /// Begins a table where those of `ended` ended, in key order, on the same rows, unless it has begun
-    /// already. Nothing of it is on disk before the next flush: until then, the logs of `ended` are what
+    /// Begins a table where those of `ended` ended, in key order, each on its rows that lie in the range named
+    /// with it, unless it has begun already. Nothing of it is on disk before the next flush: until then, the logs of `ended` are what
     /// brings it back (RANGE-8).
     ///
     /// Refused if the table of one of `ended` is not open or not sealed.
-    pub fn begin(&self, ended: &[CohortId], beginning: &Beginning) -> Result<(), TableError> {
+    pub fn begin(
+        &self,
+        ended: &[(CohortId, KeyRange)],
+        beginning: &Beginning,
+    ) -> Result<(), TableError> {
         let cohort = beginning.cohort;
         // In one order, so that two that begin wait for no other in a circle.
-        let ids: BTreeSet<_> = ended.iter().copied().chain([cohort]).collect();
+        let ids: BTreeSet<_> = ended.iter().map(|(id, _)| *id).chain([cohort]).collect();
         let _busy: Vec<_> = ids.into_iter().map(|id| self.shared.occupy(id)).collect();
         if self.has_begun(cohort) {
             return Ok(());
         }
-        let open = |id: &CohortId| {
+        let open = |(id, range): &(CohortId, KeyRange)| {
             let table = self.shared.cohorts.lock().open.get(id).cloned();
-            table.ok_or(TableError::NotSealed(*id))
+            Ok((table.ok_or(TableError::NotSealed(*id))?, range.clone()))
         };
-        let before: Vec<_> = ended.iter().map(open).collect::<Result<_, _>>()?;
+        let before: Vec<_> = ended.iter().map(open).collect::<Result<_, TableError>>()?;
         let meta = begin::hand_on(&self.shared.core, &before, beginning)?;
         tracing::info!(?ended, %cohort, base = %beginning.base, "begins where others have ended");
         let (core, range) = (Arc::clone(&self.shared.core), beginning.range.clone());

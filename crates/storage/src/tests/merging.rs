@@ -51,7 +51,7 @@ fn unite(
     let seals = ended.clone().map(|(id, range)| seal(&open(fixture, id, range)).seq);
     let base = Lsn::new(0, seals[0].max(seals[1]));
     let beginning = Beginning { cohort, range: range.clone(), base, protocol: None };
-    fixture.tables().begin(&ended.map(|(id, _)| id), &beginning).unwrap();
+    fixture.tables().begin(&ended, &beginning).unwrap();
     open(fixture, cohort, range)
 }
 
@@ -173,7 +173,7 @@ fn a_crash_before_the_flush_leaves_what_it_takes_to_begin_again(engine: Engine) 
             base: Lsn::new(0, 2),
             protocol: None,
         };
-        fixture.tables().begin(&[LOW, HIGH], &beginning).unwrap();
+        fixture.tables().begin(&[(LOW, low()), (HIGH, high())], &beginning).unwrap();
         let both = open(&fixture, BOTH, KeyRange::all());
         assert_eq!(get(&both, "a"), Some(("1".to_owned(), 1)));
         apply(&both, vec![put("a", "2"), put("z", "2")]);
@@ -190,7 +190,7 @@ fn two_halves_that_become_one_again_have_their_rows_in_one_place(engine: Engine)
     for (cohort, range) in [(LOW, low()), (HIGH, high())] {
         let base = Lsn::new(0, lsn.seq);
         let beginning = Beginning { cohort, range: range.clone(), base, protocol: None };
-        fixture.tables().begin(&[COHORT], &beginning).unwrap();
+        fixture.tables().begin(&[(COHORT, range.clone())], &beginning).unwrap();
         apply(&open(&fixture, cohort, range), vec![put("b", "1"), put("y", "1")]);
     }
     let written = fixture.tables().metrics().written_bytes;

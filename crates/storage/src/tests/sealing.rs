@@ -48,7 +48,10 @@ fn begin(fixture: &Fixture, cohort: CohortId, seal: Lsn) -> CohortTable {
 }
 
 fn begin_part(fixture: &Fixture, cohort: CohortId, range: KeyRange, seal: Lsn) -> CohortTable {
-    fixture.tables().begin(&[COHORT], &beginning(cohort, range.clone(), seal)).unwrap();
+    fixture
+        .tables()
+        .begin(&[(COHORT, range.clone())], &beginning(cohort, range.clone(), seal))
+        .unwrap();
     fixture.tables().cohort(cohort, range).unwrap()
 }
 
@@ -231,7 +234,7 @@ fn each_half_has_its_own_rows_and_keeps_them_whatever_becomes_of_the_others(engi
         seal(&right)
     };
     let third = CohortId(20);
-    fixture.tables().begin(&[RIGHT], &beginning(third, high.clone(), lsn)).unwrap();
+    fixture.tables().begin(&[(RIGHT, high.clone())], &beginning(third, high.clone(), lsn)).unwrap();
     fixture.tables().drop_cohort(RIGHT).unwrap();
     assert_eq!(keys(&open(&fixture, third, &high)), [key("y"), key("z")]);
     fixture.tables().drop_cohort(third).unwrap();
@@ -303,7 +306,7 @@ fn a_half_that_ends_in_two_leaves_its_sister_as_it_was(engine: Engine) {
         let quarters = [(20, range("", Some("g"))), (21, range("g", Some("m")))];
         for (cohort, part) in &quarters {
             let begin = beginning(CohortId(*cohort), part.clone(), lsn);
-            fixture.tables().begin(&[LEFT], &begin).unwrap();
+            fixture.tables().begin(&[(LEFT, part.clone())], &begin).unwrap();
         }
         let parts = || {
             let halves = [(RIGHT, range("m", None))];
@@ -336,10 +339,14 @@ fn a_half_that_ends_in_two_leaves_its_sister_as_it_was(engine: Engine) {
 fn no_table_begins_where_none_has_ended(engine: Engine) {
     let fixture = Fixture::new(engine);
     let lsn = Lsn::new(1, 1);
-    let refused = fixture.tables().begin(&[COHORT], &beginning(LEFT, KeyRange::all(), lsn));
+    let refused = fixture
+        .tables()
+        .begin(&[(COHORT, KeyRange::all())], &beginning(LEFT, KeyRange::all(), lsn));
     assert!(matches!(refused, Err(TableError::NotSealed(COHORT))), "it is not open");
     apply(&fixture.cohort(), vec![put("a", "1")]);
-    let refused = fixture.tables().begin(&[COHORT], &beginning(LEFT, KeyRange::all(), lsn));
+    let refused = fixture
+        .tables()
+        .begin(&[(COHORT, KeyRange::all())], &beginning(LEFT, KeyRange::all(), lsn));
     assert!(matches!(refused, Err(TableError::NotSealed(COHORT))));
     assert_eq!(fixture.tables().cohorts(), [COHORT]);
 }
