@@ -1,18 +1,15 @@
 //! Nodes that leave: one drains, which its cohorts' leaders see to ([`crate::replacement`]), and is removed.
 
-use std::sync::Arc;
-
-use trireme_coordinator::CoordinatorError;
-use trireme_coordinator::recipes::membership::Membership;
+use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
+use trireme_coordinator::recipes::membership::{Member, Membership};
+use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_types::{CohortConfig, NodeId};
 
-use crate::routes::{NodeDirectory, Router, Routes};
-
-/// Has nodes drain, and removes them.
+/// Has nodes drain, and removes them. What this node knows may be older than what was done through another
+/// one just before, so the coordinator is asked.
 pub(crate) struct Leaves {
-    pub(crate) router: Arc<Router>,
-    pub(crate) directory: Arc<NodeDirectory>,
-    pub(crate) membership: Membership,
+    catalog: Catalog,
+    membership: Membership,
 }
 
 /// Why a node does not leave.
@@ -30,23 +27,28 @@ pub(crate) enum LeaveError {
 }
 
 impl Leaves {
+    pub(crate) fn new(coordinator: &Coordinator) -> Self {
+        Self { catalog: Catalog::new(coordinator), membership: Membership::new(coordinator) }
+    }
+
     /// Has a node hold no replica, or may it hold some again. Safe to repeat.
     pub(crate) async fn set_draining(&self, node: NodeId, drains: bool) -> Result<(), LeaveError> {
-        if self.directory.node(node).is_none() {
+        let members = self.membership.list().await?;
+        if !members.iter().any(|member| member.id == node) {
             return Err(LeaveError::Invalid(format!("there is no node {node}")));
         }
         if drains {
-            let all = self.directory.all().into_iter();
-            let stay = all.filter(|it| !it.draining && it.id != node.0).map(|it| it.alive);
-            check_enough_stay(&self.router.routes(), &stay.collect::<Vec<_>>())?;
+            let stay = members.iter().filter(|it| !it.is_draining && it.id != node);
+            let stay: Vec<_> = stay.map(Member::is_alive).collect();
+            check_enough_stay(&self.serving().await?, &stay)?;
         }
         Ok(self.membership.set_draining(node, drains).await?)
     }
 
     /// Removes a node that holds no replica and does not run. Safe to repeat.
     pub(crate) async fn remove(&self, node: NodeId) -> Result<(), LeaveError> {
-        let routes = self.router.routes();
-        let held = serving(&routes).filter(|config| config.replicas.contains(&node)).count();
+        let serving = self.serving().await?;
+        let held = serving.iter().filter(|config| config.replicas.contains(&node)).count();
         if held > 0 {
             let reason = format!("{node} holds replicas of {held} ranges: let it drain first");
             return Err(LeaveError::Invalid(reason));
@@ -57,12 +59,21 @@ impl Leaves {
         tracing::info!(%node, "the node is removed");
         Ok(())
     }
+
+    /// Returns the configurations of the cohorts that serve the ranges.
+    async fn serving(&self) -> Result<Vec<CohortConfig>, CoordinatorError> {
+        // Without a catalog there are no ranges.
+        let Some(CatalogState { map, mut configs, .. }) = self.catalog.load().await? else {
+            return Ok(Vec::new());
+        };
+        Ok(map.ranges().iter().filter_map(|entry| configs.remove(&entry.cohort)).collect())
+    }
 }
 
 /// Refuses if too few nodes stay for the replicas of some range. Of each it is known whether it lives: one that
 /// does not may be back soon, as all may be when the coordinator was away.
-fn check_enough_stay(routes: &Routes, stay: &[bool]) -> Result<(), LeaveError> {
-    let wanted = serving(routes).map(CohortConfig::replicas_wanted).max().unwrap_or_default();
+fn check_enough_stay(serving: &[CohortConfig], stay: &[bool]) -> Result<(), LeaveError> {
+    let wanted = serving.iter().map(CohortConfig::replicas_wanted).max().unwrap_or_default();
     let (all, alive) = (stay.len(), stay.iter().filter(|lives| **lives).count());
     if all < wanted {
         let reason = format!("{all} nodes would be left for ranges with {wanted} replicas");
@@ -75,9 +86,4 @@ fn check_enough_stay(routes: &Routes, stay: &[bool]) -> Result<(), LeaveError> {
         return Err(LeaveError::NotNow(reason));
     }
     Ok(())
-}
-
-/// Returns the configurations of the cohorts that serve the ranges.
-fn serving(routes: &Routes) -> impl Iterator<Item = &CohortConfig> {
-    routes.map.ranges().iter().filter_map(|entry| routes.configs.get(&entry.cohort))
 }

@@ -1,8 +1,9 @@
 //! The replicas of one node, which follow the catalog.
 //!
 //! One task opens the replicas that the node is to hold and closes those that it must not hold any
-//! more, as [`decision`] says: whenever a configuration or an invitation has changed. All of a step
-//! is done before the next one begins, so that no two replicas of a cohort can ever be open at once.
+//! more, as [`decision`] says: whenever a configuration or an invitation has changed. One thing is done
+//! after the other, so that no two replicas of a cohort can ever be open at once. What is to be served
+//! comes first; what is left of cohorts that are over goes meanwhile ([`discarding`]).
 //! What clients and peers are served by is replaced as a whole, several times while a node that runs
 //! opens many replicas: a replica is served soon after it is open, and is not any more before it is
 //! closed.
@@ -10,6 +11,7 @@
 //! As long as the coordinator says nothing, nothing changes: replicas do not need it to go on.
 
 mod decision;
+mod discarding;
 mod inheritance;
 mod opener;
 #[cfg(test)]
@@ -32,6 +34,7 @@ use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_types::{CohortConfig, CohortId, KeyRange, Lsn, RangeDescriptor};
 
 use self::decision::{Plan, merge, plan};
+use self::discarding::Discarding;
 use self::inheritance::{Before, Ended};
 pub(crate) use self::opener::Opener;
 use self::unpublished::Unpublished;
@@ -47,9 +50,6 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// hold up no other. More would only have more of them wait.
 const OPENINGS_MAX: usize = 32;
 
-/// How long what is to go waits when it could not with what had to be done first.
-const NEXT_STEP_PAUSE: Duration = Duration::from_millis(50);
-
 /// The replicas of one node, and what decides which they are.
 pub(crate) struct Hosting {
     opener: Arc<Opener>,
@@ -64,6 +64,7 @@ pub(crate) struct Hosting {
     hosted: BTreeMap<CohortId, Arc<HostedCohort>>,
     /// Those of them that are not published yet.
     unpublished: Unpublished,
+    discarding: Discarding,
 }
 
 /// The watches that hosting follows.
@@ -86,14 +87,19 @@ impl Hosting {
         let router = Router::new(catalog.cluster, opener.directory.clone(), Routes::of(&catalog));
         let (router, invitations) = (Arc::new(router), None);
         let (opener, hosted, sent) = (Arc::new(opener), BTreeMap::new(), None);
-        let unpublished = Unpublished::default();
-        let mut hosting =
-            Self { opener, router, peers, catalog, invitations, sent, hosted, unpublished };
-        let Plan { open, discard, .. } = hosting.plan();
-        for cohort in discard {
-            hosting.discard(cohort).await?;
-        }
-        hosting.open_all(open).await?;
+        let (unpublished, discarding) = (Unpublished::default(), Discarding::default());
+        let mut hosting = Self {
+            opener,
+            router,
+            peers,
+            catalog,
+            invitations,
+            sent,
+            hosted,
+            unpublished,
+            discarding,
+        };
+        hosting.open_all(hosting.plan().open).await?;
         Ok(hosting)
     }
 
@@ -112,15 +118,14 @@ impl Hosting {
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 is_open = self.hear(&mut watches) => if !is_open {
-                    return tracing::info!("the coordinator is closed");
+                    tracing::info!("the coordinator is closed");
+                    break;
                 },
                 () = at(retry_at) => {}
             }
             retry_at = match self.follow().await {
-                // What is open now may let others go.
-                Ok(()) if self.has_to_end_one() => Some(Instant::now() + NEXT_STEP_PAUSE),
                 Ok(()) => self.opener.due().1.map(|left| Instant::now() + left),
                 Err(error) => {
                     tracing::warn!(%error, "the replicas here are not yet as they should be");
@@ -128,9 +133,10 @@ impl Hosting {
                 }
             };
         }
+        self.discarding.finish().await;
     }
 
-    /// Waits for the next change of a watch. Returns true if there can be more. Can be cancelled.
+    /// Waits for the next change of a watch, or until what was over is discarded. Returns true if there can be more. Can be cancelled.
     async fn hear(&mut self, watches: &mut CatalogWatches) -> bool {
         let error = tokio::select! {
             changed = watches.catalog.changed() => {
@@ -146,6 +152,7 @@ impl Hosting {
                 None => return false,
             },
             changed = watches.ended.changed() => return changed.is_ok(),
+            () = self.discarding.ended() => return true,
         };
         tracing::error!(%error, "what the coordinator sent is passed over");
         true
@@ -161,31 +168,19 @@ impl Hosting {
         if let Some(sent) = self.sent.take() {
             merge(&mut self.catalog, sent);
         }
-        let Plan { open, close, discard } = self.plan();
         self.publish();
-        let mut done = Ok(());
+        let mut done = self.open_all(self.plan().open).await;
+        done = done.and(self.give_up().await);
         for cohort in self.opener.due().0 {
             tracing::info!(%cohort, "what was set aside is deleted");
             done = done.and(self.opener.delete_set_aside(cohort).await);
         }
-        for cohort in close {
-            done = done.and(self.close(cohort).await);
-        }
-        for cohort in discard {
-            done = done.and(self.discard(cohort).await);
-        }
-        done.and(self.open_all(open).await)
+        done
     }
 
     fn plan(&self) -> Plan {
         let local = self.opener.local(&self.hosted);
         plan(self.opener.node, &self.catalog.configs, self.invitations.as_ref(), &local)
-    }
-
-    /// Returns true if a replica is to go whose cohort is over.
-    fn has_to_end_one(&self) -> bool {
-        let Plan { close, discard, .. } = self.plan();
-        close.union(&discard).any(|cohort| is_over(&self.catalog.configs, *cohort))
     }
 
     /// Opens replicas, and publishes them. What fails is left for the next time; the rest is done.
@@ -299,22 +294,29 @@ impl Hosting {
         Before { is_here, ended, is_to_learn }
     }
 
-    /// Closes a replica and sets aside what it leaves.
-    async fn close(&mut self, cohort: CohortId) -> Result<(), NodeError> {
-        let Some(hosted) = self.hosted.remove(&cohort) else { return Ok(()) };
+    /// Closes the replicas that are not to be here any more and gives up what is left of them.
+    async fn give_up(&mut self) -> Result<(), NodeError> {
+        let Plan { close, discard, .. } = self.plan();
+        for &cohort in &close {
+            self.close(cohort).await;
+        }
+        let left = close.into_iter().chain(discard);
+        let (over, others) =
+            left.partition::<Vec<_>, _>(|cohort| is_over(&self.catalog.configs, *cohort));
+        self.discarding.add(&self.opener, over);
+        let mut done = Ok(());
+        // Before the next step: what is left of one that is opened again is what it goes on with.
+        for cohort in others {
+            done = done.and(self.opener.set_aside(cohort).await);
+        }
+        done
+    }
+
+    async fn close(&mut self, cohort: CohortId) {
+        let Some(hosted) = self.hosted.remove(&cohort) else { return };
         tracing::info!(%cohort, "closing a replica that is not to be here any more");
         self.publish();
         hosted.replica.shutdown().await;
-        self.discard(cohort).await
-    }
-
-    /// Gives up what is left of a replica that is closed. Of a cohort that is over, nothing is kept.
-    async fn discard(&self, cohort: CohortId) -> Result<(), NodeError> {
-        if is_over(&self.catalog.configs, cohort) {
-            self.opener.discard_ended(cohort).await
-        } else {
-            self.opener.set_aside(cohort).await
-        }
     }
 
     /// Has clients and peers served by what is open, by the newest routes.

@@ -163,9 +163,7 @@ impl Opener {
             return self.delete_set_aside(cohort).await;
         }
         // What the rows lack on the disk would be lost with the log.
-        let tables = self.tables.clone();
-        let flush = tokio::task::spawn_blocking(move || tables.flush());
-        flush.await.map_err(io::Error::other)??;
+        self.flush().await?;
         self.log.forget_cohort(cohort)?;
         tracing::info!(%cohort, kept = ?self.discard_after, "what is left of a replica is set aside");
         Ok(())
@@ -197,14 +195,11 @@ impl Opener {
         (due, next)
     }
 
-    /// Drops everything that the node has of a cohort that is over. What its successors took over is on the
-    /// disk first: until then its log is what would bring it back.
-    pub(super) async fn discard_ended(&self, cohort: CohortId) -> Result<(), NodeError> {
-        //= RANGE-10
+    /// Writes what the tables have in memory to the disk.
+    pub(super) async fn flush(&self) -> Result<(), NodeError> {
         let tables = self.tables.clone();
         let flush = tokio::task::spawn_blocking(move || tables.flush());
-        flush.await.map_err(io::Error::other)??;
-        self.discard(cohort).await
+        Ok(flush.await.map_err(io::Error::other)??)
     }
 
     /// Drops everything that the node has of a cohort whose replica is closed, so that it keeps no

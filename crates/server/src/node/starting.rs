@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::recipes::invitations::Invitations;
-use trireme_coordinator::recipes::membership::Membership;
 use trireme_coordinator::{Coordinator, CoordinatorError};
 use trireme_proto::v1;
 use trireme_replication::pulse::{PulseFaults, Pulses};
@@ -307,11 +306,7 @@ impl Starting {
         AdminService {
             description,
             router: changes.router.clone(),
-            leaves: Leaves {
-                router: changes.router.clone(),
-                directory: changes.directory.clone(),
-                membership: Membership::new(&self.coordinator),
-            },
+            leaves: Leaves::new(&self.coordinator),
             changes,
             log: self.log.clone(),
             transport: transport.clone(),
