@@ -18,7 +18,7 @@ pub(crate) struct RangeListArgs {
 impl RangeListArgs {
     /// Prints the ranges in key order.
     pub(crate) async fn run(self, cluster: &ClusterArgs) -> anyhow::Result<()> {
-        let ranges = cluster.connect().await?.routes().ranges;
+        let ranges = cluster.connect().await?.newest_routes().await?.ranges;
         if self.json {
             return output::json(&ranges.iter().map(route_json).collect::<Vec<Value>>());
         }

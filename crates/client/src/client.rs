@@ -235,6 +235,15 @@ impl Client {
         Ok(routes.table())
     }
 
+    /// Asks every node for its routes, and returns the newest of what they answer within a second: for who has
+    /// to see what was changed through another node just before. A node that does not answer, and one
+    /// that alone knows of a change, is missing in it.
+    pub async fn newest_routes(&self) -> Result<RouteTable, ClientError> {
+        let routes = &self.inner.routes;
+        routes.refresh_from_all().await.map_err(ClientError::Connect)?;
+        Ok(routes.table())
+    }
+
     /// Asks the node at `address` how it and each of its replicas are.
     pub async fn node_status(&self, address: &str) -> Result<v1::NodeStatus, ClientError> {
         let node = NodeHandle::new(address, &self.inner.options)?;

@@ -26,7 +26,7 @@ impl Client {
                 if had.is_none() {
                     self.set_draining(node, true).await?;
                 }
-                self.refresh_routes().await
+                self.newest_routes().await
             };
             let missing = match asked.await {
                 Ok(table) => {

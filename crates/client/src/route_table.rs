@@ -2,7 +2,7 @@
 
 use trireme_types::{ClusterId, CohortId, KeyRange, NodeId};
 
-/// Which cohort serves which keys, and where its replicas are, as one node sent it.
+/// Which cohort serves which keys, and where its replicas are, as nodes sent it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteTable {
     /// The cluster.

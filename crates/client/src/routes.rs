@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{StreamExt, stream};
 use parking_lot::RwLock;
 use rand::seq::SliceRandom;
 use tokio::sync::Mutex;
@@ -28,6 +28,12 @@ use crate::{ClientError, ClientOptions, backoff};
 
 /// How long one node has to send the routes before the next is asked as well.
 const STAGGER: Duration = Duration::from_millis(100);
+
+/// How long every node has to send the routes when the newest are wanted.
+const NEWEST_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How many nodes are asked for the newest routes at a time.
+const ASKED_MAX: usize = 64;
 
 /// The most nodes that a client keeps addresses of: a bound on what servers can make it remember.
 const NODES_MAX: usize = 10_000;
@@ -57,6 +63,8 @@ pub(crate) struct CachedRoute {
     pub(crate) descriptor: RangeDescriptor,
     protocol: String,
     pub(crate) replicas: Vec<NodeId>,
+    /// Rises with every change of the replicas.
+    config_version: u64,
     /// The leader as far as is known; 0 is none.
     leader: AtomicU64,
     /// This client's writes to the cohort.
@@ -205,6 +213,29 @@ impl Routes {
         self.install(table)
     }
 
+    /// Asks every known node for the routes. Of what they answer within [`NEWEST_PATIENCE`], the newest is
+    /// in use from then on.
+    pub(crate) async fn refresh_from_all(&self) -> Result<(), String> {
+        let _only = self.refreshing.lock().await;
+        let late = Instant::now() + NEWEST_PATIENCE;
+        let asked = self.candidates(Preference::default()).into_iter().map(|node| async move {
+            let answer = match timeout_at(late, node.routes()).await {
+                Ok(answer) => answer,
+                Err(_elapsed) => Err(format!("no answer within {NEWEST_PATIENCE:?}")),
+            };
+            (node, answer)
+        });
+        let mut answers = stream::iter(asked).buffer_unordered(ASKED_MAX);
+        let (mut answered, mut refusals) = (false, Vec::new());
+        while let Some((node, answer)) = answers.next().await {
+            match answer.and_then(|table| self.install(table)) {
+                Ok(()) => answered = true,
+                Err(reason) => refusals.push(format!("{}: {reason}", node.address())),
+            }
+        }
+        answered.then_some(()).ok_or_else(|| refusals.join("; "))
+    }
+
     /// Returns every known node, in the order in which to ask them.
     fn candidates(&self, preference: Preference<'_>) -> Vec<Arc<NodeHandle>> {
         let mut known: Vec<_> =
@@ -284,10 +315,14 @@ impl Routes {
         before: Option<&Arc<CachedRoute>>,
     ) -> CachedRoute {
         let known = before.and_then(|route| route.leader()).map_or(0, |leader| leader.0);
+        let newer = before.filter(|route| route.config_version > received.config_version);
+        let received_replicas = received.replicas.iter().copied().filter_map(convert::node_id);
         CachedRoute {
             descriptor: descriptor.clone(),
             protocol: received.protocol,
-            replicas: received.replicas.into_iter().filter_map(convert::node_id).collect(),
+            replicas: newer
+                .map_or_else(|| received_replicas.collect(), |route| route.replicas.clone()),
+            config_version: newer.map_or(received.config_version, |route| route.config_version),
             leader: AtomicU64::new(if received.leader == 0 { known } else { received.leader }),
             sessions: before.map_or_else(
                 || Arc::new(Sessions::new(self.options.in_flight_max, received.session_start)),

@@ -97,6 +97,8 @@ pub struct State {
     pub faults: HashMap<u64, VecDeque<Fault>>,
     /// Nodes that take requests and never answer.
     pub silent: Vec<u64>,
+    /// What nodes answer to those who ask for the routes, where it is not what is true.
+    pub older_routes: HashMap<u64, v1::RouteTable>,
     /// The rows, each with its value and version.
     pub rows: BTreeMap<Bytes, (Bytes, u64)>,
     /// The most rows in a page, whatever is asked for.
@@ -170,6 +172,7 @@ impl Cluster {
             gone: HashMap::new(),
             clients: BTreeMap::new(),
             faults: HashMap::new(),
+            older_routes: HashMap::new(),
             silent: Vec::new(),
             rows: BTreeMap::new(),
             page_rows: 7,
@@ -521,6 +524,7 @@ impl State {
             replicas: (1..=self.addresses.len() as u64).collect(),
             leader: self.told_leaders.get(&range.cohort.0).copied().unwrap_or(0),
             session_start: 0,
+            config_version: 1,
         }
     }
 
@@ -596,7 +600,8 @@ impl Kv for FakeNode {
         }
         let mut state = self.state.lock();
         state.route_questions += 1;
-        Ok(Response::new(state.route_table()))
+        let older = state.older_routes.get(&self.id).cloned();
+        Ok(Response::new(older.unwrap_or_else(|| state.route_table())))
     }
 }
 

@@ -136,6 +136,7 @@ impl Routes {
             replicas: config.replicas.iter().map(|node| node.0).collect(),
             leader: leader.map_or(0, |node| node.0),
             session_start: hosted.map_or(0, |cohort| cohort.table.clock()),
+            config_version: config.version,
             ..bare_route(descriptor)
         }
     }

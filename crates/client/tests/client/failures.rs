@@ -78,6 +78,34 @@ async fn outdated_routes_never_replace_newer_ones() {
     client.put("z", "v").await.unwrap();
 }
 
+/// A node learns of a change a moment after the one through which it was made.
+#[tokio::test]
+async fn the_newest_routes_are_those_of_the_node_that_knows_most() {
+    let cluster = Cluster::start(3, &[]);
+    let mut fewer = cluster.state().route_table();
+    cluster.state().split(&["h", "p"]);
+    let newest = cluster.state().route_table();
+    let mut away = newest.clone();
+    away.ranges[0].replicas = vec![1, 2];
+    away.ranges[0].config_version = 0;
+    fewer.ranges[0].leader = 0;
+    cluster.state().older_routes = [(1, fewer), (2, away)].into();
+    for _ in 0..16 {
+        let client = Client::connect(cluster.endpoints()).await.unwrap();
+        let routes = client.newest_routes().await.unwrap();
+        let replicas: Vec<_> = routes.ranges.iter().map(|route| route.replicas.len()).collect();
+        assert_eq!((routes.version, replicas), (newest.version, vec![3, 3, 3]));
+    }
+
+    // Those that do not answer are not waited for longer than a moment.
+    cluster.state().silent = vec![1, 2];
+    let client = Client::connect(&cluster.endpoints()[2..]).await.unwrap();
+    assert_eq!(client.newest_routes().await.unwrap().version, newest.version);
+    cluster.state().silent = vec![1, 2, 3];
+    let error = client.newest_routes().await.unwrap_err().to_string();
+    assert!(error.contains("no answer within 1s"), "{error}");
+}
+
 #[tokio::test]
 async fn a_busy_node_is_given_the_time_that_it_asks_for() {
     let cluster = Cluster::start(1, &[]);
