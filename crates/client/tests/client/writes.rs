@@ -109,7 +109,15 @@ async fn a_write_without_a_definite_answer_is_ambiguous() {
 #[tokio::test]
 async fn a_write_that_was_never_taken_is_definitely_not_done() {
     let mut cluster = Cluster::start(1, &[]);
-    let client = Client::connect_with(cluster.endpoints(), hasty()).await.unwrap();
+    // Only what was answered is known not to be done: none is sent right before the deadline.
+    let deadline = hasty().deadline;
+    let options = ClientOptions {
+        attempt_timeout: deadline,
+        backoff_min: 2 * deadline,
+        backoff_max: 2 * deadline,
+        ..hasty()
+    };
+    let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
     for code in [ErrorCode::Unavailable, ErrorCode::Expired, ErrorCode::NotLeader] {
         cluster.inject(1, (0..200).map(|_| Fault::Refuse(code)));
         let started = Instant::now();
