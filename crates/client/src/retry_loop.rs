@@ -254,7 +254,12 @@ impl RetryLoop<'_> {
                 };
                 self.in_doubt |= sent && self.request.is_write();
                 self.suspect = place.node;
-                self.last = Some((place, None));
+                // What the deadline cuts short says less than why the one before it failed.
+                let is_cut_short = Instant::now() >= self.deadline;
+                let has_reason = |(_, reason): &(Place, Option<String>)| reason.is_some();
+                if !is_cut_short || !self.last.as_ref().is_some_and(has_reason) {
+                    self.last = Some((place, None));
+                }
                 Next::Reroute
             }
         }

@@ -220,6 +220,18 @@ async fn a_deadline_holds_for_reads_and_is_told_to_the_server() {
     assert!(told.windows(2).all(|pair| pair[1] < pair[0]), "{told:?}");
 }
 
+/// Whether the last try is under way when the deadline comes is chance.
+#[tokio::test]
+async fn what_the_deadline_cuts_short_does_not_hide_why_the_one_before_it_failed() {
+    let cluster = Cluster::start(1, &[]);
+    let options = ClientOptions { attempt_timeout: hasty().deadline, ..hasty() };
+    let client = Client::connect_with(cluster.endpoints(), options).await.unwrap();
+    cluster.inject(1, [Fault::Break { apply: false }, Fault::Lose { apply: false }]);
+    let error = client.get("k").await.unwrap_err();
+    assert!(matches!(error, ClientError::Unavailable { .. }), "{error}");
+    assert_eq!(cluster.state().requests, 2);
+}
+
 #[tokio::test]
 async fn refusals_until_the_deadline_are_told_with_their_reason() {
     let mut cluster = Cluster::start(1, &[]);
