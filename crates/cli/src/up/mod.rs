@@ -24,7 +24,7 @@ use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorError, CoordinatorOptions, ErrorClass};
 use trireme_embedded::EmbeddedOptions;
 use trireme_server::{DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, panics};
-use trireme_types::{Durability, Engine, NodeId, Protocol};
+use trireme_types::{CohortId, Durability, Engine, NodeId, Protocol};
 
 use self::children::{Children, NodeProcess};
 use self::cluster_file::ClusterFile;
@@ -233,10 +233,11 @@ impl UpArgs {
         let pids = children.pids();
         let serving = async {
             tokio::select! {
-                ready = wait_until_ready(&addresses, &catalog, &pids) => ready?,
+                ready = wait_until_ready(&addresses, &catalog, &pids) => {
+                    announce(ready_line(&addresses, &endpoints, &file, ready?.ranges, &pids))?;
+                }
                 (id, status) = children.ended() => return Err(early_end(id, status)),
             }
-            announce(ready_line(&addresses, &endpoints, &file, &catalog, &pids))?;
             watch_over(children, &addresses).await
         };
         match &mut running.coordinator {
@@ -519,18 +520,18 @@ fn is_unknown(error: &anyhow::Error) -> bool {
     cause.is_some_and(|cause| cause.class() == ErrorClass::Unknown)
 }
 
-/// Waits until every node answers and every range has a leader.
+/// Waits until every node answers and every range has a leader, and returns how it is then.
 async fn wait_until_ready(
     addresses: &[String],
     catalog: &CatalogState,
     pids: &[u32],
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Stage> {
     let mut patience = Patience::new(STANDSTILL_TIMEOUT, Instant::now());
     let mut report_at = Instant::now() + REPORT_INTERVAL;
     loop {
         let stage = stage(addresses, catalog, pids).await;
         if stage.is_ready() {
-            return Ok(());
+            return Ok(stage);
         }
         let now = Instant::now();
         if patience.is_over(&stage, now) {
@@ -558,10 +559,10 @@ async fn what_it_waits_for(addresses: &[String]) -> String {
     String::new()
 }
 
-/// Returns how far a starting cluster is.
+/// Returns how far a starting cluster is. As long as no node answers, the ranges are those of the catalog that
+/// it was started with: what was decided before everything ended changes them while it starts.
 async fn stage(addresses: &[String], catalog: &CatalogState, pids: &[u32]) -> Stage {
-    let (nodes, ranges) = (addresses.len(), catalog.map.ranges().len());
-    let mut stage = Stage { nodes, ranges, ..Stage::default() };
+    let mut stage = Stage { nodes: addresses.len(), ..Stage::default() };
     let options = ClientOptions { deadline: LOOK_TIMEOUT, ..ClientOptions::default() };
     let client = Client::connect_with(addresses.to_vec(), options).await;
     let statuses = addresses.iter().map(async |address| match &client {
@@ -574,7 +575,7 @@ async fn stage(addresses: &[String], catalog: &CatalogState, pids: &[u32]) -> St
         match status {
             Ok(status) => {
                 let own = status.replicas.iter().filter(|replica| replica.leader == status.node);
-                led.extend(own.map(|replica| replica.cohort));
+                led.extend(own.map(|replica| CohortId(replica.cohort)));
             }
             Err(error) => {
                 stage.silent.insert(index + 1, error.to_string());
@@ -583,7 +584,11 @@ async fn stage(addresses: &[String], catalog: &CatalogState, pids: &[u32]) -> St
             }
         }
     }
-    stage.led = led.len();
+    let cohorts: Vec<CohortId> = match &client {
+        Ok(client) => client.routes().ranges.iter().map(|route| route.cohort).collect(),
+        Err(_) => catalog.map.ranges().iter().map(|entry| entry.cohort).collect(),
+    };
+    stage.count(&cohorts, &led);
     stage
 }
 
@@ -591,16 +596,15 @@ fn ready_line(
     addresses: &[String],
     endpoints: &[String],
     file: &ClusterFile,
-    catalog: &CatalogState,
+    ranges: usize,
     pids: &[u32],
 ) -> String {
     let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
     format!(
-        "ready endpoints={} coordinator={} replication={} ranges={} pids={}",
+        "ready endpoints={} coordinator={} replication={} ranges={ranges} pids={}",
         addresses.join(","),
         endpoints.join(","),
         file.replication,
-        catalog.map.ranges().len(),
         pids.join(",")
     )
 }

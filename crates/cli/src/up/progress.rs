@@ -3,11 +3,12 @@
 //! A node that has much of its log to apply answers nothing until it is done, which on a slow disk
 //! takes minutes. What its process has read, written and computed says that it is at work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use trireme_types::CohortId;
 
 /// Bytes that a starting node reads or writes that count as a step forward: more than a node that
 /// merely asks the coordinator again and again needs within the time that a start may stand still.
@@ -72,8 +73,14 @@ pub(super) struct Stage {
 }
 
 impl Stage {
+    /// Counts the ranges, each by the cohort that serves it now, and those of them that are led.
+    pub(super) fn count(&mut self, serving: &[CohortId], led: &BTreeSet<CohortId>) {
+        self.ranges = serving.len();
+        self.led = serving.iter().filter(|cohort| led.contains(cohort)).count();
+    }
+
     pub(super) fn is_ready(&self) -> bool {
-        self.silent.is_empty() && self.led >= self.ranges
+        self.silent.is_empty() && self.led == self.ranges
     }
 }
 
@@ -166,6 +173,22 @@ mod tests {
         assert!(!patience.is_over(&Stage { led: 1, ..answers.clone() }, at(179)), "none is new");
         assert!(patience.is_over(&Stage { led: 2, ..answers.clone() }, at(180)));
         assert!(Stage { led: 4, ..answers }.is_ready());
+    }
+
+    /// Everything was killed amid a merge: the cluster served, and the start waited for the leader of a range
+    /// that was one with its neighbour by then, gave up after a minute, and stopped it.
+    #[test]
+    fn ranges_count_as_they_are_now() {
+        let ids = |ids: &[u64]| ids.iter().copied().map(CohortId).collect::<Vec<_>>();
+        let led = BTreeSet::from([CohortId(13), CohortId(14)]);
+        let mut stage = Stage { nodes: 3, ..Stage::default() };
+        stage.count(&ids(&[12, 9, 13]), &led);
+        assert_eq!((stage.ranges, stage.led, stage.is_ready()), (3, 1, false));
+        stage.count(&ids(&[14, 13]), &led);
+        assert!(stage.is_ready());
+        // One that has ended may still have a leader.
+        stage.count(&ids(&[14, 15]), &led);
+        assert!(!stage.is_ready());
     }
 
     #[test]
