@@ -235,9 +235,9 @@ impl Client {
         Ok(routes.table())
     }
 
-    /// Asks every node for its routes, and returns the newest of what they answer within a second: for who has
-    /// to see what was changed through another node just before. A node that does not answer, and one
-    /// that alone knows of a change, is missing in it.
+    /// Asks every node for its routes, and returns the newest of what they answer within a second: for
+    /// those who have to see what was changed through another node just before. What a node alone knows
+    /// that does not answer is missing in it. Fails if none answers.
     pub async fn newest_routes(&self) -> Result<RouteTable, ClientError> {
         let routes = &self.inner.routes;
         routes.refresh_from_all().await.map_err(ClientError::Connect)?;

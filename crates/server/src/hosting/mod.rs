@@ -136,7 +136,8 @@ impl Hosting {
         self.discarding.finish().await;
     }
 
-    /// Waits for the next change of a watch, or until what was over is discarded. Returns true if there can be more. Can be cancelled.
+    /// Waits for the next change of a watch, or until what was over is discarded. Returns true if there
+    /// can be more. Can be cancelled.
     async fn hear(&mut self, watches: &mut CatalogWatches) -> bool {
         let error = tokio::select! {
             changed = watches.catalog.changed() => {

@@ -68,6 +68,9 @@ struct Shared {
     cohorts: Mutex<Cohorts>,
     /// Signalled when a cohort is not busy any more.
     settled: Condvar,
+    /// Held while a cohort is dropped: of two whose rows lie in one place, each would leave what the other
+    /// has there.
+    dropping: Mutex<()>,
 }
 
 /// The cohorts that have rows on disk or a handle. The lock is never held over I/O.
@@ -168,8 +171,8 @@ impl Tables {
         );
         let cohorts = Cohorts { on_disk, open: BTreeMap::new(), busy: BTreeSet::new() };
         let (cohorts, settled) = (Mutex::new(cohorts), Condvar::new());
-        let maintenance = Mutex::new(maintenance);
-        Ok(Self { shared: Arc::new(Shared { core, maintenance, cohorts, settled }) })
+        let (maintenance, dropping) = (Mutex::new(maintenance), Mutex::new(()));
+        Ok(Self { shared: Arc::new(Shared { core, maintenance, cohorts, settled, dropping }) })
     }
 
     /// Returns the table of a cohort, which holds nothing if the cohort is not known here. Every
@@ -190,9 +193,9 @@ impl Tables {
         Ok(table)
     }
 
-    /// Begins a table where those of `ended` ended, in key order, each on its rows that lie in the range named
-    /// with it, unless it has begun already. Nothing of it is on disk before the next flush: until then, the logs of `ended` are what
-    /// brings it back (RANGE-8).
+    /// Begins a table where those of `ended` ended, in key order, each on its rows that lie in the range
+    /// named with it, unless it has begun already. Nothing of it is on disk before the next flush: until
+    /// then, the logs of `ended` are what brings it back (RANGE-8).
     ///
     /// Refused if the table of one of `ended` is not open or not sealed.
     pub fn begin(
@@ -240,6 +243,7 @@ impl Tables {
     /// [`TableError::Dropped`] from now on.
     pub fn drop_cohort(&self, id: CohortId) -> Result<(), TableError> {
         let core = &self.shared.core;
+        let _alone = self.shared.dropping.lock();
         let _busy = self.shared.occupy(id);
         let (open, meta) = {
             let cohorts = self.shared.cohorts.lock();

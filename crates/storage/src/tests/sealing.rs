@@ -1,5 +1,7 @@
 //! A cohort ends, and others go on from exactly the state that it ended with.
 
+use std::sync::Barrier;
+
 use trireme_types::{NodeId, Protocol, Seal, Successor};
 
 use super::script::Script;
@@ -13,6 +15,7 @@ for_each_engine!(
     no_row_is_written_when_a_successor_begins,
     a_crash_before_the_flush_leaves_what_it_takes_to_begin_again,
     each_half_has_its_own_rows_and_keeps_them_whatever_becomes_of_the_others,
+    two_that_are_dropped_at_once_leave_nothing_behind,
     a_successor_that_installs_a_snapshot_leaves_nothing_behind,
     a_half_is_sent_with_its_own_rows_alone_and_all_sessions,
     a_half_that_ends_in_two_leaves_its_sister_as_it_was,
@@ -243,6 +246,30 @@ fn each_half_has_its_own_rows_and_keeps_them_whatever_becomes_of_the_others(engi
         None,
         "nothing is left behind"
     );
+}
+
+fn two_that_are_dropped_at_once_leave_nothing_behind(engine: Engine) {
+    for _ in 0..8 {
+        let fixture = Fixture::new(engine);
+        apply(&fixture.cohort(), vec![put("a", "1"), put("z", "1")]);
+        let lsn = seal(&fixture.cohort());
+        let lsn = seal(&begin(&fixture, LEFT, lsn));
+        let next = beginning(RIGHT, KeyRange::all(), lsn);
+        fixture.tables().begin(&[(LEFT, KeyRange::all())], &next).unwrap();
+        fixture.tables().drop_cohort(COHORT).unwrap();
+        // Both have all their rows where the first one had them.
+        let start = Barrier::new(2);
+        std::thread::scope(|scope| {
+            for cohort in [LEFT, RIGHT] {
+                let (start, tables) = (&start, fixture.tables());
+                scope.spawn(move || {
+                    start.wait();
+                    tables.drop_cohort(cohort).unwrap();
+                });
+            }
+        });
+        assert_eq!(fixture.tables().core().first(&everything()).unwrap(), None);
+    }
 }
 
 fn a_successor_that_installs_a_snapshot_leaves_nothing_behind(engine: Engine) {
