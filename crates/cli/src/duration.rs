@@ -26,6 +26,21 @@ pub(crate) fn any(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * seconds).map_err(|_| "out of range".to_owned())
 }
 
+/// A duration, or that what it is the duration of does not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OrOff(pub(crate) Option<Duration>);
+
+/// Reads a duration, or `off`.
+pub(crate) fn or_off(text: &str) -> Result<OrOff, String> {
+    if text == "off" { Ok(OrOff(None)) } else { any(text).map(|duration| OrOff(Some(duration))) }
+}
+
+impl std::fmt::Display for OrOff {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.map_or_else(|| "off".to_owned(), text).fmt(f)
+    }
+}
+
 /// Returns what reads as exactly this duration.
 pub(crate) fn text(duration: Duration) -> String {
     format!("{}s", duration.as_secs_f64())
@@ -48,6 +63,9 @@ mod tests {
             assert_eq!(positive(text), Ok(Duration::from_millis(milliseconds)));
         }
         assert_eq!(any("0s"), Ok(Duration::ZERO));
+        assert_eq!(or_off("off"), Ok(OrOff(None)));
+        assert_eq!(or_off("10s"), Ok(OrOff(Some(Duration::from_secs(10)))));
+        assert!(or_off("on").is_err());
     }
 
     #[test]

@@ -11,7 +11,8 @@ use clap::builder::PossibleValuesParser;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 use trireme_server::{
-    DISCARD_AFTER_DEFAULT, Mistakes, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT, panics,
+    DISCARD_AFTER_DEFAULT, Mistakes, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT,
+    SPREAD_DELAY_DEFAULT, panics,
 };
 use trireme_types::{Durability, Engine, NodeId};
 
@@ -71,6 +72,10 @@ pub(crate) struct NodeArgs {
     /// another node to hold one. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
+    /// How long the replicas are spread unevenly over the nodes before one moves to a node that holds fewer,
+    /// or `off`. The living node of the lowest number goes by its own. [default: 1m]
+    #[arg(long, value_name = "DURATION", value_parser = duration::or_off)]
+    spread_delay: Option<duration::OrOff>,
     /// How long the node keeps the data of a replica that it no longer holds. [default: 1d]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     discard_after: Option<Duration>,
@@ -166,6 +171,7 @@ impl NodeArgs {
             timing: timing.change(),
             min_replicas_for_write: timing.min_replicas_for_write(),
             replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
+            spread_delay: self.spread_delay.map_or(Some(SPREAD_DELAY_DEFAULT), |it| it.0),
             discard_after: self.discard_after.unwrap_or(DISCARD_AFTER_DEFAULT),
             allow_faults: self.allow_faults,
             mistakes,

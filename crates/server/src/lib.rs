@@ -48,6 +48,7 @@ mod replacement;
 mod request;
 mod routes;
 mod services;
+mod spreading;
 mod succession;
 #[cfg(test)]
 mod testing;
@@ -60,5 +61,8 @@ pub use descriptors::TooFewDescriptors;
 pub use faults::ForwarderError;
 pub use maintenance::{InvalidLogLimit, LOG_BYTES_MIN, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use memory::{MemoryError, NodeMemory};
-pub use node::{DISCARD_AFTER_DEFAULT, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT};
+pub use node::{
+    DISCARD_AFTER_DEFAULT, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT,
+    SPREAD_DELAY_DEFAULT,
+};
 pub use protocols::Mistakes;

@@ -62,7 +62,7 @@ struct Seen {
     members: BTreeSet<NodeId>,
     /// Since when the nodes have been away that are members or invited, and are not there.
     away_since: BTreeMap<NodeId, Instant>,
-    /// The members whose nodes are draining.
+    /// The members and the invited, where their nodes are draining.
     draining: BTreeSet<NodeId>,
     /// The cohort's end is being proposed.
     sealing: Option<JoinHandle<()>>,
@@ -94,9 +94,9 @@ enum Step {
 
 /// Which nodes are there, and which are to hold no replica.
 #[derive(Clone, Debug, Default)]
-struct Nodes {
-    alive: BTreeSet<NodeId>,
-    draining: BTreeSet<NodeId>,
+pub(crate) struct Nodes {
+    pub(crate) alive: BTreeSet<NodeId>,
+    pub(crate) draining: BTreeSet<NodeId>,
 }
 
 /// Who could be invited.
@@ -230,7 +230,7 @@ fn log_outcome(cohort: CohortId, performed: Result<bool, CoordinatorError>) {
 }
 
 impl Nodes {
-    fn of(directory: &NodeDirectory) -> Self {
+    pub(crate) fn of(directory: &NodeDirectory) -> Self {
         let mut nodes = Self::default();
         for node in directory.all() {
             let id = NodeId(node.id);
@@ -259,13 +259,12 @@ impl Seen {
         }
         let invited = standing.map(|standing| standing.invitation.node);
         let all = config.replicas.iter().copied().chain(invited);
+        self.draining = all.clone().filter(|node| nodes.draining.contains(node)).collect();
         let away: BTreeSet<_> = all.filter(|node| !nodes.alive.contains(node)).collect();
         self.away_since.retain(|node, _| away.contains(node));
         for node in away {
             self.away_since.entry(node).or_insert(now);
         }
-        let members = config.replicas.iter().copied();
-        self.draining = members.filter(|node| nodes.draining.contains(node)).collect();
     }
 
     fn may_need_a_step(&self) -> bool {
@@ -363,10 +362,12 @@ fn next_step_of_move(
     let is_moot = config.replicas.contains(&to)
         || (!config.replicas.contains(&leaving.node) && config.replicas_missing() == 0)
         || match leaving.why {
-            Why::Asked => false,
+            Why::Asked | Why::Spread => false,
             Why::Draining => !seen.draining.contains(&leaving.node),
             Why::Gone => seen.away_for(leaving.node, now).is_none(),
         };
+    // What is there would have to go again.
+    let is_moot = is_moot || seen.draining.contains(&to);
     let makes_room = makes_room(config, seen, invited, leaving, now, delay);
     if is_moot || makes_room || seen.does_not_come(invited, now) {
         return Some(Step::Withdraw(standing));
@@ -414,7 +415,9 @@ fn who_is_to_go(
     delay: Duration,
 ) -> Option<Leaving> {
     let gone = gone(config, seen, now, delay).map(|node| Leaving { node, why: Why::Gone });
-    let draining = seen.draining.iter().map(|&node| Leaving { node, why: Why::Draining });
+    let members = config.replicas.iter().copied();
+    let draining = members.filter(|node| seen.draining.contains(node));
+    let draining = draining.map(|node| Leaving { node, why: Why::Draining });
     gone.chain(draining).next()
 }
 
@@ -652,6 +655,15 @@ mod tests {
             assert_eq!(step(&config, draining(&[3]), Some(standing)), None, "it has nothing yet");
             let not_any_more = step(&config, draining(&[]), Some(standing));
             assert_eq!(not_any_more, Some(Step::Withdraw(standing)));
+            for why in [Why::Draining, Why::Asked, Why::Spread] {
+                let standing = moving(4, why);
+                let drains = step(&config, draining(&[3, 4]), Some(standing));
+                assert_eq!(
+                    drains,
+                    Some(Step::Withdraw(standing)),
+                    "the node that it goes to drains"
+                );
+            }
         }
     }
 

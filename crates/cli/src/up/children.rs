@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, ChildStdin, Command};
 use trireme_types::{Durability, Engine, Timing};
 
-use crate::timing;
+use crate::{duration, timing};
 
 /// How long a node may take to stop before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,6 +27,7 @@ pub(super) struct NodeProcess<'a> {
     pub(super) memtable_bytes: Option<usize>,
     pub(super) allow_faults: bool,
     pub(super) replace_delay: Duration,
+    pub(super) spread_delay: Option<Duration>,
     pub(super) discard_after: Duration,
 }
 
@@ -61,6 +62,7 @@ impl Children {
             .args(node.memtable_bytes.map(|bytes| format!("--memtable-bytes={bytes}")))
             .args(node.allow_faults.then_some("--allow-faults"))
             .args(["--replace-delay", &format!("{}ms", node.replace_delay.as_millis())])
+            .args(["--spread-delay", &duration::OrOff(node.spread_delay).to_string()])
             .args(["--discard-after", &format!("{}ms", node.discard_after.as_millis())])
             .arg("--stop-at-stdin-end")
             .stdin(Stdio::piped())

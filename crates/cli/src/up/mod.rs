@@ -23,7 +23,9 @@ use trireme_client::{Client, ClientOptions};
 use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorError, CoordinatorOptions, ErrorClass};
 use trireme_embedded::EmbeddedOptions;
-use trireme_server::{DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, panics};
+use trireme_server::{
+    DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, SPREAD_DELAY_DEFAULT, panics,
+};
 use trireme_types::{CohortId, Durability, Engine, NodeId, Protocol};
 
 use self::children::{Children, NodeProcess};
@@ -117,6 +119,10 @@ pub(crate) struct UpArgs {
     /// another node to hold one; not remembered. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
+    /// How long the replicas are spread unevenly over the nodes before one moves to a node that holds fewer,
+    /// or `off`; not remembered. The living node of the lowest number goes by its own. [default: 1m]
+    #[arg(long, value_name = "DURATION", value_parser = duration::or_off)]
+    spread_delay: Option<duration::OrOff>,
     /// How long a node keeps the data of a replica that it no longer holds; not remembered.
     /// [default: 1d]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
@@ -272,6 +278,7 @@ impl UpArgs {
                 memtable_bytes: self.memtable_bytes,
                 allow_faults: self.allow_faults,
                 replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
+                spread_delay: self.spread_delay.map_or(Some(SPREAD_DELAY_DEFAULT), |it| it.0),
                 discard_after: self.discard_after.unwrap_or(DISCARD_AFTER_DEFAULT),
             })?;
         }

@@ -9,7 +9,7 @@ use trireme_coordinator::recipes::catalog::{Catalog, ClusterSpec};
 use trireme_coordinator::{Coordinator, CoordinatorOptions};
 use trireme_types::{ClusterId, CohortConfig, NodeId, Protocol, RangeMap, chained_placement};
 
-use super::cluster::{Cluster, NodeProcess};
+use super::cluster::{Cluster, NodeProcess, spread_nothing};
 use super::etcd::Etcd;
 use super::process::trireme;
 use super::seat::Seat;
@@ -133,6 +133,7 @@ impl Cluster {
         command.args(["--id", &node.to_string(), "--listen", &self.address(node)]);
         command.args(["--coordinator", &self.coordinator()]).args(options).stdout(Stdio::null());
         command.stderr(self.stderr_file(&format!("node-{node}")));
+        spread_nothing(&mut command);
         let child = command.spawn().unwrap();
         self.running.insert(node, NodeProcess { pid: child.id(), child: Some(child) });
     }

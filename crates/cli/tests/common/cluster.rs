@@ -153,6 +153,7 @@ impl Cluster {
     fn run_up(&mut self, mut command: Command) {
         // A node that is started is whole.
         self.faults.get_mut().unwrap().clear();
+        spread_nothing(&mut command);
         command.stdout(Stdio::piped()).stderr(self.stderr_file("up"));
         let mut child = command.spawn().unwrap();
         let (send, lines) = mpsc::channel();
@@ -182,6 +183,7 @@ impl Cluster {
             .args(options)
             .stdout(Stdio::null())
             .stderr(self.stderr_file(&format!("node-{node}")));
+        spread_nothing(&mut command);
         let child = command.spawn().unwrap();
         self.running.insert(node, NodeProcess { pid: child.id(), child: Some(child) });
     }
@@ -454,6 +456,13 @@ impl Drop for Cluster {
 /// `TRIREME_TEST_REPLICATION`, so that what holds for one protocol is seen to hold for all.
 pub(crate) fn replication() -> Option<String> {
     std::env::var("TRIREME_TEST_REPLICATION").ok().filter(|protocol| !protocol.is_empty())
+}
+
+/// Has no replica move by itself, unless that is what a test is about: others say where they are to be.
+pub(super) fn spread_nothing(command: &mut Command) {
+    if command.get_args().all(|argument| argument != "--spread-delay") {
+        command.args(["--spread-delay", "off"]);
+    }
 }
 
 /// Returns `trireme up` in a folder and from a port on.

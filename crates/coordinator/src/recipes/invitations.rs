@@ -54,6 +54,8 @@ pub enum Why {
     Draining,
     /// Its node is gone, and moot once it is back.
     Gone,
+    /// Its node holds more replicas than its share.
+    Spread,
 }
 
 /// An invitation as it stands at the coordinator.

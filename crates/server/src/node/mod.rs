@@ -45,6 +45,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// times what a restart takes. (Pegasus waits for ten minutes.)
 pub const REPLACE_DELAY_DEFAULT: Duration = Duration::from_secs(10);
 
+/// How long the replicas are spread unevenly before one moves, by default.
+pub const SPREAD_DELAY_DEFAULT: Duration = Duration::from_mins(1);
+
 /// How long a stopping node tries to end its session at the coordinator. A coordinator that is gone,
 /// as that of a killed `up` is, must not keep the node's port and folder from its successor; the
 /// session then ends by itself.
@@ -89,6 +92,9 @@ pub struct NodeOptions {
     /// one (M52). Shorter makes up for a dead node sooner; longer bears longer absences without
     /// copying the rows that the node still has (P13).
     pub replace_delay: Duration,
+    /// How long the replicas must be spread unevenly over the nodes before one moves; `None` has none move
+    /// by itself. The living node of the lowest number goes by its own.
+    pub spread_delay: Option<Duration>,
     /// How long what is left of a replica is kept that the node is not to hold any more. Shorter frees
     /// its room sooner; longer leaves more time to notice a mistake.
     pub discard_after: Duration,
@@ -115,6 +121,7 @@ impl NodeOptions {
             timing: TimingChange::default(),
             min_replicas_for_write: None,
             replace_delay: REPLACE_DELAY_DEFAULT,
+            spread_delay: Some(SPREAD_DELAY_DEFAULT),
             discard_after: DISCARD_AFTER_DEFAULT,
             allow_faults: false,
             mistakes: Mistakes::default(),

@@ -247,6 +247,8 @@ impl Hosts {
         if let Host::Node(node) = host {
             command.args(["--id", &node.0.to_string(), "--coordinator", &self.coordinator()]);
             command.args(&self.options);
+            // What is measured is what was asked for.
+            command.args(["--spread-delay", "off"]);
             // Its process has no fault yet.
             self.behind.insert(node);
         }

@@ -1,0 +1,75 @@
+//! Replicas move by themselves to nodes that hold fewer, whatever the protocol.
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod common;
+
+use std::time::Duration;
+
+use trireme_types::Protocol;
+
+use common::{Cluster, History, Recorder, until_ok};
+
+/// How long the cluster may take to be as it should.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+const NODES: u64 = 4;
+
+/// Returns how many replicas each node holds.
+fn held(cluster: &Cluster) -> Vec<usize> {
+    let ranges = cluster.ranges();
+    let held = |node: u64| {
+        let holds = |range: &&serde_json::Value| {
+            range["replicas"].as_array().unwrap().contains(&node.into())
+        };
+        ranges.iter().filter(holds).count()
+    };
+    (1..=NODES).map(held).collect()
+}
+
+#[track_caller]
+fn until_held(cluster: &Cluster, what: &str, is_so: impl Fn(&[usize]) -> bool) {
+    until_ok(what, PATIENCE, || {
+        let held = held(cluster);
+        if is_so(&held) { Ok(()) } else { Err(held) }
+    });
+}
+
+/// A node without replicas gets its share under load, also if the node that decides dies meanwhile. [RANGE-22]
+fn gets_its_share(protocol: Protocol) {
+    let options = ["--ranges", "8", "--spread-delay", "1s", "--replication", protocol.name()];
+    let cluster = &mut Cluster::start_nodes(4, &options);
+    let recorder = Recorder::start(cluster);
+    let history = History::start(cluster, &["apple", "zebra"]);
+    assert_eq!(held(cluster), [6; 4]);
+    cluster.run(["--deadline", "90s", "node", "drain", "4"]).out();
+    until_held(cluster, "the node is empty, and the others are even", |held| held == [8, 8, 8, 0]);
+    cluster.run(["node", "drain", "4", "--undo"]).out();
+    until_held(cluster, "a replica moves by itself", |held| held[3] > 0);
+    cluster.kill(1);
+    history.wait_for_writes_within(5, PATIENCE);
+    cluster.restart_node_with(1, &["--spread-delay", "1s"]);
+    until_held(cluster, "each node holds its share", |held| held == [6; 4]);
+    cluster.wait_until_alone(PATIENCE);
+    let (operations, unknown) = recorder.finish(cluster).counts();
+    show(&format!("{operations} operations, {unknown} unknown; {:?}", history.finish(cluster)));
+}
+
+#[test]
+fn a_node_without_replicas_gets_its_share_spinnaker() {
+    gets_its_share(Protocol::Spinnaker);
+}
+
+#[test]
+fn a_node_without_replicas_gets_its_share_raft() {
+    gets_its_share(Protocol::Raft);
+}
+
+#[test]
+fn a_node_without_replicas_gets_its_share_pacifica() {
+    gets_its_share(Protocol::Pacifica);
+}
+
+#[expect(clippy::print_stderr, reason = "a figure for those who run the test")]
+fn show(text: &str) {
+    eprintln!("{text}");
+}
