@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 use trireme_server::{
     DISCARD_AFTER_DEFAULT, Mistakes, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT,
-    SPREAD_DELAY_DEFAULT, panics,
+    SPREAD_DELAY_DEFAULT, SPREAD_LEADS_DELAY_DEFAULT, panics,
 };
 use trireme_types::{Durability, Engine, NodeId};
 
@@ -76,6 +76,10 @@ pub(crate) struct NodeArgs {
     /// or `off`. The living node of the lowest number goes by its own. [default: 1m]
     #[arg(long, value_name = "DURATION", value_parser = duration::or_off)]
     spread_delay: Option<duration::OrOff>,
+    /// How long this node leads more than another one, of the ranges that both have replicas of, before it
+    /// hands one over to it, or `off`. [default: 1m]
+    #[arg(long, value_name = "DURATION", value_parser = duration::or_off)]
+    spread_leads_delay: Option<duration::OrOff>,
     /// How long the node keeps the data of a replica that it no longer holds. [default: 1d]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     discard_after: Option<Duration>,
@@ -172,6 +176,9 @@ impl NodeArgs {
             min_replicas_for_write: timing.min_replicas_for_write(),
             replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
             spread_delay: self.spread_delay.map_or(Some(SPREAD_DELAY_DEFAULT), |it| it.0),
+            spread_leads_delay: self
+                .spread_leads_delay
+                .map_or(Some(SPREAD_LEADS_DELAY_DEFAULT), |it| it.0),
             discard_after: self.discard_after.unwrap_or(DISCARD_AFTER_DEFAULT),
             allow_faults: self.allow_faults,
             mistakes,

@@ -1,4 +1,5 @@
-//! Replicas move by themselves to nodes that hold fewer, whatever the protocol.
+//! Replicas move by themselves to nodes that hold fewer, and cohorts are handed over to nodes that lead fewer,
+//! whatever the protocol.
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod common;
@@ -24,6 +25,14 @@ fn held(cluster: &Cluster) -> Vec<usize> {
         ranges.iter().filter(holds).count()
     };
     (1..=NODES).map(held).collect()
+}
+
+/// Returns how many of so many ranges each of three nodes leads, or what is not so yet.
+fn led(cluster: &Cluster, count: usize) -> Result<Vec<usize>, String> {
+    let ranges = cluster.ranges();
+    let led = |node: u64| ranges.iter().filter(|range| range["leader"] == node).count();
+    let led: Vec<_> = (1..=3).map(led).collect();
+    if led.iter().sum::<usize>() == count { Ok(led) } else { Err(format!("{led:?}")) }
 }
 
 #[track_caller]
@@ -67,6 +76,49 @@ fn a_node_without_replicas_gets_its_share_raft() {
 #[test]
 fn a_node_without_replicas_gets_its_share_pacifica() {
     gets_its_share(Protocol::Pacifica);
+}
+
+/// A node that was away leads its share again under load, and then nobody hands anything over. [RANGE-23]
+fn leads_its_share(protocol: Protocol) {
+    const RANGES: usize = 9;
+    let options = ["--ranges", "9", "--spread-leads-delay", "1s", "--replication", protocol.name()];
+    let cluster = &mut Cluster::start(&options);
+    let recorder = Recorder::start(cluster);
+    let history = History::start(cluster, &["apple", "zebra"]);
+    cluster.kill(2);
+    until_ok("the others lead all", PATIENCE, || match led(cluster, RANGES)? {
+        led if led[1] == 0 => Ok(()),
+        led => Err(format!("{led:?}")),
+    });
+    history.wait_for_writes_within(5, PATIENCE);
+    history.take_gap();
+    cluster.restart_node_with(2, &["--spread-leads-delay", "1s"]);
+    until_ok("each leads its share", PATIENCE, || match led(cluster, RANGES)? {
+        led if led == [3; 3] => Ok(()),
+        led => Err(format!("{led:?}")),
+    });
+    show(&format!("no write for {:?} while what it leads came back", history.take_gap()));
+    for _ in 0..30 {
+        history.wait_for_writes(1);
+        assert_eq!(led(cluster, RANGES), Ok(vec![3; 3]));
+    }
+    let (operations, unknown) = recorder.finish(cluster).counts();
+    show(&format!("{operations} operations, {unknown} unknown; {:?}", history.finish(cluster)));
+}
+
+#[test]
+fn a_node_that_was_away_leads_its_share_again_spinnaker() {
+    leads_its_share(Protocol::Spinnaker);
+}
+
+#[test]
+fn a_node_that_was_away_leads_its_share_again_raft() {
+    leads_its_share(Protocol::Raft);
+}
+
+#[test]
+fn a_node_that_was_away_leads_its_share_again_pacifica() {
+    leads_its_share(Protocol::Pacifica);
 }
 
 #[expect(clippy::print_stderr, reason = "a figure for those who run the test")]

@@ -63,6 +63,6 @@ pub use maintenance::{InvalidLogLimit, LOG_BYTES_MIN, SEGMENT_BYTES_MAX, SEGMENT
 pub use memory::{MemoryError, NodeMemory};
 pub use node::{
     DISCARD_AFTER_DEFAULT, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT,
-    SPREAD_DELAY_DEFAULT,
+    SPREAD_DELAY_DEFAULT, SPREAD_LEADS_DELAY_DEFAULT,
 };
 pub use protocols::Mistakes;

@@ -28,6 +28,7 @@ pub(super) struct NodeProcess<'a> {
     pub(super) allow_faults: bool,
     pub(super) replace_delay: Duration,
     pub(super) spread_delay: Option<Duration>,
+    pub(super) spread_leads_delay: Option<Duration>,
     pub(super) discard_after: Duration,
 }
 
@@ -63,6 +64,7 @@ impl Children {
             .args(node.allow_faults.then_some("--allow-faults"))
             .args(["--replace-delay", &format!("{}ms", node.replace_delay.as_millis())])
             .args(["--spread-delay", &duration::OrOff(node.spread_delay).to_string()])
+            .args(["--spread-leads-delay", &duration::OrOff(node.spread_leads_delay).to_string()])
             .args(["--discard-after", &format!("{}ms", node.discard_after.as_millis())])
             .arg("--stop-at-stdin-end")
             .stdin(Stdio::piped())

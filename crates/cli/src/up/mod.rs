@@ -24,7 +24,8 @@ use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorError, CoordinatorOptions, ErrorClass};
 use trireme_embedded::EmbeddedOptions;
 use trireme_server::{
-    DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, SPREAD_DELAY_DEFAULT, panics,
+    DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, SPREAD_DELAY_DEFAULT,
+    SPREAD_LEADS_DELAY_DEFAULT, panics,
 };
 use trireme_types::{CohortId, Durability, Engine, NodeId, Protocol};
 
@@ -123,6 +124,10 @@ pub(crate) struct UpArgs {
     /// or `off`; not remembered. The living node of the lowest number goes by its own. [default: 1m]
     #[arg(long, value_name = "DURATION", value_parser = duration::or_off)]
     spread_delay: Option<duration::OrOff>,
+    /// How long a node leads more than another one, of the ranges that both have replicas of, before it hands
+    /// one over to it, or `off`; not remembered. [default: 1m]
+    #[arg(long, value_name = "DURATION", value_parser = duration::or_off)]
+    spread_leads_delay: Option<duration::OrOff>,
     /// How long a node keeps the data of a replica that it no longer holds; not remembered.
     /// [default: 1d]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
@@ -279,6 +284,9 @@ impl UpArgs {
                 allow_faults: self.allow_faults,
                 replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
                 spread_delay: self.spread_delay.map_or(Some(SPREAD_DELAY_DEFAULT), |it| it.0),
+                spread_leads_delay: self
+                    .spread_leads_delay
+                    .map_or(Some(SPREAD_LEADS_DELAY_DEFAULT), |it| it.0),
                 discard_after: self.discard_after.unwrap_or(DISCARD_AFTER_DEFAULT),
             })?;
         }

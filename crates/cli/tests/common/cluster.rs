@@ -458,10 +458,13 @@ pub(crate) fn replication() -> Option<String> {
     std::env::var("TRIREME_TEST_REPLICATION").ok().filter(|protocol| !protocol.is_empty())
 }
 
-/// Has no replica move by itself, unless that is what a test is about: others say where they are to be.
+/// Has no replica move and no cohort be handed over by itself, unless that is what a test is about: others say
+/// where they are to be.
 pub(super) fn spread_nothing(command: &mut Command) {
-    if command.get_args().all(|argument| argument != "--spread-delay") {
-        command.args(["--spread-delay", "off"]);
+    for option in ["--spread-delay", "--spread-leads-delay"] {
+        if command.get_args().all(|argument| argument != option) {
+            command.args([option, "off"]);
+        }
     }
 }
 

@@ -48,6 +48,9 @@ pub const REPLACE_DELAY_DEFAULT: Duration = Duration::from_secs(10);
 /// How long the replicas are spread unevenly before one moves, by default.
 pub const SPREAD_DELAY_DEFAULT: Duration = Duration::from_mins(1);
 
+/// How long a node leads more than another one before it hands a cohort over, by default.
+pub const SPREAD_LEADS_DELAY_DEFAULT: Duration = Duration::from_mins(1);
+
 /// How long a stopping node tries to end its session at the coordinator. A coordinator that is gone,
 /// as that of a killed `up` is, must not keep the node's port and folder from its successor; the
 /// session then ends by itself.
@@ -95,6 +98,9 @@ pub struct NodeOptions {
     /// How long the replicas must be spread unevenly over the nodes before one moves; `None` has none move
     /// by itself. The living node of the lowest number goes by its own.
     pub spread_delay: Option<Duration>,
+    /// How long this node must lead more than another one, of what both hold, before it hands a cohort
+    /// over to it; `None` has it hand none over by itself.
+    pub spread_leads_delay: Option<Duration>,
     /// How long what is left of a replica is kept that the node is not to hold any more. Shorter frees
     /// its room sooner; longer leaves more time to notice a mistake.
     pub discard_after: Duration,
@@ -122,6 +128,7 @@ impl NodeOptions {
             min_replicas_for_write: None,
             replace_delay: REPLACE_DELAY_DEFAULT,
             spread_delay: Some(SPREAD_DELAY_DEFAULT),
+            spread_leads_delay: Some(SPREAD_LEADS_DELAY_DEFAULT),
             discard_after: DISCARD_AFTER_DEFAULT,
             allow_faults: false,
             mistakes: Mistakes::default(),

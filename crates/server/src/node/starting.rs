@@ -38,7 +38,7 @@ use crate::readers::Readers;
 use crate::replacement::Replacement;
 use crate::routes::{NodeDirectory, Router};
 use crate::services::{AdminService, KvService, NodeDescription, SliceBodies};
-use crate::spreading::Spreading;
+use crate::spreading::{LeadSpreading, ReplicaSpreading};
 use crate::succession::{Changes, Succession};
 use crate::transport::{PeerTransport, TransportOptions};
 
@@ -180,8 +180,13 @@ impl Starting {
             invitations: Invitations::new(&self.coordinator),
         };
         let replacement = Replacement { changes: changes.clone(), delay: options.replace_delay };
-        let spreading =
-            options.spread_delay.map(|delay| Spreading { changes: changes.clone(), delay });
+        let replica_spreading =
+            options.spread_delay.map(|delay| ReplicaSpreading { changes: changes.clone(), delay });
+        let lead_spreading = options.spread_leads_delay.map(|delay| LeadSpreading {
+            changes: changes.clone(),
+            transport: transport.clone(),
+            delay,
+        });
         let succession = Succession {
             node: self.file.node,
             router: router.clone(),
@@ -217,7 +222,8 @@ impl Starting {
             tokio::spawn(succession.run()),
             tokio::spawn(updates.run()),
         ];
-        tasks.extend(spreading.map(|spreading| tokio::spawn(spreading.run())));
+        tasks.extend(replica_spreading.map(|spreading| tokio::spawn(spreading.run())));
+        tasks.extend(lead_spreading.map(|spreading| tokio::spawn(spreading.run())));
         tasks.push(tokio::spawn(continuity.clone().run()));
         let registered = (self.file.node, record);
         let keeping = keep_registered(self.coordinator.clone(), registered, fail.clone());

@@ -248,7 +248,7 @@ impl Hosts {
             command.args(["--id", &node.0.to_string(), "--coordinator", &self.coordinator()]);
             command.args(&self.options);
             // What is measured is what was asked for.
-            command.args(["--spread-delay", "off"]);
+            command.args(["--spread-delay", "off", "--spread-leads-delay", "off"]);
             // Its process has no fault yet.
             self.behind.insert(node);
         }

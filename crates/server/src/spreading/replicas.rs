@@ -27,7 +27,7 @@ const MOVES_MAX: usize = 2;
 const DIFFERENCE_MIN: usize = 2;
 
 /// Who sees to it that no node holds more replicas than its share for long.
-pub(crate) struct Spreading {
+pub(crate) struct ReplicaSpreading {
     pub(crate) changes: Changes,
     /// How long the replicas must be spread unevenly before one moves.
     pub(crate) delay: Duration,
@@ -44,7 +44,7 @@ enum Outlook {
     Uneven(CohortId, Move),
 }
 
-impl Spreading {
+impl ReplicaSpreading {
     /// Runs until its task is aborted.
     pub(crate) async fn run(self) {
         let mut uneven_since = None;
