@@ -150,3 +150,94 @@ impl Primary {
         *removal = Removal { at: now, times: removal.times + 1 };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use trireme_storage::IoId;
+    use trireme_types::{CohortConfig, CohortId, Lsn, Protocol};
+
+    use super::super::{Newest, Pacifica, PacificaMessage, PacificaOptions, RoleState};
+    use super::*;
+    use crate::core::{Core as _, Event, Recovered};
+    use crate::streaming::Position;
+
+    /// What the primary of two replicas handles, and the time at which it does.
+    struct Run {
+        core: Pacifica,
+        now: Moment,
+    }
+
+    impl Run {
+        fn handle(&mut self, event: Event<Pacifica>) {
+            self.core.handle(self.now, event);
+            if self.core.next_timeout().is_some_and(|at| at <= self.now) {
+                self.core.handle(self.now, Event::Timeout);
+            }
+            assert_eq!(self.core.validate(), Ok(()));
+            self.core.drain_effects(&mut Vec::new());
+        }
+
+        fn hear(&mut self, from: u64, message: PacificaMessage) {
+            self.handle(Event::Message { from: NodeId(from), message });
+        }
+
+        /// Has a replica ask to be brought up to date that has nothing.
+        fn is_asked(&mut self, by: u64) {
+            let position = Position { committed: Lsn::ZERO, last: Lsn::ZERO, is_learner: true };
+            let incarnation = Incarnation(by);
+            self.hear(by, PacificaMessage::ReportPosition { epoch: 1, position, incarnation });
+        }
+
+        fn primary(&self) -> &Primary {
+            let RoleState::Primary(primary) = &self.core.role else { panic!("{:?}", self.core) };
+            primary
+        }
+    }
+
+    /// Returns a primary that has rested, long after it last heard the only other replica by itself.
+    fn rested() -> Run {
+        let options = PacificaOptions::new(Incarnation(1));
+        let core = Pacifica::new(&Recovered::nothing(), options).expect("the options make sense");
+        let mut run = Run { core, now: Moment::after_start(Duration::from_secs(1)) };
+        let config = CohortConfig {
+            cohort: CohortId(1),
+            version: 1,
+            protocol: Protocol::Pacifica,
+            replicas: [1, 2].map(NodeId).to_vec(),
+            replicas_wanted: 2,
+            incarnations: [1, 2].map(|it| (NodeId(it), Incarnation(it))).into(),
+            origin: None,
+        };
+        run.handle(Event::Coordination(Newest(config)));
+        run.handle(Event::Durable { upto: IoId(1) });
+        run.is_asked(2);
+        let (upto, incarnation) = (run.primary().leading.no_op, Incarnation(2));
+        let supports = Some(run.now);
+        run.hear(2, PacificaMessage::Prepared { epoch: 1, upto, supports, incarnation });
+        run.handle(Event::Durable { upto: IoId(2) });
+        run.handle(Event::Applied { upto });
+        assert!(run.primary().serves(run.now), "{:?}", run.core);
+        run.now = run.now + Duration::from_secs(30);
+        run
+    }
+
+    /// [PAC-40] [RANGE-17]
+    #[test]
+    fn a_primary_that_has_rested_brings_an_invited_replica_up_to_date() {
+        let mut run = rested();
+        let now = run.now;
+        // As the driver does: what it missed comes first, and what time brings last.
+        run.core.handle(now, Event::Supported { by: vec![(NodeId(2), now)] });
+        run.is_asked(3);
+        assert!(run.primary().leading.followers.contains_key(&NodeId(3)), "{:?}", run.core);
+    }
+
+    /// [PAC-40]
+    #[test]
+    fn a_primary_without_its_leases_takes_nobody_up() {
+        let mut run = rested();
+        run.core.handle(run.now, Event::Supported { by: vec![(NodeId(2), Moment::START)] });
+        run.is_asked(3);
+        assert!(!run.primary().leading.followers.contains_key(&NodeId(3)));
+    }
+}

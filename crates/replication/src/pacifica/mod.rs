@@ -365,4 +365,10 @@ impl Streams for Pacifica {
             PacificaMessage::Snapshot { .. } => {}
         }
     }
+
+    fn on_supported(&mut self) {
+        if let RoleState::Primary(primary) = &mut self.role {
+            primary.take_in_leases(&self.shared);
+        }
+    }
 }

@@ -336,14 +336,7 @@ impl Primary {
     /// do not renew theirs taken out of the configuration (PAC-23).
     pub(super) fn check_leases(&mut self, cx: &mut Shared) -> Lead {
         let now = cx.now;
-        let mut ends: Vec<_> = self.lease_ends(cx.timing.lease).collect();
-        ends.sort_unstable_by_key(|(_, end)| *end);
-        //= PAC-20
-        let nth = if cx.own.options.faults.lease_of_majority() { ends.len() / 2 } else { 0 };
-        self.lease_until = ends.get(nth).map_or(Moment::FAR, |(_, end)| *end);
-        // A replica that it handed over to, or was taken out by, may lead before its leases end.
-        let lease = self.suspended_since.map_or(self.lease_until, |at| self.lease_until.min(at));
-        self.leading.set_lease(Some(lease));
+        let ends = self.take_in_leases(cx);
         if now < self.lease_until {
             cx.note_leases();
             self.open_or_close(cx);
@@ -359,6 +352,20 @@ impl Primary {
             self.answer_reads(cx);
         }
         GOES_ON
+    }
+
+    /// Takes in until when each secondary supports it. A candidate that asks a primary that has rested would
+    /// be refused without: that serves by the leases of before (PAC-40).
+    pub(super) fn take_in_leases(&mut self, cx: &Shared) -> Vec<(NodeId, Moment)> {
+        let mut ends: Vec<_> = self.lease_ends(cx.timing.lease).collect();
+        ends.sort_unstable_by_key(|(_, end)| *end);
+        //= PAC-20
+        let nth = if cx.own.options.faults.lease_of_majority() { ends.len() / 2 } else { 0 };
+        self.lease_until = ends.get(nth).map_or(Moment::FAR, |(_, end)| *end);
+        // A replica that it handed over to, or was taken out by, may lead before its leases end.
+        let lease = self.suspended_since.map_or(self.lease_until, |at| self.lease_until.min(at));
+        self.leading.set_lease(Some(lease));
+        ends
     }
 
     /// Returns when the lease of each voter ends.

@@ -39,6 +39,7 @@ pub(crate) fn handle<C: Streams>(core: &mut C, event: Event<C>) -> Option<Event<
         Event::Supported { by } => {
             if let Some(leading) = leading {
                 by.into_iter().for_each(|(from, sent)| leading.on_rested(cx.now, from, sent));
+                core.on_supported();
             }
         }
         Event::SnapshotInstalled { ticket, upto } => cx.on_snapshot_installed(ticket, upto),

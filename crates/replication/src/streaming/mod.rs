@@ -209,4 +209,8 @@ pub(crate) trait Streams: Core<Context = Preceding> {
 
     /// Handles a message of another replica.
     fn on_message(&mut self, from: NodeId, message: Self::Message);
+
+    /// Has a leader that has rested draw its conclusions from what its followers supported meanwhile, before it
+    /// handles anything.
+    fn on_supported(&mut self) {}
 }
