@@ -35,6 +35,7 @@ mod range_split;
 mod rebuild;
 mod rows;
 mod scan;
+mod split_bytes;
 mod status;
 mod stopping;
 mod table;

@@ -12,10 +12,11 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 use trireme_server::{
     DISCARD_AFTER_DEFAULT, Mistakes, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT,
-    SPREAD_DELAY_DEFAULT, SPREAD_LEADS_DELAY_DEFAULT, panics,
+    SPLIT_BYTES_DEFAULT, SPREAD_DELAY_DEFAULT, SPREAD_LEADS_DELAY_DEFAULT, panics,
 };
 use trireme_types::{Durability, Engine, NodeId};
 
+use super::split_bytes::{SplitBytes, split_bytes};
 use super::stopping::stop_signal;
 use super::timing::TimingArgs;
 use super::{UsageError, address, duration, logging, predecessor};
@@ -72,6 +73,10 @@ pub(crate) struct NodeArgs {
     /// another node to hold one. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
+    /// How large the rows of a range may be, in bytes of keys and values, before it is cut in two, or `off`.
+    /// [default: 536870912]
+    #[arg(long, value_name = "BYTES", value_parser = split_bytes)]
+    split_bytes: Option<SplitBytes>,
     /// How long the replicas are spread unevenly over the nodes before one moves to a node that holds fewer,
     /// or `off`. The living node of the lowest number goes by its own. [default: 1m]
     #[arg(long, value_name = "DURATION", value_parser = duration::or_off)]
@@ -175,6 +180,7 @@ impl NodeArgs {
             timing: timing.change(),
             min_replicas_for_write: timing.min_replicas_for_write(),
             replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
+            split_bytes: self.split_bytes.map_or(Some(SPLIT_BYTES_DEFAULT), |it| it.0),
             spread_delay: self.spread_delay.map_or(Some(SPREAD_DELAY_DEFAULT), |it| it.0),
             spread_leads_delay: self
                 .spread_leads_delay

@@ -7,9 +7,11 @@ mod common;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use trireme_types::Protocol;
 
-use common::{Cluster, History, Recorder, Scanner, finish, trireme, until_ok};
+use common::{Cluster, History, Import, Recorder, Rows, Scanner, finish, trireme, until_ok};
 
 /// How long the cluster may take to be as it should after a change or a fault.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -102,6 +104,55 @@ fn one_range_becomes_eight_under_load_spinnaker() {
 #[test]
 fn one_range_becomes_eight_under_load_pacifica() {
     becomes_eight(Protocol::Pacifica);
+}
+
+/// A range that has grown too large is cut in two, and its halves again, while it is written and read.
+/// [RANGE-24]
+fn is_cut_as_it_grows(protocol: Protocol) {
+    const SPLIT_BYTES: usize = 1024 * 1024;
+    // Rows that no file takes less for.
+    const ROWS: usize = 1_500;
+    let options = ["--ranges", "1", "--split-bytes", "1048576", "--memtable-bytes", "1048576"];
+    let options = options.into_iter().chain(["--replication", protocol.name()]);
+    let cluster = &mut Cluster::start(&options.collect::<Vec<_>>());
+    let recorder = Recorder::start(cluster);
+    let history = History::start(cluster, &KEYS);
+    let mut random = StdRng::seed_from_u64(24);
+    let mut value = || (0..4096).map(|_| char::from(random.random_range(b'a'..=b'z'))).collect();
+    let rows: Rows = (0..ROWS).map(|row| (format!("row{row:06}"), value())).collect();
+    Import::start(cluster, &rows, &[]).finish().out();
+    until_ok("no range is much larger than it may be", PATIENCE, || {
+        let found = cluster.rows();
+        let missing = rows.iter().find(|(key, value)| found.get(*key) != Some(value));
+        assert_eq!(missing, None, "it was acknowledged");
+        let mut sizes = Vec::new();
+        for range in cluster.ranges() {
+            let (start, end) = (range["start"].as_str().unwrap(), range["end"].as_str());
+            let is_in = |key: &str| key >= start && end.is_none_or(|end| key < end);
+            let of_range = found.iter().filter(|(key, _)| is_in(key));
+            sizes.push(of_range.map(|(key, value)| key.len() + value.len()).sum::<usize>());
+        }
+        // What is in memory alone does not count yet.
+        let is_small = sizes.iter().all(|bytes| *bytes <= 2 * SPLIT_BYTES);
+        if is_small && sizes.len() >= 4 { Ok(()) } else { Err(sizes) }
+    });
+    let (operations, unknown) = recorder.finish(cluster).counts();
+    show(&format!("{operations} operations, {unknown} unknown; {:?}", history.finish(cluster)));
+}
+
+#[test]
+fn a_range_is_cut_as_it_grows_raft() {
+    is_cut_as_it_grows(Protocol::Raft);
+}
+
+#[test]
+fn a_range_is_cut_as_it_grows_spinnaker() {
+    is_cut_as_it_grows(Protocol::Spinnaker);
+}
+
+#[test]
+fn a_range_is_cut_as_it_grows_pacifica() {
+    is_cut_as_it_grows(Protocol::Pacifica);
 }
 
 /// The leader dies at some moment of the split, a later one each time: the split ends done. [RANGE-5]

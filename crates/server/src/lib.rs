@@ -48,6 +48,7 @@ mod replacement;
 mod request;
 mod routes;
 mod services;
+mod splitting;
 mod spreading;
 mod succession;
 #[cfg(test)]
@@ -63,6 +64,6 @@ pub use maintenance::{InvalidLogLimit, LOG_BYTES_MIN, SEGMENT_BYTES_MAX, SEGMENT
 pub use memory::{MemoryError, NodeMemory};
 pub use node::{
     DISCARD_AFTER_DEFAULT, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT,
-    SPREAD_DELAY_DEFAULT, SPREAD_LEADS_DELAY_DEFAULT,
+    SPLIT_BYTES_DEFAULT, SPREAD_DELAY_DEFAULT, SPREAD_LEADS_DELAY_DEFAULT,
 };
 pub use protocols::Mistakes;

@@ -24,8 +24,8 @@ use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorError, CoordinatorOptions, ErrorClass};
 use trireme_embedded::EmbeddedOptions;
 use trireme_server::{
-    DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, SPREAD_DELAY_DEFAULT,
-    SPREAD_LEADS_DELAY_DEFAULT, panics,
+    DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, SPLIT_BYTES_DEFAULT,
+    SPREAD_DELAY_DEFAULT, SPREAD_LEADS_DELAY_DEFAULT, panics,
 };
 use trireme_types::{CohortId, Durability, Engine, NodeId, Protocol};
 
@@ -37,6 +37,7 @@ use self::plan::{Plan, RangeProtocol, Splits, range_protocol};
 use self::progress::{Patience, Stage, Work};
 use super::output::announce;
 use super::rebuild::Remembered;
+use super::split_bytes::{SplitBytes, split_bytes};
 use super::stopping::stop_signal;
 use super::timing::TimingArgs;
 use super::{UsageError, address, duration, logging, predecessor};
@@ -120,6 +121,11 @@ pub(crate) struct UpArgs {
     /// another node to hold one; not remembered. [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration::any)]
     replace_delay: Option<Duration>,
+    /// How large the rows of a range may be, in bytes of keys and values, before it is cut in two, or `off`; not
+    /// remembered.
+    /// [default: 536870912]
+    #[arg(long, value_name = "BYTES", value_parser = split_bytes)]
+    split_bytes: Option<SplitBytes>,
     /// How long the replicas are spread unevenly over the nodes before one moves to a node that holds fewer,
     /// or `off`; not remembered. The living node of the lowest number goes by its own. [default: 1m]
     #[arg(long, value_name = "DURATION", value_parser = duration::or_off)]
@@ -283,6 +289,7 @@ impl UpArgs {
                 memtable_bytes: self.memtable_bytes,
                 allow_faults: self.allow_faults,
                 replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
+                split_bytes: self.split_bytes.map_or(Some(SPLIT_BYTES_DEFAULT), |it| it.0),
                 spread_delay: self.spread_delay.map_or(Some(SPREAD_DELAY_DEFAULT), |it| it.0),
                 spread_leads_delay: self
                     .spread_leads_delay

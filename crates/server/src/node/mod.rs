@@ -45,6 +45,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// times what a restart takes. (Pegasus waits for ten minutes.)
 pub const REPLACE_DELAY_DEFAULT: Duration = Duration::from_secs(10);
 
+/// How large the rows of a range are before it is cut in two, by default.
+pub const SPLIT_BYTES_DEFAULT: u64 = 512 * 1024 * 1024;
+
 /// How long the replicas are spread unevenly before one moves, by default.
 pub const SPREAD_DELAY_DEFAULT: Duration = Duration::from_mins(1);
 
@@ -95,6 +98,9 @@ pub struct NodeOptions {
     /// one (M52). Shorter makes up for a dead node sooner; longer bears longer absences without
     /// copying the rows that the node still has (P13).
     pub replace_delay: Duration,
+    /// How large the rows of a range that is led here may be, in bytes, before it is cut in two; `None` has
+    /// none cut by itself.
+    pub split_bytes: Option<u64>,
     /// How long the replicas must be spread unevenly over the nodes before one moves; `None` has none move
     /// by itself. The living node of the lowest number goes by its own.
     pub spread_delay: Option<Duration>,
@@ -127,6 +133,7 @@ impl NodeOptions {
             timing: TimingChange::default(),
             min_replicas_for_write: None,
             replace_delay: REPLACE_DELAY_DEFAULT,
+            split_bytes: Some(SPLIT_BYTES_DEFAULT),
             spread_delay: Some(SPREAD_DELAY_DEFAULT),
             spread_leads_delay: Some(SPREAD_LEADS_DELAY_DEFAULT),
             discard_after: DISCARD_AFTER_DEFAULT,

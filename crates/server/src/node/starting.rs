@@ -38,6 +38,7 @@ use crate::readers::Readers;
 use crate::replacement::Replacement;
 use crate::routes::{NodeDirectory, Router};
 use crate::services::{AdminService, KvService, NodeDescription, SliceBodies};
+use crate::splitting::Splitting;
 use crate::spreading::{LeadSpreading, ReplicaSpreading};
 use crate::succession::{Changes, Succession};
 use crate::transport::{PeerTransport, TransportOptions};
@@ -180,6 +181,8 @@ impl Starting {
             invitations: Invitations::new(&self.coordinator),
         };
         let replacement = Replacement { changes: changes.clone(), delay: options.replace_delay };
+        let splitting =
+            options.split_bytes.map(|bytes_max| Splitting { changes: changes.clone(), bytes_max });
         let replica_spreading =
             options.spread_delay.map(|delay| ReplicaSpreading { changes: changes.clone(), delay });
         let lead_spreading = options.spread_leads_delay.map(|delay| LeadSpreading {
@@ -222,6 +225,7 @@ impl Starting {
             tokio::spawn(succession.run()),
             tokio::spawn(updates.run()),
         ];
+        tasks.extend(splitting.map(|splitting| tokio::spawn(splitting.run())));
         tasks.extend(replica_spreading.map(|spreading| tokio::spawn(spreading.run())));
         tasks.extend(lead_spreading.map(|spreading| tokio::spawn(spreading.run())));
         tasks.push(tokio::spawn(continuity.clone().run()));

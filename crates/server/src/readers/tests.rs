@@ -203,6 +203,10 @@ impl TableEngine for HalfResident {
     fn disk_bytes(&self) -> u64 {
         0
     }
+
+    fn file_bytes(&self, _spans: &[Span]) -> u64 {
+        0
+    }
 }
 
 /// A cohort that its node leads, with the rows `old` and `new`, on a runtime of one thread.

@@ -147,6 +147,8 @@ struct State {
     seal: RwLock<Option<(Lsn, Arc<Seal>)>>,
     /// The cohort's clock as of what was applied last.
     clock: AtomicU64,
+    /// What was written since the table was opened.
+    written_bytes: AtomicU64,
 }
 
 /// Where reads go.
@@ -229,6 +231,7 @@ impl CohortTable {
             protocol: RwLock::new(writer.protocol.clone()),
             seal: RwLock::new(writer.seal.clone()),
             clock: AtomicU64::new(meta.clock),
+            written_bytes: AtomicU64::new(0),
             writer: Mutex::new(writer),
         };
         Ok(Self { state: Arc::new(state) })
@@ -252,7 +255,10 @@ impl CohortTable {
         let mut apply = Apply::new(&state.core, place, &serving.range, &mut writer);
         // The sessions in memory are ahead of the disk after a failure, so it must be the end.
         let applied = apply.run(entries).map_err(|error| state.core.fail(error))?;
-        state.core.write(apply.into_batch())?;
+        let batch = apply.into_batch();
+        let bytes = batch.bytes() as u64;
+        state.core.write(batch)?;
+        state.written_bytes.fetch_add(bytes, Ordering::Relaxed);
         if std::mem::take(&mut writer.protocol_changed) {
             state.protocol.write().clone_from(&writer.protocol);
         }
@@ -404,6 +410,20 @@ impl CohortTable {
             }
             std::thread::yield_now();
         }
+    }
+
+    /// Returns how many bytes the files hold that rows of the range are in: an upper bound of what the range
+    /// takes on the disk, since files may hold rows of others too. What is in memory alone is not in it.
+    pub fn file_bytes(&self) -> Result<u64, TableError> {
+        let serving = self.state.serving()?;
+        let spans = serving.spans(self.state.id, &KeyRange::all(), false);
+        Ok(self.state.core.file_bytes(&spans))
+    }
+
+    /// Returns how many bytes entries have made the table write since it was opened: by no more have its rows
+    /// grown. A snapshot that is installed does not count.
+    pub fn written_bytes(&self) -> u64 {
+        self.state.written_bytes.load(Ordering::Relaxed)
     }
 
     /// Has the table serve `range` from now on. Rows outside it stay on disk but are not served,

@@ -282,6 +282,10 @@ impl Core {
         Ok(scanned)
     }
 
+    pub(crate) fn file_bytes(&self, spans: &[Span]) -> u64 {
+        self.engine.file_bytes(spans)
+    }
+
     /// Has the tombstones removed once scans have passed over many.
     fn count_tombstones(&self, passed: usize) {
         if passed == 0 {

@@ -80,6 +80,10 @@ pub trait TableEngine: Send + Sync {
 
     /// Returns about how many bytes the files hold.
     fn disk_bytes(&self) -> u64;
+
+    /// Returns how many bytes the files hold that rows of the spans are in, with all that they hold beside
+    /// them. What is not flushed is not in it.
+    fn file_bytes(&self, spans: &[Span]) -> u64;
 }
 
 /// Takes a row of a scan and says whether to go on.

@@ -424,6 +424,25 @@ impl TableEngine for LsmEngine {
     fn disk_bytes(&self) -> u64 {
         self.tree.disk_space()
     }
+
+    fn file_bytes(&self, spans: &[Span]) -> u64 {
+        let version = self.tree.current_version();
+        // A file that several spans lie in counts once.
+        let mut files = BTreeMap::new();
+        for run in version.iter_levels().flat_map(|level| level.iter()) {
+            for span in spans.iter().filter(|span| !span.is_empty()) {
+                let Some((first, last)) =
+                    run.range_overlap_indexes(&(&span.start[..]..&span.end[..]))
+                else {
+                    continue;
+                };
+                for table in run.get(first..=last).unwrap_or_default() {
+                    files.insert(table.id(), table.metadata.file_size);
+                }
+            }
+        }
+        files.values().sum()
+    }
 }
 
 /// Returns the value of an entry; `None` of a tombstone.

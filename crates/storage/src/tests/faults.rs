@@ -133,6 +133,10 @@ impl TableEngine for Faulty {
     fn disk_bytes(&self) -> u64 {
         self.engine.disk_bytes()
     }
+
+    fn file_bytes(&self, spans: &[Span]) -> u64 {
+        self.engine.file_bytes(spans)
+    }
 }
 
 fn faulty(engine: Engine) -> (Fixture, Arc<Switches>) {

@@ -19,6 +19,7 @@ for_each_engine!(
     an_unflushed_table_is_at_an_earlier_point_after_a_crash,
     writes_after_a_restart_win_over_those_before,
     cohorts_do_not_meet,
+    the_files_of_a_range_hold_its_rows,
     a_dropped_cohort_is_gone,
     a_cohort_that_takes_long_to_drop_holds_up_no_other,
     leftovers_of_other_generations_are_removed,
@@ -49,6 +50,34 @@ fn one_flush_moves_every_cohort(engine: Engine) {
     assert_eq!(points, [(1, 1), (2, 2), (0, 0)]);
     assert_eq!(flushed.load(Ordering::Acquire), 2);
     assert_eq!(fixture.tables().metrics().flushes, 2);
+}
+
+/// Of the files that hold rows of a range, what others have in them counts too.
+fn the_files_of_a_range_hold_its_rows(engine: Engine) {
+    const BYTES: u64 = 64 * 1024;
+    let fixture = Fixture::new(engine);
+    let (first, last) = (KeyRange::new("", Some("m")), KeyRange::new("m", None::<&str>));
+    let first = fixture.tables().cohort(CohortId(1), first).unwrap();
+    let last = fixture.tables().cohort(CohortId(9), last).unwrap();
+    let random = |seed: u64| {
+        let mut state = seed;
+        let mut letter = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            char::from(b'a' + u8::try_from((state >> 33) % 26).unwrap())
+        };
+        (0..BYTES).map(|_| letter()).collect::<String>()
+    };
+    apply(&first, vec![put("a", &random(1))]);
+    fixture.tables().flush().unwrap();
+    let of_first = first.file_bytes().unwrap();
+    // What is incompressible in six of eight bits takes that much.
+    assert!(of_first >= BYTES / 2, "{of_first}");
+    apply(&last, vec![put("z", &random(2)), put("y", &random(3))]);
+    fixture.tables().flush().unwrap();
+    assert!(last.file_bytes().unwrap() >= BYTES);
+    if engine == Engine::Lsm {
+        assert_eq!(first.file_bytes().unwrap(), of_first, "the other's rows are in another file");
+    }
 }
 
 fn an_unflushed_table_is_at_an_earlier_point_after_a_crash(engine: Engine) {

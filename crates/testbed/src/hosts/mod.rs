@@ -249,6 +249,7 @@ impl Hosts {
             command.args(&self.options);
             // What is measured is what was asked for.
             command.args(["--spread-delay", "off", "--spread-leads-delay", "off"]);
+            command.args(["--split-bytes", "off"]);
             // Its process has no fault yet.
             self.behind.insert(node);
         }
