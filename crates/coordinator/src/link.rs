@@ -142,8 +142,12 @@ impl Links {
             let limit = self.attempt_limit(deadline);
             match self.attempt(limit, &mut ask).await {
                 Ok(answer) => return Ok(answer),
-                Err(Failure::Attempt(_)) if Instant::now() + RETRY_DELAY < deadline => {
+                Err(failure @ Failure::Attempt(_)) if Instant::now() + RETRY_DELAY < deadline => {
                     tokio::time::sleep(RETRY_DELAY).await;
+                    // A late thread has no time left to ask again: this is why the read failed.
+                    if Instant::now() >= deadline {
+                        return Err(failure.into_read_error());
+                    }
                 }
                 Err(failure) => return Err(failure.into_read_error()),
             }
