@@ -78,7 +78,7 @@ fn a_node_without_replicas_gets_its_share_pacifica() {
     gets_its_share(Protocol::Pacifica);
 }
 
-/// A node that was away leads its share again under load, and then nobody hands anything over. [RANGE-23]
+/// A node that was away leads its share again under load, and then nothing is handed over any more. [RANGE-23]
 fn leads_its_share(protocol: Protocol) {
     const RANGES: usize = 9;
     let options = ["--ranges", "9", "--spread-leads-delay", "1s", "--replication", protocol.name()];

@@ -234,7 +234,7 @@ mod tests {
 
     /// [PAC-40]
     #[test]
-    fn a_primary_without_its_leases_takes_nobody_up() {
+    fn a_primary_without_its_leases_takes_no_replica_up() {
         let mut run = rested();
         run.core.handle(run.now, Event::Supported { by: vec![(NodeId(2), Moment::START)] });
         run.is_asked(3);
