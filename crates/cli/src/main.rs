@@ -41,6 +41,7 @@ mod stopping;
 mod table;
 mod timing;
 mod up;
+mod upkeep;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -111,6 +112,8 @@ struct NodeCommand {
     // Beside the rest, since clap does not report whether any of nested options was given.
     #[command(flatten)]
     timing: timing::TimingArgs,
+    #[command(flatten)]
+    upkeep: upkeep::UpkeepArgs,
     #[command(subcommand)]
     command: Option<NodeSubcommand>,
 }
@@ -182,8 +185,8 @@ impl Cli {
                 NodeSubcommand::List(args) => block_on(args.run(&cluster)),
                 NodeSubcommand::Remove(args) => block_on(args.run(&cluster)),
             },
-            Command::Node(NodeCommand { run: Some(args), timing, command: None }) => {
-                args.run(&timing)
+            Command::Node(NodeCommand { run: Some(args), timing, upkeep, command: None }) => {
+                args.run(&timing, &upkeep)
             }
             Command::Node(NodeCommand { run: None, command: None, .. }) => {
                 Err(UsageError("nothing says which node to run; see 'trireme node --help'".into())

@@ -10,16 +10,13 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
-use trireme_server::{
-    DISCARD_AFTER_DEFAULT, Mistakes, Node, NodeError, NodeOptions, REPLACE_DELAY_DEFAULT,
-    SPLIT_BYTES_DEFAULT, SPREAD_DELAY_DEFAULT, SPREAD_LEADS_DELAY_DEFAULT, panics,
-};
+use trireme_server::{Mistakes, Node, NodeError, NodeOptions, panics};
 use trireme_types::{Durability, Engine, NodeId};
 
-use super::split_bytes::{SplitBytes, split_bytes};
 use super::stopping::stop_signal;
 use super::timing::TimingArgs;
-use super::{UsageError, address, duration, logging, predecessor};
+use super::upkeep::UpkeepArgs;
+use super::{UsageError, address, logging, predecessor};
 
 /// The threads of the runtime that carries consensus: few, since its work is short, and apart from
 /// those of the clients, so that their load cannot hold up a heartbeat.
@@ -69,25 +66,6 @@ pub(crate) struct NodeArgs {
     /// Allow `trireme fault` on the node. For tests; not remembered.
     #[arg(long)]
     allow_faults: bool,
-    /// How long a range lacks a replica, or a node that holds one is away, before the range's leader asks
-    /// another node to hold one. [default: 10s]
-    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
-    replace_delay: Option<Duration>,
-    /// How large the rows of a range may be, in bytes of keys and values, before it is cut in two, or `off`.
-    /// [default: 536870912]
-    #[arg(long, value_name = "BYTES", value_parser = split_bytes)]
-    split_bytes: Option<SplitBytes>,
-    /// How long the replicas are spread unevenly over the nodes before one moves to a node that holds fewer,
-    /// or `off`. The living node of the lowest number goes by its own. [default: 1m]
-    #[arg(long, value_name = "DURATION", value_parser = duration::or_off)]
-    spread_delay: Option<duration::OrOff>,
-    /// How long this node leads more than another one, of the ranges that both have replicas of, before it
-    /// hands one over to it, or `off`. [default: 1m]
-    #[arg(long, value_name = "DURATION", value_parser = duration::or_off)]
-    spread_leads_delay: Option<duration::OrOff>,
-    /// How long the node keeps the data of a replica that it no longer holds. [default: 1d]
-    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
-    discard_after: Option<Duration>,
     /// Have the replicas make a mistake, so that the cluster breaks its promises, to see that this is
     /// found. For tests; not remembered.
     #[arg(long, value_name = "NAME", hide = true, requires = "allow_faults")]
@@ -111,7 +89,7 @@ pub(crate) fn memtable_bytes(text: &str) -> Result<usize, String> {
 }
 
 impl NodeArgs {
-    pub(crate) fn run(self, timing: &TimingArgs) -> anyhow::Result<()> {
+    pub(crate) fn run(self, timing: &TimingArgs, upkeep: &UpkeepArgs) -> anyhow::Result<()> {
         logging::start();
         panics::end_process_on_panic();
         let consensus = Builder::new_multi_thread()
@@ -121,7 +99,7 @@ impl NodeArgs {
             .build()?;
         let clients = Runtime::new()?;
         let stop_at_stdin_end = self.stop_at_stdin_end;
-        let options = self.into_options(timing);
+        let options = self.into_options(timing, upkeep);
         let outcome = clients.block_on(async {
             let mut stop = pin!(stop_signal(stop_at_stdin_end)?);
             let data = options.data.display().to_string();
@@ -159,7 +137,7 @@ impl NodeArgs {
         outcome
     }
 
-    fn into_options(self, timing: &TimingArgs) -> NodeOptions {
+    fn into_options(self, timing: &TimingArgs, upkeep: &UpkeepArgs) -> NodeOptions {
         let mut mistakes = Mistakes::default();
         for name in &self.mistake {
             // The command line has no other names.
@@ -179,13 +157,11 @@ impl NodeArgs {
             memtable_bytes: self.memtable_bytes,
             timing: timing.change(),
             min_replicas_for_write: timing.min_replicas_for_write(),
-            replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
-            split_bytes: self.split_bytes.map_or(Some(SPLIT_BYTES_DEFAULT), |it| it.0),
-            spread_delay: self.spread_delay.map_or(Some(SPREAD_DELAY_DEFAULT), |it| it.0),
-            spread_leads_delay: self
-                .spread_leads_delay
-                .map_or(Some(SPREAD_LEADS_DELAY_DEFAULT), |it| it.0),
-            discard_after: self.discard_after.unwrap_or(DISCARD_AFTER_DEFAULT),
+            replace_delay: upkeep.replace_delay(),
+            split_bytes: upkeep.split_bytes(),
+            spread_delay: upkeep.spread_delay(),
+            spread_leads_delay: upkeep.spread_leads_delay(),
+            discard_after: upkeep.discard_after(),
             allow_faults: self.allow_faults,
             mistakes,
         }

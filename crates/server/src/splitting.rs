@@ -1,12 +1,12 @@
 //! Cuts ranges in two that have grown larger than they are to be, as if it had been asked for
 //! ([`crate::succession`]).
 //!
-//! The leader of each cohort does. It reads the rows of a range only if the files that they are in are large
-//! enough, and again only once so much has been written that they may be too large by then, so that a range near
-//! its limit is not read over and over. What the rows take is counted in keys and values as they are, not in
-//! bytes on the disk.
+//! The leader of each cohort does. It reads the rows of a range only once they may be too large, by what the
+//! files take that they are in and what has been written since, so that most ranges are never read for it, and
+//! one near its limit is not read over and over. What the rows take is counted in keys and values as they are.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::succession::{Change, Changes};
 /// How often is looked whether a range has grown too large.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Which part of the limit must have been written to a range at the least before its rows are read again: what is
+/// Which part of the limit must have been written to a range at the least before its rows are counted again: what is
 /// written may replace what is there.
 const WRITTEN_DIVISOR: u64 = 8;
 
@@ -83,49 +83,55 @@ impl Splitting {
         seen: &mut BTreeMap<CohortId, Seen>,
     ) {
         //= RANGE-24
-        let cohort = entry.cohort;
-        let written = hosted.table.written_bytes();
-        let may_be_too_large = match seen.get(&cohort) {
-            Some(seen) => seen.may_be_too_large(written, self.bytes_max),
-            None => hosted.table.file_bytes().is_ok_and(|bytes| bytes > self.bytes_max),
+        let (cohort, written) = (entry.cohort, hosted.table.written_bytes());
+        let known = match seen.entry(cohort) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let Ok(bytes) = hosted.table.file_bytes() else { return };
+                unknown.insert(Seen { bytes, is_counted: false, written, split_at: None })
+            }
         };
-        if !may_be_too_large {
-            return;
+        if known.are_to_be_counted(written, self.bytes_max) {
+            match survey(&hosted.table, &entry.range, self.bytes_max).await {
+                Ok(Some(survey)) => *known = Seen::of(&survey, written, self.bytes_max),
+                Ok(None) => return,
+                Err(error) => return tracing::warn!(%cohort, %error, "the rows cannot be read"),
+            }
+            tracing::debug!(%cohort, bytes = known.bytes, "what the rows of the range take");
         }
-        let survey = match survey(&hosted.table, &entry.range, self.bytes_max).await {
-            Ok(Some(survey)) => survey,
-            Ok(None) => return,
-            Err(error) => return tracing::warn!(%cohort, %error, "the rows cannot be read"),
-        };
-        let bytes = survey.bytes;
-        tracing::debug!(%cohort, bytes, "what the rows of the range take");
-        seen.insert(cohort, Seen { bytes, written });
-        if bytes <= self.bytes_max {
-            return;
-        }
-        let Some(at) = survey.middle() else {
-            return tracing::warn!(%cohort, bytes, "the range is too large, and is all one row");
-        };
+        let Some(at) = known.split_at.clone() else { return };
+        let bytes = known.bytes;
         tracing::info!(%cohort, bytes, at = %at.escape_ascii(), "splitting: the range is too large");
         if let Err(reason) = self.changes.change(cohort, &Change::Split(at)).await {
-            tracing::info!(%cohort, %reason, "not split");
+            tracing::info!(%cohort, %reason, "not split yet");
         }
     }
 }
 
-/// What the rows of a range took when they were read.
-#[derive(Clone, Copy, Debug)]
+/// What is known of the size of a range.
+#[derive(Clone, Debug)]
 struct Seen {
+    /// What its rows take; until they were counted, what the files take that they are in.
     bytes: u64,
+    is_counted: bool,
     /// What had been written to the table by then.
     written: u64,
+    /// Where it is to be split, if it was too large. It is asked for until the cohort has ended.
+    split_at: Option<Bytes>,
 }
 
 impl Seen {
-    /// Decides whether the rows are to be read again, by what has been written by now.
-    fn may_be_too_large(&self, written: u64, bytes_max: u64) -> bool {
+    fn of(survey: &Survey, written: u64, bytes_max: u64) -> Self {
+        let split_at = if survey.bytes > bytes_max { survey.middle() } else { None };
+        Self { bytes: survey.bytes, is_counted: true, written, split_at }
+    }
+
+    /// Decides whether the rows are to be counted (again), by what has been written by now.
+    fn are_to_be_counted(&self, written: u64, bytes_max: u64) -> bool {
         let since = written.saturating_sub(self.written);
-        since >= bytes_max / WRITTEN_DIVISOR && self.bytes.saturating_add(since) > bytes_max
+        let may_be_too_large = self.bytes.saturating_add(since) > bytes_max;
+        let is_due = !self.is_counted || since >= bytes_max / WRITTEN_DIVISOR;
+        may_be_too_large && is_due && self.split_at.is_none()
     }
 }
 
@@ -236,13 +242,29 @@ mod tests {
 
     /// [RANGE-24]
     #[test]
-    fn rows_are_read_again_only_once_they_may_be_too_large() {
-        let half = Seen { bytes: MIB / 2, written: 7 };
-        assert!(!half.may_be_too_large(7, MIB));
-        assert!(!half.may_be_too_large(7 + MIB / 2, MIB));
-        assert!(half.may_be_too_large(8 + MIB / 2, MIB));
-        let nearly = Seen { bytes: MIB, written: 7 };
-        assert!(!nearly.may_be_too_large(6 + MIB / 8, MIB), "it may have replaced what is there");
-        assert!(nearly.may_be_too_large(7 + MIB / 8, MIB));
+    fn rows_are_counted_only_when_they_may_be_too_large() {
+        let of_files = |bytes| Seen { bytes, is_counted: false, written: 7, split_at: None };
+        assert!(of_files(MIB + 1).are_to_be_counted(7, MIB), "others may have rows in them");
+        assert!(!of_files(MIB).are_to_be_counted(7, MIB));
+        assert!(of_files(MIB).are_to_be_counted(8, MIB));
+
+        let half = Seen::of(&surveyed(2, MIB / 4, MIB), 7, MIB);
+        assert!(!half.are_to_be_counted(7 + MIB / 2, MIB));
+        assert!(half.are_to_be_counted(8 + MIB / 2, MIB));
+        let nearly = Seen::of(&surveyed(2, MIB / 2, MIB), 7, MIB);
+        assert!(!nearly.are_to_be_counted(6 + MIB / 8, MIB), "it may have replaced what is there");
+        assert!(nearly.are_to_be_counted(7 + MIB / 8, MIB));
+    }
+
+    /// A split that comes to nothing is asked for again, though nothing is written any more. [RANGE-24]
+    #[test]
+    fn a_range_that_is_too_large_is_split_where_it_was_counted() {
+        let large = Seen::of(&surveyed(3, MIB / 2, MIB), 7, MIB);
+        assert_eq!(large.split_at, Some("00000001".into()));
+        assert!(!large.are_to_be_counted(7 + MIB, MIB), "it is known where");
+        assert_eq!(Seen::of(&surveyed(2, MIB / 2, MIB), 7, MIB).split_at, None);
+        let one_row = Seen::of(&surveyed(1, 2 * MIB, MIB), 7, MIB);
+        assert_eq!(one_row.split_at, None);
+        assert!(!one_row.are_to_be_counted(7, MIB), "it stays as it is until more is written");
     }
 }

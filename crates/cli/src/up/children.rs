@@ -9,8 +9,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, ChildStdin, Command};
 use trireme_types::{Durability, Engine, Timing};
 
-use crate::split_bytes::SplitBytes;
-use crate::{duration, timing};
+use crate::timing;
+use crate::upkeep::UpkeepArgs;
 
 /// How long a node may take to stop before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,11 +27,7 @@ pub(super) struct NodeProcess<'a> {
     pub(super) min_replicas_for_write: usize,
     pub(super) memtable_bytes: Option<usize>,
     pub(super) allow_faults: bool,
-    pub(super) replace_delay: Duration,
-    pub(super) split_bytes: Option<u64>,
-    pub(super) spread_delay: Option<Duration>,
-    pub(super) spread_leads_delay: Option<Duration>,
-    pub(super) discard_after: Duration,
+    pub(super) upkeep: UpkeepArgs,
 }
 
 /// The nodes' processes, each with its number. They stop when this one is gone, however it went:
@@ -64,11 +60,7 @@ impl Children {
             .args(timing::arguments(&node.timing, node.min_replicas_for_write))
             .args(node.memtable_bytes.map(|bytes| format!("--memtable-bytes={bytes}")))
             .args(node.allow_faults.then_some("--allow-faults"))
-            .args(["--replace-delay", &format!("{}ms", node.replace_delay.as_millis())])
-            .args(["--split-bytes", &SplitBytes(node.split_bytes).to_string()])
-            .args(["--spread-delay", &duration::OrOff(node.spread_delay).to_string()])
-            .args(["--spread-leads-delay", &duration::OrOff(node.spread_leads_delay).to_string()])
-            .args(["--discard-after", &format!("{}ms", node.discard_after.as_millis())])
+            .args(node.upkeep.arguments())
             .arg("--stop-at-stdin-end")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -23,10 +23,7 @@ use trireme_client::{Client, ClientOptions};
 use trireme_coordinator::recipes::catalog::{Catalog, CatalogState};
 use trireme_coordinator::{Coordinator, CoordinatorError, CoordinatorOptions, ErrorClass};
 use trireme_embedded::EmbeddedOptions;
-use trireme_server::{
-    DISCARD_AFTER_DEFAULT, DataFolder, REPLACE_DELAY_DEFAULT, SPLIT_BYTES_DEFAULT,
-    SPREAD_DELAY_DEFAULT, SPREAD_LEADS_DELAY_DEFAULT, panics,
-};
+use trireme_server::{DataFolder, panics};
 use trireme_types::{CohortId, Durability, Engine, NodeId, Protocol};
 
 use self::children::{Children, NodeProcess};
@@ -37,10 +34,10 @@ use self::plan::{Plan, RangeProtocol, Splits, range_protocol};
 use self::progress::{Patience, Stage, Work};
 use super::output::announce;
 use super::rebuild::Remembered;
-use super::split_bytes::{SplitBytes, split_bytes};
 use super::stopping::stop_signal;
 use super::timing::TimingArgs;
-use super::{UsageError, address, duration, logging, predecessor};
+use super::upkeep::UpkeepArgs;
+use super::{UsageError, address, logging, predecessor};
 
 /// How long a starting cluster may stand still before it is given up. However long it takes, it is
 /// not as long as it comes further: see [`progress`].
@@ -117,27 +114,8 @@ pub(crate) struct UpArgs {
     /// Allow `trireme fault` on the nodes. For tests; not remembered.
     #[arg(long)]
     allow_faults: bool,
-    /// How long a range lacks a replica, or a node that holds one is away, before the range's leader asks
-    /// another node to hold one; not remembered. [default: 10s]
-    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
-    replace_delay: Option<Duration>,
-    /// How large the rows of a range may be, in bytes of keys and values, before it is cut in two, or `off`; not
-    /// remembered.
-    /// [default: 536870912]
-    #[arg(long, value_name = "BYTES", value_parser = split_bytes)]
-    split_bytes: Option<SplitBytes>,
-    /// How long the replicas are spread unevenly over the nodes before one moves to a node that holds fewer,
-    /// or `off`; not remembered. The living node of the lowest number goes by its own. [default: 1m]
-    #[arg(long, value_name = "DURATION", value_parser = duration::or_off)]
-    spread_delay: Option<duration::OrOff>,
-    /// How long a node leads more than another one, of the ranges that both have replicas of, before it hands
-    /// one over to it, or `off`; not remembered. [default: 1m]
-    #[arg(long, value_name = "DURATION", value_parser = duration::or_off)]
-    spread_leads_delay: Option<duration::OrOff>,
-    /// How long a node keeps the data of a replica that it no longer holds; not remembered.
-    /// [default: 1d]
-    #[arg(long, value_name = "DURATION", value_parser = duration::any)]
-    discard_after: Option<Duration>,
+    #[command(flatten)]
+    upkeep: UpkeepArgs,
 }
 
 /// Which coordinator a cluster has.
@@ -288,13 +266,7 @@ impl UpArgs {
                 min_replicas_for_write: file.min_replicas_for_write,
                 memtable_bytes: self.memtable_bytes,
                 allow_faults: self.allow_faults,
-                replace_delay: self.replace_delay.unwrap_or(REPLACE_DELAY_DEFAULT),
-                split_bytes: self.split_bytes.map_or(Some(SPLIT_BYTES_DEFAULT), |it| it.0),
-                spread_delay: self.spread_delay.map_or(Some(SPREAD_DELAY_DEFAULT), |it| it.0),
-                spread_leads_delay: self
-                    .spread_leads_delay
-                    .map_or(Some(SPREAD_LEADS_DELAY_DEFAULT), |it| it.0),
-                discard_after: self.discard_after.unwrap_or(DISCARD_AFTER_DEFAULT),
+                upkeep: self.upkeep,
             })?;
         }
         Ok(())
