@@ -6,9 +6,13 @@
 //! * **One batch, one sequence number.** A writer takes the next number under `writer`, inserts
 //!   every change under it, and only then raises `visible`. A reader sees numbers below `visible`,
 //!   so it sees all of a batch or nothing. Batches are inserted one at a time.
-//! * **No batch is split over two memtables.** A memtable is sealed under `writer` too. Sealed
-//!   memtables reach the disk in order, and the tree's manifest takes up all files of one flush
-//!   in one step, so what a crash leaves is a prefix of the batches.
+//! * **No batch is split over two memtables.** Batches go into the memtable of `memtables`, and
+//!   another takes its place under `writer` too: after the tree has sealed it, and before it is
+//!   written to files. Sealed memtables reach the disk in order, and the tree's manifest takes up
+//!   all files of one flush in one step, so what a crash leaves is a prefix of the batches.
+//! * **Neither batches nor look-ups in memory wait for a disk.** The tree keeps the lock on its list
+//!   of files while it forces the list, so they go to the memtables and the rows in memory directly,
+//!   and no lock of theirs is held while the tree's is waited for.
 //! * **`visible` is ours alone.** The tree raises the counter that it is given whenever it installs
 //!   files, which may be in the middle of a batch; it is given one that nobody reads. Its versions
 //!   take their numbers from the shared counter, so that each reader finds the version of the tree
@@ -38,7 +42,7 @@ use bytes::Bytes;
 use lsm_tree::compaction::Leveled;
 use lsm_tree::{
     AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, InternalValue, SeqNo,
-    SequenceNumberCounter, Slice,
+    SequenceNumberCounter, Slice, ValueType,
 };
 use parking_lot::{Mutex, RwLock};
 use trireme_types::Engine;
@@ -84,7 +88,7 @@ pub(crate) struct LsmEngine {
     numbers: SequenceNumberCounter,
     /// Numbers below it are visible. Raised only under `writer`, so never amid a batch.
     visible: AtomicU64,
-    /// Held while a batch is inserted and while a memtable is sealed.
+    /// Held while a batch is inserted and while another memtable takes the place of a sealed one.
     writer: Mutex<()>,
     /// Held for reading from the moment a reader takes its number until it has found its version
     /// of the tree, or has recorded the number in `file_readers`; taken for writing to wait for those
@@ -273,13 +277,15 @@ impl TableEngine for LsmEngine {
         }
         let _writing = self.writer.lock();
         let number = self.numbers.next();
+        // Not by way of the tree, which has a lock that it keeps through forced writes.
+        let memtable = Arc::clone(&self.memtables.read().active);
         let mut memtable_bytes = 0;
         for change in batch.into_changes() {
             let key = Slice::from(change.key);
-            (_, memtable_bytes) = match change.value {
-                Some(value) => self.tree.insert(key, Slice::from(value), number),
-                None => self.tree.remove(key, number),
-            };
+            (_, memtable_bytes) = memtable.insert(match change.value {
+                Some(value) => InternalValue::from_components(key, value, number, ValueType::Value),
+                None => InternalValue::new_tombstone(key, number),
+            });
         }
         self.active_bytes.store(memtable_bytes, Ordering::Release);
         self.visible.store(number + 1, Ordering::Release);
@@ -364,15 +370,16 @@ impl TableEngine for LsmEngine {
 
     fn flush(&self) -> Result<(), TableError> {
         let flushing = self.tree.get_flush_lock();
-        {
+        // Both wait while the tree forces the list of its files. Batches go into the sealed memtable
+        // meanwhile, until the new one takes its place here.
+        if let Some(full) = self.tree.rotate_memtable() {
+            let active = self.tree.active_memtable();
             let _writing = self.writer.lock();
             let mut memtables = self.memtables.write();
-            if let Some(full) = self.tree.rotate_memtable() {
-                memtables.active = self.tree.active_memtable();
-                memtables.sealed.push(full);
-                let sealed = self.active_bytes.swap(0, Ordering::AcqRel);
-                self.sealed_bytes.fetch_add(sealed, Ordering::AcqRel);
-            }
+            memtables.active = active;
+            memtables.sealed.push(full);
+            let sealed = self.active_bytes.swap(0, Ordering::AcqRel);
+            self.sealed_bytes.fetch_add(sealed, Ordering::AcqRel);
         }
         let watermark = self.watermark();
         // Every reader from here on sees all that is in them.
@@ -596,6 +603,40 @@ mod tests {
                 assert!(reader.join().unwrap() > 0);
             }
         });
+    }
+
+    /// The tree keeps its lock while it forces the list of its files. Neither batches nor look-ups in
+    /// memory wait for it, nor for a flush that waits for it, and no batch is lost or torn by that.
+    #[test]
+    fn who_writes_and_reads_memory_does_not_wait_for_the_trees_lock() {
+        // Long enough for the flush to come to where it waits.
+        const WRITES: u32 = 20_000;
+        let folder = tempfile::tempdir().unwrap();
+        let open = || LsmEngine::open(folder.path(), 1024 * 1024, 16).unwrap();
+        let opened = open();
+        let engine = &opened;
+        put(engine, "first");
+        thread::scope(|scope| {
+            let forcing = engine.tree.get_version_history_lock();
+            let flush = scope.spawn(|| engine.flush());
+            let (done, is_done) = mpsc::channel();
+            scope.spawn(move || {
+                for write in 0..WRITES {
+                    put(engine, &write.to_string());
+                    assert_eq!(resident(engine), Some(Some(write.to_string().into())));
+                }
+                done.send(()).unwrap();
+            });
+            let result = is_done.recv_timeout(PATIENCE);
+            drop(forcing);
+            result.expect("neither waits");
+            flush.join().unwrap().unwrap();
+        });
+        let last = Some(Bytes::from((WRITES - 1).to_string()));
+        assert_eq!(engine.get(b"key").unwrap(), last);
+        engine.flush().unwrap();
+        drop(opened);
+        assert_eq!(open().get(b"key").unwrap(), last);
     }
 
     /// A reader that waits for the disk holds up no flush, no compaction and no reader of memory, and
