@@ -58,6 +58,36 @@ async fn a_thousand_pipelined_proposals_make_equal_tables_in_few_blocks() {
     cluster.shutdown().await;
 }
 
+/// What is in memory needs no thread that may wait for a disk: neither to be sent nor to be applied.
+#[test]
+fn writes_in_memory_replicate_while_no_thread_is_free_that_may_wait() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime starts");
+    runtime.block_on(async {
+        let cluster = start(3);
+        let (finish, is_finished) = std::sync::mpsc::channel::<()>();
+        let (begin, has_begun) = tokio::sync::oneshot::channel();
+        let occupied = tokio::task::spawn_blocking(move || {
+            begin.send(()).expect("the test waits");
+            is_finished.recv().expect("the test ends it");
+        });
+        has_begun.await.expect("the thread is there");
+        for number in 0..20 {
+            let outcomes =
+                cluster.primary().replica.propose(put(&format!("key-{number}"), "value"));
+            outcomes.await.expect("the cluster is well");
+        }
+        cluster.converge().await;
+        finish.send(()).expect("the thread waits");
+        occupied.await.expect("no task panics");
+        cluster.shutdown().await;
+    });
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_network_loses_and_delays_arrives_in_the_end() {
     let cluster = start(3);

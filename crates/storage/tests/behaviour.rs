@@ -238,7 +238,9 @@ fn reads_stop_at_their_bounds_from_memory_and_from_disk() {
     let cohort = log.cohort(CohortId(2));
     assert_eq!(cohort.read_cached(1..31, usize::MAX), None, "part of it is on disk");
     let newest = cohort.read(30..31, usize::MAX).unwrap();
-    assert_eq!(cohort.read_cached(30..31, usize::MAX), Some(newest));
+    assert_eq!(cohort.read_cached(30..31, usize::MAX), Some(newest.clone()));
+    let after = |seq| cohort.read_after_cached(Lsn::new(1, seq), 31, usize::MAX);
+    assert_eq!((after(1), after(29)), (None, Some(Some(newest))));
     drop((cohort, log));
     check(&open_stepped(&fs, options).unwrap());
 }
@@ -251,6 +253,7 @@ fn entries_are_read_behind_the_very_one_that_was_named() {
     let cohort = log.cohort(CohortId(1));
     let seqs = |previous, end| {
         let entries = cohort.read_after(previous, end, usize::MAX).unwrap();
+        assert_eq!(cohort.read_after_cached(previous, end, usize::MAX), Some(entries.clone()));
         entries.map(|entries| entries.iter().map(|entry| entry.lsn.seq).collect::<Vec<_>>())
     };
     assert_eq!(seqs(Lsn::new(1, 3), 6), Some(vec![4, 5]));

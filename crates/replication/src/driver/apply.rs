@@ -1,8 +1,10 @@
-//! Applies committed entries beside the replica's task.
+//! Applies committed entries: on the replica's task where nothing has to be waited for, or else beside
+//! it.
 //!
-//! A table may wait for its disk, and a log may read from it, so both happen on threads where
-//! waiting is allowed. What is to be applied is a single number, so nothing queues up: however much
-//! was committed meanwhile is applied in steps of bounded size.
+//! A table may wait for its disk, and a log may read from it. Where either may, it happens on threads
+//! that may wait. What is to be applied is a single number, so nothing queues up: however much was
+//! committed meanwhile is applied in steps of bounded size. Most often all of it is in memory, and a
+//! step takes less than the two changes of threads to another one and back.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,6 +19,10 @@ use crate::simulation;
 
 /// The most results that wait for the replica's task, before applying waits for it.
 pub(super) const RESULTS_MAX: usize = 4;
+
+/// The most bytes of entries that are applied on the replica's task before its other work goes on. They
+/// take less than a millisecond.
+const AT_ONCE_BYTES_MAX: usize = 256 * 1024;
 
 /// What applying has come to.
 pub(super) enum Progress {
@@ -142,6 +148,20 @@ impl Applier {
             Ok(()) => Progress::Installed { ticket, upto },
             Err(error) => Progress::Failed(format!("could not install a snapshot: {error}")),
         }
+    }
+
+    /// Applies the next entries up to `target` as far as that takes no wait; returns nothing if it may
+    /// take one. Nothing else may be applied at the same time.
+    pub(super) fn apply_at_once(&self, target: u64) -> Result<Vec<Applied>, String> {
+        let first = self.table.applied().seq + 1;
+        let bytes_max = self.step_bytes_max.min(AT_ONCE_BYTES_MAX);
+        let entries = self.log.read_cached(first..target + 1, bytes_max).unwrap_or_default();
+        // What the log lacks is found out by whoever may wait.
+        if entries.first().is_none_or(|entry| entry.lsn.seq != first) {
+            return Ok(Vec::new());
+        }
+        let applied = self.table.apply_resident(&entries);
+        applied.map(Option::unwrap_or_default).map_err(|error| format!("could not apply: {error}"))
     }
 
     /// Applies the next entries up to `target`, as many as one step takes.

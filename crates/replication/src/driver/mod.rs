@@ -12,14 +12,16 @@
 //!        └──────────────────────────────► mailbox ──► task: core.handle*, drain ──► Persist┘
 //!                                           ▲           │        │          │
 //!        long reads: LogSent, SnapshotSent ─┘           │        │          └─► Send ──► network
-//!                                                       │        └─► SendLog ─► a task of its own
-//!                    Applied, with outcomes ◄── applier ◄──── Commit
+//!                                                       │        └─► SendLog ─► network, or a task
+//!                  Applied, with outcomes ◄── table, or applier ◄──── Commit
 //! ```
 //!
 //! * **Conditions.** An effect whose condition holds is performed at once; the others wait in two
 //!   queues, one for the disk and one for the table, and leave in the core's order (M13).
-//! * **Applying** has its own stage, on threads that may wait. The task tells it a number, how far;
-//!   it applies in bounded steps and reports the outcomes, which the task gives to the callers.
+//! * **Nothing waits on the task.** What it sends and applies is in memory nearly always, and is sent
+//!   and applied at once; what may have to wait for a disk goes to threads that may.
+//! * **Applying** elsewhere is told a number, how far; it applies in bounded steps and reports the
+//!   outcomes, which the task gives to the callers.
 //!   Nothing is applied before it is on this replica's own disk, so that a table never runs ahead
 //!   of its log (S8).
 //! * **Reads** that wait together share one ticket, and so one round of whatever the protocol does.
@@ -61,7 +63,7 @@ use trireme_types::{CohortId, CommandBatch, Lsn, NodeId, Outcome, Seal};
 
 pub use self::options::{DriverFaults, DriverOptions, InvalidDriverOption};
 
-use self::apply::{Applier, Orders, RESULTS_MAX};
+use self::apply::{Applier, RESULTS_MAX};
 use self::clock::Clock;
 use self::mailbox::{Answer, Control, Mailbox, Phase};
 use self::outgoing::Sender;
@@ -161,12 +163,11 @@ impl<C: Core> CoreReplica<C> {
         let core = make(recovered).map_err(StartError::Core)?;
         let mailbox = Arc::new(Mailbox::new(options));
         let published = Arc::new(Published::new(core.status()));
-        let orders = Arc::new(Orders::default());
         let (results, progress) = mpsc::channel(RESULTS_MAX);
         let applier = Applier {
             log: log.clone(),
             table: table.clone(),
-            orders: Arc::clone(&orders),
+            orders: Arc::default(),
             step_bytes_max: apply_bytes_max,
         };
         let sender = Sender {
@@ -190,7 +191,7 @@ impl<C: Core> CoreReplica<C> {
             log,
             sender,
             coordination,
-            orders,
+            applier: applier.clone(),
             progress,
             on_failure,
             drain_timeout,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
-use trireme_types::{CohortId, Lsn, NodeId, PATH};
+use trireme_types::{CohortId, Entry, Lsn, NodeId, PATH};
 
 use super::mailbox::Mailbox;
 use super::storage::{CohortLog, CohortTable, IoId, TableError};
@@ -68,8 +68,9 @@ impl<C: Core> Sender<C> {
         send(&*self.transport, self.cohort, to, lane, message.encode());
     }
 
-    /// Sends entries of the log, which may have to be read from disk, if they still follow `previous`:
-    /// the core fixed what goes before them, and the log may have changed since.
+    /// Sends entries of the log if they still follow `previous`: the core fixed what goes before them,
+    /// and the log may have changed since. They leave at once if they are in memory; what must come
+    /// from the disk is read by a task of its own.
     pub(super) fn send_log(
         &mut self,
         to: NodeId,
@@ -78,19 +79,26 @@ impl<C: Core> Sender<C> {
         context: C::Context,
     ) {
         let (log, cohort, bytes_max) = (self.log.clone(), self.cohort, self.send_log_bytes_max);
+        let cached = log.read_after_cached(previous, seqs.end, bytes_max);
         let (transport, mailbox) = (Arc::clone(&self.transport), Arc::clone(&self.mailbox));
-        let reading = move || match log.read_after(previous, seqs.end, bytes_max) {
-            Ok(entries) => {
-                let mut next = seqs.start;
-                // Nothing goes out if the log has been given up beyond the first, or was replaced.
-                if let Some(entries) = entries {
-                    next += entries.len() as u64;
-                    let message = C::entries_message(context, entries);
-                    tracing::trace!(target: PATH, %to, body = %message, "path: sent");
-                    send(&*transport, cohort, to, Lane::Data, message.encode());
-                }
-                mailbox.notice(Event::LogSent { to, seqs, next });
+        let end = seqs.end;
+        let send_all = move |entries: Option<Vec<Entry>>| {
+            let mut next = seqs.start;
+            // Nothing goes out if the log has been given up beyond the first, or was replaced.
+            if let Some(entries) = entries {
+                next += entries.len() as u64;
+                let message = C::entries_message(context, entries);
+                tracing::trace!(target: PATH, %to, body = %message, "path: sent");
+                send(&*transport, cohort, to, Lane::Data, message.encode());
             }
+            mailbox.notice(Event::LogSent { to, seqs, next });
+        };
+        if let Some(entries) = cached {
+            return send_all(entries);
+        }
+        let mailbox = Arc::clone(&self.mailbox);
+        let reading = move || match log.read_after(previous, end, bytes_max) {
+            Ok(entries) => send_all(entries),
             Err(error) => mailbox.fail(format!("could not read what to send: {error}")),
         };
         simulation::spawn_blocking_into(&mut self.tasks, reading);
@@ -167,7 +175,7 @@ mod tests {
     use trireme_storage::{
         LogIdentity, LogOptions, LogWrite, SharedLog, SnapshotReader, TableOptions, Tables,
     };
-    use trireme_types::{ClusterId, Entry, EntryKind, KeyRange};
+    use trireme_types::{ClusterId, EntryKind, KeyRange};
 
     use super::*;
     use crate::core::Moment;

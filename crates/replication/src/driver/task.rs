@@ -8,12 +8,12 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use trireme_types::Lsn;
 
-use super::apply::{Orders, Progress};
+use super::apply::{Applier, Progress};
 use super::callers::{Caller, Callers};
 use super::clock::Clock;
 use super::mailbox::{Control, Mailbox, Phase, Proposal, Taken};
 use super::outgoing::{Held, Sender, decode};
-use super::storage::{CohortLog, IoId, LogErrorClass, LogWrite};
+use super::storage::{Applied, CohortLog, IoId, LogErrorClass, LogWrite};
 use super::{Coordination, DriverFaults, FailureListener, Published};
 use crate::core::{Core, DurableSeqs, Effect, Event, Moment, Ticket, When};
 use crate::pulse::{Learnt, Sleeper};
@@ -32,7 +32,7 @@ pub(super) struct Task<C: Core> {
     pub(super) log: CohortLog,
     pub(super) sender: Sender<C>,
     pub(super) coordination: Arc<dyn Coordination<C>>,
-    pub(super) orders: Arc<Orders>,
+    pub(super) applier: Applier,
     pub(super) progress: mpsc::Receiver<Progress>,
     pub(super) on_failure: FailureListener,
     pub(super) drain_timeout: Duration,
@@ -54,6 +54,8 @@ pub(super) struct State<C: Core> {
     committed: u64,
     /// The sequence up to which entries were last ordered to be applied.
     ordered: u64,
+    /// The snapshots that were ordered to be installed and are not yet.
+    installing: usize,
     /// When a replica that drains stops waiting.
     drain_until: Option<Instant>,
 }
@@ -71,6 +73,7 @@ impl<C: Core> State<C> {
             applied,
             committed: applied.seq,
             ordered: applied.seq,
+            installing: 0,
             drain_until: None,
         }
     }
@@ -96,7 +99,7 @@ impl<C: Core> Task<C> {
             End::Failed(reason) => ReplicaError::Failed(reason.clone()),
         };
         self.mailbox.close(Phase::Closed, refusal.clone());
-        self.orders.stop();
+        self.applier.orders.stop();
         if let End::Failed(reason) = end {
             // The node that is told says so as an error, once for all its replicas.
             tracing::warn!(reason, "the replica failed");
@@ -169,7 +172,10 @@ impl<C: Core> Task<C> {
         let broken = |rule| End::Failed(format!("a rule of the protocol is broken: {rule}"));
         self.core.validate().map_err(broken)?;
         self.perform_drained(effects).await?;
-        self.order_apply();
+        if self.apply(now)? {
+            self.perform_drained(effects).await?;
+            self.order_apply();
+        }
         self.sender.reap();
         self.published.set(self.core.status(), self.state.applied);
         // A cohort that is read does not rest: each read would have to look up what was missed.
@@ -215,21 +221,16 @@ impl<C: Core> Task<C> {
         let mut next = first.or_else(|| self.progress.try_recv().ok());
         while let Some(progress) = next {
             match progress {
-                Progress::Applied(applied) => {
-                    if let Some(last) = applied.last() {
-                        self.state.applied = last.lsn;
-                    }
-                    self.state.callers.applied(applied);
-                    let upto = self.state.applied;
-                    self.handle(now, Event::Applied { upto });
-                }
+                Progress::Applied(applied) => self.take_applied(now, applied),
                 Progress::Installed { ticket, upto } => {
+                    self.state.installing -= 1;
                     self.state.applied = upto;
                     self.state.committed = self.state.committed.max(upto.seq);
                     self.state.callers.passed(upto.seq);
                     self.handle(now, Event::SnapshotInstalled { ticket, upto });
                 }
                 Progress::Outdated { ticket } => {
+                    self.state.installing -= 1;
                     self.handle(now, Event::SnapshotOutdated { ticket });
                 }
                 Progress::Failed(reason) => return Err(End::Failed(reason)),
@@ -237,6 +238,14 @@ impl<C: Core> Task<C> {
             next = self.progress.try_recv().ok();
         }
         Ok(())
+    }
+
+    fn take_applied(&mut self, now: Moment, applied: Vec<Applied>) {
+        if let Some(last) = applied.last() {
+            self.state.applied = last.lsn;
+        }
+        self.state.callers.applied(applied);
+        self.handle(now, Event::Applied { upto: self.state.applied });
     }
 
     fn take_events(&mut self, now: Moment, taken: Taken<C>) {
@@ -374,7 +383,8 @@ impl<C: Core> Task<C> {
         let Some(snapshot) = self.state.callers.take_snapshot(ticket) else {
             return Err(End::Failed(format!("no snapshot was offered under {ticket}")));
         };
-        self.orders.install(ticket, snapshot);
+        self.state.installing += 1;
+        self.applier.orders.install(ticket, snapshot);
         Ok(())
     }
 
@@ -394,19 +404,43 @@ impl<C: Core> Task<C> {
         }
     }
 
-    /// Has applied what is committed and on disk here.
+    /// Applies what is committed and on disk here if nothing has to be waited for, or else has it
+    /// applied; returns true if the core was told of some.
+    fn apply(&mut self, now: Moment) -> Result<bool, End> {
+        let target = self.appliable();
+        // Nothing is applied elsewhere once the outcomes of all that was ordered are here.
+        let is_at_rest = self.state.ordered <= self.state.applied.seq && self.state.installing == 0;
+        if target <= self.state.applied.seq || !is_at_rest {
+            self.order_apply();
+            return Ok(false);
+        }
+        let applied = self.applier.apply_at_once(target).map_err(End::Failed)?;
+        let has_applied = !applied.is_empty();
+        if has_applied {
+            self.take_applied(now, applied);
+        }
+        self.order_apply();
+        Ok(has_applied)
+    }
+
+    /// Has what is left of it applied elsewhere.
     fn order_apply(&mut self) {
-        let (committed, durable) = (self.state.committed, self.state.durable_seqs.durable());
-        let target = if self.faults.applies_uncommitted() {
+        let target = self.appliable();
+        if target > self.state.ordered.max(self.state.applied.seq) {
+            self.state.ordered = target;
+            self.applier.orders.apply(target);
+        }
+    }
+
+    /// Returns the sequence up to which entries may be applied: they are committed, and on disk here.
+    fn appliable(&self) -> u64 {
+        let durable = self.state.durable_seqs.durable();
+        if self.faults.applies_uncommitted() {
             durable
         } else if self.faults.applies_unforced() {
-            committed
+            self.state.committed
         } else {
-            committed.min(durable)
-        };
-        if target > self.state.ordered {
-            self.state.ordered = target;
-            self.orders.apply(target);
+            self.state.committed.min(durable)
         }
     }
 

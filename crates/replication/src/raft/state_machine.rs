@@ -85,10 +85,12 @@ impl RaftStateMachine<TypeConfig> for RaftTable {
                 entries.push(to_log(entry));
                 responders.push(responder);
             }
-            // May wait for a flush when memory is full: the thread's other tasks, heartbeats among
-            // them, go on elsewhere.
-            let applied = simulation::in_place(|| self.table.apply(&entries));
-            let applied = applied.map_err(io_error)?;
+            let applied = match self.table.apply_resident(&entries).map_err(io_error)? {
+                Some(applied) => applied,
+                // Where it may wait for the disk, the thread's other tasks, heartbeats among them, go
+                // on elsewhere.
+                None => simulation::in_place(|| self.table.apply(&entries)).map_err(io_error)?,
+            };
             for (responder, applied) in responders.into_iter().zip(applied) {
                 if let Some(responder) = responder {
                     responder.send(applied.outcomes);

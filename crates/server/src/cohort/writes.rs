@@ -105,28 +105,23 @@ struct Batcher {
 
 impl Batcher {
     async fn run(self, mut waiting: mpsc::Receiver<Queued>) {
-        let this = Arc::new(self);
         let mut replicating = FuturesUnordered::new();
         let mut open = true;
         while open || !replicating.is_empty() {
             tokio::select! {
                 first = waiting.recv(), if open && replicating.len() < BATCHES_MAX => match first {
                     Some(first) => {
-                        let batch = gather(first, &mut waiting, this.backpressure.batch_bytes_max());
-                        replicating.push(tokio::spawn(this.clone().replicate(batch)));
+                        let batch = gather(first, &mut waiting, self.backpressure.batch_bytes_max());
+                        replicating.push(self.replicate(batch));
                     }
                     None => open = false,
                 },
-                Some(ended) = replicating.next() => {
-                    if let Err(error) = ended {
-                        tracing::error!(%error, "a batch's task ended early");
-                    }
-                }
+                Some(()) = replicating.next() => {}
             }
         }
     }
 
-    async fn replicate(self: Arc<Self>, batch: Vec<Queued>) {
+    async fn replicate(&self, batch: Vec<Queued>) {
         let bytes = batch.iter().map(|queued| queued.size).sum();
         let under_way = self.backpressure.admit(bytes, || self.replica.status().replicas).await;
         let now = Instant::now();

@@ -133,6 +133,10 @@ impl TableEngine for HalfResident {
         Ok(())
     }
 
+    fn writes_in_memory(&self) -> bool {
+        true
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         if Self::lies_in_a_file(key) {
             self.disk.get();

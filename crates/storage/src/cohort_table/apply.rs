@@ -12,6 +12,7 @@ use trireme_types::{
 
 use crate::cohort_table::{Applied, Writer};
 use crate::table::keys::{self, Place};
+use crate::table::rows::Rows;
 use crate::table::{Core, TableError, WriteBatch};
 
 /// One entry with its payload read.
@@ -55,6 +56,36 @@ pub(crate) fn decode(
         decoded.push(Decoded { lsn, content });
     }
     Ok(decoded)
+}
+
+/// Says whether applying the entries takes no read of a file, and no wait for readers. `rows` says where
+/// the cohort's rows lie.
+pub(crate) fn is_resident(
+    core: &Core,
+    place: Place,
+    rows: &Rows,
+    entries: &[Decoded],
+) -> Result<bool, TableError> {
+    for Decoded { content, .. } in entries {
+        let commands = match content {
+            Content::Commands(batch) => &batch.commands,
+            Content::Seal(_) => return Ok(false),
+            Content::NoOp | Content::Protocol(_) => continue,
+        };
+        for command in commands.iter().filter(|command| reads_row(&command.operation)) {
+            let key = command.operation.key();
+            if core.get_resident(&rows.place_of(place, key).row_key(key))?.is_none() {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Says whether what becomes of the operation depends on the row as it is: a put that asks nothing
+/// reads nothing, which is what makes it fast.
+fn reads_row(operation: &Operation) -> bool {
+    !matches!(operation, Operation::Put { condition: Condition::None, .. })
 }
 
 /// One call of apply under way: the rows that it has changed so far lie over those of the engine.
@@ -176,7 +207,6 @@ impl<'a> Apply<'a> {
         value: Bytes,
         condition: Condition,
     ) -> Result<Outcome, TableError> {
-        // A put that asks nothing reads nothing, which is what makes it fast.
         if condition != Condition::None {
             let current = self.current(&key)?;
             if !holds(condition, current) {

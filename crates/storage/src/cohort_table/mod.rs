@@ -74,7 +74,7 @@ use parking_lot::{Mutex, RwLock};
 use trireme_types::limits::{SCAN_BYTES_MAX, SCAN_ROWS_MAX};
 use trireme_types::{CohortId, Entry, KeyRange, Lsn, Outcome, PATH, Seal, Version};
 
-use crate::cohort_table::apply::Apply;
+use crate::cohort_table::apply::{Apply, Decoded};
 use crate::cohort_table::sessions::Sessions;
 use crate::snapshot::{SnapshotHeader, SnapshotReader};
 use crate::table::keys::{self, Meta, PREFIX_BYTES, Place};
@@ -247,29 +247,25 @@ impl CohortTable {
         state.core.check_usable()?;
         let mut writer = state.writer.lock();
         let serving = state.present()?;
+        let entries = apply::decode(serving.place(state.id), writer.applied, entries)?;
+        state.apply(&mut writer, serving, entries)
+    }
+
+    /// Does what [`CohortTable::apply`] does if that takes no wait for a disk, for a flush, or for
+    /// whoever else changes the table; `None`, with nothing changed, where it may take one.
+    pub fn apply_resident(&self, entries: &[Entry]) -> Result<Option<Vec<Applied>>, TableError> {
+        let state = &*self.state;
+        state.core.check_usable()?;
+        let Some(mut writer) = state.writer.try_lock() else { return Ok(None) };
+        let serving = state.present()?;
         let place = serving.place(state.id);
         let entries = apply::decode(place, writer.applied, entries)?;
-        if entries.is_empty() {
-            return Ok(Vec::new());
+        if !state.core.writes_at_once()
+            || !apply::is_resident(&state.core, place, &writer.rows, &entries)?
+        {
+            return Ok(None);
         }
-        let mut apply = Apply::new(&state.core, place, &serving.range, &mut writer);
-        // The sessions in memory are ahead of the disk after a failure, so it must be the end.
-        let applied = apply.run(entries).map_err(|error| state.core.fail(error))?;
-        let batch = apply.into_batch();
-        let bytes = batch.bytes() as u64;
-        state.core.write(batch)?;
-        state.written_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if std::mem::take(&mut writer.protocol_changed) {
-            state.protocol.write().clone_from(&writer.protocol);
-        }
-        state.clock.store(writer.sessions.clock(), Ordering::Release);
-        if std::mem::take(&mut writer.seal_changed) {
-            drop(serving);
-            state.end(&writer);
-        }
-        state.points.set_applied(writer.applied);
-        tracing::trace!(target: PATH, cohort = %state.id, upto = %writer.applied, "path: applied");
-        Ok(applied)
+        state.apply(&mut writer, serving, entries).map(Some)
     }
 
     /// Returns the last entry that was applied; [`Lsn::ZERO`] if there was none.
@@ -488,6 +484,36 @@ impl State {
     fn present(&self) -> Result<Guard<Arc<Serving>>, TableError> {
         let serving = self.serving.load();
         if serving.is_dropped { Err(TableError::Dropped(self.id)) } else { Ok(serving) }
+    }
+
+    /// Applies entries that were decoded under the lock of `writer`.
+    fn apply(
+        &self,
+        writer: &mut Writer,
+        serving: Guard<Arc<Serving>>,
+        entries: Vec<Decoded>,
+    ) -> Result<Vec<Applied>, TableError> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut apply = Apply::new(&self.core, serving.place(self.id), &serving.range, writer);
+        // The sessions in memory are ahead of the disk after a failure, so it must be the end.
+        let applied = apply.run(entries).map_err(|error| self.core.fail(error))?;
+        let batch = apply.into_batch();
+        let bytes = batch.bytes() as u64;
+        self.core.write(batch)?;
+        self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if std::mem::take(&mut writer.protocol_changed) {
+            self.protocol.write().clone_from(&writer.protocol);
+        }
+        self.clock.store(writer.sessions.clock(), Ordering::Release);
+        if std::mem::take(&mut writer.seal_changed) {
+            drop(serving);
+            self.end(writer);
+        }
+        self.points.set_applied(writer.applied);
+        tracing::trace!(target: PATH, cohort = %self.id, upto = %writer.applied, "path: applied");
+        Ok(applied)
     }
 
     /// Refuses every read from now on, since the cohort has ended. When this returns, none is under way:

@@ -195,13 +195,22 @@ impl CohortLog {
     /// Returns what [`CohortLog::read`] does if all of it is in memory; `None` if a file would have
     /// to be read.
     pub fn read_cached(&self, seqs: Range<u64>, max_bytes: usize) -> Option<Vec<Entry>> {
-        let wanted = self.find(seqs, max_bytes, None).into_iter();
-        wanted
-            .map(|wanted| match wanted {
-                Wanted::Ready(entry) => Some(entry),
-                Wanted::OnDisk { .. } => None,
-            })
-            .collect()
+        all_ready(self.find(seqs, max_bytes, None))
+    }
+
+    /// Returns what [`CohortLog::read_after`] does if all of it is in memory: the outer option is
+    /// `None` if a file would have to be read.
+    pub fn read_after_cached(
+        &self,
+        previous: Lsn,
+        end: u64,
+        max_bytes: usize,
+    ) -> Option<Option<Vec<Entry>>> {
+        let wanted = self.find(previous.seq + 1..end, max_bytes, Some(previous));
+        if wanted.is_empty() {
+            return Some(None);
+        }
+        all_ready(wanted).map(Some)
     }
 
     /// Returns the address of the entry at `seq`, or of the purged point if it is there.
@@ -366,6 +375,15 @@ fn gives_up_unpersisted() -> bool {
 #[cfg(not(test))]
 const fn gives_up_unpersisted() -> bool {
     false
+}
+
+/// Returns the entries if none of them has to be read from a file.
+fn all_ready(wanted: Vec<Wanted>) -> Option<Vec<Entry>> {
+    let ready = wanted.into_iter().map(|wanted| match wanted {
+        Wanted::Ready(entry) => Some(entry),
+        Wanted::OnDisk { .. } => None,
+    });
+    ready.collect()
 }
 
 /// Cuts entries into pieces that each fit into a block, as far as single entries do. There is always

@@ -167,6 +167,11 @@ impl Core {
         Ok(())
     }
 
+    /// Says whether [`Core::write`] waits for neither a disk nor memory.
+    pub(crate) fn writes_at_once(&self) -> bool {
+        self.engine.writes_in_memory() && !self.is_full()
+    }
+
     /// Makes everything written so far durable, and moves every cohort's persisted point.
     pub(crate) fn flush(&self) -> Result<(), TableError> {
         {

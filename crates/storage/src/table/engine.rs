@@ -17,6 +17,9 @@ pub trait TableEngine: Send + Sync {
     /// They are visible when the call returns.
     fn write(&self, batch: WriteBatch) -> Result<(), TableError>;
 
+    /// Says whether a write ends in memory, and waits for no disk.
+    fn writes_in_memory(&self) -> bool;
+
     /// Returns the value of `key`.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError>;
 

@@ -292,6 +292,10 @@ impl TableEngine for LsmEngine {
         Ok(())
     }
 
+    fn writes_in_memory(&self) -> bool {
+        true
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         if let Some(found) = self.get_resident(key)? {
             return Ok(found);

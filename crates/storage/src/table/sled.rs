@@ -172,6 +172,11 @@ impl TableEngine for SledEngine {
         Ok(())
     }
 
+    fn writes_in_memory(&self) -> bool {
+        // Its pages may have to be read, and its buffers to be written.
+        false
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         self.get_from(usable(&self.db.read())?, key)
     }

@@ -20,6 +20,7 @@ for_each_engine!(
     retries_are_recognised_after_a_restart,
     all_replicas_forget_the_same_clients,
     protocol_entries_are_kept,
+    what_may_have_to_wait_is_not_applied_at_once,
 );
 
 fn puts_and_deletions_do_what_they_say(engine: Engine) {
@@ -334,4 +335,30 @@ fn protocol_entries_are_kept(engine: Engine) {
     fixture.tables().flush().unwrap();
     drop(table);
     assert_eq!(fixture.reopen().protocol_state(), Some((Lsn::new(1, 2), key("b"))));
+}
+
+/// Nothing has changed then, and the same entries are applied by whoever may wait.
+fn what_may_have_to_wait_is_not_applied_at_once(engine: Engine) {
+    let mut fixture = Fixture::new(engine);
+    apply(&fixture.cohort(), vec![put("a", "1"), put("b", "2")]);
+    fixture.tables().flush().unwrap();
+    let table = fixture.reopen();
+    let at_once = |seq, commands| table.apply_resident(&[entry(seq, commands)]).unwrap();
+    // What becomes of these depends on rows that only a file holds.
+    for command in [put_if("a", "3", version(1)), delete("a"), delete("absent")] {
+        let named = requested(1, 1, 1, put("b", "4"));
+        assert_eq!(at_once(2, vec![named, command]), None);
+        assert_eq!(table.applied(), Lsn::new(1, 1));
+    }
+    let is_in_memory = engine == Engine::Lsm;
+    let applied = at_once(2, vec![requested(1, 1, 1, put("b", "4"))]);
+    assert_eq!(applied.is_some(), is_in_memory);
+    if let Some(applied) = applied {
+        assert_eq!(applied[0].outcomes, [was_put(3)], "nothing was recorded before");
+        assert_eq!(get(&table, "b"), Some(("4".into(), 3)));
+    }
+    assert_eq!(get(&table, "a"), Some(("1".into(), 1)));
+    let seq = table.applied().seq + 1;
+    let applied = at_once(seq, vec![put_if("a", "5", version(1))]);
+    assert_eq!(applied.is_some(), is_in_memory, "the row was read, and is in memory now");
 }

@@ -58,6 +58,10 @@ impl TableEngine for Faulty {
         self.engine.write(batch)
     }
 
+    fn writes_in_memory(&self) -> bool {
+        self.engine.writes_in_memory()
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
         self.engine.get(key)
     }
@@ -226,6 +230,9 @@ fn writers_wait_for_memory(engine: Engine) {
         assert!(metrics.memtable_bytes < bound + 4 * 1024, "{metrics:?}");
         assert!(metrics.memtable_bytes >= bound, "{metrics:?}");
         assert!(writes.load(Ordering::Acquire) < 1000);
+        let other = fixture.tables().cohort(CohortId(2), KeyRange::all()).unwrap();
+        assert_eq!(other.apply_resident(&[entry(1, vec![put("k", "v")])]).unwrap(), None);
+        assert_eq!(other.applied(), Lsn::ZERO);
         switches.stall(false);
     });
     assert_eq!(table.applied().seq, 1000);

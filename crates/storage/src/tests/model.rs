@@ -13,6 +13,7 @@ fn a_table_is_what_its_log_amounts_to(engine: Engine) {
             run.step();
         }
         run.script.model.check(&run.table());
+        assert_eq!(run.at_once > 20, engine == Engine::Lsm, "{} times at once", run.at_once);
     }
 }
 
@@ -24,6 +25,8 @@ struct Run {
     history: Vec<Script>,
     fixture: Fixture,
     cohort: CohortId,
+    /// How often entries were applied without a wait.
+    at_once: u64,
 }
 
 impl Run {
@@ -34,6 +37,7 @@ impl Run {
             history: Vec::new(),
             fixture: Fixture::new(engine),
             cohort: CohortId(100),
+            at_once: 0,
         }
     }
 
@@ -61,7 +65,13 @@ impl Run {
             entries.push(entry);
             outcomes.push(expected);
         }
-        let applied = self.table().apply(&entries).unwrap();
+        let table = self.table();
+        let at_once = match self.random.below(2) {
+            0 => table.apply_resident(&entries).unwrap(),
+            _ => None,
+        };
+        self.at_once += u64::from(at_once.is_some());
+        let applied = at_once.unwrap_or_else(|| table.apply(&entries).unwrap());
         let found: Vec<_> = applied.into_iter().map(|applied| applied.outcomes).collect();
         assert_eq!(found, outcomes);
     }

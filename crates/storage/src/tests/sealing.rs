@@ -36,7 +36,9 @@ fn seal_entry(seq: u64, protocol: Protocol) -> Entry {
 /// Ends the table's cohort with its next entry.
 fn seal(table: &CohortTable) -> Lsn {
     let entry = seal_entry(table.applied().seq + 1, Protocol::Raft);
-    let applied = table.apply(std::slice::from_ref(&entry)).unwrap();
+    let entries = std::slice::from_ref(&entry);
+    assert_eq!(table.apply_resident(entries).unwrap(), None, "it waits for readers");
+    let applied = table.apply(entries).unwrap();
     assert_eq!(applied[0].outcomes, []);
     entry.lsn
 }
