@@ -47,8 +47,13 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tikv_jemallocator::Jemalloc;
 
 use cluster::ClusterArgs;
+
+/// A node allocates on one thread what it frees on another, all day (docs/decisions/0013).
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// The status of a command that failed.
 const FAILED: u8 = 1;
