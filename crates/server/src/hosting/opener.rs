@@ -1,6 +1,6 @@
 //! Opening a replica on what the node has of its cohort, and discarding what is left of one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -236,15 +236,15 @@ impl Opener {
     ) -> BTreeMap<CohortId, Local> {
         let mut local = BTreeMap::new();
         let memory = self.continuity.memory().get();
+        let logs: BTreeSet<_> = self.log.cohorts().into_iter().collect();
         // What is there without a replica has been found on the disk, or is left of one.
-        let logs = self.log.cohorts().into_iter().filter(|&cohort| {
+        let with_content = logs.iter().copied().filter(|&cohort| {
             let log = self.log.cohort(cohort);
             log.bounds().last != Lsn::ZERO || log.hard_state().is_some()
         });
-        for cohort in logs.chain(self.tables.cohorts()) {
+        for cohort in with_content.chain(self.tables.cohorts()) {
             // What is set aside brings nothing along, unless setting it aside was interrupted.
-            let has_log = self.log.cohorts().contains(&cohort);
-            if memory.set_aside.contains_key(&cohort) && !has_log {
+            if memory.set_aside.contains_key(&cohort) && !logs.contains(&cohort) {
                 continue;
             }
             local.insert(cohort, Local { is_hosted: false, has_data: true });
