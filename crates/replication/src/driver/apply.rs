@@ -3,28 +3,26 @@
 //!
 //! A table may wait for its disk, and a log may read from it. Where either may, it happens on threads
 //! that may wait. What is to be applied is a single number, so nothing queues up: however much was
-//! committed meanwhile is applied in steps of bounded size. Most often all of it is in memory, and a
-//! step takes less than the two changes of threads to another one and back.
+//! committed meanwhile is applied in steps of bounded size, one after the other. Most often all of it
+//! is in memory, and a step takes less than the change of threads to another one and back.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::task::Poll;
 
-use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use trireme_types::Lsn;
 
 use super::storage::{Applied, CohortLog, CohortTable, StagedSnapshot};
 use crate::core::Ticket;
 use crate::simulation;
 
-/// The most results that wait for the replica's task, before applying waits for it.
-pub(super) const RESULTS_MAX: usize = 4;
-
 /// The most bytes of entries that are applied on the replica's task before its other work goes on. They
 /// take less than a millisecond.
 const AT_ONCE_BYTES_MAX: usize = 256 * 1024;
 
-/// What applying has come to.
+/// What a step has come to.
 pub(super) enum Progress {
     /// These entries were applied, with these outcomes.
     Applied(Vec<Applied>),
@@ -36,108 +34,87 @@ pub(super) enum Progress {
     Failed(String),
 }
 
-/// What the table is to become.
-#[derive(Default)]
-pub(super) struct Orders {
-    next: Mutex<Next>,
-    changed: Notify,
-}
-
-#[derive(Default)]
-struct Next {
-    /// Every entry up to this sequence is to be applied.
-    target: u64,
+/// Applies for one replica.
+pub(super) struct Applier {
+    source: Source,
     /// What is to be installed first, in this order. The core asks for one only if it is newer than
     /// all before it, so there are as many as other replicas at the most.
     snapshots: VecDeque<(Ticket, StagedSnapshot)>,
-    is_stopping: bool,
+    /// The step beside the task.
+    under_way: Option<BoxFuture<'static, Progress>>,
 }
 
-impl Orders {
-    /// Has every entry up to this one applied: they are committed, and on disk.
-    pub(super) fn apply(&self, upto: u64) {
-        self.next.lock().target = upto;
-        self.changed.notify_one();
-    }
-
-    /// Has a snapshot installed after those that wait, and before anything more is applied.
-    pub(super) fn install(&self, ticket: Ticket, snapshot: StagedSnapshot) {
-        self.next.lock().snapshots.push_back((ticket, snapshot));
-        self.changed.notify_one();
-    }
-
-    /// Ends the work after the step that is under way.
-    pub(super) fn stop(&self) {
-        self.next.lock().is_stopping = true;
-        self.changed.notify_one();
-    }
-}
-
-/// Applies for one replica.
 #[derive(Clone)]
-pub(super) struct Applier {
-    pub(super) log: CohortLog,
-    pub(super) table: CohortTable,
-    pub(super) orders: Arc<Orders>,
-    pub(super) step_bytes_max: usize,
-}
-
-#[allow(clippy::large_enum_variant, reason = "one at a time, which is moved once")]
-enum Step {
-    Install(Ticket, StagedSnapshot),
-    Apply { target: u64 },
-    Rest,
-    Stop,
+struct Source {
+    log: CohortLog,
+    table: CohortTable,
+    step_bytes_max: usize,
 }
 
 impl Applier {
-    /// Works until it is told to stop, fails, or nobody takes its results.
-    pub(super) async fn run(self, results: mpsc::Sender<Progress>) {
-        loop {
-            let step = match self.next() {
-                Step::Stop => return,
-                Step::Rest => {
-                    self.orders.changed.notified().await;
-                    continue;
-                }
-                step => step,
-            };
-            let worker = self.clone();
-            let work = simulation::blocking(move || worker.perform(step));
-            let progress = match work.await {
-                Ok(progress) => progress,
-                Err(error) => Progress::Failed(format!("applying broke off: {error}")),
-            };
-            let is_end = matches!(progress, Progress::Failed(_));
-            if results.send(progress).await.is_err() || is_end {
-                return;
-            }
-        }
+    pub(super) fn new(log: CohortLog, table: CohortTable, step_bytes_max: usize) -> Self {
+        let source = Source { log, table, step_bytes_max };
+        Self { source, snapshots: VecDeque::new(), under_way: None }
     }
 
-    fn next(&self) -> Step {
-        let mut next = self.orders.next.lock();
-        if next.is_stopping {
-            return Step::Stop;
+    /// Has a snapshot installed after those that wait, and before anything more is applied.
+    pub(super) fn install(&mut self, ticket: Ticket, snapshot: StagedSnapshot) {
+        self.snapshots.push_back((ticket, snapshot));
+    }
+
+    /// Applies the next entries up to `target`, as far as that takes no wait and nothing else is to
+    /// come first: they are committed, and on disk.
+    pub(super) fn apply_at_once(&self, target: u64) -> Result<Vec<Applied>, String> {
+        let is_busy = self.under_way.is_some() || !self.snapshots.is_empty();
+        if is_busy { Ok(Vec::new()) } else { self.source.apply_at_once(target) }
+    }
+
+    /// Begins the next step beside the task, unless one is under way or nothing is left to do.
+    pub(super) fn go_on(&mut self, target: u64) {
+        if self.under_way.is_some() {
+            return;
         }
-        if let Some((ticket, snapshot)) = next.snapshots.pop_front() {
-            return Step::Install(ticket, snapshot);
-        }
-        if self.table.applied().seq < next.target {
-            Step::Apply { target: next.target }
+        let source = self.source.clone();
+        let work = if let Some((ticket, snapshot)) = self.snapshots.pop_front() {
+            beside(move || source.install(ticket, snapshot))
+        } else if source.table.applied().seq < target {
+            beside(move || source.apply(target).unwrap_or_else(Progress::Failed))
         } else {
-            Step::Rest
-        }
+            return;
+        };
+        self.under_way = Some(work);
     }
 
-    fn perform(&self, step: Step) -> Progress {
-        match step {
-            Step::Install(ticket, snapshot) => self.install(ticket, snapshot),
-            Step::Apply { target } => self.apply(target).unwrap_or_else(Progress::Failed),
-            Step::Rest | Step::Stop => Progress::Applied(Vec::new()),
-        }
+    /// Returns what the step beside the task has come to, when it has ended. Nothing is lost if this
+    /// is dropped before.
+    pub(super) async fn progress(&mut self) -> Progress {
+        poll_fn(|context| {
+            let Some(step) = &mut self.under_way else { return Poll::Pending };
+            let progress = step.poll_unpin(context);
+            if progress.is_ready() {
+                self.under_way = None;
+            }
+            progress
+        })
+        .await
     }
 
+    /// Waits for the step that is under way; until then, the table is not at rest.
+    pub(super) async fn finish(&mut self) {
+        if self.under_way.is_some() {
+            self.progress().await;
+        }
+    }
+}
+
+/// Does work on a thread that may wait.
+fn beside(work: impl FnOnce() -> Progress + Send + 'static) -> BoxFuture<'static, Progress> {
+    let work = simulation::blocking(work);
+    let broken = |error| Progress::Failed(format!("applying broke off: {error}"));
+    work.map(move |progress| progress.unwrap_or_else(broken)).boxed()
+}
+
+impl Source {
     fn install(&self, ticket: Ticket, snapshot: StagedSnapshot) -> Progress {
         let upto = snapshot.header().applied;
         // Entries may have been applied past it since the core asked for it (C2).
@@ -150,9 +127,7 @@ impl Applier {
         }
     }
 
-    /// Applies the next entries up to `target` as far as that takes no wait; returns nothing if it may
-    /// take one. Nothing else may be applied at the same time.
-    pub(super) fn apply_at_once(&self, target: u64) -> Result<Vec<Applied>, String> {
+    fn apply_at_once(&self, target: u64) -> Result<Vec<Applied>, String> {
         let first = self.table.applied().seq + 1;
         let bytes_max = self.step_bytes_max.min(AT_ONCE_BYTES_MAX);
         let entries = self.log.read_cached(first..target + 1, bytes_max).unwrap_or_default();

@@ -13,17 +13,16 @@
 //!                                           ▲           │        │          │
 //!        long reads: LogSent, SnapshotSent ─┘           │        │          └─► Send ──► network
 //!                                                       │        └─► SendLog ─► network, or a task
-//!                  Applied, with outcomes ◄── table, or applier ◄──── Commit
+//!                  Applied, with outcomes ◄── table, or a thread ◄──── Commit
 //! ```
 //!
 //! * **Conditions.** An effect whose condition holds is performed at once; the others wait in two
 //!   queues, one for the disk and one for the table, and leave in the core's order (M13).
 //! * **Nothing waits on the task.** What it sends and applies is in memory nearly always, and is sent
 //!   and applied at once; what may have to wait for a disk goes to threads that may.
-//! * **Applying** elsewhere is told a number, how far; it applies in bounded steps and reports the
-//!   outcomes, which the task gives to the callers.
-//!   Nothing is applied before it is on this replica's own disk, so that a table never runs ahead
-//!   of its log (S8).
+//! * **Applying** beside the task goes in bounded steps, one at a time, and whatever was committed
+//!   meanwhile is in the next. Nothing is applied before it is on this replica's own disk, so that a
+//!   table never runs ahead of its log (S8).
 //! * **Reads** that wait together share one ticket, and so one round of whatever the protocol does.
 //! * **Failure.** If the log or the table fails, or the core contradicts its log, the replica is
 //!   over: who waits is told, the node is told once, and everything after is refused.
@@ -31,8 +30,7 @@
 //! # Why nothing blocks for ever
 //!
 //! The task waits for the log's queue alone, and the log's writer waits for nobody: what it calls
-//! only sets a number in the mailbox. The applier waits for the task to take its results, the task
-//! never for the applier. Callers are refused when there is no room, messages are lost.
+//! only sets a number in the mailbox. Callers are refused when there is no room, messages are lost.
 //!
 //! # What is left out
 //!
@@ -55,7 +53,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -63,7 +61,7 @@ use trireme_types::{CohortId, CommandBatch, Lsn, NodeId, Outcome, Seal};
 
 pub use self::options::{DriverFaults, DriverOptions, InvalidDriverOption};
 
-use self::apply::{Applier, RESULTS_MAX};
+use self::apply::Applier;
 use self::clock::Clock;
 use self::mailbox::{Answer, Control, Mailbox, Phase};
 use self::outgoing::Sender;
@@ -163,13 +161,7 @@ impl<C: Core> CoreReplica<C> {
         let core = make(recovered).map_err(StartError::Core)?;
         let mailbox = Arc::new(Mailbox::new(options));
         let published = Arc::new(Published::new(core.status()));
-        let (results, progress) = mpsc::channel(RESULTS_MAX);
-        let applier = Applier {
-            log: log.clone(),
-            table: table.clone(),
-            orders: Arc::default(),
-            step_bytes_max: apply_bytes_max,
-        };
+        let applier = Applier::new(log.clone(), table.clone(), apply_bytes_max);
         let sender = Sender {
             cohort,
             transport,
@@ -191,8 +183,7 @@ impl<C: Core> CoreReplica<C> {
             log,
             sender,
             coordination,
-            applier: applier.clone(),
-            progress,
+            applier,
             on_failure,
             drain_timeout,
             faults,
@@ -200,7 +191,6 @@ impl<C: Core> CoreReplica<C> {
         };
         let (end, ended) = watch::channel(false);
         let span = tracing::info_span!("replica", %node, %cohort);
-        simulation::spawn(applier.run(results).instrument(span.clone()));
         let run = async move {
             task.run().await;
             // Nobody may be waiting for the end.

@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use trireme_types::Lsn;
 
@@ -33,7 +32,6 @@ pub(super) struct Task<C: Core> {
     pub(super) sender: Sender<C>,
     pub(super) coordination: Arc<dyn Coordination<C>>,
     pub(super) applier: Applier,
-    pub(super) progress: mpsc::Receiver<Progress>,
     pub(super) on_failure: FailureListener,
     pub(super) drain_timeout: Duration,
     pub(super) faults: DriverFaults,
@@ -52,10 +50,6 @@ pub(super) struct State<C: Core> {
     durable_seqs: DurableSeqs,
     applied: Lsn,
     committed: u64,
-    /// The sequence up to which entries were last ordered to be applied.
-    ordered: u64,
-    /// The snapshots that were ordered to be installed and are not yet.
-    installing: usize,
     /// When a replica that drains stops waiting.
     drain_until: Option<Instant>,
 }
@@ -72,8 +66,6 @@ impl<C: Core> State<C> {
             durable_seqs: DurableSeqs::starting_at(last),
             applied,
             committed: applied.seq,
-            ordered: applied.seq,
-            installing: 0,
             drain_until: None,
         }
     }
@@ -99,7 +91,6 @@ impl<C: Core> Task<C> {
             End::Failed(reason) => ReplicaError::Failed(reason.clone()),
         };
         self.mailbox.close(Phase::Closed, refusal.clone());
-        self.applier.orders.stop();
         if let End::Failed(reason) = end {
             // The node that is told says so as an error, once for all its replicas.
             tracing::warn!(reason, "the replica failed");
@@ -108,8 +99,7 @@ impl<C: Core> Task<C> {
         self.state.callers.refuse_all(&refusal);
         refuse_waiting(&self.mailbox, &refusal);
         self.sender.tasks.shutdown().await;
-        // The applier ends after its step; until then, the table is not at rest.
-        while self.progress.recv().await.is_some() {}
+        self.applier.finish().await;
     }
 
     async fn work(&mut self) -> End {
@@ -136,7 +126,7 @@ impl<C: Core> Task<C> {
         let wake_up = [timeout, self.state.drain_until].into_iter().flatten().min();
         tokio::select! {
             biased;
-            Some(progress) = self.progress.recv() => Some(progress),
+            progress = self.applier.progress() => Some(progress),
             () = self.mailbox.arrived() => None,
             () = self.sleeper.alarm() => None,
             () = sleep_until(wake_up) => None,
@@ -172,10 +162,12 @@ impl<C: Core> Task<C> {
         let broken = |rule| End::Failed(format!("a rule of the protocol is broken: {rule}"));
         self.core.validate().map_err(broken)?;
         self.perform_drained(effects).await?;
-        if self.apply(now)? {
+        let applied = self.applier.apply_at_once(self.appliable()).map_err(End::Failed)?;
+        if !applied.is_empty() {
+            self.take_applied(now, applied);
             self.perform_drained(effects).await?;
-            self.order_apply();
         }
+        self.applier.go_on(self.appliable());
         self.sender.reap();
         self.published.set(self.core.status(), self.state.applied);
         // A cohort that is read does not rest: each read would have to look up what was missed.
@@ -216,30 +208,26 @@ impl<C: Core> Task<C> {
         }
     }
 
-    /// Takes in what was applied: callers get their outcomes first, for they have waited longest.
-    fn take_progress(&mut self, now: Moment, first: Option<Progress>) -> Result<(), End> {
-        let mut next = first.or_else(|| self.progress.try_recv().ok());
-        while let Some(progress) = next {
-            match progress {
-                Progress::Applied(applied) => self.take_applied(now, applied),
-                Progress::Installed { ticket, upto } => {
-                    self.state.installing -= 1;
-                    self.state.applied = upto;
-                    self.state.committed = self.state.committed.max(upto.seq);
-                    self.state.callers.passed(upto.seq);
-                    self.handle(now, Event::SnapshotInstalled { ticket, upto });
-                }
-                Progress::Outdated { ticket } => {
-                    self.state.installing -= 1;
-                    self.handle(now, Event::SnapshotOutdated { ticket });
-                }
-                Progress::Failed(reason) => return Err(End::Failed(reason)),
+    /// Takes in what was applied beside the task.
+    fn take_progress(&mut self, now: Moment, progress: Option<Progress>) -> Result<(), End> {
+        match progress {
+            None => {}
+            Some(Progress::Applied(applied)) => self.take_applied(now, applied),
+            Some(Progress::Installed { ticket, upto }) => {
+                self.state.applied = upto;
+                self.state.committed = self.state.committed.max(upto.seq);
+                self.state.callers.passed(upto.seq);
+                self.handle(now, Event::SnapshotInstalled { ticket, upto });
             }
-            next = self.progress.try_recv().ok();
+            Some(Progress::Outdated { ticket }) => {
+                self.handle(now, Event::SnapshotOutdated { ticket });
+            }
+            Some(Progress::Failed(reason)) => return Err(End::Failed(reason)),
         }
         Ok(())
     }
 
+    /// Callers get their outcomes first, for they have waited longest.
     fn take_applied(&mut self, now: Moment, applied: Vec<Applied>) {
         if let Some(last) = applied.last() {
             self.state.applied = last.lsn;
@@ -383,8 +371,7 @@ impl<C: Core> Task<C> {
         let Some(snapshot) = self.state.callers.take_snapshot(ticket) else {
             return Err(End::Failed(format!("no snapshot was offered under {ticket}")));
         };
-        self.state.installing += 1;
-        self.applier.orders.install(ticket, snapshot);
+        self.applier.install(ticket, snapshot);
         Ok(())
     }
 
@@ -401,34 +388,6 @@ impl<C: Core> Task<C> {
             }
             Some(lsn) => Err(End::Failed(format!("{upto} was committed, and the log has {lsn}"))),
             None => Err(End::Failed(format!("{upto} was committed, and the log lacks it"))),
-        }
-    }
-
-    /// Applies what is committed and on disk here if nothing has to be waited for, or else has it
-    /// applied; returns true if the core was told of some.
-    fn apply(&mut self, now: Moment) -> Result<bool, End> {
-        let target = self.appliable();
-        // Nothing is applied elsewhere once the outcomes of all that was ordered are here.
-        let is_at_rest = self.state.ordered <= self.state.applied.seq && self.state.installing == 0;
-        if target <= self.state.applied.seq || !is_at_rest {
-            self.order_apply();
-            return Ok(false);
-        }
-        let applied = self.applier.apply_at_once(target).map_err(End::Failed)?;
-        let has_applied = !applied.is_empty();
-        if has_applied {
-            self.take_applied(now, applied);
-        }
-        self.order_apply();
-        Ok(has_applied)
-    }
-
-    /// Has what is left of it applied elsewhere.
-    fn order_apply(&mut self) {
-        let target = self.appliable();
-        if target > self.state.ordered.max(self.state.applied.seq) {
-            self.state.ordered = target;
-            self.applier.orders.apply(target);
         }
     }
 
