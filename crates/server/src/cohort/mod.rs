@@ -1,6 +1,7 @@
 //! A cohort as its node serves it: the replica, its table, and the queues before them.
 
 mod clock;
+mod queue;
 mod reads;
 mod writes;
 

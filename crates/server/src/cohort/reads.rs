@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use trireme_proto::v1;
 use trireme_proto::v1::response::Result as Answer;
@@ -16,6 +16,7 @@ use trireme_replication::{Freshness, ReadPermit, Replica, ReplicaError};
 use trireme_storage::{CohortTable, Row, ScanPage, TableError};
 use trireme_types::{Consistency, KeyRange, Lsn, first_after};
 
+use super::queue::{Batch, Limits, Queue};
 use crate::answers::{Room, StreamAnswers};
 use crate::readers::{FileReads, Readers};
 use crate::refusal;
@@ -58,9 +59,10 @@ pub(crate) enum Read {
     },
 }
 
-/// The queue of one cohort's reads. Dropping it ends its task once the queue is empty.
+/// The queue of one cohort's reads. What waits when it is dropped is still answered.
 pub(crate) struct ReadQueue {
-    queue: mpsc::Sender<PendingRead>,
+    queue: Queue<PendingRead>,
+    runtime: Handle,
     reader: Reader,
 }
 
@@ -76,31 +78,48 @@ pub(crate) struct Reader {
 }
 
 impl ReadQueue {
+    /// Starts a queue that is worked off on the current runtime.
     pub(super) fn start(
         replica: Arc<dyn Replica>,
         table: CohortTable,
         directory: Arc<NodeDirectory>,
         readers: Arc<Readers>,
     ) -> Arc<Self> {
-        let (queue, waiting) = mpsc::channel(QUEUE_READS_MAX);
+        let limits = Limits { items: QUEUE_READS_MAX, bytes: usize::MAX, workers: 1 };
+        let (queue, runtime) = (Queue::new(limits), Handle::current());
         Arc::new_cyclic(|this| {
             let reader = Reader { replica, table, directory, readers, queue: this.clone() };
-            tokio::spawn(reader.clone().run(waiting));
-            Self { queue, reader }
+            Self { queue, runtime, reader }
         })
     }
 
-    pub(super) fn push(&self, read: PendingRead) {
+    pub(super) fn push(self: &Arc<Self>, read: PendingRead) {
         if read.consistency == Consistency::Timeline {
             return self.reader.read_timeline(read);
         }
-        match self.queue.try_send(read) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(read)) => {
-                read.reply.refuse(refusal::busy("too many reads wait for the cohort"));
+        // Reads are counted and not weighed: what they hold is their keys.
+        match self.queue.push(read, 0) {
+            Ok(false) => {}
+            Ok(true) => drop(self.runtime.spawn(Arc::clone(self).run())),
+            Err(read) => read.reply.refuse(refusal::busy("too many reads wait for the cohort")),
+        }
+    }
+
+    /// Takes whatever waits to a barrier, one after the other, until nothing waits.
+    async fn run(self: Arc<Self>) {
+        while let Some(Batch { items: mut reads, .. }) = self.queue.take(READS_MAX, usize::MAX) {
+            let now = Instant::now();
+            for late in reads.extract_if(.., |read| read.deadline <= now) {
+                late.reply.refuse(refusal::expired());
             }
-            Err(mpsc::error::TrySendError::Closed(read)) => {
-                read.reply.refuse(refusal::unavailable("the node is stopping"));
+            if reads.is_empty() {
+                continue;
+            }
+            let reader = &self.reader;
+            match reader.replica.read_barrier().await {
+                // The next barrier begins while these reads are answered.
+                Ok(permit) => drop(tokio::spawn(reader.clone().answer(reads, permit))),
+                Err(error) => reader.refuse(reads, &error),
             }
         }
     }
@@ -117,25 +136,6 @@ impl Reader {
     /// Returns true if both read the same cohort.
     pub(crate) fn is_of(&self, other: &Self) -> bool {
         Weak::ptr_eq(&self.queue, &other.queue)
-    }
-
-    async fn run(self, mut waiting: mpsc::Receiver<PendingRead>) {
-        let mut reads = Vec::new();
-        while waiting.recv_many(&mut reads, READS_MAX).await > 0 {
-            let now = Instant::now();
-            for late in reads.extract_if(.., |read| read.deadline <= now) {
-                late.reply.refuse(refusal::expired());
-            }
-            if reads.is_empty() {
-                continue;
-            }
-            let timely = std::mem::take(&mut reads);
-            match self.replica.read_barrier().await {
-                // The next barrier begins while these reads are answered.
-                Ok(permit) => drop(tokio::spawn(self.clone().answer(timely, permit))),
-                Err(error) => self.refuse(timely, &error),
-            }
-        }
     }
 
     /// Answers what is in memory, and has the reader threads answer the rest.

@@ -1,16 +1,14 @@
 //! The queue of a cohort's writes: what waits becomes one log entry.
 //!
-//! There is no timer. While batches replicate, the next one fills; as soon as there is room for
-//! another, whatever waits leaves together. One lone write leaves at once, and under load the batch
+//! There is no timer. While batches replicate, the next one fills; as soon as one of them is done,
+//! whatever waits leaves together. One lone write leaves at once, and under load the batch
 //! grows with the time that replication takes, whatever the protocol.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use trireme_proto::convert;
 use trireme_proto::v1::response::Result as Answer;
@@ -20,6 +18,7 @@ use trireme_types::{Command, CommandBatch, Operation, Outcome, PATH};
 
 use super::Counters;
 use super::clock::CohortClock;
+use super::queue::{Batch, Limits, Queue};
 use crate::backpressure::{Backpressure, while_under_way};
 use crate::refusal;
 use crate::request::ReplyTo;
@@ -49,53 +48,14 @@ pub(crate) struct PendingWrite {
     pub(crate) reply: ReplyTo,
 }
 
-/// The queue of one cohort's writes. Dropping it ends its task once the queue is empty.
+/// The queue of one cohort's writes. What waits when it is dropped is still done.
 pub(super) struct WriteQueue {
-    queue: mpsc::Sender<Queued>,
-    bytes: Arc<Semaphore>,
-}
-
-struct Queued {
-    write: PendingWrite,
-    size: usize,
-    /// The write's bytes, out of [`QUEUE_BYTES_MAX`].
-    _bytes: OwnedSemaphorePermit,
-}
-
-impl WriteQueue {
-    pub(super) fn start(
-        replica: Arc<dyn Replica>,
-        clock: CohortClock,
-        directory: Arc<NodeDirectory>,
-        counters: Arc<Counters>,
-        backpressure: Arc<Backpressure>,
-    ) -> Self {
-        let (queue, waiting) = mpsc::channel(QUEUE_WRITES_MAX);
-        let batcher = Batcher { replica, clock, directory, counters, backpressure };
-        tokio::spawn(batcher.run(waiting));
-        Self { queue, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) }
-    }
-
-    pub(super) fn push(&self, write: PendingWrite) {
-        let size = write.command.operation.size() + WRITE_OVERHEAD;
-        let bytes = u32::try_from(size).expect("keys and values are limited to less");
-        let Ok(bytes) = self.bytes.clone().try_acquire_many_owned(bytes) else {
-            return write.reply.refuse(refusal::busy("too many writes wait for the cohort"));
-        };
-        match self.queue.try_send(Queued { write, size, _bytes: bytes }) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(queued)) => {
-                let busy = refusal::busy("too many writes wait for the cohort");
-                queued.write.reply.refuse(busy);
-            }
-            Err(mpsc::error::TrySendError::Closed(queued)) => {
-                queued.write.reply.refuse(refusal::unavailable("the node is stopping"));
-            }
-        }
-    }
+    batcher: Arc<Batcher>,
 }
 
 struct Batcher {
+    queue: Queue<PendingWrite>,
+    runtime: Handle,
     replica: Arc<dyn Replica>,
     clock: CohortClock,
     directory: Arc<NodeDirectory>,
@@ -103,31 +63,54 @@ struct Batcher {
     backpressure: Arc<Backpressure>,
 }
 
-impl Batcher {
-    async fn run(self, mut waiting: mpsc::Receiver<Queued>) {
-        let mut replicating = FuturesUnordered::new();
-        let mut open = true;
-        while open || !replicating.is_empty() {
-            tokio::select! {
-                first = waiting.recv(), if open && replicating.len() < BATCHES_MAX => match first {
-                    Some(first) => {
-                        let batch = gather(first, &mut waiting, self.backpressure.batch_bytes_max());
-                        replicating.push(self.replicate(batch));
-                    }
-                    None => open = false,
-                },
-                Some(()) = replicating.next() => {}
+impl WriteQueue {
+    /// Starts a queue that is worked off on the current runtime.
+    pub(super) fn start(
+        replica: Arc<dyn Replica>,
+        clock: CohortClock,
+        directory: Arc<NodeDirectory>,
+        counters: Arc<Counters>,
+        backpressure: Arc<Backpressure>,
+    ) -> Self {
+        let limits =
+            Limits { items: QUEUE_WRITES_MAX, bytes: QUEUE_BYTES_MAX, workers: BATCHES_MAX };
+        let (queue, runtime) = (Queue::new(limits), Handle::current());
+        let batcher = Batcher { queue, runtime, replica, clock, directory, counters, backpressure };
+        Self { batcher: Arc::new(batcher) }
+    }
+
+    pub(super) fn push(&self, write: PendingWrite) {
+        let bytes = write.command.operation.size() + WRITE_OVERHEAD;
+        match self.batcher.queue.push(write, bytes) {
+            Ok(false) => {}
+            Ok(true) => drop(self.batcher.runtime.spawn(Arc::clone(&self.batcher).run())),
+            Err(write) => {
+                write.reply.refuse(refusal::busy("too many writes wait for the cohort"));
             }
         }
     }
+}
 
-    async fn replicate(&self, batch: Vec<Queued>) {
-        let bytes = batch.iter().map(|queued| queued.size).sum();
-        let under_way = self.backpressure.admit(bytes, || self.replica.status().replicas).await;
+impl Batcher {
+    /// Replicates one batch after the other until nothing waits.
+    async fn run(self: Arc<Self>) {
+        loop {
+            // The next write may be as large as writes can be, so a batch ends that much below its
+            // limit; and about at what a short log has room for.
+            let bytes_max = self.backpressure.batch_bytes_max();
+            let bytes_max = bytes_max.min(BATCH_BYTES_MAX - VALUE_BYTES_MAX);
+            let Some(batch) = self.queue.take(BATCH_COMMANDS_MAX, bytes_max) else { return };
+            self.replicate(batch).await;
+        }
+    }
+
+    async fn replicate(&self, batch: Batch<PendingWrite>) {
+        let replicas = || self.replica.status().replicas;
+        let under_way = self.backpressure.admit(batch.bytes, replicas).await;
         let now = Instant::now();
-        let mut commands = Vec::with_capacity(batch.len());
-        let mut replies = Vec::with_capacity(batch.len());
-        for Queued { write, .. } in batch {
+        let mut commands = Vec::with_capacity(batch.items.len());
+        let mut replies = Vec::with_capacity(batch.items.len());
+        for write in batch.items {
             if write.deadline <= now {
                 write.reply.refuse(refusal::expired());
                 continue;
@@ -166,21 +149,6 @@ impl Batcher {
             reply.refuse(error.clone());
         }
     }
-}
-
-/// Returns `first` and what waits behind it, as much as one log entry may hold, and about as much as
-/// `bytes_max` where the node's log is a short one.
-fn gather(first: Queued, waiting: &mut mpsc::Receiver<Queued>, bytes_max: usize) -> Vec<Queued> {
-    let mut size = first.size;
-    let mut batch = vec![first];
-    // The next write may be as large as writes can be, so the batch ends that much below its limit.
-    let bytes_max = bytes_max.min(BATCH_BYTES_MAX - VALUE_BYTES_MAX);
-    while batch.len() < BATCH_COMMANDS_MAX && size < bytes_max {
-        let Ok(next) = waiting.try_recv() else { break };
-        size += next.size;
-        batch.push(next);
-    }
-    batch
 }
 
 fn answer(is_put: bool, outcome: Outcome) -> Answer {
