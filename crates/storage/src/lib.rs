@@ -26,7 +26,7 @@ pub mod table;
 mod tests;
 
 pub use cohort_table::begin::Beginning;
-pub use cohort_table::{Applied, CohortTable, Row, ScanPage};
+pub use cohort_table::{APPLY_RESIDENT_BYTES_MAX, Applied, CohortTable, Row, ScanPage};
 pub use log::{
     CohortLog, IoId, LogBounds, LogError, LogErrorClass, LogHolder, LogIdentity, LogMetrics,
     LogOptions, LogWrite, Refused, SharedLog,

@@ -14,13 +14,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use trireme_types::Lsn;
 
-use super::storage::{Applied, CohortLog, CohortTable, StagedSnapshot};
+use super::storage::{APPLY_RESIDENT_BYTES_MAX, Applied, CohortLog, CohortTable, StagedSnapshot};
 use crate::core::Ticket;
 use crate::simulation;
-
-/// The most bytes of entries that are applied on the replica's task before its other work goes on. They
-/// take less than a millisecond.
-const AT_ONCE_BYTES_MAX: usize = 256 * 1024;
 
 /// What a step has come to.
 pub(super) enum Progress {
@@ -129,7 +125,7 @@ impl Source {
 
     fn apply_at_once(&self, target: u64) -> Result<Vec<Applied>, String> {
         let first = self.table.applied().seq + 1;
-        let bytes_max = self.step_bytes_max.min(AT_ONCE_BYTES_MAX);
+        let bytes_max = self.step_bytes_max.min(APPLY_RESIDENT_BYTES_MAX);
         let entries = self.log.read_cached(first..target + 1, bytes_max).unwrap_or_default();
         // What the log lacks is found out by whoever may wait.
         if entries.first().is_none_or(|entry| entry.lsn.seq != first) {

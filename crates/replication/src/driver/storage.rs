@@ -3,8 +3,8 @@
 use trireme_types::{Lsn, NodeId};
 
 pub(super) use trireme_storage::{
-    Applied, CohortLog, CohortTable, IoId, LogError, LogErrorClass, LogWrite, StagedSnapshot,
-    TableError,
+    APPLY_RESIDENT_BYTES_MAX, Applied, CohortLog, CohortTable, IoId, LogError, LogErrorClass,
+    LogWrite, StagedSnapshot, TableError,
 };
 
 use crate::core::{EpochRuns, Recovered};

@@ -86,6 +86,10 @@ use crate::table::{Core, Points, ScanBudget, Scanned, Span, TableError, Visit, W
 const PAGE_BUDGET: ScanBudget =
     ScanBudget { entries: 2 * SCAN_ROWS_MAX, bytes: 4 * SCAN_BYTES_MAX };
 
+/// The most bytes of entries that [`CohortTable::apply_resident`] applies in one call, in less than a
+/// millisecond: it is for threads on which others wait.
+pub const APPLY_RESIDENT_BYTES_MAX: usize = 256 * 1024;
+
 /// How often it is looked whether the readers of what was replaced are done. Only a scan of files takes
 /// longer than this.
 const READERS_PAUSE: Duration = Duration::from_millis(1);
@@ -252,10 +256,15 @@ impl CohortTable {
     }
 
     /// Does what [`CohortTable::apply`] does if that takes no wait for a disk, for a flush, or for
-    /// whoever else changes the table; `None`, with nothing changed, where it may take one.
+    /// whoever else changes the table, and if it is no more than [`APPLY_RESIDENT_BYTES_MAX`]; `None`,
+    /// with nothing changed, otherwise.
     pub fn apply_resident(&self, entries: &[Entry]) -> Result<Option<Vec<Applied>>, TableError> {
         let state = &*self.state;
         state.core.check_usable()?;
+        let bytes: usize = entries.iter().map(|entry| entry.payload.len()).sum();
+        if bytes > APPLY_RESIDENT_BYTES_MAX {
+            return Ok(None);
+        }
         let Some(mut writer) = state.writer.try_lock() else { return Ok(None) };
         let serving = state.present()?;
         let place = serving.place(state.id);

@@ -4,7 +4,7 @@ use trireme_types::limits::{SCAN_BYTES_MAX, SCAN_ROWS_MAX, SESSION_LIFETIME};
 
 use super::mistakes::{Mistake, making};
 use super::*;
-use crate::TableError;
+use crate::{APPLY_RESIDENT_BYTES_MAX, TableError};
 
 for_each_engine!(
     puts_and_deletions_do_what_they_say,
@@ -359,6 +359,8 @@ fn what_may_have_to_wait_is_not_applied_at_once(engine: Engine) {
     }
     assert_eq!(get(&table, "a"), Some(("1".into(), 1)));
     let seq = table.applied().seq + 1;
+    let large = "x".repeat(APPLY_RESIDENT_BYTES_MAX);
+    assert_eq!(at_once(seq, vec![put("c", &large)]), None, "it would take long");
     let applied = at_once(seq, vec![put_if("a", "5", version(1))]);
     assert_eq!(applied.is_some(), is_in_memory, "the row was read, and is in memory now");
 }
