@@ -13,6 +13,7 @@ pub mod driver;
 mod freshness;
 pub mod pacifica;
 pub mod pulse;
+mod queue;
 pub mod raft;
 mod replica;
 pub mod simulation;

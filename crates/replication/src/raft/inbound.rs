@@ -10,7 +10,6 @@ use futures::{FutureExt, StreamExt};
 use openraft::Raft;
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::sync::mpsc;
 use trireme_proto::v1;
 use trireme_proto::v1::raft_message::Body;
 use trireme_storage::CohortTable;
@@ -24,6 +23,7 @@ use super::rest::{Asked, Ticks};
 use super::state_machine::RaftTable;
 use super::types::{LogId, RaftId, TypeConfig, Vote};
 use super::wire;
+use crate::queue::{Receiver, Sender, queue};
 use crate::simulation;
 use crate::transport::Lane;
 
@@ -64,8 +64,8 @@ pub(super) struct Inbound {
     calls: Arc<Calls>,
     heard: Arc<Heard>,
     table: CohortTable,
-    events: mpsc::Sender<Event>,
-    queues: Mutex<HashMap<(NodeId, Lane), mpsc::Sender<Question>>>,
+    events: Sender<Event>,
+    queues: Mutex<HashMap<(NodeId, Lane), Sender<Question>>>,
     faults: RaftFaults,
     ticks: Arc<Ticks>,
 }
@@ -77,7 +77,7 @@ impl Inbound {
         calls: Arc<Calls>,
         heard: Arc<Heard>,
         table: CohortTable,
-        events: mpsc::Sender<Event>,
+        events: Sender<Event>,
     ) -> Self {
         let (queues, faults) = (Mutex::default(), RaftFaults::default());
         Self { raft, ticks, calls, heard, table, events, queues, faults }
@@ -146,8 +146,8 @@ impl Inbound {
 
     fn report(&self, event: Event) {
         // One that finds no room is reported again by whoever sends it.
-        if let Err(error) = self.events.try_send(event) {
-            tracing::trace!(%error, "an event found no room");
+        if let Err(event) = self.events.try_send(event) {
+            tracing::trace!(?event, "an event found no room");
         }
     }
 
@@ -168,11 +168,11 @@ impl Inbound {
         }
     }
 
-    fn start_task(&self, from: NodeId, lane: Lane) -> mpsc::Sender<Question> {
-        let (queue, questions) = mpsc::channel(QUESTIONS_MAX);
+    fn start_task(&self, from: NodeId, lane: Lane) -> Sender<Question> {
+        let (sender, questions) = queue(QUESTIONS_MAX);
         let (raft, calls) = (self.raft.clone(), self.calls.clone());
         simulation::spawn(answer_in_order(raft, calls, from, lane, self.faults, questions));
-        queue
+        sender
     }
 }
 
@@ -184,7 +184,7 @@ async fn answer_in_order(
     from: NodeId,
     lane: Lane,
     faults: RaftFaults,
-    mut questions: mpsc::Receiver<Question>,
+    mut questions: Receiver<Question>,
 ) {
     let mut answers: FuturesOrdered<BoxFuture<'static, Answer>> = FuturesOrdered::new();
     let mut open = true;

@@ -13,7 +13,6 @@ use openraft::errors::{
 use openraft::storage::Snapshot;
 use openraft::{RaftMetrics, ReadPolicy, ServerState};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use trireme_storage::{CohortLog, CohortTable, StagedSnapshot, Tables};
@@ -33,6 +32,7 @@ use super::tending::Tending;
 use super::types::{Proposal, RaftId, TypeConfig, lsn_or_zero};
 use super::{RaftOptions, wire};
 use crate::pulse::{Pulses, Sleeper};
+use crate::queue::{Receiver, Sender, queue};
 use crate::replica::{Freshness, Measures, ReadPermit, Replica, ReplicaError, ReplicaStatus, Role};
 use crate::simulation;
 use crate::transport::{Lane, Transport};
@@ -100,7 +100,7 @@ struct Kept {
     /// How much of the log is on disk; at first all that was opened.
     on_disk: Arc<Mutex<OnDisk>>,
     /// Where what arrives reports what concerns the replica itself.
-    events: mpsc::Sender<Event>,
+    events: Sender<Event>,
 }
 
 /// One incarnation of the replica at work.
@@ -137,7 +137,7 @@ impl RaftReplica {
         // One that is invited is none that a member ever counted on.
         let begins_anew = lost_disk || !config.replicas.contains(&node);
         let incarnation = incarnation(&log, begins_anew).await.map_err(|e| failed(&e))?;
-        let (events, reported) = mpsc::channel(EVENTS_MAX);
+        let (events, reported) = queue(EVENTS_MAX);
         let kept = Kept {
             node,
             config,
@@ -500,7 +500,7 @@ impl Running {
 }
 
 /// Takes what arrives for the replica itself, until the replica is gone.
-async fn take_events(replica: Weak<RaftReplica>, mut events: mpsc::Receiver<Event>) {
+async fn take_events(replica: Weak<RaftReplica>, mut events: Receiver<Event>) {
     while let Some(event) = events.recv().await {
         let Some(replica) = replica.upgrade() else { return };
         replica.take_event(event).await;

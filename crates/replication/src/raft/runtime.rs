@@ -1,5 +1,6 @@
 //! The runtime that openraft runs on: tokio, whose tasks and numbers a simulation can decide over.
 
+mod mpsc;
 mod watch;
 
 use std::convert::Infallible;
@@ -9,9 +10,10 @@ use std::io;
 use std::time::Duration;
 
 use openraft::{AsyncRuntime, OptionalSend};
-use openraft_rt_tokio::{TokioInstant, TokioMpsc, TokioMutex, TokioOneshot, TokioRuntime};
+use openraft_rt_tokio::{TokioInstant, TokioMutex, TokioOneshot, TokioRuntime};
 use rand::TryRng;
 
+use self::mpsc::RuntimeMpsc;
 use self::watch::RuntimeWatch;
 use crate::simulation;
 
@@ -94,7 +96,7 @@ impl AsyncRuntime for Runtime {
         Numbers
     }
 
-    type Mpsc = TokioMpsc;
+    type Mpsc = RuntimeMpsc;
     type Watch = RuntimeWatch;
     type Oneshot = TokioOneshot;
     type Mutex<T: OptionalSend + 'static> = TokioMutex<T>;
