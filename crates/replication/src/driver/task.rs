@@ -159,12 +159,12 @@ impl<C: Core> Task<C> {
         if self.core.next_timeout().is_some_and(|due| due <= now) {
             self.handle(now, Event::Timeout);
         }
-        let broken = |rule| End::Failed(format!("a rule of the protocol is broken: {rule}"));
-        self.core.validate().map_err(broken)?;
+        self.validate()?;
         self.perform_drained(effects).await?;
         let applied = self.applier.apply_at_once(self.appliable()).map_err(End::Failed)?;
         if !applied.is_empty() {
             self.take_applied(now, applied);
+            self.validate()?;
             self.perform_drained(effects).await?;
         }
         self.applier.go_on(self.appliable());
@@ -178,6 +178,12 @@ impl<C: Core> Task<C> {
             ControlFlow::Break(()) => Err(End::Stopped),
             ControlFlow::Continue(()) => Ok(()),
         }
+    }
+
+    /// Nothing leaves a core that contradicts itself.
+    fn validate(&self) -> Result<(), End> {
+        let broken = |rule| End::Failed(format!("a rule of the protocol is broken: {rule}"));
+        self.core.validate().map_err(broken)
     }
 
     fn handle(&mut self, now: Moment, event: Event<C>) {
