@@ -29,7 +29,7 @@ use super::network::RaftNetworkMaker;
 use super::rest::Ticks;
 use super::state_machine::{RaftTable, SnapshotData};
 use super::tending::Tending;
-use super::types::{Proposal, RaftId, TypeConfig, lsn_or_zero};
+use super::types::{Proposal, RaftId, RaftMembership, TypeConfig, lsn_or_zero};
 use super::{RaftOptions, wire};
 use crate::pulse::{Pulses, Sleeper};
 use crate::queue::{Receiver, Sender, queue};
@@ -397,7 +397,10 @@ impl Replica for RaftReplica {
         let running = self.running();
         running.ticks.stir();
         let raft = &running.raft;
-        raft.trigger().transfer_leader(member(raft, to)).await.map_err(fatal)
+        let membership = raft.metrics().borrow_watched().membership_config.clone();
+        let successor = successor(membership.membership(), to);
+        let successor = successor.map_err(ReplicaError::Unavailable)?;
+        raft.trigger().transfer_leader(successor).await.map_err(fatal)
     }
 
     async fn release_log(&self, upto: u64) -> Result<(), ReplicaError> {
@@ -525,12 +528,16 @@ fn draw_incarnation() -> u64 {
     simulation::random().max(1)
 }
 
-/// Returns the identity of a node's replica as the membership has it; its first, if it has none.
-fn member(raft: &RaftHandle, node: NodeId) -> RaftId {
-    let metrics = raft.metrics();
-    let metrics = metrics.borrow_watched();
-    let known = metrics.membership_config.voter_ids().find(|id| id.node() == node);
-    known.unwrap_or_else(|| RaftId::first(node))
+/// Returns the identity under which a node's replica can take the lead, or why it cannot. While another
+/// replica of the node takes the place of one that lost its data, the one that counts is not there any
+/// more: it would not answer, and the lead would be given up for nothing.
+fn successor(membership: &RaftMembership, node: NodeId) -> Result<RaftId, String> {
+    let mut known = membership.nodes().map(|(id, _)| *id).filter(|id| id.node() == node);
+    match (known.next(), known.next()) {
+        (None, _) => Err(format!("{node} has no replica of the cohort")),
+        (Some(id), None) if membership.voter_ids().any(|voter| voter == id) => Ok(id),
+        (Some(_), _) => Err(format!("the replica of {node} does not count yet")),
+    }
 }
 
 fn failed(error: &std::io::Error) -> ReplicaError {
@@ -605,5 +612,29 @@ fn fatal(error: Fatal<TypeConfig>) -> ReplicaError {
     match error {
         Fatal::Stopped => ReplicaError::Unavailable("the replica has stopped".into()),
         Fatal::StorageError(_) | Fatal::Panicked => ReplicaError::Failed(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A leader that was asked again and again to hand over to one that had lost its disk gave its lead
+    /// up each time, and the newcomer never came to count.
+    #[test]
+    fn only_a_replica_that_counts_and_has_not_been_replaced_can_take_the_lead() {
+        let first = |node| RaftId::first(NodeId(node));
+        let newcomer = RaftId { node: 2, incarnation: 7 };
+        let all = BTreeSet::from([first(1), first(2), first(3)]);
+        let replaced = BTreeSet::from([first(1), newcomer, first(3)]);
+        let in_force = |configs: Vec<BTreeSet<RaftId>>, learners: &[RaftId]| {
+            RaftMembership::new_with_defaults(configs, learners.to_vec())
+        };
+        let of_two = |membership: &RaftMembership| successor(membership, NodeId(2));
+        assert_eq!(of_two(&in_force(vec![all.clone()], &[])), Ok(first(2)));
+        assert!(of_two(&in_force(vec![all.clone()], &[newcomer])).is_err(), "it is a learner");
+        assert!(of_two(&in_force(vec![all.clone(), replaced.clone()], &[])).is_err());
+        assert_eq!(of_two(&in_force(vec![replaced], &[])), Ok(newcomer));
+        assert!(successor(&in_force(vec![all], &[first(4)]), NodeId(4)).is_err());
     }
 }
