@@ -40,6 +40,7 @@ pub(super) struct Applier {
     under_way: Option<BoxFuture<'static, Progress>>,
 }
 
+/// What entries are read from and applied to.
 #[derive(Clone)]
 struct Source {
     log: CohortLog,
@@ -125,9 +126,12 @@ impl Source {
 
     fn apply_at_once(&self, target: u64) -> Result<Vec<Applied>, String> {
         let first = self.table.applied().seq + 1;
+        if target < first {
+            return Ok(Vec::new());
+        }
         let bytes_max = self.step_bytes_max.min(APPLY_RESIDENT_BYTES_MAX);
         let entries = self.log.read_cached(first..target + 1, bytes_max).unwrap_or_default();
-        // What the log lacks is found out by whoever may wait.
+        // If it lacks the entry, the step beside the task says so.
         if entries.first().is_none_or(|entry| entry.lsn.seq != first) {
             return Ok(Vec::new());
         }

@@ -255,9 +255,9 @@ impl CohortTable {
         state.apply(&mut writer, serving, entries)
     }
 
-    /// Does what [`CohortTable::apply`] does if that takes no wait for a disk, for a flush, or for
-    /// whoever else changes the table, and if it is no more than [`APPLY_RESIDENT_BYTES_MAX`]; `None`,
-    /// with nothing changed, otherwise.
+    /// Does what [`CohortTable::apply`] does, for at most [`APPLY_RESIDENT_BYTES_MAX`], if that waits
+    /// neither for a disk or a flush nor for another change of the table; `None`, with nothing changed,
+    /// if it may.
     pub fn apply_resident(&self, entries: &[Entry]) -> Result<Option<Vec<Applied>>, TableError> {
         let state = &*self.state;
         state.core.check_usable()?;

@@ -10,9 +10,10 @@
 //!   another takes its place under `writer` too: after the tree has sealed it, and before it is
 //!   written to files. Sealed memtables reach the disk in order, and the tree's manifest takes up
 //!   all files of one flush in one step, so what a crash leaves is a prefix of the batches.
-//! * **Neither batches nor look-ups in memory wait for a disk.** The tree keeps the lock on its list
-//!   of files while it forces the list, so they go to the memtables and the rows in memory directly,
-//!   and no lock of theirs is held while the tree's is waited for.
+//! * **Batches do not wait for a disk.** The tree keeps the lock on its list of files while it forces
+//!   the list, so they go to the memtables directly, and no lock that they take is held while the
+//!   tree's is waited for. Look-ups in memory wait for it only behind a flush or merge that waits for
+//!   a reader which has yet to find its version of the tree.
 //! * **`visible` is ours alone.** The tree raises the counter that it is given whenever it installs
 //!   files, which may be in the middle of a batch; it is given one that nobody reads. Its versions
 //!   take their numbers from the shared counter, so that each reader finds the version of the tree
@@ -202,7 +203,9 @@ impl LsmEngine {
 
     /// Returns what a scan at `visible` reads. The caller is in [`Self::with_visible`].
     fn parts(&self, span: &Span, visible: SeqNo) -> Parts {
-        Parts::new(&self.tree, &self.memtables.read(), span, visible)
+        // A copy: their lock must not be held while the tree's is waited for.
+        let memtables = self.memtables.read().to_vec();
+        Parts::new(&self.tree, memtables, span, visible)
     }
 
     /// Returns what scans of the spans read, and from which side.

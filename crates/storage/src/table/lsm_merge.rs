@@ -31,6 +31,11 @@ impl Memtables {
         let newest_first = std::iter::once(&self.active).chain(self.sealed.iter().rev());
         newest_first.map(|memtable| memtable.get(key, visible)).find(Option::is_some).flatten()
     }
+
+    /// Returns all of them.
+    pub(super) fn to_vec(&self) -> Vec<Arc<Memtable>> {
+        std::iter::once(&self.active).chain(&self.sealed).cloned().collect()
+    }
 }
 
 /// What a scan reads: memtables and files that together hold every entry of the span below
@@ -45,12 +50,15 @@ pub(super) struct Parts {
 
 impl Parts {
     /// Collects them. `memtables` must have been read before the call, and no compaction may begin
-    /// in between that forgets what a reader at `visible` needs.
-    pub(super) fn new(tree: &AnyTree, memtables: &Memtables, span: &Span, visible: SeqNo) -> Self {
+    /// in between that forgets what a reader at `visible` needs. Waits for the tree's lock.
+    pub(super) fn new(
+        tree: &AnyTree,
+        memtables: Vec<Arc<Memtable>>,
+        span: &Span,
+        visible: SeqNo,
+    ) -> Self {
         let (start, end) = (Slice::from(&span.start[..]), Slice::from(&span.end[..]));
         let bounds = (Bound::Included(start), Bound::Excluded(end));
-        let mut parts = vec![Arc::clone(&memtables.active)];
-        parts.extend(memtables.sealed.iter().cloned());
         let version = tree.current_version();
         let mut runs = Vec::new();
         for run in version.iter_levels().flat_map(|level| level.iter()) {
@@ -58,7 +66,7 @@ impl Parts {
                 runs.push(run.get(first..=last).unwrap_or_default().to_vec());
             }
         }
-        Self { memtables: parts, runs, bounds, visible }
+        Self { memtables, runs, bounds, visible }
     }
 
     /// Shows the rows to `visit` until it breaks off or the budget is used up.

@@ -337,7 +337,7 @@ fn protocol_entries_are_kept(engine: Engine) {
     assert_eq!(fixture.reopen().protocol_state(), Some((Lsn::new(1, 2), key("b"))));
 }
 
-/// Nothing has changed then, and the same entries are applied by whoever may wait.
+/// It is refused as a whole: neither rows nor sessions have changed.
 fn what_may_have_to_wait_is_not_applied_at_once(engine: Engine) {
     let mut fixture = Fixture::new(engine);
     apply(&fixture.cohort(), vec![put("a", "1"), put("b", "2")]);
